@@ -1,0 +1,275 @@
+"""The command line. A command parses, builds parameters, calls one function and prints its result."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.errors import GateRefused, InputError, PrepError, WorkspaceBusy
+
+EXIT_CODES: dict[type[PrepError], int] = {InputError: 2, GateRefused: 3, WorkspaceBusy: 75}
+
+COMMON = (
+    click.Option(
+        ["--workspace"], type=click.Path(path_type=Path), default=Path("work"), show_default=True,
+        envvar="PREP_WORKSPACE", help="The folder that holds everything prep makes.",
+    ),
+    click.Option(
+        ["--config"], type=click.Path(path_type=Path), help="The settings file. [default: prep.toml, if there is one]"
+    ),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on stdout, for scripts."),
+    click.Option(["-v", "--verbose"], is_flag=True, help="Say more on stderr."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
+)  # fmt: skip
+
+
+class SectionCommand(click.Command):
+    """A command whose flags are the keys of one section of prep.toml; they are made when they are first needed, so
+    that `prep --help` loads none of the stages."""
+
+    section: str | None = None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options, its section's, the common ones and --help."""
+        *own, help_option = super().get_params(ctx)
+        return [*own, *self.section_flags, *COMMON, help_option]
+
+    @cached_property
+    def section_flags(self) -> list[click.Option]:
+        """One flag for each key of the section: name, type, default and help come from its Params."""
+        if self.section is None:
+            return []
+        from pipeline.flags import section_flags
+
+        return section_flags(self.section)
+
+
+class InOrder(click.Group):
+    """Commands are listed in the order of the way of the data, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names as they were registered."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="prep")
+def prep() -> None:
+    """From tables of questions and answers to a better reranker, with negatives that can be trusted.
+
+    Each command first brings whatever it needs up to date, so `prep train` on an empty workspace does everything.
+    Settings come from prep.toml (`prep init` writes one), then from flags.
+
+    \b
+    Exit codes:  0 done, or nothing to do     3 a gate refused; `current` is untouched
+                 1 a defect of prep's own    75 another run holds the workspace
+                 2 the input, the settings or the environment is wrong
+    """
+
+
+def command(name: str, short: str, section: str | None = None) -> Callable[[Callable[..., None]], SectionCommand]:
+    """Register a command of `prep` whose flags are those of `section`; `short` is its line in `prep --help`."""
+
+    def register(function: Callable[..., None]) -> SectionCommand:
+        made = click.command(name, cls=SectionCommand, short_help=short)(function)
+        prep.add_command(made)
+        made.section = section
+        return made
+
+    return register
+
+
+@command("init", "write a commented prep.toml")
+@click.option("--force", is_flag=True, help="Overwrite a prep.toml that is there.")
+def init(force: bool, **common: Any) -> None:
+    """Write a commented prep.toml: every key, its default and its meaning.
+
+    \b
+    Example:  prep init && $EDITOR prep.toml && prep refresh
+    """
+    from pipeline.commands import write_config
+
+    show(common, write_config(common["config"] or Path("prep.toml"), force))
+
+
+@command("build-pairs", "tables of questions and answers -> pairs", "pairs")
+@click.argument("files", nargs=-1)
+def build_pairs(files: tuple[str, ...], **options: Any) -> None:
+    """Make queries, documents and judgements from tables of questions and answers.
+
+    FILES are CSV, TSV, JSONL, JSON, Parquet, Arrow, Excel (.xlsx) or gzip'd text; globs in quotes; - is stdin (CSV,
+    or JSONL where the first byte is a brace). Columns are recognised by name or named by flags; every row that is not
+    used stands in rejects.parquet with its file, row and reason.
+
+    \b
+    Examples:  prep build-pairs faq.csv
+               prep build-pairs 'exports/*.csv.gz' --question title --document body --group thread
+               prep build-pairs --database sqlite:///kb.db --sql 'select question, answer from faq'
+               zcat dump.gz | prep build-pairs -
+    """
+    from pipeline.commands import bring
+
+    if files:
+        options["tables"] = files
+    show(options, bring("build-pairs", options))
+
+
+@command("encode", "embed queries and corpus", "encode")
+def encode(**options: Any) -> None:
+    """Embed the queries and the corpus; a text that was ever encoded with this encoder is not encoded again.
+
+    \b
+    Example:  prep encode --model BAAI/bge-small-en-v1.5 --query-prompt 'query: '
+    """
+    from pipeline.commands import bring
+
+    show(options, bring("encode", options))
+
+
+@command("mine-negatives", "hard negatives behind a false-negative mask", "mine")
+def mine_negatives(**options: Any) -> None:
+    """Search, mask out what may be a false negative, and compose mined.jsonl.
+
+    The scored candidates and a verdict with its reason for each of them are kept: another mask or another number of
+    negatives takes seconds and loads no model.
+
+    \b
+    Examples:  prep mine-negatives --mask perc --threshold 0.9
+               prep mine-negatives --negatives 15 --sampling random
+    """
+    from pipeline.commands import bring
+
+    show(options, bring("mine-negatives", options))
+
+
+@command("train", "train the reranker on them", "train")
+def train(**options: Any) -> None:
+    """Train the reranker on the mined queries; resumes where a killed run stopped.
+
+    \b
+    Example:  prep train --base cross-encoder/ms-marco-MiniLM-L6-v2 --epochs 1
+    """
+    from pipeline.commands import bring
+
+    show(options, bring("train", options))
+
+
+@command("evaluate", "measure it against BM25 and the embedder", "evaluate")
+def evaluate(**options: Any) -> None:
+    """Measure BM25, the embedder, the base and the trained reranker on the same fixed candidate lists.
+
+    Ties count against us, differences to the embedder come with a 95 % interval from a paired bootstrap by group.
+
+    \b
+    Example:  prep evaluate --top-k 100
+    """
+    from pipeline.commands import bring
+
+    show(options, bring("evaluate", options))
+
+
+@command("refresh", "all of it, what is stale, and publish", "refresh")
+@click.option("--force", is_flag=True, help="Publish even if the new reranker is worse than the published one.")
+def refresh(force: bool, **options: Any) -> None:
+    """Bring everything up to date, and publish it if the new reranker is not worse. Safe to call from cron.
+
+    Only what is stale is run. Old and new reranker are scored on the same test questions; one that is significantly
+    worse, or that collapsed, is not published (exit 3). `current` is swapped in one atomic step.
+
+    \b
+    Example:  prep refresh --config /srv/faq/prep.toml --workspace /srv/faq/work
+    """
+    from pipeline.commands import refresh as run
+
+    show(options, run(options, force))
+
+
+@command("status", "what is there, what is stale and why")
+def status(**options: Any) -> None:
+    """Say what is there, how old it is, what is stale and why. Runs nothing.
+
+    \b
+    Example:  prep status --json
+    """
+    from pipeline.commands import status as run
+
+    show(options, run(options))
+
+
+@command("show", "one query, and why each candidate is what it is")
+@click.argument("query")
+@click.option("--top", default=20, show_default=True, help="How many candidates to print.")
+def show_query(query: str, top: int, **options: Any) -> None:
+    """Print a query with its positives and its candidates: rank, score, verdict, reason, text.
+
+    QUERY is a query_id, a query's text, or a part of it that only one query has.
+
+    \b
+    Example:  prep show 'how long do refunds take'
+    """
+    from pipeline.commands import show_query as run
+
+    show(options, run(options, query, top))
+
+
+@command("gc", "drop what no publication uses")
+@click.option("--keep", type=click.IntRange(min=1), help="Publications to keep. [default: keep of [refresh]]")
+def gc(keep: int | None, **options: Any) -> None:
+    """Drop what no publication uses; keep the newest publications.
+
+    \b
+    Example:  prep gc --keep 1
+    """
+    from pipeline.commands import gc as run
+
+    show(options, run(options, keep))
+
+
+def show(options: dict[str, Any], result: Any) -> None:
+    """Print a command's result: one JSON object with --json, else its lines and tables for a person."""
+    if options["as_json"]:
+        click.echo(json.dumps(result.data, ensure_ascii=False, default=str))
+        return
+    from pipeline.printing import render
+
+    render(result.parts)
+
+
+def main() -> None:
+    """The entry point: turns what went wrong into one message and the exit code that scripts can act on."""
+    try:
+        code = prep.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except PrepError as error:
+        code = EXIT_CODES[type(error)]
+        fail(str(error), code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    except Exception:
+        traceback.print_exc()
+        code = 1
+        fail("this is a defect of prep, not of your data. Please report it with the traceback above.", code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, code: int) -> None:
+    """Say what went wrong on stderr, and with --json as an object on stdout too."""
+    click.echo(f"prep: {message}", err=True)
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": message, "exit": code}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

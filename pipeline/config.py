@@ -1,0 +1,189 @@
+"""Settings: prep.toml, then flags, checked into each stage's Params; and the commented prep.toml of `prep init`."""
+
+import difflib
+import json
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.graph import GATE, PIPELINE
+from pipeline.store import Workspace, write_durably
+from stages.errors import InputError
+from stages.params import Params, option
+
+P = TypeVar("P", bound=Params)
+Sections = dict[str, dict[str, Any]]
+
+
+class RefreshParams(Params):
+    """What a refresh keeps; how it decides stands in the gate's parameters."""
+
+    keep: int = option(3, "publications to keep, the current one included", ge=1)
+
+
+def section_models() -> dict[str, list[type[Params]]]:
+    """Section of prep.toml -> the Params classes whose fields are its keys, in pipeline order."""
+    models: dict[str, list[type[Params]]] = {}
+    for stage in (*PIPELINE, GATE):
+        models.setdefault(stage.section, []).append(stage.load().Params)
+    models["refresh"].append(RefreshParams)
+    return models
+
+
+class Settings:
+    """All sections' values and where they came from; `params` and `refresh` give them checked."""
+
+    def __init__(self, sections: Sections, source: Mapping[tuple[str, str], str]) -> None:
+        self.sections = sections
+        self.source = source
+
+    def params(self) -> dict[str, Params]:
+        """Stage name -> its checked Params. Raises `InputError` naming the section, the key and the value."""
+        return {stage.name: self._check(stage.section, stage.load().Params) for stage in (*PIPELINE, GATE)}
+
+    def refresh(self) -> RefreshParams:
+        """What a refresh keeps, checked."""
+        return self._check("refresh", RefreshParams)
+
+    def _check(self, section: str, model: type[P]) -> P:
+        values = {name: v for name, v in self.sections.get(section, {}).items() if name in model.model_fields}
+        try:
+            return model(**values)
+        except ValidationError as error:
+            raise InputError("\n".join(self._problem(section, problem) for problem in error.errors())) from None
+
+    def _problem(self, section: str, problem: Any) -> str:
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if not name:
+            return f"[{section}] {message}"
+        where = self.source.get((section, name), f"[{section}] {name}")
+        return f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def load_settings(
+    config: Path | None, workspace: Workspace, section: str | None, flags: Mapping[str, Any]
+) -> tuple[Settings, bool]:
+    """Settings of one command: prep.toml (or what the workspace remembers, where there is none), then `flags`.
+
+    Returns the settings and whether a prep.toml was read. `flags` are the values given on the command line for
+    `section`. Raises `InputError` for a file that can't be read, an unknown section or key.
+    """
+    path = config or Path("prep.toml")
+    if config and not path.is_file():
+        raise InputError(f"there is no file {path}. `prep init` writes one, or name another with --config.")
+    from_file = path.is_file()
+    if from_file:
+        sections, label = _read_toml(path), str(path)
+        _check_names(sections, label)
+        _relative_to(path.parent, sections)
+    else:
+        sections, label = remembered(workspace), "remembered setting"
+    source = {(s, name): f"{label} [{s}] {name}" for s, values in sections.items() for name in values}
+    if section:
+        sections = {**sections, section: {**sections.get(section, {}), **flags}}
+        source |= {(section, name): f"--{name.replace('_', '-')}" for name in flags}
+    return Settings(sections, source), from_file
+
+
+def remembered(workspace: Workspace) -> Sections:
+    """The flags that earlier commands were given, where no prep.toml holds the settings."""
+    path = workspace.root / "settings.json"
+    try:
+        sections: Sections = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read ({error}). Delete it and give the flags again.") from error
+    return sections
+
+
+def remember(workspace: Workspace, section: str, flags: Mapping[str, Any]) -> None:
+    """Keep a command's flags for the commands after it (only used where there is no prep.toml)."""
+    if not flags:
+        return
+    known = set().union(*(model.marked("path") for model in section_models().get(section, [])))
+    absolute = {name: _absolute(value) if name in known else value for name, value in flags.items()}
+    sections = remembered(workspace)
+    sections[section] = {**sections.get(section, {}), **absolute}
+    write_durably(workspace.root / "settings.json", json.dumps(sections, indent=1, ensure_ascii=False))
+
+
+def _read_toml(path: Path) -> Sections:
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    return sections
+
+
+def _check_names(sections: Mapping[str, Any], label: str) -> None:
+    models = section_models()
+    for section, values in sections.items():
+        if not isinstance(values, dict):
+            raise InputError(f"{label}: {section} = {values!r} stands outside a section. Sections: {_list(models)}.")
+        if section not in models:
+            close = _closest(section, models)
+            raise InputError(f"{label}: unknown section [{section}]{close}. Sections: {_list(models)}.")
+        known = {name for model in models[section] for name in model.model_fields}
+        for name in values.keys() - known:
+            close = _closest(name, known)
+            raise InputError(f"{label} [{section}]: unknown key {name!r}{close}. Keys: {_list(known)}.")
+
+
+def _closest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _list(names: Any) -> str:
+    return ", ".join(sorted(names))
+
+
+def _relative_to(folder: Path, sections: Sections) -> None:
+    for section, models in section_models().items():
+        given = sections.get(section, {})
+        for model in models:
+            for name in model.marked("path") & given.keys():
+                given[name] = _absolute(given[name], folder)
+            for name in model.marked("model") & given.keys():
+                if isinstance(given[name], str) and (folder / given[name]).is_dir():
+                    given[name] = str((folder / given[name]).absolute())
+
+
+def _absolute(value: Any, folder: Path | None = None) -> Any:
+    if isinstance(value, list | tuple):
+        return [_absolute(item, folder) for item in value]
+    if not isinstance(value, str) or value in ("", "-") or "://" in value:
+        return value
+    return str((folder or Path.cwd()) / Path(value).expanduser())
+
+
+def commented_toml() -> str:
+    """A prep.toml that holds every key with its default and its meaning, all but the tables commented out."""
+    lines = ["# prep.toml: the settings of `prep`. Every key is shown with its default; take away the # to change one."]
+    lines += [
+        '# "" means unset. Relative paths are relative to this file. The same keys are flags: `prep COMMAND --help`.',
+        "",
+    ]
+    for section, models in section_models().items():
+        lines.append(f"[{section}]")
+        for model in models:
+            for name, field in model.model_fields.items():
+                lines += [f"# {line}" for line in textwrap.wrap(field.description or "", 110)]
+                given = name == "tables"
+                lines.append('tables = ["questions.csv"]' if given else f"# {name} = {_toml(field.default)}")
+                lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = list(value)
+    return "..." if value is None else json.dumps(value, ensure_ascii=False)

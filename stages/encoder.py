@@ -1,0 +1,221 @@
+"""An encoder: what identifies it, without loading it; and, loaded, texts in and vectors out.
+
+A text's vector depends on nothing but the text and the encoder, so that vectors computed today equal those of a run
+from nothing. What else is in the batch can come in by two doors, and both are shut on the CPU, in float32 and bfloat16:
+
+- Padding changes the order of the sums in attention and pooling. So a text is padded to its own token count rounded up
+  to a multiple of 8, never to its neighbours' length.
+- A matrix product takes other kernels where its row count is small and odd (measured: torch 2.13 with MKL, 1-3, 7 and
+  9 rows). Padded to multiples of 8 tokens, row counts are multiples of 8, and among those neither their number nor the
+  threads' changed a bit. Where a layer works on whole texts (a Dense after the pooling), or the model's limit is no
+  multiple of 8, batches are filled up to a multiple of 8 texts.
+"""
+
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from stages.errors import InputError
+from stages.models import model_digest, resolve_model
+
+Floats = npt.NDArray[np.float32]
+
+_STEP = 8
+"""Row counts of matrix products are kept at multiples of this."""
+_BY_TOKEN_OR_ROW = {"Transformer", "Pooling", "Normalize"}
+"""Modules of sentence-transformers that multiply no matrix with one row a text."""
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""Names under which models keep their document prompt, in sentence-transformers' order."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what vector a text gets. Its digest names the encoder's folder in the vector store."""
+
+    model: str
+    weights: str
+    query_prompt: str
+    document_prompt: str
+    max_length: int | None
+    dtype: str
+    device: str
+    similarity: str
+    routed: bool
+    """The model treats queries and documents differently beyond their prompts (a sentence-transformers Router)."""
+
+    def prompt(self, role: str) -> str:
+        """The prompt of a role, "query" or "document"."""
+        return self.query_prompt if role == "query" else self.document_prompt
+
+    def salt(self, role: str) -> str:
+        """What goes before a text when it is hashed: texts of equal salt and text have the same vector in any role."""
+        return f"{role}\0{self.prompt(role)}" if self.routed else self.prompt(role)
+
+    @property
+    def key(self) -> str:
+        """The encoder's name in the vector store. The model's own name does not count, its weights do; the library
+        versions do not either: a text that was ever encoded with an encoder is not encoded with it again."""
+        parts = {name: value for name, value in asdict(self).items() if name != "model"}
+        return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def recipe(
+    model: str,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    max_length: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    similarity: str = "auto",
+) -> Recipe:
+    """Fill in what was left to the model (prompts, similarity) or to the machine (dtype, device); loads no model.
+
+    Raises `InputError` where `model` is not one.
+    """
+    folder = resolve_model(model)
+    settings = _json(folder / "config_sentence_transformers.json", {})
+    prompts = settings.get("prompts") or {}
+    if similarity == "auto":
+        similarity = "dot" if settings.get("similarity_fn_name") in ("dot", "dot_product") else "cosine"
+    modules = _json(folder / "modules.json", [])
+    return Recipe(
+        model=Path(model).name if Path(model).expanduser().exists() else model,
+        weights=model_digest(folder),
+        query_prompt=prompts.get("query", "") if query_prompt is None else query_prompt,
+        document_prompt=next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), "")
+        if document_prompt is None
+        else document_prompt,
+        max_length=max_length,
+        dtype="float32" if dtype == "auto" else dtype,
+        device=device_type() if device == "auto" else device,
+        similarity=similarity,
+        routed=any(str(module.get("type", "")).endswith((".Router", ".Asym")) for module in modules),
+    )
+
+
+def device_type() -> str:
+    """ "cuda" where torch is built for it and the driver shows a device, else "cpu"; does not import torch."""
+    if "+cpu" in importlib.metadata.version("torch"):
+        return "cpu"
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "cpu"
+    count = ctypes.c_int(0)
+    shown = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return "cuda" if shown else "cpu"
+
+
+class Encoder:
+    """A loaded sentence-transformers or Hugging Face encoder. Raises `InputError` where the model can't be loaded."""
+
+    def __init__(self, recipe: Recipe, model: str) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        if recipe.device == "cuda" and not torch.cuda.is_available():
+            raise InputError('device "cuda" was asked for or found, but torch can\'t use it here; set device = "cpu".')
+        logging.disable_progress_bar()
+        self.recipe = recipe
+        try:
+            self._model: Any = SentenceTransformer(
+                str(resolve_model(model)),
+                device=recipe.device,
+                model_kwargs={"dtype": getattr(torch, recipe.dtype)},
+                local_files_only=True,
+            )
+            if recipe.max_length is not None:
+                self._model.max_seq_length = recipe.max_length
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"the encoder {model} could not be loaded ({type(error).__name__}: {reason}). "
+                "Check that its folder is complete, or fetch the model again."
+            ) from error
+        self._model.eval()
+        plain = {type(module).__name__ for module in self._model} <= _BY_TOKEN_OR_ROW
+        limit = self._model.max_seq_length
+        self._limit = int(limit) if limit and np.isfinite(limit) else None
+        self._rows = 1 if plain and (self._limit or 0) % _STEP == 0 else _STEP
+
+    def encode(self, texts: Sequence[str], role: str, batch_tokens: int) -> Iterator[tuple[list[int], Floats]]:
+        """Yield (positions in `texts`, their vectors float32 [b, d]), longest texts first, until every text has come.
+
+        `batch_tokens` bounds texts x padded length of a batch; it changes the speed, never a vector. Under the cosine
+        similarity vectors have length 1. Raises `InputError` where the model gives a vector that is not finite.
+        """
+        for length, group in self._batches(texts, role, batch_tokens):
+            vectors = self._forward([texts[i] for i in group], role, length)
+            bad = ~np.isfinite(vectors).all(axis=1)
+            if bad.any():
+                text = texts[group[int(np.argmax(bad))]]
+                raise InputError(
+                    f"the encoder {self.recipe.model} gives no finite vector for the text {text[:120]!r}. "
+                    + ('Use dtype = "float32".' if self.recipe.dtype != "float32" else "Are its weights damaged?")
+                )
+            yield group, vectors
+
+    def _batches(self, texts: Sequence[str], role: str, batch_tokens: int) -> Iterator[tuple[int, list[int]]]:
+        """(padded token count, positions of texts that have it), in falling order of the count."""
+        lengths = self._lengths(texts, role)
+        order = np.argsort(-lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            length = int(lengths[order[start]])
+            rows = max(1, batch_tokens // max(length, 1) // self._rows) * self._rows
+            group = order[start : start + rows]
+            group = group[lengths[group] == length]
+            start += len(group)
+            yield length, group.tolist()
+
+    def _lengths(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
+        """Token counts rounded up; 0 for every text where the model does not pad (static embeddings)."""
+        lengths = np.zeros(len(texts), np.int64)
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        for part in np.array_split(order, max(1, len(order) // 256)):
+            features = self._features([texts[i] for i in part], role)
+            if "attention_mask" in features:
+                lengths[part] = features["attention_mask"].sum(dim=1).numpy()
+        rounded = -(-lengths // _STEP) * _STEP
+        return np.minimum(rounded, self._limit) if self._limit else rounded
+
+    def _features(self, texts: list[str], role: str, length: int = 0) -> Any:
+        options = {"processing_kwargs": {"text": {"padding": "max_length", "max_length": length}}} if length else {}
+        return self._model.preprocess(texts, prompt=self.recipe.prompt(role) or None, task=role, **options)
+
+    def _forward(self, texts: list[str], role: str, length: int) -> Floats:
+        import torch
+
+        filled = texts + texts[-1:] * (-len(texts) % self._rows)
+        features = self._features(filled, role, length)
+        with torch.inference_mode():
+            moved = {k: v.to(self.recipe.device) if hasattr(v, "to") else v for k, v in features.items()}
+            out = self._model(moved, task=role)["sentence_embedding"]
+        vectors: Floats = out[: len(texts)].float().cpu().numpy()
+        return unit(vectors) if self.recipe.similarity == "cosine" else vectors
+
+
+def unit(vectors: Floats) -> Floats:
+    """Rows of float32 [n, d] scaled to length 1, each by itself; a row of zeros stays."""
+    lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
+    scaled: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return scaled
+
+
+def _json(path: Path, absent: Any) -> Any:
+    if not path.is_file():
+        return absent
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable as JSON ({error}); fetch the model again.") from error

@@ -1,0 +1,17 @@
+"""What can go wrong that is not a defect of ours; the command line turns each class into one exit code."""
+
+
+class PrepError(Exception):
+    """A failure that the person at the keyboard can mend; its text says what, where and how."""
+
+
+class InputError(PrepError):
+    """The input, the configuration or the environment is wrong (exit 2)."""
+
+
+class GateRefused(PrepError):
+    """A check of quality failed, so the result is not published (exit 3)."""
+
+
+class WorkspaceBusy(PrepError):
+    """Another run holds the workspace (exit 75, the sysexits code for "try again later")."""

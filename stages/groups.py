@@ -1,0 +1,87 @@
+"""Training groups: what mined.jsonl holds, and each epoch's seeded choice of positives and negatives from it."""
+
+import heapq
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from stages.errors import InputError
+
+
+@dataclass(frozen=True)
+class Mined:
+    """One query with the ids of its positives and negatives, as mined.jsonl has them."""
+
+    query_id: str
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One training example: a query, one positive and some negatives."""
+
+    query_id: str
+    positive: str
+    negatives: tuple[str, ...]
+
+
+def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], dict[str, str], int]:
+    """The queries of mined.jsonl that can be trained on, the texts of their documents by id, and how many can't.
+
+    A query without a negative (or without a positive) teaches nothing about an order, so it is left out and counted.
+    Of the rest, `max_queries` are kept (0: all): those of the smallest hash of (seed, query_id), so that a query's
+    place in the sample does not hang on its position. Raises `InputError` where fewer than 2 are left.
+    """
+    found: list[Mined] = []
+    texts: dict[str, str] = {}
+    unusable = 0
+    # by "\n" alone: str.splitlines would also split at U+2028 within a text
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            row = json.loads(line)
+            if not row["pos"] or not row["neg"]:
+                unusable += 1
+                continue
+            found.append(Mined(row["query_id"], row["query"], tuple(row["pos_ids"]), tuple(row["neg_ids"])))
+            texts.update(zip(row["pos_ids"] + row["neg_ids"], row["pos"] + row["neg"], strict=True))
+    if len(found) < 2:
+        raise InputError(
+            f"there is too little to train on: {path.name} holds {len(found)} queries with a positive and a negative "
+            f"({unusable} without), and at least 2 are needed. Give more questions, or a mask that leaves more."
+        )
+    if max_queries and len(found) > max_queries:
+        keys = {query.query_id: _draw(seed, "sample", query.query_id) for query in found}
+        found = heapq.nsmallest(max_queries, found, key=lambda query: (keys[query.query_id], query.query_id))
+        wanted = {doc_id for query in found for doc_id in (*query.positives, *query.negatives)}
+        texts = {doc_id: text for doc_id, text in texts.items() if doc_id in wanted}
+    return sorted(found, key=lambda query: query.query_id), texts, unusable
+
+
+def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: int, seed: int) -> list[Group]:
+    """The groups of one epoch (from 0) in the order of training: a pure function of (seed, epoch) and each query.
+
+    Each query gives `positives` groups, each with another of its positives (all where it has fewer) and with
+    `negatives` of its negatives, none twice (all where it has fewer). Draws are by hash of (seed, epoch, query, ids),
+    so a query's groups stay the same when other queries come or go.
+    """
+    groups: list[Group] = []
+    for query in mined:
+        for positive in _sample(query.positives, positives, seed, f"{epoch}:positive:{query.query_id}"):
+            chosen = _sample(query.negatives, negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}")
+            groups.append(Group(query.query_id, positive, tuple(chosen)))
+    place = {group: _draw(seed, f"{epoch}:order", f"{group.query_id}:{group.positive}") for group in groups}
+    return sorted(groups, key=lambda group: (place[group], group.query_id, group.positive))
+
+
+def _sample(ids: Sequence[str], size: int, seed: int, purpose: str) -> list[str]:
+    keys = {doc_id: _draw(seed, purpose, doc_id) for doc_id in ids}
+    return heapq.nsmallest(size, keys, key=lambda doc_id: (keys[doc_id], doc_id))
+
+
+def _draw(seed: int, purpose: str, key: str) -> int:
+    return xxhash.xxh3_64_intdigest(f"{seed}:{purpose}:{key}".encode())

@@ -1,0 +1,69 @@
+"""What mask and compose need of the corpus, gathered while it streams by: text keys, loose forms, vectors."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from stages.contracts import document_text
+from stages.negatives.known import Vectorise
+from stages.text import loose, normalise
+
+if TYPE_CHECKING:
+    from stages.encode import Vectors
+
+_ROWS = 8192
+
+
+def text_keys(corpus: Path) -> pl.DataFrame:
+    """doc_id and text_key (xxh3-64 of the normalised text), for telling equal texts."""
+    schema = {"doc_id": pl.String, "text_key": pl.UInt64}
+    parts = [
+        pl.DataFrame(
+            {"doc_id": ids, "text_key": [xxhash.xxh3_64_intdigest(normalise(text).encode()) for text in texts]}, schema
+        )
+        for ids, texts in _texts(corpus)
+    ]
+    return pl.concat([pl.DataFrame(schema=schema), *parts])
+
+
+def loose_forms(corpus: Path, path: Path) -> pa.Table:
+    """doc_id and loose: every document's loose form, padded by a space on both sides.
+
+    Written to `path` and memory-mapped from there, so that the corpus need not fit into memory.
+    """
+    schema = pa.schema({"doc_id": pa.large_string(), "loose": pa.large_string()})
+    with pa.ipc.new_file(path, schema) as writer:
+        for ids, texts in _texts(corpus):
+            forms = pa.array([f" {loose(text)} " for text in texts], pa.large_string())
+            writer.write_batch(pa.record_batch([pa.array(ids, pa.large_string()), forms], schema=schema))
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def document_vectors(corpus: Path, vectors: "Vectors") -> Vectorise:
+    """A function from frames with doc_id to vectors [n, d]; it keeps 16 bytes a document, not the vectors."""
+    rows = pl.read_parquet(corpus, columns=["doc_id"]).with_row_index("row")
+    with pq.ParquetFile(corpus) as file:
+        hashes = [
+            vectors.document_hashes(pl.DataFrame(pl.from_arrow(batch)))
+            for batch in file.iter_batches(_ROWS, columns=["doc_id", "text", "title"])
+        ]
+    together = np.concatenate([np.empty((0, 16), np.uint8), *hashes])
+
+    def vectorise(frame: pl.DataFrame) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        found = frame.select("doc_id").join(rows, on="doc_id", how="left", maintain_order="left")
+        return vectors.read(together[found["row"].to_numpy()])
+
+    return vectorise
+
+
+def _texts(corpus: Path) -> Iterator[tuple[list[str], list[str]]]:
+    with pq.ParquetFile(corpus) as file:
+        for batch in file.iter_batches(_ROWS, columns=["doc_id", "text", "title"]):
+            frame = pl.DataFrame(pl.from_arrow(batch))
+            yield frame["doc_id"].to_list(), frame.select(document_text(frame.columns))["text"].to_list()

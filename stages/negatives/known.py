@@ -1,0 +1,103 @@
+"""What is already known about a candidate without any score: positives in disguise, and documents with the answer."""
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stages.nearest import pair_scores
+from stages.text import loose, normalise
+
+Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]
+"""Document vectors [n, d] of a frame with a doc_id column, in its order."""
+
+_ROWS = 8192
+
+# Scripts that do not part words by spaces, and Korean, whose particles cling to the word.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+
+# Answers that any document may contain without answering.
+_GENERIC = {"yes", "no", "true", "false", "none", "both", "neither", "unknown", "ja", "nein", "oui", "non"}
+_GENERIC |= {"是", "否", "是的", "不是", "有", "没有", "对", "不对", "可以", "不可以"}
+
+
+def united_positives(queries: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
+    """Each query's positives and those of the questions that only restate it: query_id, doc_id, own (bool).
+
+    Two questions are the same one when their loose form (case, punctuation and compatibility forms taken away) is
+    equal. Only questions of one split are united: a label of dev or test never shapes what train learns from.
+    `judged` needs query_id, doc_id, relevance; relevance above 0 is a positive.
+    """
+    forms = [loose(text) or normalise(text) for text in queries["query"]]
+    same = queries.select("query_id", "split", pl.Series("form", forms, dtype=pl.String))
+    own = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id")
+    repeated = same.filter(pl.len().over("split", "form") > 1)
+    pooled = own.join(repeated, on="query_id").select("split", "form", "doc_id").unique()
+    borrowed = repeated.join(pooled, on=["split", "form"]).join(own, on=["query_id", "doc_id"], how="anti")
+    parts = [
+        own.with_columns(own=pl.lit(True)),
+        borrowed.select("query_id", "doc_id", own=pl.lit(False)),
+    ]
+    return pl.concat(parts).sort("query_id", "doc_id")
+
+
+def usable_answers(answers: pl.DataFrame, min_chars: int) -> pl.DataFrame:
+    """query_id and needle: what a document's padded loose form must contain, for answers that tell something.
+
+    Left out are generic answers (yes, none, ...) and those narrower than `min_chars`, where a wide (Chinese, Japanese,
+    Korean) character counts as two. A needle is padded by spaces, so that only whole words match, except in scripts
+    that do not part words by spaces.
+    """
+    found = []
+    for query_id, answer in answers.select("query_id", "answer").unique().sort("query_id", "answer").iter_rows():
+        form = loose(answer)
+        if _width(form) >= min_chars and form not in _GENERIC:
+            found.append((query_id, form if _UNSPACED.search(form) else f" {form} "))
+    return pl.DataFrame(found, schema={"query_id": pl.String, "needle": pl.String}, orient="row").unique(
+        maintain_order=True
+    )
+
+
+def containing_answer(rows: pl.DataFrame, needles: pl.DataFrame, forms: pl.DataFrame) -> pl.DataFrame:
+    """The (query_id, doc_id) of `rows` whose document holds an answer of the query.
+
+    `needles`: query_id, needle; `forms`: doc_id, loose (of every document in `rows`). A passage that holds the answer
+    is not taken for a negative since Karpukhin et al., "Dense Passage Retrieval", EMNLP 2020.
+    """
+    pairs = rows.select("query_id", "doc_id").unique().join(needles, on="query_id").join(forms, on="doc_id")
+    holding = pairs.filter(pl.col("loose").str.contains(pl.col("needle"), literal=True))
+    return holding.select("query_id", "doc_id").unique()
+
+
+def positive_similarity(rows: pl.DataFrame, positives: pl.DataFrame, vectorise: Vectorise) -> pl.DataFrame:
+    """`rows` (query_id, doc_id, ...) with positive_similarity: the highest cosine with a positive of the query, f32.
+
+    Null where the query has no positive. A figure depends on its two documents alone, to the last bit.
+    """
+    if rows.is_empty():
+        return rows.with_columns(positive_similarity=pl.lit(None, pl.Float32))
+    wanted = positives.select("query_id", "doc_id").join(rows.select("query_id").unique(), on="query_id", how="semi")
+    documents = pl.concat([rows["doc_id"], wanted["doc_id"]]).unique().sort().to_frame()
+    vectors = vectorise(documents).astype(np.float32, copy=False)
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    place = documents.with_row_index("place")
+    ours = wanted.join(place, on="doc_id").select("query_id", theirs="place")
+    best = []
+    for part in rows.with_row_index("row").join(place, on="doc_id", maintain_order="left").iter_slices(_ROWS):
+        pairs = part.select("row", "query_id", "place").join(ours, on="query_id", maintain_order="left")
+        cosine = [
+            pair_scores(vectors[some["place"].to_numpy()], vectors[some["theirs"].to_numpy()])
+            for some in pairs.iter_slices(_ROWS)
+        ]
+        scored = pairs.with_columns(
+            pl.Series("positive_similarity", np.concatenate([np.empty(0, np.float32), *cosine]))
+        )
+        best.append(scored.group_by("row").agg(pl.col("positive_similarity").max()))
+    return rows.with_row_index("row").join(pl.concat(best), on="row", how="left", maintain_order="left").drop("row")
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

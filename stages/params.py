@@ -1,0 +1,30 @@
+"""The base of every stage's parameters: frozen, checked, and the single source of flags, prep.toml keys and help."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Params(BaseModel):
+    """Parameters of one stage. A field's name is its key in prep.toml and, with dashes, its flag."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def marked(cls, mark: str) -> set[str]:
+        """The names of the fields that carry a mark of `option`: "path", "model" or "unkeyed"."""
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark)}
+
+
+def option(
+    default: Any, help: str, *, path: bool = False, model: bool = False, unkeyed: bool = False, **checks: Any
+) -> Any:
+    """Declare a parameter: its default, its help text (shown by --help and in prep.toml) and pydantic checks.
+
+    `path`: relative paths in prep.toml are relative to that file. `model`: so they are where such a folder is there,
+    else the value is a model's name. `unkeyed`: the value does not enter the artifact's key, because it does not shape
+    the result or because the content behind it enters the key instead.
+    """
+    marks: dict[str, Any] = {"path": path, "model": model, "unkeyed": unkeyed}
+    return Field(default, description=help, json_schema_extra=marks, **checks)

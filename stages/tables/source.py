@@ -1,0 +1,105 @@
+"""What every reader gives: batches of cells as text, the rows it had to set aside, and cells of other types as text."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, time
+from typing import Any
+
+Cell = str | list[str] | None
+"""A cell is text, several texts (a real list in JSON or Parquet), or nothing."""
+
+BATCH_CHARS = 8 << 20
+BATCH_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that a reader could not turn into cells: its 1-based number, a reason, and what could be read of it."""
+
+    row: int
+    reason: str
+    data: Mapping[str, Any]
+
+
+@dataclass
+class Batch:
+    """Rows of one source: `rows` holds their 1-based numbers (with gaps), `columns` their cells."""
+
+    rows: list[int]
+    columns: dict[str, list[Cell]]
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table that can be read again from its start. `label` is what rejects and messages call it (never a path)."""
+
+    label: str
+    read: Callable[[], Iterator[Batch]]
+
+
+def as_cell(value: Any) -> Cell:
+    """A value of any type as a cell; 123.0 reads as "123" (spreadsheets hold ids as floats), NaN and None as nothing.
+
+    A mapping with a `text` entry (SQuAD's `answers`) gives that entry, any other mapping its JSON.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return as_cell(value["text"]) if "text" in value else json.dumps(value, ensure_ascii=False, default=str)
+    if hasattr(value, "tolist") and not isinstance(value, (bytes, bytearray)):  # numpy arrays and scalars
+        return as_cell(value.tolist())
+    if isinstance(value, (list, tuple, set)):
+        return [text for text in map(_as_text, value) if text is not None]
+    return _as_text(value)
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:  # pandas' NA, NaT; NaN
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, Mapping) else str(value)
+
+
+def batches(rows: Iterable[tuple[int, Mapping[str, Cell]] | Rejected]) -> Iterator[Batch]:
+    """Gather single rows, whose columns may differ, into batches bounded in rows and in characters."""
+    numbers: list[int] = []
+    records: list[Mapping[str, Cell]] = []
+    rejected: list[Rejected] = []
+    size = 0
+    for item in rows:
+        if isinstance(item, Rejected):
+            rejected.append(item)
+            size += 1000
+        else:
+            numbers.append(item[0])
+            records.append(item[1])
+            size += sum(map(cell_size, item[1].values()))
+        if size >= BATCH_CHARS or len(numbers) >= BATCH_ROWS:
+            yield Batch(numbers, _columns(records), rejected)
+            numbers, records, rejected, size = [], [], [], 0
+    if numbers or rejected:
+        yield Batch(numbers, _columns(records), rejected)
+
+
+def _columns(records: list[Mapping[str, Cell]]) -> dict[str, list[Cell]]:
+    names = {name: None for record in records for name in record}
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def cell_size(cell: Cell) -> int:
+    """Characters in a cell."""
+    if cell is None:
+        return 0
+    return len(cell) if isinstance(cell, str) else sum(map(len, cell))

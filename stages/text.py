@@ -1,0 +1,31 @@
+"""Text as prep compares it: normalisation, content ids, and a looser form for recognising restatements."""
+
+import functools
+import re
+import unicodedata
+
+import xxhash
+
+_WHITE_SPACE = re.compile(r"\s+")
+
+
+def normalise(text: str) -> str:
+    """Unicode NFC with white space folded to single spaces and trimmed: the form that is stored and hashed."""
+    return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
+
+
+def text_id(text: str) -> str:
+    """The id of a text that came without one: xxh3-128 of its normalised form, 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(normalise(text).encode())
+
+
+def loose(text: str) -> str:
+    """Case, punctuation and compatibility forms taken away (NFKC, casefold, words only): for restated questions."""
+    return " ".join(_words().findall(unicodedata.normalize("NFKC", text).casefold()))
+
+
+@functools.cache
+def _words() -> re.Pattern[str]:
+    """Runs of letters, digits and combining marks; `\\w` alone would cut Hindi and Thai words at their vowel signs."""
+    marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code)).startswith("M"))
+    return re.compile(rf"[\w{marks}]+")

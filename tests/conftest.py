@@ -1,0 +1,144 @@
+"""What several tests share: a tiny model that needs no download, a slice of the sample, and `prep` as a process."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "data_samples"
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers x 32 with random weights and a vocabulary of letters: an encoder, and a base to train."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'-"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.2,  # so that random features tell texts apart and training gets somewhere in seconds
+    )
+    BertModel(config).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 80 rows of the sample's questions."""
+    path = tmp_path_factory.mktemp("table") / "faq.csv"
+    with (SAMPLE / "questions.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row, _ in zip(csv.reader(file), range(81), strict=False)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+SETTINGS = """
+[pairs]
+tables = ["faq.csv"]
+dev = 0.2
+test = 0.3
+[encode]
+model = "{model}"
+[mine]
+depth = 20
+negatives = 3
+mask = "window"
+window_start = 1
+window_end = 19
+duplicate_similarity = 1.0
+[train]
+base = "{model}"
+epochs = 3
+negatives = 3
+max_length = 48
+learning_rate = 5e-3
+[evaluate]
+top_k = 10
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path, small_table: Path) -> "Project":
+    """A folder with a small table and a prep.toml that trains the tiny model in seconds; nothing has run in it."""
+    return new_project(tmp_path, tiny_model, small_table)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, small_table: Path) -> Path:
+    """The workspace of such a folder after one undisturbed `prep refresh`: to compare with, or to copy. Read only."""
+    project = new_project(tmp_path_factory.mktemp("finished"), tiny_model, small_table)
+    done = project.prep("refresh", "-q")
+    assert done.returncode == 0, done.stderr
+    return project.work
+
+
+def new_project(folder: Path, model: Path, table: Path) -> "Project":
+    """Write faq.csv and prep.toml into a folder."""
+    (folder / "faq.csv").write_bytes(table.read_bytes())
+    (folder / "prep.toml").write_text(SETTINGS.format(model=model))
+    return Project(folder)
+
+
+class Project:
+    """A folder with a prep.toml, and `prep` run in it as a real process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.work = folder / "work"
+
+    def prep(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+        """Run `prep` to its end."""
+        return run_prep(*arguments, cwd=self.folder, **settings)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `prep` and return at once."""
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", *arguments], cwd=self.folder, text=True, env=_environment(), **quiet
+        )  # type: ignore[call-overload,no-any-return]
+
+    def set(self, section: str, name: str, value: str) -> None:
+        """Change one key of prep.toml."""
+        path = self.folder / "prep.toml"
+        lines = path.read_text().splitlines()
+        start = lines.index(f"[{section}]") + 1
+        kept = [line for line in lines[start:] if not line.startswith(f"{name} =") or "[" in line[:1]]
+        path.write_text("\n".join([*lines[:start], f"{name} = {value}", *kept]))
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of events.jsonl so far."""
+        path = self.work / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run_prep(*arguments: str, cwd: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run `prep` as a process; stdout and stderr are captured as text."""
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=_environment(), timeout=600, **settings)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+Prep = Callable[..., subprocess.CompletedProcess[str]]

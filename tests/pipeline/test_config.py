@@ -1,0 +1,83 @@
+"""Settings: prep.toml, then flags; every mistake is named with its place."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import commented_toml, load_settings, remember, section_models
+from pipeline.store import Workspace
+from stages.errors import InputError
+
+
+def settings_of(tmp_path: Path, text: str, section: str | None = None, **flags: object):  # type: ignore[no-untyped-def]
+    path = tmp_path / "prep.toml"
+    path.write_text(text)
+    return load_settings(path, Workspace(tmp_path / "work"), section, flags)[0]
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "[mine]\ndepth = 50\nnegatives = 3\n", "mine", depth=60)
+    params = settings.params()
+    assert params["search"].depth == 60
+    assert params["compose"].negatives == 3
+
+
+def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
+    params = settings_of(tmp_path, '[pairs]\ntables = ["a.csv", "/b.csv"]\n').params()
+    assert list(params["pairs"].tables) == [str(tmp_path / "a.csv"), "/b.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[mine]\ndepht = 5", r"prep.toml \[mine\]: unknown key 'depht' \(did you mean 'depth'\?\)"),
+        ("[mining]\ndepth = 5", r"unknown section \[mining\] \(did you mean 'mine'\?\)"),
+        ('[mine]\ndepth = "deep"', r"prep.toml \[mine\] depth = 'deep': .*integer"),
+        ("[mine]\ndepth = 0", r"prep.toml \[mine\] depth = 0: "),
+        ("[mine\n", r"prep.toml is not valid TOML: .*line 1"),
+        ("depth = 5", r"depth = 5 stands outside a section"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings_of(tmp_path, text).params()
+
+
+def test_a_wrong_flag_is_named_as_a_flag(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--depth = -1: "):
+        settings_of(tmp_path, "", "mine", depth=-1).params()
+
+
+def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no file"):
+        load_settings(tmp_path / "no.toml", Workspace(tmp_path), None, {})
+
+
+def test_flags_are_remembered_where_no_file_holds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(tmp_path / "work")
+    workspace.root.mkdir()
+    remember(workspace, "pairs", {"tables": ("a.csv",), "question": "q"})
+    settings, from_file = load_settings(None, workspace, "mine", {"depth": 9})
+    assert not from_file
+    params = settings.params()
+    assert list(params["pairs"].tables) == [str(tmp_path / "a.csv")]
+    assert params["pairs"].question == "q"
+    assert params["search"].depth == 9
+
+
+def test_the_written_prep_toml_is_valid_and_holds_every_key_with_its_default() -> None:
+    text = commented_toml()
+    assert set(tomllib.loads(text)) == set(section_models())
+    uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE).replace(" = ...", ' = "none"')
+    sections = tomllib.loads(uncommented)
+    for section, models in section_models().items():
+        for model in models:
+            for name, field in model.model_fields.items():
+                expected = "none" if field.default is None else field.default
+                found = sections[section].pop(name)
+                if name != "tables":
+                    assert (tuple(found) if isinstance(expected, tuple) else found) == expected
+        assert sections[section] == {}

@@ -1,0 +1,63 @@
+"""A small collection on disk, and stand-ins for the vector store and the tools, for the tests of mask and compose."""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from stages import contracts
+from stages.contracts import Tools
+
+
+class Said:
+    """A progress receiver that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def advance(self, done: int, total: int | None, unit: str) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def tools(folder: Path) -> Tools:
+    (folder / "scratch").mkdir(exist_ok=True)
+    return Tools(progress=Said(), scratch=folder / "scratch", vectors=folder, logs=folder)
+
+
+def table(schema: Any, *rows: tuple[Any, ...]) -> pl.DataFrame:
+    """Rows in the order of the schema's columns, of which the last may be left out."""
+    width = len(rows[0]) if rows else len(schema.names)
+    frame = pl.DataFrame(pl.from_arrow(schema.empty_table()))
+    return pl.DataFrame(rows, schema=dict(list(frame.schema.items())[:width]), orient="row")
+
+
+def write(folder: Path, **tables: pl.DataFrame) -> dict[str, Path]:
+    """Write each table under its name's contract; the paths by name."""
+    for name, frame in tables.items():
+        contracts.write_table(frame, getattr(contracts, name.upper()), folder / f"{name}.parquet")
+    return {name: folder / f"{name}.parquet" for name in tables}
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -> None:
+    """Let `stages.encode.Vectors` give these document vectors."""
+
+    class Vectors:
+        def __init__(self, encoding: Path, root: Path) -> None:
+            pass
+
+        def document_hashes(self, frame: pl.DataFrame) -> np.ndarray:
+            return np.array([list(doc_id.ljust(16).encode()) for doc_id in frame["doc_id"]], dtype=np.uint8)
+
+        def read(self, hashes: np.ndarray) -> np.ndarray:
+            return np.array([vectors[bytes(row).decode().strip()] for row in hashes], dtype=np.float32)
+
+    module = types.ModuleType("stages.encode")
+    module.Vectors = Vectors  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stages.encode", module)

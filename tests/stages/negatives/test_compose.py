@@ -1,0 +1,251 @@
+"""What compose writes, line by line, and that its draws depend on the query and the document alone."""
+
+import json
+
+import polars as pl
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from stages import contracts
+from stages.negatives import compose
+from stages.negatives.compose import Params, choose, pick_positives, shares_of
+from tests.stages.negatives.collection import table, tools, write
+
+SURVIVORS = {"query_id": pl.String, "doc_id": pl.String, "score": pl.Float32, "reason": pl.String}
+
+
+def verdict(query_id: str, doc_id: str, rank: int, score: float, decided: str, reason: str) -> tuple:
+    return (query_id, doc_id, "curated" if rank == 0 else "dense", rank, score, decided, reason)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return write(
+        tmp_path,
+        queries=table(
+            contracts.QUERIES,
+            ("a", "What is α?", "train", "a"),
+            ("b", "no negatives", "train", "b"),
+            ("c", "no positive", "train", "c"),
+            ("d", "of the test split", "test", "d"),
+            ("e", "one negative", "train", "e"),
+        ),
+        corpus=table(
+            contracts.CORPUS,
+            ("n1", "first"),
+            ("n2", "second"),
+            ("n3", "third"),
+            ("n4", "  second "),
+            ("n5", "fifth"),
+            ("p1", "Answer\n“one”"),
+            ("p2", "答案"),
+            ("p3", "答案 "),
+        ),
+        qrels=table(contracts.QRELS),
+        judged=table(
+            contracts.JUDGED,
+            ("a", "n5", 0, 0.1),
+            ("a", "p1", 1, 0.5),
+            ("a", "p2", 2, 0.75),
+            ("a", "p3", 1, 0.25),
+            ("b", "p1", 1, 0.5),
+            ("d", "p1", 1, 0.5),
+            ("e", "p1", 1, 0.5),
+        ),
+        verdicts=table(
+            contracts.VERDICTS,
+            verdict("a", "n5", 0, 0.1, "negative", "curated"),
+            verdict("a", "n1", 1, 0.9, "ignored", "perc"),
+            verdict("a", "p2", 2, 0.75, "positive", "known_positive"),
+            verdict("a", "n4", 3, 0.4, "negative", "kept"),
+            verdict("a", "n2", 4, 0.4, "negative", "kept"),
+            verdict("a", "n3", 5, 0.3, "negative", "kept"),
+            verdict("b", "n1", 1, 0.9, "ignored", "perc"),
+            verdict("c", "n1", 1, 0.9, "negative", "kept"),
+            verdict("d", "n1", 1, 0.9, "negative", "kept"),
+            verdict("e", "n1", 1, 0.9, "negative", "kept"),
+        ),
+    )
+
+
+def run(params: Params, inputs, tmp_path) -> tuple[list[dict], dict, bytes]:
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    summary = compose.run(params, inputs, out, tools(tmp_path))
+    content = (out / "mined.jsonl").read_bytes()
+    return [json.loads(line) for line in content.decode().splitlines()], summary, content
+
+
+def test_the_lines(inputs, tmp_path):
+    mined, summary, content = run(Params(negatives=3), inputs, tmp_path)
+    assert mined == [
+        {
+            "query_id": "a",
+            "query": "What is α?",
+            "pos": ["答案", "Answer\n“one”"],  # by falling score; p3 repeats the text of p2
+            "neg": ["fifth", "second", "third"],  # the curated one first; of two equal texts n2, by doc_id
+            "pos_ids": ["p2", "p1"],
+            "neg_ids": ["n5", "n2", "n3"],
+            "pos_scores": [0.75, 0.5],
+            "neg_scores": [0.1, 0.4, 0.3],
+        },
+        {
+            "query_id": "e",
+            "query": "one negative",
+            "pos": ["Answer\n“one”"],
+            "neg": ["first"],
+            "pos_ids": ["p1"],
+            "neg_ids": ["n1"],
+            "pos_scores": [0.5],
+            "neg_scores": [0.9],
+        },
+    ]
+    assert "α".encode() in content
+    assert content.endswith(b"}\n")
+    assert summary == {
+        "queries": 2,
+        "positives": 3,
+        "negatives": 4,
+        "asked": 3,
+        "negatives_per_query": 2.0,
+        "fill": round(4 / 9, 4),  # a, b and e asked for three each
+        "short": 1,
+        "bands": {"curated": 1, "top": 3},
+        "hardness": 0.425,  # (0.1 + 0.4 + 0.3 + 0.9) / 4
+        "left_out": {"no positive": 1, "no negatives": 1},
+    }
+
+
+@pytest.mark.parametrize("sampling", ["top", "random", "quota"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
+    params = Params(negatives=2, sampling=sampling)
+    _, summary, content = run(params, inputs, tmp_path)
+    monkeypatch.setattr(compose, "ROWS_A_BLOCK", rows)
+    assert run(params, inputs, tmp_path)[1:] == (summary, content)
+
+
+def test_nothing_to_write(inputs, tmp_path):
+    empty = write(tmp_path, verdicts=table(contracts.VERDICTS))
+    mined, summary, content = run(Params(), inputs | empty, tmp_path)
+    assert (mined, content) == ([], b"")
+    assert (summary["fill"], summary["hardness"], summary["negatives_per_query"]) == (0.0, None, None)
+    assert summary["left_out"] == {"no positive": 1, "no negatives": 3}
+
+
+def test_a_text_that_is_a_positive_is_never_a_negative():
+    survivors = pl.DataFrame([("q", "n", 0.9, "kept"), ("q", "m", 0.8, "kept")], schema=SURVIVORS, orient="row")
+    keys = pl.DataFrame({"doc_id": ["p", "n", "m"], "text_key": [1, 1, 2]}, schema_overrides={"text_key": pl.UInt64})
+    positives = pick_positives(
+        pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "relevance": [1], "score": [0.5]}), keys
+    )
+    assert choose(Params(), survivors, positives, keys)["doc_id"].to_list() == ["m"]
+
+
+def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id: str = "q") -> list[tuple[str, str]]:
+    """(doc_id, band) chosen for one query from documents {doc_id: (score, reason)} with distinct texts."""
+    rows = [(query_id, doc_id, score, reason) for doc_id, (score, reason) in documents.items()]
+    survivors = pl.DataFrame(rows, schema=SURVIVORS, orient="row")
+    keys = pl.DataFrame(
+        {"doc_id": [*documents, "p"], "text_key": list(range(len(documents) + 1))},
+        schema_overrides={"text_key": pl.UInt64},
+    )
+    positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "text_key": [len(documents)]}).cast(
+        {"text_key": pl.UInt64}
+    )
+    return choose(params, survivors, positives, keys).select("doc_id", "band").rows()
+
+
+NINE = {f"d{i}": (1 - i / 10, "kept") for i in range(9)}
+
+
+def test_quotas_take_head_middle_and_rest():
+    chosen = one_query(NINE, Params(negatives=4, sampling="quota", quota_head=2, quota_middle=1, quota_random=1))
+    bands = {band: [doc_id for doc_id, its in chosen if its == band] for band in ("head", "middle", "random")}
+    assert bands["head"] == ["d0", "d1"]
+    assert len(bands["middle"]) == len(bands["random"]) == 1
+    assert bands["middle"][0] in ("d3", "d4", "d5")
+    assert len({doc_id for doc_id, _ in chosen}) == 4
+
+
+def test_curated_ones_come_first_and_leave_less_to_the_quotas():
+    documents = NINE | {"x": (-0.5, "curated"), "y": (0.0, "curated")}
+    params = Params(negatives=5, sampling="quota", quota_head=1, quota_middle=1, quota_random=1)
+    bands = [band for _, band in one_query(documents, params)]
+    assert bands[:2] == ["curated", "curated"]
+    assert sorted(bands[2:]) == ["head", "middle", "random"]
+    assert one_query(documents, Params(negatives=1)) == [("y", "curated")]
+
+
+@pytest.mark.parametrize("sampling", ["top", "random", "quota"])
+def test_too_few_are_all_kept(sampling):
+    documents = {name: NINE[name] for name in ("d0", "d4")}
+    assert [doc_id for doc_id, _ in one_query(documents, Params(sampling=sampling))] == ["d0", "d4"]
+
+
+def test_a_draw_changes_with_the_seed_and_the_query():
+    draws = {
+        tuple(doc_id for doc_id, _ in one_query(NINE, Params(negatives=4, sampling="random", seed=seed), query_id))
+        for seed in range(3)
+        for query_id in ("q", "r")
+    }
+    assert len(draws) > 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.dictionaries(st.text("abcxyz", min_size=1, max_size=3), st.integers(0, 5), min_size=1, max_size=12),
+    curated=st.sets(st.integers(0, 11), max_size=3),
+    negatives=st.integers(1, 8),
+    sampling=st.sampled_from(["top", "random"]),
+    seed=st.integers(0, 3),
+)
+def test_choose_equals_the_plain_way(scores, curated, negatives, sampling, seed):
+    documents = {
+        doc_id: (float(score), "curated" if i in curated else "kept")
+        for i, (doc_id, score) in enumerate(scores.items())
+    }
+
+    def turn(doc_id: str) -> tuple:
+        score, reason = documents[doc_id]
+        draw = xxhash.xxh3_64_intdigest(f"{seed}:compose:q:{doc_id}".encode())
+        return (0, -score, doc_id) if reason == "curated" else (1, draw if sampling == "random" else -score, doc_id)
+
+    expected = set(sorted(documents, key=turn)[:negatives])
+    found = [doc_id for doc_id, _ in one_query(documents, Params(negatives=negatives, sampling=sampling, seed=seed))]
+    assert set(found) == expected
+    assert found == sorted(found, key=lambda d: (documents[d][1] != "curated", -documents[d][0], d))
+
+
+@settings(max_examples=40, deadline=None)
+@given(others=st.sets(st.integers(20, 60), max_size=12), negatives=st.integers(1, 9))
+def test_what_comes_or_goes_moves_no_one_else(others, negatives):
+    params = Params(negatives=negatives, sampling="random")
+    before = {doc_id for doc_id, _ in one_query(NINE, params)}
+    more = NINE | {f"d{i}": (1 - i / 100, "kept") for i in others}
+    after = {doc_id for doc_id, _ in one_query(more, params)}
+    assert after & set(NINE) <= before
+    assert len(after) == min(negatives, len(more))
+
+
+@pytest.mark.parametrize(
+    ("total", "parts", "expected"),
+    [
+        (7, (3, 2, 2), [3, 2, 2]),
+        (14, (3, 2, 2), [6, 4, 4]),
+        (10, (3, 2, 2), [4, 3, 3]),  # 4.29, 2.86, 2.86: the two larger remainders get the unit
+        (1, (1, 1, 1), [1, 0, 0]),
+        (5, (0, 1, 0), [0, 5, 0]),
+        (0, (3, 2, 2), [0, 0, 0]),
+    ],
+)
+def test_shares_by_largest_remainder(total, parts, expected):
+    assert shares_of(total, parts) == expected
+
+
+def test_quotas_of_nothing_are_refused():
+    with pytest.raises(ValidationError, match="at least one part"):
+        Params(quota_head=0, quota_middle=0, quota_random=0)

@@ -1,0 +1,182 @@
+"""The precedence table of the mask, row by row, on a collection whose every verdict is worked out by hand."""
+
+import polars as pl
+import pytest
+from pydantic import ValidationError
+
+from stages import contracts
+from stages.negatives import mask
+from stages.negatives.mask import Params
+from tests.stages.negatives.collection import stand_in, table, tools, write
+
+# Document vectors lie on a circle: the number is the cosine with document p, the only positive of a.
+COSINE = {
+    "p": 1.0, "again": -0.9, "copy": 0.3, "wrong": 0.2, "holds": 0.1, "near": 0.985, "high": 0.6,
+    "edge": 0.5, "low": 0.4, "far": 0.0, "twin": 0.3,
+}  # fmt: skip
+VECTORS = {name: [cosine, (1 - cosine**2) ** 0.5] for name, cosine in COSINE.items()}
+TEXTS = {name: f"the text of {name}" for name in COSINE} | {
+    "copy": "The  text\nof p",
+    "p": "The text of p",
+    "twin": "the text of again",
+    "holds": "It was signed in October 1973, they say.",
+}
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    stand_in(monkeypatch, VECTORS)
+    names = ["again", "p", "copy", "wrong", "holds", "near", "high", "edge", "low"]
+    scores = [0.95, 0.8, 0.9, 0.97, 0.5, 0.5, 0.77, 0.76, 0.1]
+    ranked = sorted(zip(names, scores, strict=True), key=lambda row: -row[1])
+    return write(
+        tmp_path,
+        queries=table(
+            contracts.QUERIES,
+            ("a", "When was it signed?", "train", "a"),
+            ("b", "when was it signed", "train", "b"),
+            ("c", "Who knows?", "test", "c"),
+        ),
+        corpus=table(contracts.CORPUS, *sorted(TEXTS.items())),
+        qrels=table(contracts.QRELS, ("a", "p", 1), ("b", "again", 1)),
+        answers=table(contracts.ANSWERS, ("a", "October 1973"), ("a", "yes")),
+        candidates=table(
+            contracts.CANDIDATES,
+            *[("a", name, "dense", rank + 1, score) for rank, (name, score) in enumerate(ranked)],
+            ("b", "twin", "dense", 1, 0.9),
+            ("c", "low", "dense", 1, 0.9),
+        ),
+        judged=table(
+            contracts.JUDGED,
+            ("a", "far", 0, -0.2),
+            ("a", "p", 1, 0.8),
+            ("a", "wrong", 0, 0.97),
+            ("b", "again", 1, 0.7),
+            ("b", "twin", 0, 0.9),
+            ("c", "high", 0, 0.3),
+        ),
+    ) | {"encoding": tmp_path}
+
+
+def verdicts(params: Params, inputs, tmp_path) -> tuple[pl.DataFrame, dict]:
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    lent = tools(tmp_path)
+    summary = mask.run(params, inputs, out, lent)
+    return contracts.read_table(out / "verdicts.parquet", contracts.VERDICTS), summary | {"said": lent.progress.lines}
+
+
+def test_every_line_of_the_table(inputs, tmp_path):
+    # perc: 0.95 x 0.8 = 0.76 for a. b's question restates a's, so each other's positives are set aside.
+    found, summary = verdicts(Params(), inputs, tmp_path)
+    assert found.select("query_id", "doc_id", "source", "rank", "verdict", "reason").rows() == [
+        ("a", "far", "curated", 0, "negative", "curated"),  # not retrieved: added
+        ("a", "wrong", "dense", 1, "negative", "curated"),  # above the threshold all the same
+        ("a", "again", "dense", 2, "ignored", "repeated_question"),
+        ("a", "copy", "dense", 3, "ignored", "same_text"),
+        ("a", "p", "dense", 4, "positive", "known_positive"),
+        ("a", "high", "dense", 5, "ignored", "perc"),  # 0.77 > 0.76
+        ("a", "edge", "dense", 6, "negative", "kept"),  # 0.76 is not above
+        ("a", "holds", "dense", 7, "ignored", "contains_answer"),
+        ("a", "near", "dense", 8, "ignored", "near_duplicate"),  # cosine 0.985
+        ("a", "low", "dense", 9, "negative", "kept"),
+        ("b", "twin", "dense", 1, "ignored", "same_text"),  # curated, but it is the text of a positive
+        ("c", "high", "curated", 0, "negative", "curated"),
+        ("c", "low", "dense", 1, "ignored", "no_positive"),
+    ]
+    assert found["p_false_negative"].null_count() == len(found)
+    by = {(row["query_id"], row["doc_id"]): row for row in found.iter_rows(named=True)}
+    assert by["a", "high"]["threshold"] == pytest.approx(0.76)
+    assert by["a", "near"]["positive_similarity"] == pytest.approx(0.985)
+    assert by["a", "far"]["score"] == pytest.approx(-0.2)
+    assert by["c", "low"]["threshold"] is None
+    assert by["c", "low"]["positive_similarity"] is None
+    said = summary.pop("said")
+    assert summary == {
+        "rule": "perc",
+        "threshold": 0.95,
+        "queries": 3,
+        "candidates": 11,
+        "verdicts": {
+            "negative": {"curated": 3, "kept": 2},
+            "positive": {"known_positive": 1},
+            "ignored": {
+                "repeated_question": 1,
+                "same_text": 2,
+                "contains_answer": 1,
+                "near_duplicate": 1,
+                "no_positive": 1,
+                "perc": 1,
+            },
+        },
+        "curated_added": 2,
+        "curated_contradicted": 1,
+        "queries_without_positive": 1,
+        "queries_without_negative": 1,
+    }
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"mask": "none"}, {"high", "edge", "low"}),
+        ({"mask": "none", "answers": False, "duplicate_similarity": 1.5}, {"high", "edge", "low", "holds", "near"}),
+        ({"mask": "none", "min_answer_chars": 13}, {"high", "edge", "low", "holds"}),
+        ({"mask": "none", "duplicate_similarity": 0.6}, {"edge", "low"}),
+        ({"mask": "window", "window_start": 5, "window_end": 6}, {"edge"}),
+        ({"mask": "abs"}, {"low"}),
+        ({"mask": "abs", "threshold": 0.765}, {"edge", "low"}),
+        ({"mask": "margin"}, {"low"}),
+        ({"mask": "infonce"}, {"high", "edge", "low"}),
+    ],
+)
+def test_parameters(given, kept, inputs, tmp_path):
+    found, _ = verdicts(Params(**given), inputs, tmp_path)
+    mine = found.filter((pl.col("query_id") == "a") & (pl.col("reason") == "kept"))
+    assert set(mine["doc_id"]) == kept
+
+
+def test_a_rule_that_needs_no_positive_judges_every_query(inputs, tmp_path):
+    found, summary = verdicts(Params(mask="abs", threshold=0.9), inputs, tmp_path)
+    last = found.row(-1, named=True)
+    assert (last["query_id"], last["doc_id"], last["verdict"], last["reason"]) == ("c", "low", "negative", "kept")
+    assert summary["queries_without_positive"] == 0
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_the_block_changes_no_verdict(rows, inputs, tmp_path, monkeypatch):
+    expected, summary = verdicts(Params(), inputs, tmp_path)
+    monkeypatch.setattr(mask, "ROWS_A_BLOCK", rows)
+    found, again = verdicts(Params(), inputs, tmp_path)
+    assert found.equals(expected)
+    assert again == summary
+
+
+def test_the_same_run_gives_the_same_bytes(inputs, tmp_path):
+    verdicts(Params(), inputs, tmp_path)
+    first = (tmp_path / "out" / "verdicts.parquet").read_bytes()
+    verdicts(Params(), inputs, tmp_path)
+    assert (tmp_path / "out" / "verdicts.parquet").read_bytes() == first
+
+
+def test_no_candidates_at_all(inputs, tmp_path):
+    empty = write(tmp_path, candidates=table(contracts.CANDIDATES), judged=table(contracts.JUDGED))
+    found, summary = verdicts(Params(), inputs | empty, tmp_path)
+    assert len(found) == 0
+    assert summary["verdicts"] == {"negative": {}, "positive": {}, "ignored": {}}
+    assert summary["queries_without_negative"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"mask": "none", "threshold": 0.9}, "has no threshold"),
+        ({"mask": "perc", "threshold": 95}, "it is a share"),
+        ({"window_start": 20, "window_end": 20}, "leaves no rank"),
+        ({"threshold": float("nan")}, "finite"),
+    ],
+)
+def test_parameters_that_make_no_sense(given, says):
+    with pytest.raises(ValidationError, match=says):
+        Params(**given)
