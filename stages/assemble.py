@@ -42,11 +42,11 @@ class Assembler:
             raise InputError(self._nothing_left())
         rows_used = judged["row"].n_unique()
         queries, documents = self._query_ids(judged), self._document_ids(judged, listed)
-        used = judged.select("row", "d").unique()
-        merged_documents = len(used) - used["d"].n_unique()
+        named = judged.select("row", "d").unique() if "chunk" in judged.columns else judged
+        merged_documents = len(named) - judged["d"].n_unique()
         places = judged.join(queries.select("q", "question"), on="q").join(documents.select("d", "document"), on="d")
         places = places.drop("row", "q", "d", "id", "document_id", strict=False)
-        del judged, listed, used
+        del judged, listed, named
         positives = places.filter(pl.col("relevance") > 0).select("question", "document").unique()
         names = None
         if "group" in places.columns and places["group"].null_count() < len(places):

@@ -51,15 +51,16 @@ def check(text: str) -> None:
 
 def values(cell: Cell, separator: str | None = None) -> list[str]:
     """The texts in a cell, folded, empty ones left out: a list, a JSON array of texts, or parts between separators."""
-    if cell is None:
+    if not cell:
         return []
     if isinstance(cell, str):
         if separator:
             cell = cell.split(separator)
-        elif cell.startswith("[") and (several := _json_texts(cell)) is not None:
+        elif cell[0] == "[" and (several := _json_texts(cell)) is not None:
             cell = several
         else:
-            cell = [cell]
+            text = fold(cell)
+            return [text] if text else []
     return [text for text in map(fold, cell) if text]
 
 

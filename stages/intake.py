@@ -62,7 +62,7 @@ class Intake:
             if not long_enough(text, self._min_chars):
                 raise Unusable("document too short")
             d, meta = digest(text), _meta(cells)
-            found.append((row, d, single(cells.get("document_id")) or None))
+            found.append((row, d, _text(cells, "document_id")))
             self.texts.document(d, text, meta)
 
         self._each(number, source, batch, parts, take)
@@ -76,7 +76,7 @@ class Intake:
 
         def take(row: int, cells: Mapping[str, Cell]) -> None:
             text, q = self._question(cells)
-            found.append((row, q, single(cells.get("id")) or None))
+            found.append((row, q, _text(cells, "id")))
             self.texts.question(q, text)
 
         self._each(number, source, batch, parts, take)
@@ -145,12 +145,13 @@ class Intake:
         ]
         for text in answers:
             check(text)
-        ids = values(cells.get("document_id"))
-        if ids and len(ids) != len(texts):
-            raise Unusable("not as many document ids as documents")
-        by_text = dict(zip(texts, ids, strict=True)) if ids else {}
+        by_text: dict[str, str] = {}
+        if ids := values(cells.get("document_id")):
+            if len(ids) != len(texts):
+                raise Unusable("not as many document ids as documents")
+            by_text = dict(zip(texts, ids, strict=True))
         meta = _meta(cells)
-        query_id = single(cells.get("id")) or None
+        query_id = _text(cells, "id")
 
         self.texts.question(q, question)  # from here on nothing is wrong with the row
         for text, d in kept:
@@ -182,13 +183,13 @@ class Intake:
     def _usable(self, texts: list[str], question: str) -> list[str]:
         if not texts:
             raise Unusable("no document")
-        kept = [text for text in texts if long_enough(text, self._min_chars)]
-        if not kept:
+        texts = [text for text in texts if long_enough(text, self._min_chars)]
+        if not texts:
             raise Unusable("document too short")
-        kept = [text for text in kept if text != question]
-        if not kept:
+        texts = [text for text in texts if text != question]
+        if not texts:
             raise Unusable("document is the question")
-        return kept
+        return texts
 
 
 class UnknownSplit(Exception):
@@ -196,5 +197,11 @@ class UnknownSplit(Exception):
 
 
 def _meta(cells: Mapping[str, Cell]) -> Meta:
-    title, category, group = (single(cells.get(name)) or None for name in META)
-    return title, category, group
+    title, category, group = META
+    if title in cells or category in cells or group in cells:
+        return _text(cells, title), _text(cells, category), _text(cells, group)
+    return NO_META
+
+
+def _text(cells: Mapping[str, Cell], part: str) -> str | None:
+    return single(cells.get(part)) or None

@@ -60,7 +60,7 @@ class Rejects:
 
     def _flush(self) -> None:
         frame = pl.DataFrame(
-            self._held,
+            sorted(self._held),
             schema={"source": pl.String, "row": pl.Int64, "reason": pl.String, "data": pl.String},
             orient="row",
         )

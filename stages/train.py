@@ -29,7 +29,7 @@ VERSION = 1
 
 FIGURES = ("nDCG@10", "MRR@10")
 FRESH_RATE, TRAINED_RATE = 6e-5, 2e-5
-MARGIN = 0.01
+MARGIN = 0.005
 """A last epoch whose loss is within this share of chance's has learned nothing."""
 ALIKE = 1e-4
 """Logits of all candidates of a query that lie closer together than this are alike."""

@@ -17,6 +17,7 @@ from pydantic import model_validator
 
 from stages import contracts
 from stages.contracts import Summary, Tools
+from stages.errors import InputError
 from stages.negatives.blocks import of_block, query_blocks
 from stages.negatives.documents import text_keys
 from stages.params import Params as BaseParams
@@ -75,7 +76,19 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
             tally += count(params, asked, positives, chosen)
             hardness += float(chosen["score"].cast(pl.Float64).sum())
             tools.progress.advance(tally["train"], len(queries), "queries")
+    if not tally["written"]:
+        raise InputError(_nothing(tally))
     return summarise(params, tally, hardness)
+
+
+def _nothing(tally: Mapping[str, int]) -> str:
+    if not tally["train"]:
+        return "no question is in train, so there is nothing to mine for. Give more questions, or smaller dev and test."
+    return (
+        f"not one negative is left for the {tally['train']:,} train questions "
+        f"({tally['train'] - tally['with_positive']:,} have no positive). Add documents (--corpus), or choose a mask that "
+        "leaves more: `prep show QUESTION` says why each candidate was set aside."
+    )
 
 
 def pick_positives(judged: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:

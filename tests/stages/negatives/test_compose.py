@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stages import contracts
+from stages.errors import InputError
 from stages.negatives import compose
 from stages.negatives.compose import Params, choose, pick_positives, shares_of
 from tests.stages.negatives.collection import table, tools, write
@@ -128,12 +129,10 @@ def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
 
 
-def test_nothing_to_write(inputs, tmp_path):
+def test_nothing_to_write_is_refused_with_the_counts(inputs, tmp_path):
     empty = write(tmp_path, verdicts=table(contracts.VERDICTS))
-    mined, summary, content = run(Params(), inputs | empty, tmp_path)
-    assert (mined, content) == ([], b"")
-    assert (summary["fill"], summary["hardness"], summary["negatives_per_query"]) == (0.0, None, None)
-    assert summary["left_out"] == {"no positive": 1, "no negatives": 3}
+    with pytest.raises(InputError, match=r"not one negative is left for the 4 train questions \(1 have no positive\)"):
+        run(Params(), inputs | empty, tmp_path)
 
 
 def test_a_text_that_is_a_positive_is_never_a_negative():
