@@ -93,7 +93,7 @@ PIPELINE = (
             "search/candidates.parquet",
         ),
         outputs=("reranker", "training.json"),
-        libraries=("torch", "transformers", "sentence-transformers", "tokenizers"),
+        libraries=("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers"),
     ),
     Stage(
         name="evaluate",
@@ -109,7 +109,7 @@ PIPELINE = (
             "train/training.json",
         ),
         outputs=("metrics.json", "per_query.parquet"),
-        libraries=("torch", "transformers", "sentence-transformers", "bm25s", "ir-measures", "numpy"),
+        libraries=("torch", "transformers", "sentence-transformers", "bm25s", "ir-measures", "polars"),
     ),
 )
 
@@ -127,7 +127,7 @@ GATE = Stage(
         "evaluate/per_query.parquet",
     ),
     outputs=("gate.json",),
-    libraries=("torch", "transformers", "sentence-transformers", "ir-measures", "numpy"),
+    libraries=("torch", "transformers", "sentence-transformers", "ir-measures", "polars"),
 )
 """Run by a refresh only, where a reranker is published already; its input "old" is that one."""
 

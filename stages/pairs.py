@@ -15,7 +15,7 @@ from stages.beir import beir_files, beir_sources
 from stages.columns import PAIR_PARTS
 from stages.contracts import Progress, Summary, Tools
 from stages.errors import InputError
-from stages.inputs import Inputs, take_all
+from stages.inputs import Inputs, no_collector, take_all
 from stages.intake import Intake
 from stages.models import file_digest
 from stages.params import Params as Base
@@ -219,7 +219,8 @@ def _build(params: Params, inputs: Inputs, out: Path, scratch: Path, progress: P
         texts = TextStore(scratch, params.chunk_words, params.chunk_overlap)
         intake = Intake(texts, rejects, params.min_chars, params.value_separator)
         named = {part: getattr(params, part) for part in PAIR_PARTS}
-        columns, notes = take_all(inputs, named, intake, progress)
+        with no_collector():
+            columns, notes = take_all(inputs, named, intake, progress)
         assembler = Assembler(intake, rejects, inputs.all, out, scratch)
         shares = Shares(params.dev, params.test, params.split_by, params.seed)
         counts = assembler.write(shares, f"column {columns.get('id')!r}", trust_ids=bool(params.id))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from stages.contracts import CORPUS, Summary, Tools, read_table
+from stages.contracts import Summary, Tools, scan_documents
 from stages.groups import Group, epoch_groups, read_mined
 from stages.lists import Fixed, fix_lists
 from stages.metrics import Judge, means
@@ -163,7 +163,7 @@ def dev_measure(dev: Fixed, corpus: Path, dtype: Dtype) -> "Measure":
     """A function of a model that reranks `dev`: gives FIGURES, and as "spread" the widest range of a query's logits."""
     pairs = dev.lists.join(dev.queries.select("query_id", "query"), on="query_id", how="left", maintain_order="left")
     wanted = dev.lists["doc_id"].unique()
-    documents = read_table(corpus, CORPUS, ["doc_id", "text"]).filter(pl.col("doc_id").is_in(wanted.implode()))
+    documents = scan_documents(corpus).filter(pl.col("doc_id").is_in(wanted.implode())).collect()
     pairs = pairs.join(documents, on="doc_id", how="left", maintain_order="left")
     texts = list(zip(pairs["query"], pairs["text"], strict=True))
     judge = Judge(dev.qrels.select("query_id", "doc_id", "relevance"), FIGURES)

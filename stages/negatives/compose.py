@@ -86,8 +86,8 @@ def _nothing(tally: Mapping[str, int]) -> str:
         return "no question is in train, so there is nothing to mine for. Give more questions, or smaller dev and test."
     return (
         f"not one negative is left for the {tally['train']:,} train questions "
-        f"({tally['train'] - tally['with_positive']:,} have no positive). Add documents (--corpus), or choose a mask that "
-        "leaves more: `prep show QUESTION` says why each candidate was set aside."
+        f"({tally['train'] - tally['with_positive']:,} have no positive). Add documents (--corpus), or choose a mask "
+        "that leaves more: `prep show QUESTION` says why each candidate was set aside."
     )
 
 

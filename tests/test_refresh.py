@@ -1,0 +1,213 @@
+"""A refresh as its users meet it: what is published, what a second run costs, what the gate lets through."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import pipeline.refresh
+from pipeline.config import load_settings
+from pipeline.progress import Quiet
+from pipeline.runner import Runner
+from pipeline.store import Workspace
+from stages.errors import GateRefused
+from tests.conftest import ROOT, Project
+
+
+def lived_in(project: Project, finished: Path) -> Project:
+    """The project with a copy of a finished workspace."""
+    shutil.copytree(finished, project.work, symlinks=True)
+    return project
+
+
+def result(project: Project, *arguments: str) -> dict:  # type: ignore[type-arg]
+    """A command's JSON."""
+    done = project.prep(*arguments, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    found: dict = json.loads(done.stdout)  # type: ignore[type-arg]
+    return found
+
+
+def test_a_publication_holds_what_readers_use(finished: Path) -> None:
+    current = finished / "current"
+    assert str(current.readlink()).startswith("published/")
+    metrics = json.loads((current / "metrics.json").read_text())
+    for split in ("dev", "test"):
+        assert set(metrics[split]) == {"bm25", "embedder", "base_reranker", "reranker", "fused"}
+        for row in metrics[split].values():
+            assert {"nDCG@10", "MRR@10", "MAP@100", "Hit@1", "Hit@3", "Hit@5"} <= set(row)
+    candidates = pl.read_parquet(current / "candidates.parquet")
+    verdicts = pl.read_parquet(current / "verdicts.parquet")
+    assert candidates.height > 0
+    assert verdicts.join(candidates, on=["query_id", "doc_id"], how="inner").height == candidates.height
+    assert "<html" in (current / "report.html").read_text()[:200]
+
+
+def test_mined_jsonl_is_what_other_loaders_read(finished: Path) -> None:
+    from datasets import load_dataset
+
+    path = finished / "current" / "mined.jsonl"
+    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(finished / "datasets"))
+    queries = pl.read_parquet(finished / "current" / "queries.parquet")
+    train = set(queries.filter(pl.col("split") == "train")["query_id"])
+    assert len(rows) > 5
+    for row in rows:
+        assert row["query_id"] in train
+        assert len(row["pos"]) == len(row["pos_ids"]) == len(row["pos_scores"]) >= 1
+        assert len(row["neg"]) == len(row["neg_ids"]) == len(row["neg_scores"]) >= 1
+        assert not set(row["neg"]) & set(row["pos"])
+
+
+def test_the_published_reranker_loads_elsewhere(finished: Path) -> None:
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoModelForSequenceClassification
+
+    folder = str((finished / "current" / "reranker").resolve())
+    ranked = CrossEncoder(folder).rank("how long is delivery", ["two days", "in a tent"])
+    assert {entry["corpus_id"] for entry in ranked} == {0, 1}
+    assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == 1
+
+
+def test_nothing_changed_runs_nothing_and_loads_no_model(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    before = str((project.work / "current").readlink())
+    script = (
+        "import sys\nfrom pipeline import cli\nsys.argv = ['prep', 'refresh', '--json', '-q']\n"
+        "try: cli.main()\nexcept SystemExit as stop: assert stop.code == 0, stop.code\n"
+        "print(sorted({'torch', 'transformers', 'sentence_transformers', 'faiss'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    printed, loaded = done.stdout.splitlines()
+    assert json.loads(printed)["status"] == "unchanged"
+    assert json.loads(printed)["ran"] == []
+    assert loaded == "[]"
+    assert str((project.work / "current").readlink()) == before
+
+
+def test_a_new_row_costs_its_own_texts_and_ends_like_a_run_from_nothing(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    with (project.folder / "faq.csv").open("a", newline="") as file:
+        file.write(
+            "T-99999,2026-11-14,chat,can i bring a parrot,Yes.,KB-Z1,Parrots are welcome on a perch.,Shops,Pets,1\n"
+        )
+    encoded = result(project, "encode")["summary"]["encode"]
+    assert encoded["encoded"] == 2
+    assert encoded["cached"] > 50
+    lived = result(project, "mine-negatives")["artifacts"]["compose"]
+    fresh = result(project, "mine-negatives", "--workspace", "fresh")["artifacts"]["compose"]
+    assert (project.folder / lived / "mined.jsonl").read_bytes() == (
+        project.folder / fresh / "mined.jsonl"
+    ).read_bytes()
+
+
+def test_a_new_mask_searches_nothing_again(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    assert result(project, "mine-negatives", "--window-end", "12")["ran"] == ["mask", "compose"]
+    assert result(project, "mine-negatives", "--negatives", "2")["ran"] == ["compose"]
+
+
+def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    assert {row["state"] for row in result(project, "status")["stages"]} == {"fresh"}
+    project.set("mine", "depth", "15")
+    stages = {row["stage"]: row for row in result(project, "status")["stages"]}
+    assert stages["encode"]["state"] == "fresh"
+    assert stages["search"] | {"made": 0} == {
+        "stage": "search",
+        "state": "stale",
+        "made": 0,
+        "why": ["parameters.depth: 20 -> 15"],
+    }
+    assert stages["mask"]["why"] == ["search first"]
+    (project.folder / "faq.csv").write_bytes((project.folder / "faq.csv").read_bytes() + b"\n")
+    stages = {row["stage"]: row for row in result(project, "status")["stages"]}
+    assert stages["pairs"]["why"] == ["table:faq.csv changed"]
+
+
+def test_show_explains_a_verdict(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    query = pl.read_parquet(project.work / "current" / "queries.parquet").row(0, named=True)
+    shown = result(project, "show", query["query_id"], "--top", "4")
+    assert shown["query"] == query["query"]
+    assert [row["verdict"] for row in shown["documents"][:1]] == ["positive"]
+    assert len([row for row in shown["documents"] if row["verdict"] != "positive"]) == 4
+    assert all(row["explanation"] and row["text"] for row in shown["documents"])
+    text = project.prep("show", query["query"], "-q")
+    assert text.returncode == 0
+    assert query["query_id"] in text.stdout
+    unknown = project.prep("show", "a question that nobody asked", "-q")
+    assert unknown.returncode == 2
+    assert "no query" in unknown.stderr
+
+
+def test_a_held_workspace_is_exit_75(project: Project) -> None:
+    workspace = Workspace(project.work)
+    with workspace.locked():
+        done = project.prep("refresh", "--json")
+    assert done.returncode == 75
+    assert json.loads(done.stdout)["exit"] == 75
+    assert f"process {os.getpid()}" in done.stderr
+
+
+def test_a_collapsed_reranker_is_exit_3_and_not_published(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    before = str((project.work / "current").readlink())
+    project.set("train", "learning_rate", "1e-12")
+    for _ in range(2):
+        done = project.prep("refresh", "-q", "--force")
+        assert done.returncode == 3, done.stderr
+        assert "collapsed" in done.stderr
+        assert str((project.work / "current").readlink()) == before
+
+
+def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest(
+    project: Project, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lived_in(project, finished)
+    project.set("mine", "negatives", "2")
+    workspace = Workspace(project.work)
+    before = str(workspace.current.readlink())
+    params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].params()
+    real = pipeline.refresh.gate(
+        Runner(workspace, params, Quiet()), bring_all(workspace, params), current(workspace), False
+    )
+    assert real is not None
+    assert real["verdict"] in ("better", "same", "worse")
+    worse = {**real, "verdict": "worse", "low": -0.3, "high": -0.1, "difference": -0.2}
+    monkeypatch.setattr(pipeline.refresh, "gate", lambda *_: worse)
+    with pytest.raises(GateRefused, match="worse than the published one"):
+        pipeline.refresh.refresh(Runner(workspace, params, Quiet()), 3, False)
+    assert str(workspace.current.readlink()) == before
+    forced = pipeline.refresh.refresh(Runner(workspace, params, Quiet()), 3, True)
+    assert forced.status == "published"
+    assert str(workspace.current.readlink()) == forced.publication != before
+    assert (project.work / before).exists()
+    assert len(list((project.work / "runs" / "train").iterdir())) == 2
+    dropped = result(project, "gc", "--keep", "1")
+    assert dropped["publications"] == 1
+    assert not (project.work / before).exists()
+    assert len(list((project.work / "runs" / "train").iterdir())) == 1
+    assert result(project, "refresh")["status"] == "unchanged"
+
+
+def bring_all(workspace: Workspace, params):  # type: ignore[no-untyped-def]
+    """Every stage's artifact."""
+    runner = Runner(workspace, params, Quiet())
+    runner.bring("evaluate")
+    return runner.done
+
+
+def current(workspace: Workspace):  # type: ignore[no-untyped-def]
+    """What is published."""
+    return pipeline.refresh.current_publication(workspace)
