@@ -29,6 +29,7 @@ class Assembler:
     def __init__(self, intake: Intake, rejects: Rejects, sources: Sequence[Source], out: Path, scratch: Path) -> None:
         self._intake, self._texts, self._rejects, self._sources = intake, intake.texts, rejects, sources
         self._out, self._scratch = out, scratch
+        self._asked = pl.DataFrame()
         self.notes: list[str] = []
 
     def write(self, shares: Shares, id_column: str, trust_ids: bool) -> Summary:
@@ -42,6 +43,8 @@ class Assembler:
             raise InputError(self._nothing_left())
         rows_used = judged["row"].n_unique()
         queries, documents = self._query_ids(judged), self._document_ids(judged, listed)
+        # a BEIR folder has rows that are only a document or only a question; a corpus has the former
+        rows_alone = len(listed) + len(self._asked)
         named = judged.select("row", "d").unique() if "chunk" in judged.columns else judged
         merged_documents = len(named) - judged["d"].n_unique()
         places = judged.join(queries.select("q", "question"), on="q").join(documents.select("d", "document"), on="d")
@@ -52,7 +55,8 @@ class Assembler:
         if "group" in places.columns and places["group"].null_count() < len(places):
             names = places["group"].drop_nulls().unique().sort()
         assigned = self._assign(queries, documents, places, positives, names, shares)
-        counts: Summary = {"rows_used": rows_used, "merged_questions": rows_used - len(queries)}
+        counts: Summary = {"rows_used": rows_used, "rows_of_one_text": rows_alone}
+        counts |= {"merged_questions": rows_used - len(queries)}
         counts |= {"merged_documents": merged_documents, "queries": len(queries), "documents": len(documents)}
         counts |= split_counts(assigned, positives, queries["loose"])
         negative = places.filter(pl.col("relevance") == 0).select("question", "document").unique()
@@ -86,8 +90,10 @@ class Assembler:
             self.notes.append(f"{id_column} repeats for different questions, so it is not used: ids are text hashes")
         late.append(settled.rejected)
         if intake.asked:
-            asked = pl.concat(intake.asked).join(settled.judged.select("q").unique(), on="q", how="anti")
-            late.append(asked.select("row", reason=pl.lit(_NO_POSITIVE)))
+            asked = pl.concat(intake.asked)
+            unused = asked.join(settled.judged.select("q").unique(), on="q", how="anti")
+            late.append(unused.select("row", reason=pl.lit(_NO_POSITIVE)))
+            self._asked = asked.join(pl.concat(late), on="row", how="anti")
         return settled.judged, settled.listed, pl.concat(late).unique("row", keep="first").sort("row")
 
     def _query_ids(self, judged: pl.DataFrame) -> pl.DataFrame:

@@ -172,8 +172,10 @@ def funnel_lines(summary: Summary) -> list[str]:
     """The funnel as lines to print: rows in, each loss by its reason, and what came of the rest."""
     rows = [("rows in", summary["rows_in"])]
     rows += [(f"  {reason}", -count) for reason, count in summary["rejected"].items()]
+    if summary["rows_of_one_text"]:
+        rows.append(("  of a document or a question alone", -summary["rows_of_one_text"]))
     rows += [
-        ("rows used", summary["rows_used"]),
+        ("rows used as pairs", summary["rows_used"]),
         ("  merged into an equal question", summary["merged_questions"]),
         ("queries", summary["queries"]),
         *((f"  {name}", count) for name, count in summary["splits"].items()),

@@ -241,6 +241,7 @@ def test_a_corpus_adds_documents_and_gives_ids(tmp_path: Path) -> None:
     ]
     assert found.qrels["doc_id"].to_list() == ["d1"]
     assert found.rejects.select("source", "row", "reason").rows() == [("c.csv", 3, "id of another document")]
+    assert found.summary["rows_in"] == 5 == found.summary["rows_used"] + found.summary["rows_of_one_text"] + 1
 
 
 @pytest.fixture
@@ -266,6 +267,7 @@ def test_a_beir_folder(beir: Path, tmp_path: Path) -> None:
         ("test.tsv", 2, "unknown document id"),
         ("train.tsv", 3, "unknown question id"),
     ]
+    assert found.summary["rows_in"] == 10 == found.summary["rows_used"] + found.summary["rows_of_one_text"] + 3
     assert list(identity(Params(beir=str(beir)))) == [
         *("beir:corpus.jsonl", "beir:queries.jsonl", "beir:qrels/test.tsv", "beir:qrels/train.tsv")
     ]
@@ -403,7 +405,7 @@ def test_the_funnel_in_lines() -> None:
     assert funnel_lines(summary) == [
         "rows in                             3",
         "  no question                      -1",
-        "rows used                           2",
+        "rows used as pairs                  2",
         "  merged into an equal question     1",
         "queries                             1",
         "  train                             1",

@@ -1,0 +1,38 @@
+"""Where a model's files are, and what they hash to."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from stages.errors import InputError
+from stages.models import DEFAULT_ENCODER, model_digest, resolve_model
+
+
+def test_the_packaged_default_is_the_official_file() -> None:
+    weights = (resolve_model(DEFAULT_ENCODER) / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def test_a_digest_depends_on_contents_and_names_but_not_on_the_place_or_the_readme(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"1")
+        (tmp_path / name / "README.md").write_text(name)
+    assert model_digest(tmp_path / "one") == model_digest(tmp_path / "two")
+    (tmp_path / "two" / "model.safetensors").write_bytes(b"2")
+    assert model_digest(tmp_path / "one") != model_digest(tmp_path / "two")
+
+
+def test_a_folder_that_is_no_model_and_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no config.json"):
+        resolve_model(str(tmp_path))
+    with pytest.raises(InputError, match="there is no model folder"):
+        resolve_model(str(tmp_path / "nowhere"))
+
+
+def test_an_unreachable_hub_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="could not be fetched"):
+        resolve_model("nobody/no-such-model")
