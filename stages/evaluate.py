@@ -28,7 +28,7 @@ class Params(Base):
 
     top_k: int = option(50, "rerank this many of the retriever's best documents for each question", ge=1)
     max_queries: int = option(
-        1000,
+        300,
         "evaluate at most this many questions of dev and of test each, drawn by a hash of seed and question id; 0: all",
         ge=0,
     )

@@ -26,5 +26,6 @@ def option(
     else the value is a model's name. `unkeyed`: the value does not enter the artifact's key, because it does not shape
     the result or because the content behind it enters the key instead.
     """
+    sentence = f"{help[0].upper()}{help[1:].rstrip('.')}."
     marks: dict[str, Any] = {"path": path, "model": model, "unkeyed": unkeyed}
-    return Field(default, description=help, json_schema_extra=marks, **checks)
+    return Field(default, description=sentence, json_schema_extra=marks, **checks)

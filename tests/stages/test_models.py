@@ -26,7 +26,7 @@ def test_a_digest_depends_on_contents_and_names_but_not_on_the_place_or_the_read
 
 
 def test_a_folder_that_is_no_model_and_a_path_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no config.json"):
+    with pytest.raises(InputError, match=r"holds no config\.json"):
         resolve_model(str(tmp_path))
     with pytest.raises(InputError, match="there is no model folder"):
         resolve_model(str(tmp_path / "nowhere"))
