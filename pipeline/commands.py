@@ -135,7 +135,7 @@ def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
     """What a stage reported, for a person."""
     summary = artifact.summary
     if stage == "pairs":
-        from stages.pairs import funnel_lines
+        from stages.pairs.build import funnel_lines
 
         return ["", *funnel_lines(summary)]
     if stage == "mask":
@@ -146,7 +146,7 @@ def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
         ]
         return [Table(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)]
     if stage == "evaluate":
-        from stages.evaluate import metrics_table
+        from stages.evaluation.evaluate import metrics_table
 
         metrics = json.loads((artifact.folder / "metrics.json").read_text())
         lists = metrics["lists"]["test"]

@@ -29,7 +29,7 @@ class Stage:
 PIPELINE = (
     Stage(
         name="pairs",
-        module="stages.pairs",
+        module="stages.pairs.build",
         section="pairs",
         inputs=(),
         outputs=("queries.parquet", "corpus.parquet", "qrels.parquet", "answers.parquet", "rejects.parquet"),
@@ -37,7 +37,7 @@ PIPELINE = (
     ),
     Stage(
         name="encode",
-        module="stages.encode",
+        module="stages.retrieval.encode",
         section="encode",
         inputs=("pairs/queries.parquet", "pairs/corpus.parquet"),
         outputs=("encoding.json", "texts.npy"),
@@ -45,7 +45,7 @@ PIPELINE = (
     ),
     Stage(
         name="search",
-        module="stages.search",
+        module="stages.retrieval.search",
         section="mine",
         inputs=("pairs/queries.parquet", "pairs/corpus.parquet", "pairs/qrels.parquet", "encode/encoding.json"),
         outputs=("candidates.parquet", "judged.parquet"),
@@ -83,7 +83,7 @@ PIPELINE = (
     ),
     Stage(
         name="train",
-        module="stages.train",
+        module="stages.training.train",
         section="train",
         inputs=(
             "compose/mined.jsonl",
@@ -97,7 +97,7 @@ PIPELINE = (
     ),
     Stage(
         name="evaluate",
-        module="stages.evaluate",
+        module="stages.evaluation.evaluate",
         section="evaluate",
         inputs=(
             "pairs/queries.parquet",
@@ -115,7 +115,7 @@ PIPELINE = (
 
 GATE = Stage(
     name="gate",
-    module="stages.gate",
+    module="stages.evaluation.gate",
     section="refresh",
     inputs=(
         "pairs/queries.parquet",

@@ -98,7 +98,7 @@ def moved_queries(workspace: Workspace, published: dict[str, Any] | None, pairs:
         return 0
     import polars as pl
 
-    from stages.split import moved
+    from stages.pairs.split import moved
 
     return int(moved(pl.read_parquet(old), pl.read_parquet(pairs.folder / "queries.parquet")))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.report.chart import Dot, dots
 from pipeline.report.markup import Html, count, esc, lines, note, section, table
-from stages.bootstrap import MIN_GROUPS
+from stages.evaluation.bootstrap import MIN_GROUPS
 
 Metrics = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from stages.negatives.known import Vectorise
 from stages.text import loose, normalise
 
 if TYPE_CHECKING:
-    from stages.encode import Vectors
+    from stages.retrieval.encode import Vectors
 
 _ROWS = 8192
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.nearest import pair_scores
+from stages.retrieval.nearest import pair_scores
 from stages.text import loose, normalise
 
 Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]

@@ -112,7 +112,7 @@ class Params(BaseParams):
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative."""
-    from stages.encode import Vectors
+    from stages.retrieval.encode import Vectors
 
     candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
     judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)

@@ -17,7 +17,7 @@ from pathlib import Path
 _STAGE = """
 import json, sys
 from pathlib import Path
-from stages import pairs
+from stages.pairs import build as pairs
 from stages.contracts import Tools
 
 class Quiet:

@@ -31,7 +31,7 @@ def compared(found: float, low: float | None, high: float | None, p: float | Non
 
 
 def measured(split: str = "test", low: float | None = 0.051, high: float | None = 0.114) -> dict[str, Any]:
-    """metrics.json as `stages.evaluate` writes it, with a figure of its own in every cell."""
+    """metrics.json as `stages.evaluation.evaluate` writes it, with a figure of its own in every cell."""
 
     def rows(start: float) -> dict[str, dict[str, float]]:
         systems = ("bm25", "embedder", "base_reranker", "reranker", "fused")

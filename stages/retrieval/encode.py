@@ -1,0 +1,228 @@
+"""Encode: every query and document becomes a vector, once. The vectors go to the store; the artifact says which."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow.parquet as pq
+
+from stages.contracts import CORPUS, QUERIES, Summary, Tools, document_text, scan_table
+from stages.models import DEFAULT_ENCODER
+from stages.params import Params as Base
+from stages.params import option
+from stages.retrieval.encoder import Encoder, Floats, Recipe, recipe
+from stages.retrieval.vectors import Buffer, Hashes, VectorStore, replace_synced, text_hashes, unique
+
+
+class Params(Base):
+    """The encoder, and how it is used."""
+
+    # The model's content and name enter the key through `identity`, the device through the encoder's key.
+    model: str = option(
+        DEFAULT_ENCODER,
+        "Encoder: a sentence-transformers or Hugging Face model, by hub id or folder.",
+        model=True,
+        unkeyed=True,
+    )
+    query_prompt: str | None = option(
+        None, 'Put before every query, as in "query: ". Left out: the model\'s own query prompt, if it has one.'
+    )
+    document_prompt: str | None = option(
+        None, 'Put before every document, as in "passage: ". Left out: the model\'s own document prompt, if any.'
+    )
+    max_length: int | None = option(
+        None, "Tokens of a text that are read; the rest is cut off. Left out: the model's own limit.", ge=1
+    )
+    similarity: Literal["auto", "cosine", "dot"] = option(
+        "auto",
+        "What compares two vectors: cosine (vectors are scaled to length 1) or dot. auto: dot where the model says so, "
+        "else cosine.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Number format the model computes in. auto: float32."
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "Where the model runs. auto: cuda where torch and the driver offer it, else cpu.", unkeyed=True
+    )
+    batch_tokens: int = option(
+        4096, "Tokens a batch: more use more memory. It changes the speed only, never a vector.", unkeyed=True, ge=1
+    )
+
+
+VERSION = 1
+
+_WINDOW = 16_384
+"""Texts held in memory at once to be sorted by length."""
+_ROWS = 8_192
+"""Rows of a table read at once."""
+
+_ROLES = {"query": QUERIES, "document": CORPUS}
+
+
+def identity(params: Params) -> dict[str, str]:
+    """What stands for the model in the artifact's key."""
+    made = _recipe(params)
+    return {"encoder": made.key, "model": made.model}
+
+
+def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+    """Encode the texts of `queries` and `corpus` that the store lacks; write encoding.json and texts.npy.
+
+    texts.npy: the sorted distinct hashes of all texts, uint8 [n, 16]. A run that is killed loses at most what came
+    after the last flush. Raises `InputError` for a model that can't be loaded or gives no finite vector.
+    """
+    made = _recipe(params)
+    store = VectorStore(tools.vectors / made.key)
+    if store.broken:
+        tools.progress.say(f"{len(store.broken)} damaged vector files were set aside; their texts are encoded again.")
+    paths = {"query": inputs["queries"], "document": inputs["corpus"]}
+    hashes = {role: _table_hashes(path, role, made) for role, path in paths.items()}
+    together = np.concatenate(list(hashes.values()))
+    texts, first = unique(together)
+    lacking = first[~store.held(texts)]
+    if len(lacking):
+        _describe(made, store.folder)
+        encoder = Encoder(made, params.model)
+        wanted = np.zeros(len(together), np.bool_)
+        wanted[lacking] = True
+        flags = dict(zip(paths, np.split(wanted, [len(hashes["query"])]), strict=True))
+        done = 0
+        with Buffer(store) as buffer:
+            for role, path in paths.items():
+                for window, window_hashes in _windows(path, role, flags[role], hashes[role]):
+                    for group, vectors in encoder.encode(window, role, params.batch_tokens):
+                        buffer.add(window_hashes[group], vectors)
+                        done += len(group)
+                        tools.progress.advance(done, len(lacking), "texts")
+    encoding = {
+        "encoder": made.key,
+        "model": made.model,
+        "dimension": store.dimension,
+        "queries": len(hashes["query"]),
+        "documents": len(hashes["document"]),
+        "texts": len(texts),
+        "normalised": made.similarity == "cosine",
+        "similarity": made.similarity,
+        "dtype": made.dtype,
+        "max_length": made.max_length,
+        "salts": {role: made.salt(role) for role in paths},
+    }
+    (out / "encoding.json").write_text(json.dumps(encoding, indent=2, ensure_ascii=False) + "\n")
+    np.save(out / "texts.npy", texts)
+    return {
+        "queries": len(hashes["query"]),
+        "documents": len(hashes["document"]),
+        "texts": len(texts),
+        "encoded": len(lacking),
+        "cached": len(texts) - len(lacking),
+        "dimension": store.dimension,
+        "encoder": made.model,
+    }
+
+
+def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:
+    """Does the vector store still hold, undamaged, every vector that this artifact stands for?"""
+    encoding = json.loads((out / "encoding.json").read_text())
+    store = VectorStore(tools.vectors / encoding["encoder"])
+    return not store.broken and bool(store.held(np.load(out / "texts.npy")).all())
+
+
+class Vectors:
+    """From rows of the tables to their vectors, for the stages after this one.
+
+    `encoding` is the encode stage's encoding.json, `root` the vector store's (`tools.vectors`).
+    """
+
+    def __init__(self, encoding: Path, root: Path) -> None:
+        self.encoding = json.loads(encoding.read_text())
+        self.store = VectorStore(root / self.encoding["encoder"])
+        self.dimension: int = self.encoding["dimension"]
+
+    def query_hashes(self, frame: pl.DataFrame) -> Hashes:
+        """Hashes of the rows of `frame` (column query): uint8 [n, 16], for `self.read`."""
+        return self._hashes(frame, "query")
+
+    def document_hashes(self, frame: pl.DataFrame) -> Hashes:
+        """Hashes of the rows of `frame` (columns text and, where there is one, title): uint8 [n, 16]."""
+        return self._hashes(frame, "document")
+
+    def read(self, hashes: Hashes) -> Floats:
+        """Vectors of hashes, float32 [n, d]; `KeyError` where one was not encoded."""
+        return self.store.read(hashes)
+
+    def queries(self, frame: pl.DataFrame) -> Floats:
+        """Vectors of the rows of `frame` (column query): float32 [n, d]."""
+        return self.read(self.query_hashes(frame))
+
+    def documents(self, frame: pl.DataFrame) -> Floats:
+        """Vectors of the rows of `frame` (columns text and, where there is one, title): float32 [n, d]."""
+        return self.read(self.document_hashes(frame))
+
+    def _hashes(self, frame: pl.DataFrame, role: str) -> Hashes:
+        return text_hashes(encoder_texts(frame, role), self.encoding["salts"][role])
+
+
+def encoder_texts(frame: pl.DataFrame, role: str) -> list[str]:
+    """What the encoder reads of each row, before its prompt: the query; or title (if any), a space and the text."""
+    if role == "query":
+        return frame["query"].to_list()
+    return frame.select(document_text(frame.columns))["text"].to_list()
+
+
+def _recipe(params: Params) -> Recipe:
+    return recipe(
+        params.model,
+        params.query_prompt,
+        params.document_prompt,
+        params.max_length,
+        params.dtype,
+        params.device,
+        params.similarity,
+    )
+
+
+def _table_texts(path: Path, role: str) -> Iterator[list[str]]:
+    """The texts of a table, a bounded number of rows at a time."""
+    scan_table(path, _ROLES[role])
+    columns = ["query"] if role == "query" else ["text", "title"]
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS, columns=columns):
+            yield encoder_texts(pl.DataFrame(pl.from_arrow(batch)), role)
+
+
+def _table_hashes(path: Path, role: str, made: Recipe) -> Hashes:
+    parts = [text_hashes(texts, made.salt(role)) for texts in _table_texts(path, role)]
+    return np.concatenate([np.empty((0, 16), np.uint8), *parts])
+
+
+def _windows(
+    path: Path, role: str, wanted: npt.NDArray[np.bool_], hashes: Hashes
+) -> Iterator[tuple[list[str], Hashes]]:
+    """The wanted rows' texts and hashes, a window of at most _WINDOW at a time."""
+    window: list[str] = []
+    rows: list[int] = []
+    row = 0
+    for texts in _table_texts(path, role):
+        for offset in np.flatnonzero(wanted[row : row + len(texts)]).tolist():
+            window.append(texts[offset])
+            rows.append(row + offset)
+            if len(window) == _WINDOW:
+                yield window, hashes[rows]
+                window, rows = [], []
+        row += len(texts)
+    if window:
+        yield window, hashes[rows]
+
+
+def _describe(made: Recipe, folder: Path) -> None:
+    """Say in the encoder's folder, in words, what its name stands for."""
+    path = folder / "encoder.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(asdict(made), indent=2, ensure_ascii=False) + "\n"
+        replace_synced(path, content.encode(), folder / "encoder.tmp")

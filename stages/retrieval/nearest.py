@@ -1,0 +1,137 @@
+"""The k best documents of a query by inner product: exact, in bounded memory, the same bits however the work is cut.
+
+FAISS sweeps the documents in float32. Its scores depend in their last bits on how the work was cut, so they only choose
+whom to look at: what was found is scored again by `pair_scores`, whose result depends on the two vectors alone. Order,
+cut and ties follow those scores, so the result is one and the same for every block size, batch, thread count and
+history, and a run that searches only what is new can equal a run from nothing bit for bit.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.retrieval.vectors import Floats
+
+Ids = npt.NDArray[np.int64]
+
+_MARGIN = 32
+"""Documents swept beyond k, so that rounding and short ties at the cut are settled without a second sweep."""
+_PAIRS = 512
+"""Pairs scored at once: their vectors in float64 stay in the cache."""
+
+
+def exact_top_k(queries: Floats, blocks: Iterable[Floats], k: int, margin: int = _MARGIN) -> tuple[Ids, Floats]:
+    """The k best documents of each query by inner product: ids int64 [q, k] and scores float32 [q, k].
+
+    `blocks` are the documents' vectors [b, d] in the order of their ids 0, 1, 2, ...; it is gone through two or three
+    times, so it must be a collection (or begin anew when iterated), not a generator. Exactly `pair_scores` orders the
+    result: score falling, then id rising, at the cut too. With fewer than k documents the arrays are that much
+    narrower.
+
+    Method: FAISS keeps the k + margin best of its own float32 scores. Such a score is off by at most the usual bound of
+    an inner product, d u |q| |x| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). So a document that was
+    not kept can't belong to the result where the kth score found lies above the least kept one by more than the bound.
+    Queries where it does not, because of ties longer than the margin, are swept again for everything above the cut.
+    """
+    if not len(queries):
+        return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
+    swept, ids, longest = _sweep(queries, blocks, k + margin)
+    if not ids.shape[1]:
+        return ids, swept
+    scores = _rescored(queries, blocks, ids)
+    everything = ids.shape[1] < k + margin
+    ids, scores = _ordered(ids, scores, k)
+    if everything:
+        return ids, scores
+    cut = scores[:, -1].astype(np.float64)
+    bound = _rounding(queries, longest)
+    unsure = np.flatnonzero(swept.min(axis=1) + bound >= cut)
+    for part in np.array_split(unsure, -(-len(unsure) // 64) or 1):
+        if len(part):
+            ids[part], scores[part] = _above(queries[part], blocks, k, cut[part] - bound[part])
+    return ids, scores
+
+
+def pair_scores(queries: Floats, documents: Floats) -> Floats:
+    """Inner products of float32 [n, d] with float32 [n, d], row by row: float32 [n].
+
+    Computed in float64, where products of float32 are exact, and rounded once; each row is summed by itself in one
+    fixed order. So a pair's score does not depend on what it is computed together with, and pairs of equal vectors
+    tie exactly.
+    """
+    out = np.empty(len(queries), np.float32)
+    for start in range(0, len(queries), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        # Converted first: einsum's own conversion would cut rows at its buffer's end and sum them in pieces.
+        a, b = queries[part].astype(np.float64, order="C"), documents[part].astype(np.float64, order="C")
+        out[part] = np.einsum("nd,nd->n", a, b)
+    return out
+
+
+def _sweep(queries: Floats, blocks: Iterable[Floats], k: int) -> tuple[Floats, Ids, float]:
+    """FAISS's k best: scores and ids [q, min(k, documents)] unordered, and the greatest length of a document vector."""
+    import faiss
+
+    heap = faiss.ResultHeap(len(queries), k, keep_max=True)
+    start, longest = 0, 0.0
+    for block in blocks:
+        scores, ids = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        heap.add_result(scores, ids + start)
+        longest = max(longest, float(_lengths(block).max(initial=0)))
+        start += len(block)
+    heap.finalize()
+    width = min(k, start)
+    return heap.D[:, :width], heap.I[:, :width], longest
+
+
+def _rescored(queries: Floats, blocks: Iterable[Floats], ids: Ids) -> Floats:
+    """`pair_scores` of each query with its ids [q, k], a block of documents at a time."""
+    flat = ids.ravel()
+    order = np.argsort(flat, kind="stable")
+    scores = np.empty(len(flat), np.float32)
+    start = begin = 0
+    for block in blocks:
+        end = int(np.searchsorted(flat, start + len(block), sorter=order))
+        for first in range(begin, end, _PAIRS):
+            pairs = order[first : min(first + _PAIRS, end)]
+            scores[pairs] = pair_scores(queries[pairs // ids.shape[1]], block[flat[pairs] - start])
+        start, begin = start + len(block), end
+    return scores.reshape(ids.shape)
+
+
+def _above(queries: Floats, blocks: Iterable[Floats], k: int, least: npt.NDArray[np.float64]) -> tuple[Ids, Floats]:
+    """The k best among all documents whose float32 score reaches `least` [q]; there are at least k of them."""
+    row, ids, scores = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    start = 0
+    for block in blocks:
+        rows, columns = np.nonzero(queries @ block.T >= least[:, None])
+        found = np.empty(len(rows), np.float32)
+        for first in range(0, len(rows), _PAIRS):
+            part = slice(first, first + _PAIRS)
+            found[part] = pair_scores(queries[rows[part]], block[columns[part]])
+        row, ids = np.concatenate([row, rows]), np.concatenate([ids, columns + start])
+        scores = np.concatenate([scores, found])
+        order = np.lexsort((ids, -scores, row))
+        place = np.arange(len(order)) - np.searchsorted(row[order], row[order])
+        kept = order[place < k]
+        row, ids, scores = row[kept], ids[kept], scores[kept]
+        start += len(block)
+    return ids.reshape(len(queries), k), scores.reshape(len(queries), k)
+
+
+def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
+    order = np.lexsort((ids, -scores))[:, :k]
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def _rounding(queries: Floats, longest: float) -> npt.NDArray[np.float64]:
+    """How far a float32 inner product with a vector of length <= longest can lie from `pair_scores`: float64 [q]."""
+    error = (queries.shape[1] + 4) * 2.0**-24
+    bound: npt.NDArray[np.float64] = error / (1 - error) * _lengths(queries) * longest + 1e-30
+    return bound
+
+
+def _lengths(vectors: Floats) -> npt.NDArray[np.float64]:
+    lengths: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    return lengths

@@ -1,0 +1,87 @@
+"""The bootstrap against a loop that reads like its definition, and against odds worked out by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from stages.evaluation import bootstrap
+from stages.evaluation.bootstrap import Comparison, compare, resample
+
+
+def column(*values: float) -> NDArray[np.float64]:
+    return np.array(values, dtype=np.float64)[:, None]
+
+
+def test_a_constant_difference_is_certain() -> None:
+    groups = np.array(list("abcdef"))
+    [found] = compare(np.full((6, 1), 0.1), groups, samples=199, seed=0)
+    assert found == pytest.approx(Comparison(0.1, 0.1, 0.1, 2 * 1 / 200))
+
+
+def test_no_difference_is_no_evidence() -> None:
+    assert compare(np.zeros((7, 1)), np.arange(7), samples=100, seed=0) == [Comparison(0.0, 0.0, 0.0, 1.0)]
+
+
+def test_odds_by_hand() -> None:
+    # one group of six differs: a sample without it, (5/6)^6 = 33.5 % of them, has a mean of 0, none is below
+    [found] = compare(column(1, 0, 0, 0, 0, 0), np.arange(6), samples=20_000, seed=3)
+    assert found.difference == pytest.approx(1 / 6)
+    assert found.p == pytest.approx(2 * (5 / 6) ** 6, abs=0.02)
+    assert found.low == 0
+    assert found.high == pytest.approx(3 / 6)  # P(four times or more) = 0.9 %, P(three or more) = 6.2 %
+
+
+def test_the_mirror_image_has_the_mirrored_interval() -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(0.05, 0.1, size=(40, 1))
+    there, back = (compare(sign * values, np.arange(40), samples=500, seed=1)[0] for sign in (1, -1))
+    assert (back.low, back.high) == pytest.approx((-there.high, -there.low))  # type: ignore[operator]
+    assert back.p == there.p
+
+
+def test_five_groups_are_too_few_however_many_queries() -> None:
+    assert compare(np.ones((50, 1)), np.arange(50) % 5, samples=100, seed=0) == [Comparison(1.0, None, None, None)]
+
+
+def test_whole_groups_are_drawn() -> None:
+    values = np.repeat([0.3, -0.1, 0.2, -0.2, 0.1, 0.0], 10)[:, None]
+    [single] = compare(values, np.arange(60), samples=1000, seed=0)
+    [grouped] = compare(values, np.repeat(np.arange(6), 10), samples=1000, seed=0)
+    assert grouped.high - grouped.low > 2 * (single.high - single.low)  # type: ignore[operator]
+
+
+def test_the_confidence_sets_the_width() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 1))
+    [wide] = compare(values, np.arange(50), samples=1000, seed=0, confidence=0.99)
+    [narrow] = compare(values, np.arange(50), samples=1000, seed=0, confidence=0.5)
+    assert wide.low < narrow.low < narrow.high < wide.high  # type: ignore[operator]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(-8, 8), st.integers(-8, 8)), min_size=1, max_size=30),
+    st.integers(0, 5),
+)
+def test_vectorised_equals_the_loop(rows: list[tuple[int, int, int]], seed: int) -> None:
+    code = np.unique([group for group, _, _ in rows], return_inverse=True)[1]
+    values = np.array([row[1:] for row in rows], dtype=np.float64) / 8
+    groups = code.max() + 1
+    members = [values[code == group] for group in range(groups)]
+    random = np.random.default_rng(seed)
+    naive = []
+    for _ in range(20):
+        times = random.multinomial(groups, np.full(groups, 1 / groups))
+        drawn = [query for group in range(groups) for query in list(members[group]) * times[group]]
+        naive.append(np.mean(drawn, axis=0))
+    sums = np.array([part.sum(axis=0) for part in members])
+    sizes = np.array([len(part) for part in members], dtype=np.float64)
+    assert resample(sums, sizes, 20, seed) == pytest.approx(np.array(naive), abs=1e-9)
+
+
+def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, sizes = np.arange(12.0).reshape(6, 2), np.arange(1.0, 7.0)
+    whole = resample(sums, sizes, 100, seed=0)
+    monkeypatch.setattr(bootstrap, "_CELLS", 42)
+    assert np.array_equal(resample(sums, sizes, 100, seed=0), whole)

@@ -1,0 +1,198 @@
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+import pytest
+
+from stages.contracts import CORPUS, QUERIES, Tools, write_table
+from stages.retrieval import encode
+from stages.retrieval.encode import Params, Vectors, encoder_texts, identity, intact, run
+from stages.retrieval.encoder import Recipe
+from stages.retrieval.vectors import VectorStore, text_hashes
+
+
+class Said:
+    """Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int | None, str]] = []
+        self.lines: list[str] = []
+
+    def advance(self, done: int, total: int | None, unit: str) -> None:
+        self.steps.append((done, total, unit))
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+class FakeEncoder:
+    """Its vector of a text is the text's length and its first letter; it counts what it is asked."""
+
+    loaded = 0
+    asked: ClassVar[list[list[str]]] = []
+    breaks_after = 10**9
+
+    def __init__(self, made: Recipe, model: str) -> None:
+        FakeEncoder.loaded += 1
+
+    def encode(self, texts: Sequence[str], role: str, batch_tokens: int) -> Iterator[tuple[list[int], np.ndarray]]:
+        FakeEncoder.asked.append(list(texts))
+        for i in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
+            if sum(map(len, FakeEncoder.asked)) > FakeEncoder.breaks_after:
+                raise KeyboardInterrupt
+            yield [i], vector(texts[i])[None]
+
+
+def vector(text: str) -> np.ndarray:
+    return np.array([len(text), ord(text[0])], np.float32)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEncoder]:
+    monkeypatch.setattr(encode, "Encoder", FakeEncoder)
+    for name, value in (("loaded", 0), ("asked", []), ("breaks_after", 10**9)):
+        monkeypatch.setattr(FakeEncoder, name, value)
+    return FakeEncoder
+
+
+CORPUS_ROWS = {"doc_id": ["a", "b", "c"], "text": ["Red.", "Blue.", "Red."], "title": ["Sky", "", None]}
+QUERY_ROWS = {"query_id": ["1", "2"], "query": ["why", "Red."], "split": ["train"] * 2, "group": ["1", "2"]}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    paths = {"queries": tmp_path / "queries.parquet", "corpus": tmp_path / "corpus.parquet"}
+    write_table(pl.DataFrame(QUERY_ROWS), QUERIES, paths["queries"])
+    write_table(pl.DataFrame(CORPUS_ROWS), CORPUS, paths["corpus"])
+    return paths
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Tools:
+    return Tools(Said(), tmp_path / "scratch", tmp_path / "vectors", tmp_path / "logs")
+
+
+def fresh(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_the_title_goes_first_where_there_is_one() -> None:
+    frame = pl.DataFrame(CORPUS_ROWS)
+    assert encoder_texts(frame, "document") == ["Sky Red.", "Blue.", "Red."]
+    assert encoder_texts(frame.drop("title"), "document") == ["Red.", "Blue.", "Red."]
+
+
+def test_each_distinct_text_is_encoded_once(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    out = fresh(tmp_path / "out")
+    summary = run(Params(), inputs, out, tools)
+    assert summary["queries"] == 2
+    assert summary["documents"] == 3
+    assert (summary["texts"], summary["encoded"], summary["cached"], summary["dimension"]) == (4, 4, 0, 2)
+    assert fake.asked == [["why", "Red."], ["Sky Red.", "Blue."]]
+    assert tools.progress.steps[-1] == (4, 4, "texts")  # type: ignore[attr-defined]
+    texts = np.load(out / "texts.npy")
+    assert sorted(map(bytes, text_hashes(["why", "Red.", "Sky Red.", "Blue."]))) == list(map(bytes, texts))
+
+    vectors = Vectors(out / "encoding.json", tools.vectors)
+    assert vectors.queries(pl.DataFrame(QUERY_ROWS)).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
+    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
+    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+
+
+def test_a_cache_hit_loads_no_model_and_gives_the_same_bytes(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    run(Params(), inputs, fresh(tmp_path / "one"), tools)
+    summary = run(Params(), inputs, fresh(tmp_path / "two"), tools)
+    assert (summary["encoded"], summary["cached"], fake.loaded) == (0, 4, 1)
+    for name in ("encoding.json", "texts.npy"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_windows_smaller_than_the_tables_encode_the_same(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "_WINDOW", 1)
+    monkeypatch.setattr(encode, "_ROWS", 2)
+    run(Params(), inputs, fresh(tmp_path / "out"), tools)
+    assert fake.asked == [["why"], ["Red."], ["Sky Red."], ["Blue."]]
+    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
+    vectors = Vectors(tmp_path / "out/encoding.json", tools.vectors)
+    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+
+
+def test_prompts_make_two_texts_of_one(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    summary = run(Params(query_prompt="query: "), inputs, fresh(tmp_path / "out"), tools)
+    assert summary["texts"] == 5
+    assert fake.asked == [["why", "Red."], ["Sky Red.", "Blue.", "Red."]]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "breaks_after", 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(Params(), inputs, fresh(tmp_path / "one"), tools)
+    monkeypatch.setattr(fake, "breaks_after", 10**9)
+    assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 2
+    assert fake.asked[-1] == ["Sky Red.", "Blue."]
+
+
+def test_damage_in_the_store_is_noticed_and_mended(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    out = fresh(tmp_path / "one")
+    run(Params(), inputs, out, tools)
+    assert intact(inputs, out, tools)
+    (segment,) = tools.vectors.glob("*/*.npy")
+    segment.write_bytes(segment.read_bytes()[:-1])
+    assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 4
+    assert tools.progress.lines == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
+    assert intact(inputs, out, tools)
+    segment.write_bytes(b"")
+    assert not intact(inputs, out, tools)
+    assert not intact(inputs, out, tools)
+
+
+def test_the_encoders_folder_says_what_it_is(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    run(Params(), inputs, fresh(tmp_path / "out"), tools)
+    key = identity(Params())["encoder"]
+    described = json.loads((tools.vectors / key / "encoder.json").read_text())
+    assert described["model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert json.loads((tmp_path / "out/encoding.json").read_text())["encoder"] == key
+    assert len(VectorStore(tools.vectors / key)) == 4
+
+
+def test_identity_loads_no_torch() -> None:
+    code = "import sys; from stages.retrieval.encode import *; identity(Params()); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_real_model_from_tables_to_vectors(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, tiny_model: Path
+) -> None:
+    """An incremental run holds the same bits as a run from nothing."""
+    params = Params(model=str(tiny_model))
+    write_table(pl.DataFrame(CORPUS_ROWS).head(1), CORPUS, inputs["corpus"])
+    run(params, inputs, fresh(tmp_path / "one"), tools)
+    write_table(pl.DataFrame(CORPUS_ROWS), CORPUS, inputs["corpus"])
+    assert run(params, inputs, fresh(tmp_path / "two"), tools)["encoded"] == 1
+    clean = Tools(Said(), tmp_path / "scratch", tmp_path / "elsewhere", tmp_path / "logs")
+    assert run(params, inputs, fresh(tmp_path / "three"), clean)["encoded"] == 4
+    frame = pl.DataFrame(CORPUS_ROWS)
+    grown = Vectors(tmp_path / "two/encoding.json", tools.vectors).documents(frame)
+    assert grown.shape == (3, 32)
+    assert np.array_equal(grown, Vectors(tmp_path / "three/encoding.json", clean.vectors).documents(frame))
+    assert str(tmp_path) not in (tmp_path / "two/encoding.json").read_text()

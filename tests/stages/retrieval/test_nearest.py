@@ -1,0 +1,94 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.retrieval.nearest import exact_top_k, pair_scores
+
+
+def floats(rows: list[list[float]]) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+def in_blocks(documents: np.ndarray, size: int) -> list[np.ndarray]:
+    return [documents[start : start + size] for start in range(0, len(documents), size)]
+
+
+def naive(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[list[list[int]], list[list[float]]]:
+    """All pairs scored one by one, the whole list sorted by score falling, then id."""
+    ids, scores = [], []
+    for query in queries:
+        all_scores = [float(pair_scores(query[None], document[None])[0]) for document in documents]
+        order = sorted(range(len(documents)), key=lambda i: (-all_scores[i], i))[:k]
+        ids.append(order)
+        scores.append([all_scores[i] for i in order])
+    return ids, scores
+
+
+def test_best_first_and_ties_by_id() -> None:
+    documents = floats([[1, 0], [0, 1], [1, 0], [0.5, 0.5]])
+    ids, scores = exact_top_k(floats([[1, 0], [0, 2]]), [documents], 3)
+    assert ids.tolist() == [[0, 2, 3], [1, 3, 0]]
+    assert scores.tolist() == [[1, 1, 0.5], [2, 1, 0]]
+    assert (ids.dtype, scores.dtype) == (np.int64, np.float32)
+
+
+def test_more_ties_at_the_cut_than_the_margin() -> None:
+    documents = np.repeat(floats([[0.5, 0], [1, 0]]), [1000, 3], axis=0)
+    for size in (7, 1003):
+        ids, scores = exact_top_k(floats([[1, 0]]), in_blocks(documents, size), 5)
+        assert ids.tolist() == [[1000, 1001, 1002, 0, 1]]
+        assert scores.tolist() == [[1, 1, 1, 0.5, 0.5]]
+
+
+def test_fewer_documents_than_asked_for() -> None:
+    ids, scores = exact_top_k(floats([[2]]), [floats([[3]])], 200)
+    assert (ids.tolist(), scores.tolist()) == ([[0]], [[6]])
+
+
+def test_no_queries() -> None:
+    ids, scores = exact_top_k(np.empty((0, 2), np.float32), [floats([[1, 0]])], 3)
+    assert len(ids) == len(scores) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_blocked_search_equals_a_full_sort(data: st.DataObject) -> None:
+    d = data.draw(st.integers(1, 3))
+    value = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1 / 3])
+    vectors = st.lists(st.lists(value, min_size=d, max_size=d), min_size=1, max_size=40)
+    documents, queries = floats(data.draw(vectors)), floats(data.draw(vectors))[:4]
+    k, margin, size = (data.draw(st.integers(1, 12)), data.draw(st.integers(0, 3)), data.draw(st.integers(1, 41)))
+    ids, scores = exact_top_k(queries, in_blocks(documents, size), k, margin)
+    expected_ids, expected_scores = naive(queries, documents, k)
+    assert ids.tolist() == expected_ids
+    assert scores.tolist() == expected_scores
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32), size=st.integers(20, 301), part=st.integers(1, 40))
+def test_near_ties_give_the_same_bits_however_the_work_is_cut(seed: int, size: int, part: int) -> None:
+    """Documents that differ in their last bits only: the sweep's order is noise, the result is not."""
+    random = np.random.default_rng(seed)
+    base = random.standard_normal(96).astype(np.float32)
+    documents = np.nextafter(base, np.float32(9), where=random.random((300, 96)) < 0.1, out=np.tile(base, (300, 1)))
+    queries = random.standard_normal((40, 96)).astype(np.float32)
+    ids, scores = exact_top_k(queries, [documents], 10, margin=2)
+    assert ids.tolist() == naive(queries[:1], documents, 10)[0] + ids[1:].tolist()
+    cut_ids, cut_scores = zip(
+        *(exact_top_k(queries[i : i + part], in_blocks(documents, size), 10, margin=2) for i in range(0, 40, part)),
+        strict=True,
+    )
+    assert np.concatenate(cut_ids).tobytes() == ids.tobytes()
+    assert np.concatenate(cut_scores).tobytes() == scores.tobytes()
+
+
+def test_a_pair_scores_the_same_alone_and_in_company() -> None:
+    random = np.random.default_rng(0)
+    for d in (1, 7, 384, 1000):
+        a, b = random.standard_normal((2, 700, d)).astype(np.float32)
+        together = pair_scores(a, b)
+        assert together.tobytes() == b"".join(
+            pair_scores(x[None], y[None]).tobytes() for x, y in zip(a, b, strict=True)
+        )
+        assert together.tobytes() == pair_scores(np.asfortranarray(a), b).tobytes()
+        assert np.allclose(together, [np.dot(x.astype(float), y.astype(float)) for x, y in zip(a, b, strict=True)])

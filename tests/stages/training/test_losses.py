@@ -1,0 +1,66 @@
+"""The losses by hand, and against a plain loop over the groups."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.training.losses import LOSSES, chance, listwise, pointwise
+
+
+def test_listwise_is_minus_log_softmax_of_the_first_of_each_group() -> None:
+    # group 1: e^2 / (e^2 + 1 + 1), group 2: 1 of 2 alike
+    scores = torch.tensor([2.0, 0.0, 0.0, 1.0, 1.0])
+    expected = (math.log(1 + 2 * math.exp(-2)) + math.log(2)) / 2
+    assert listwise(scores, [3, 2]).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_listwise_gradient_is_softmax_minus_the_hard_label() -> None:
+    scores = torch.tensor([0.0, math.log(3.0), 5.0], requires_grad=True)
+    listwise(scores, [2, 1]).backward()
+    # group 1: softmax (1/4, 3/4), halved by the mean over two groups; a group of one teaches nothing
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([-0.375, 0.375, 0.0], abs=1e-6)
+
+
+def test_pointwise_is_the_mean_over_pairs() -> None:
+    # sigmoid(ln 3) = 3/4 for a positive, sigmoid(0) = 1/2 for a negative and a positive
+    scores = torch.tensor([math.log(3.0), 0.0, 0.0])
+    expected = (math.log(4 / 3) + math.log(2) + math.log(2)) / 3
+    assert pointwise(scores, [2, 1]).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_pointwise_labels_the_first_of_each_group() -> None:
+    scores = torch.tensor([9.0, -9.0, -9.0, 9.0, -9.0])
+    assert pointwise(scores, [3, 2]).item() < 0.001
+    assert pointwise(scores, [2, 3]).item() > 1
+
+
+GROUPS = st.lists(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@given(GROUPS)
+def test_uneven_groups_equal_a_loop_over_them(groups: list[list[float]]) -> None:
+    scores = torch.tensor([score for group in groups for score in group])
+    each = [math.log(math.fsum(math.exp(score) for score in group)) - group[0] for group in groups]
+    assert listwise(scores, [len(group) for group in groups]).item() == pytest.approx(
+        sum(each) / len(each), rel=1e-4, abs=1e-4
+    )
+
+
+def test_chance_by_hand() -> None:
+    # the mean over batches, as a trainer's loss is: ln 2 and (ln 2 + ln 8) / 2 = 2 ln 2
+    assert chance("listwise", [[2], [2, 8]]) == pytest.approx(1.5 * math.log(2))
+    # shares 1/2 and 2/8: mean 3/8
+    assert chance("pointwise", [[2], [4, 4]]) == pytest.approx(3 / 8 * math.log(8 / 3) + 5 / 8 * math.log(8 / 5))
+
+
+def test_chance_is_the_loss_of_a_model_that_knows_only_the_share() -> None:
+    batches = [[3, 5], [2]]
+    share = (2 / 8 + 1 / 2) / 2
+    known = {"listwise": 0.7, "pointwise": math.log(share / (1 - share))}
+    for name, loss in LOSSES.items():
+        each = [loss(torch.full((sum(sizes),), known[name]), sizes).item() for sizes in batches]
+        assert sum(each) / 2 == pytest.approx(chance(name, batches), rel=1e-5)
