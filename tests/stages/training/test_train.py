@@ -199,7 +199,7 @@ def test_a_killed_process_leaves_nothing_that_shows(
     params: Params, inputs: dict[str, Path], undisturbed: tuple[Path, Summary, dict[str, Any], Log], tmp_path: Path
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.stages.test_train", params.base, str(inputs["mined"].parent), str(tmp_path)]
+    command = [sys.executable, "-m", "tests.stages.training.test_train", params.base, str(inputs["mined"].parent), str(tmp_path)]
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert list((tmp_path / "scratch").glob("checkpoint-*"))
