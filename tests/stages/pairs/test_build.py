@@ -18,7 +18,7 @@ from stages.pairs.build import Pairs, Params, build_pairs, funnel_lines, identit
 from stages.pairs.split import moved
 from stages.text import text_id
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 class Said:

@@ -22,7 +22,7 @@ from stages.training.reranker import load_reranker, save_reranker
 from stages.training.train import Params, collapse, dev_measure
 from stages.training.trainer import Batches, History, epochs_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRAIN, DEV = 21, 4
 STEPS = 6
 """21 groups in batches of 4: six steps an epoch, the last of one group."""
