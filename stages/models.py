@@ -34,6 +34,12 @@ def resolve_model(name: str) -> Path:
     return _from_hub(name)
 
 
+def model_name(name: str) -> str:
+    """What a model is called in results: its hub id as given, of a folder only the last part of its path."""
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.exists() else name
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

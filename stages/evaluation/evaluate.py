@@ -13,7 +13,6 @@ from stages.evaluation.fusion import DEFAULT_WEIGHT, choose_weight, fuse
 from stages.evaluation.lists import Fixed, fix_lists
 from stages.evaluation.metrics import Judge, means, metric_names
 from stages.evaluation.scoring import lexical_scores, neural_scores, pair_texts
-from stages.models import resolve_model
 from stages.params import Params as Base
 from stages.params import option
 from stages.training.reranker import Dtype, has_head
@@ -48,14 +47,16 @@ VERSION = 1
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Write metrics.json and per_query.parquet for the reranker in `inputs`, and sum them up.
 
-    base_reranker is the model that training began with, with the same fresh head where it needed one.
+    base_reranker is `inputs["base"]`, the folder of the model that training began with, with the same fresh head
+    where it needed one.
     """
     fixed = fix_lists(inputs, SPLITS, top_k=params.top_k, max_queries=params.max_queries, seed=params.seed)
     corpus = scan_documents(inputs["corpus"]).collect()
     for line in remarks(fixed, corpus.height, params):
         tools.progress.say(line)
     training = json.loads(inputs["training"].read_text(encoding="utf-8"))
-    base = resolve_model(training["base"])
+    # where the base lies is [train]'s to say, so it comes as an input; training.json has its name and weights' digest
+    base = inputs["base"]
     untrained_head = not has_head(base)
     if untrained_head:
         tools.progress.say("base_reranker is an encoder with a fresh random head: its figures are those of chance")

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import xxhash
 
 from stages.errors import InputError
-from stages.models import model_digest, resolve_model
+from stages.models import model_digest, model_name, resolve_model
 
 Floats = npt.NDArray[np.float32]
 
@@ -86,7 +86,7 @@ def recipe(
         similarity = "dot" if settings.get("similarity_fn_name") in ("dot", "dot_product") else "cosine"
     modules = _json(folder / "modules.json", [])
     return Recipe(
-        model=Path(model).name if Path(model).expanduser().exists() else model,
+        model=model_name(model),
         weights=model_digest(folder),
         query_prompt=prompts.get("query", "") if query_prompt is None else query_prompt,
         document_prompt=next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), "")

@@ -14,7 +14,7 @@ import polars as pl
 from stages.contracts import Summary, Tools, scan_documents
 from stages.evaluation.lists import Fixed, fix_lists
 from stages.evaluation.metrics import Judge, means
-from stages.models import DEFAULT_ENCODER, model_digest, resolve_model
+from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_model
 from stages.params import Params as BaseParams
 from stages.params import option
 from stages.training.groups import Group, epoch_groups, read_mined
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from stages.training.trainer import History, Measure
 
-VERSION = 1
+VERSION = 2
 
 FIGURES = ("nDCG@10", "MRR@10")
 FRESH_RATE, TRAINED_RATE = 6e-5, 2e-5
@@ -139,7 +139,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         params.loss, [sizes[row : row + params.batch_size] for row in range(0, len(sizes), params.batch_size)]
     )
     report = {
-        "base": params.base,
+        # no path: evaluate is made again where these bytes change, and a moved model is the same model
+        "base": model_name(params.base),
+        "base_weights": model_digest(folder),
         "fresh_head": fresh,
         "seed": params.seed,
         "learning_rate": rate,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import InputError
-from stages.models import DEFAULT_ENCODER, model_digest, resolve_model
+from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_model
 
 
 def test_the_packaged_default_is_the_official_file() -> None:
@@ -30,6 +30,13 @@ def test_a_folder_that_is_no_model_and_a_path_that_is_not_there(tmp_path: Path) 
         resolve_model(str(tmp_path))
     with pytest.raises(InputError, match="there is no model folder"):
         resolve_model(str(tmp_path / "nowhere"))
+
+
+def test_a_model_is_called_by_its_hub_id_or_its_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert model_name(str(tmp_path / "mine")) == model_name(".") == model_name("../mine/") == "mine"
+    assert model_name("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
 
 
 def test_an_unreachable_hub_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The stage from tables to figures: by hand with given scores, and once with a real (tiny) model."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,12 @@ def reranker(tiny_model: Path, tmp_path: Path, inputs: dict[str, Path]) -> dict[
     from stages.training.reranker import load_reranker, save_reranker
 
     save_reranker(load_reranker(tiny_model, "cpu", seed=1), tmp_path / "reranker")
-    (tmp_path / "training.json").write_text(json.dumps({"base": str(tiny_model), "seed": 0}))
-    return inputs | {"reranker": tmp_path / "reranker", "training": tmp_path / "training.json"}
+    (tmp_path / "training.json").write_text(json.dumps({"base": "tiny", "seed": 0}))
+    return inputs | {
+        "reranker": tmp_path / "reranker",
+        "training": tmp_path / "training.json",
+        "base": tiny_model,
+    }
 
 
 @pytest.fixture
@@ -324,11 +329,20 @@ def test_the_same_model_passes_the_gate_with_no_difference(reranker: dict[str, P
 
 
 def test_a_base_with_a_head_is_scored_as_it_came(reranker: dict[str, Path], tools: Tools, log: Log) -> None:
-    reranker["training"].write_text(json.dumps({"base": str(reranker["reranker"]), "seed": 5}))
-    _, metrics = run(reranker, tools, device="cpu")
+    _, metrics = run(reranker | {"base": reranker["reranker"]}, tools, device="cpu")
     assert metrics["untrained_head"] is False
     assert metrics["test"]["base_reranker"] == metrics["test"]["reranker"]
     assert not any("random head" in line for line in log.said)
+
+
+def test_figures_do_not_hang_on_where_the_base_lies(
+    reranker: dict[str, Path], tools: Tools, tiny_model: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(tiny_model, tmp_path / "elsewhere" / "renamed"))
+    one, _ = run(reranker, tools, "one", device="cpu")
+    two, _ = run(reranker | {"base": moved}, tools, "two", device="cpu")
+    for name in ("metrics.json", "per_query.parquet"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_the_gate_has_nothing_to_compare_on_without_test(reranker: dict[str, Path], tools: Tools) -> None:

@@ -17,6 +17,7 @@ import pytest
 from stages.contracts import CANDIDATES, CORPUS, QRELS, QUERIES, Summary, Tools, write_table
 from stages.errors import InputError
 from stages.evaluation.lists import Fixed
+from stages.models import model_digest
 from stages.training import train, trainer
 from stages.training.reranker import load_reranker, save_reranker
 from stages.training.train import Params, collapse, dev_measure
@@ -199,7 +200,14 @@ def test_a_killed_process_leaves_nothing_that_shows(
     params: Params, inputs: dict[str, Path], undisturbed: tuple[Path, Summary, dict[str, Any], Log], tmp_path: Path
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.stages.training.test_train", params.base, str(inputs["mined"].parent), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.stages.training.test_train",
+        params.base,
+        str(inputs["mined"].parent),
+        str(tmp_path),
+    ]
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert list((tmp_path / "scratch").glob("checkpoint-*"))
@@ -268,6 +276,16 @@ def test_the_base_enters_the_key_by_its_content(tiny_model: Path) -> None:
     assert Params.marked("unkeyed") == {"base", "device"}
     with pytest.raises(InputError, match="no model folder at /no/such"):
         train.identity(Params(base="/no/such"))
+
+
+def test_the_result_names_the_base_without_its_path(
+    tiny_model: Path, undisturbed: tuple[Path, Summary, dict[str, Any], Log]
+) -> None:
+    folder, _, report, _ = undisturbed
+    assert report["base"] == tiny_model.name
+    assert report["base_weights"] == model_digest(tiny_model)
+    files = [path for path in (folder / "out").rglob("*") if path.is_file()]
+    assert [path for path in files if str(tiny_model.parent).encode() in path.read_bytes()] == []
 
 
 def test_dev_figures_by_hand_with_ties_against_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
