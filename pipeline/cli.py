@@ -1,6 +1,9 @@
 """The command line. A command parses, builds parameters, calls one function and prints its result."""
 
+import contextlib
+import errno
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +16,8 @@ import click
 from stages.errors import GateRefused, InputError, PrepError, WorkspaceBusy
 
 EXIT_CODES: dict[type[PrepError], int] = {InputError: 2, GateRefused: 3, WorkspaceBusy: 75}
+ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+"""What the operating system refuses is for the person at the keyboard to mend, wherever we meet it."""
 
 COMMON = (
     click.Option(
@@ -23,7 +28,7 @@ COMMON = (
         ["--config"], type=click.Path(path_type=Path), help="The settings file. [default: prep.toml, if there is one]"
     ),
     click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on stdout, for scripts."),
-    click.Option(["-v", "--verbose"], is_flag=True, help="Say more on stderr."),
+    click.Option(["-v", "--verbose"], is_flag=True, help="A progress line each second, not each 15, where stderr is a file."),
     click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
 )  # fmt: skip
 
@@ -114,9 +119,8 @@ def build_pairs(files: tuple[str, ...], **options: Any) -> None:
     """
     from pipeline.commands import bring
 
-    if files:
-        options["tables"] = files
-    show(options, bring("build-pairs", options))
+    options["tables"] = (*files, *options["tables"])
+    show(options, bring("pairs", options))
 
 
 @command("encode", "embed queries and corpus", "encode")
@@ -144,7 +148,7 @@ def mine_negatives(**options: Any) -> None:
     """
     from pipeline.commands import bring
 
-    show(options, bring("mine-negatives", options))
+    show(options, bring("compose", options))
 
 
 @command("train", "train the reranker on them", "train")
@@ -203,7 +207,7 @@ def status(**options: Any) -> None:
 
 @command("show", "one query, and why each candidate is what it is")
 @click.argument("query")
-@click.option("--top", default=20, show_default=True, help="How many candidates to print.")
+@click.option("--top", default=20, show_default=True, type=click.IntRange(min=0), help="How many candidates to print.")
 def show_query(query: str, top: int, **options: Any) -> None:
     """Print a query with its positives and its candidates: rank, score, verdict, reason, text.
 
@@ -244,31 +248,44 @@ def main() -> None:
     """The entry point: turns what went wrong into one message and the exit code that scripts can act on."""
     try:
         code = prep.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as stop:
         code = stop.exit_code
-    except click.Abort:
-        code = 130
+    except (click.Abort, KeyboardInterrupt):
+        code = fail("interrupted; the next run goes on from here", 130)
+    except click.UsageError as error:
+        usage = error.ctx.get_usage() + "\n" if error.ctx else ""
+        code = fail(error.format_message(), error.exit_code, usage)
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        code = fail(error.format_message(), error.exit_code)
     except PrepError as error:
-        code = EXIT_CODES[type(error)]
-        fail(str(error), code)
+        code = fail(str(error), next(c for kind, c in EXIT_CODES.items() if isinstance(error, kind)))
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it closes stdout
         code = 0
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            code = defect()
+        else:
+            code = fail(f"{error.filename or 'a file'}: {error.strerror}. Mend its permissions or space.", 2)
     except Exception:
-        traceback.print_exc()
-        code = 1
-        fail("this is a defect of prep, not of your data. Please report it with the traceback above.", code)
+        code = defect()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def fail(message: str, code: int) -> None:
-    """Say what went wrong on stderr, and with --json as an object on stdout too."""
-    click.echo(f"prep: {message}", err=True)
+def defect() -> int:
+    """A failure that nobody but us can mend: with its traceback."""
+    traceback.print_exc()
+    return fail("this is a defect of prep, not of your data. Please report it with the traceback above.", 1)
+
+
+def fail(message: str, code: int, usage: str = "") -> int:
+    """Say what went wrong on stderr, and with --json as an object on stdout too; returns the exit code."""
+    click.echo(f"{usage}prep: {message}", err=True)
     if "--json" in sys.argv:
-        click.echo(json.dumps({"error": message, "exit": code}, ensure_ascii=False))
+        with contextlib.suppress(OSError):
+            click.echo(json.dumps({"error": message, "exit": code}, ensure_ascii=False))
+    return code
 
 
 if __name__ == "__main__":

@@ -8,28 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Settings, commented_toml, load_settings, remember
-from pipeline.graph import PIPELINE
+from pipeline.graph import PIPELINE, STAGES
 from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
 from pipeline.runner import Runner
 from pipeline.sources import spooled
 from pipeline.store import MANIFEST, Artifact, Workspace, write_durably
-from stages.errors import InputError
+from stages.errors import InputError, WorkspaceBusy
 
-TARGETS = {
-    "build-pairs": "pairs",
-    "encode": "encode",
-    "mine-negatives": "compose",
-    "train": "train",
-    "evaluate": "evaluate",
-}
-SECTIONS = {
-    "build-pairs": "pairs",
-    "encode": "encode",
-    "mine-negatives": "mine",
-    "train": "train",
-    "evaluate": "evaluate",
-}
 _COMMON = ("workspace", "config", "as_json", "verbose", "quiet")
 
 
@@ -62,12 +48,12 @@ def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Ru
         progress.close()
 
 
-def bring(command: str, options: Mapping[str, Any]) -> Result:
+def bring(target: str, options: Mapping[str, Any]) -> Result:
     """Bring a command's stage up to date and say what came out of it."""
-    target = TARGETS[command]
-    with opened(options, SECTIONS[command]) as (runner, _):
+    section = STAGES[target].section
+    with opened(options, section) as (runner, _):
         runner.bring(target)
-    shown = [stage.name for stage in PIPELINE if stage.name in runner.done and stage.section == SECTIONS[command]]
+    shown = [stage.name for stage in PIPELINE if stage.name in runner.done and stage.section == section]
     parts: list[str | Table] = []
     for name in shown:
         parts += summary_parts(name, runner.done[name])
@@ -95,7 +81,7 @@ def refresh(options: Mapping[str, Any], force: bool) -> Result:
         parts += summary_parts(stage.name, runner.done[stage.name])
     current = options["workspace"] / "current"
     if outcome.moved:
-        parts.append(f"{outcome.moved:,} questions changed their split, because new rows joined two components")
+        parts.append(f"{outcome.moved:,} questions changed their split, because rows were added or changed")
     if outcome.gate:
         parts.append(gate_line(outcome.gate))
     if outcome.status == "unchanged":
@@ -169,30 +155,45 @@ def _number(value: Any) -> str:
 
 def status(options: Mapping[str, Any]) -> Result:
     """How everything stands; takes no lock and runs nothing."""
-    from pipeline.refresh import broken_publications, current_publication
+    from pipeline.publication import latest_publication, refused
 
     workspace = Workspace(options["workspace"])
     settings, _ = load_settings(options["config"], workspace, None, {})
     runner = Runner(workspace, settings.params(), progress_for(True, False))
     rows, stages = [], []
     for standing in runner.standings():
-        artifact = standing.artifact
-        made = (artifact.folder / MANIFEST).stat().st_mtime if artifact else None
-        why = "; ".join(standing.reasons)
-        rows.append([standing.stage, standing.state, age(made), why])
-        stages.append({"stage": standing.stage, "state": standing.state, "made": made, "why": list(standing.reasons)})
-    published = current_publication(workspace)
-    data: dict[str, Any] = {"stages": stages, "published": None}
+        folder = standing.artifact.folder if standing.artifact else None
+        made = _made(folder / MANIFEST) if folder else None
+        rows.append([standing.stage, standing.state, age(made), "; ".join(standing.reasons)])
+        stages.append(
+            {"stage": standing.stage, "state": standing.state, "made": made, "why": list(standing.reasons)}
+            | {"folder": str(folder) if folder else None}
+        )
     parts: list[str | Table] = [Table(f"{workspace.root}", ["stage", "state", "age", "why"], rows, frozenset({"why"}))]
+    data: dict[str, Any] = {"stages": stages, "published": None, "refused": refused(workspace)}
+    published = latest_publication(workspace)
     if published is None:
         parts.append("nothing is published yet: `prep refresh` does it")
     else:
-        made = workspace.current.stat().st_mtime
-        broken = broken_publications(workspace)
+        made = _made(workspace.current)
+        keys = published["artifacts"].items()
+        broken = [f"runs/{stage}/{key}" for stage, key in keys if workspace.find(stage, key) is None]
         data["published"] = {"name": workspace.current.resolve().name, "made": made, "broken": broken}
         parts.append(f"published: {workspace.current.resolve().name}, {age(made)} old")
-        parts += [f"damaged: {path}; the next `prep refresh` makes it again" for path in broken]
+        parts += [f"damaged or missing: {path}; the next `prep refresh` makes it again" for path in broken]
+    if data["refused"]:
+        parts.append(f"not published: {data['refused']['why']}")
+        parts.append(
+            f"  its figures: {workspace.folder('evaluate', data['refused']['artifacts'].get('evaluate', '-'))}"
+        )
     return Result(data, parts)
+
+
+def _made(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # dropped by a gc at this moment
+        return None
 
 
 def age(made: float | None) -> str:
@@ -210,10 +211,9 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> Result:
     """One query with its positives and its judged candidates."""
     from stages.negatives.show import show
 
-    with opened(options, None) as (runner, _):
-        runner.bring("mask")
-    stems = {"queries": "pairs", "corpus": "pairs", "judged": "search", "verdicts": "mask"}
-    found, frame = show(query, {stem: runner.done[stage].folder / f"{stem}.parquet" for stem, stage in stems.items()})
+    files = {"queries": "pairs", "corpus": "pairs", "judged": "search", "verdicts": "mask"}
+    folders = judged_folders(options)
+    found, frame = show(query, {stem: folders[stage] / f"{stem}.parquet" for stem, stage in files.items()})
     documents = frame.to_dicts()
     positives = [row for row in documents if row["verdict"] == "positive"]
     others = [row for row in documents if row["verdict"] != "positive"][:top]
@@ -230,6 +230,28 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> Result:
     )
 
 
+def judged_folders(options: Mapping[str, Any]) -> dict[str, Path]:
+    """The folders of pairs, search and mask: as they stand where they are up to date, which needs no lock; else brought
+    up to date; else, where another run is at that, those that are published."""
+    from pipeline.publication import latest_publication
+
+    workspace = Workspace(options["workspace"])
+    settings, _ = load_settings(options["config"], workspace, None, {})
+    runner = Runner(workspace, settings.params(), progress_for(True, False))
+    fresh = {s.stage: s.artifact.folder for s in runner.standings() if s.state == "fresh" and s.artifact}
+    if {"pairs", "search", "mask"} <= fresh.keys():
+        return fresh
+    try:
+        with opened(options, None) as (runner, _):
+            runner.bring("mask")
+    except WorkspaceBusy:
+        published = latest_publication(workspace)
+        if published is None:
+            raise
+        return {stage: workspace.folder(stage, key) for stage, key in published["artifacts"].items()}
+    return {name: artifact.folder for name, artifact in runner.done.items()}
+
+
 def _rank(row: Mapping[str, Any]) -> str:
     return "-" if row["rank"] is None else str(row["rank"])
 
@@ -240,7 +262,7 @@ def _short(text: str) -> str:
 
 def gc(options: Mapping[str, Any], keep: int | None) -> Result:
     """Drop what no publication uses."""
-    from pipeline.refresh import collect
+    from pipeline.publication import collect
 
     with opened(options, None) as (runner, settings):
         dropped = collect(runner.workspace, keep or settings.refresh().keep)

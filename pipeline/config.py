@@ -15,6 +15,7 @@ from pipeline.store import Workspace, write_durably
 from stages.errors import InputError
 from stages.params import Params, option
 
+_INPUTS = {"tables", "sql", "beir"}
 P = TypeVar("P", bound=Params)
 Sections = dict[str, dict[str, Any]]
 
@@ -83,6 +84,8 @@ def load_settings(
         _relative_to(path.parent, sections)
     else:
         sections, label = remembered(workspace), "remembered setting"
+        if section and _INPUTS & flags.keys():  # another table is another job: nothing of the old one's columns fits
+            sections = {**sections, section: {}}
     source = {(s, name): f"{label} [{s}] {name}" for s, values in sections.items() for name in values}
     if section:
         sections = {**sections, section: {**sections.get(section, {}), **flags}}
@@ -94,11 +97,12 @@ def remembered(workspace: Workspace) -> Sections:
     """The flags that earlier commands were given, where no prep.toml holds the settings."""
     path = workspace.root / "settings.json"
     try:
-        sections: Sections = json.loads(path.read_text())
+        sections: Sections = json.loads(path.read_text(encoding="utf-8"))
+        _check_names(sections, str(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({error}). Delete it and give the flags again.") from error
+    except (OSError, ValueError, AttributeError, InputError) as error:
+        raise InputError(f"{path} can't be used ({error}). Delete it and give the flags again.") from error
     return sections
 
 
@@ -106,16 +110,18 @@ def remember(workspace: Workspace, section: str, flags: Mapping[str, Any]) -> No
     """Keep a command's flags for the commands after it (only used where there is no prep.toml)."""
     if not flags:
         return
-    known = set().union(*(model.marked("path") for model in section_models().get(section, [])))
-    absolute = {name: _absolute(value) if name in known else value for name, value in flags.items()}
     sections = remembered(workspace)
-    sections[section] = {**sections.get(section, {}), **absolute}
-    write_durably(workspace.root / "settings.json", json.dumps(sections, indent=1, ensure_ascii=False))
+    kept = {} if _INPUTS & flags.keys() else sections.get(section, {})
+    sections[section] = {**kept, **flags}
+    _relative_to(Path.cwd(), sections)
+    path = workspace.root / "settings.json"
+    write_durably(path, json.dumps(sections, indent=1, ensure_ascii=False))
+    path.chmod(0o600)  # a database's URL may hold a password
 
 
 def _read_toml(path: Path) -> Sections:
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        sections = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
@@ -153,16 +159,19 @@ def _relative_to(folder: Path, sections: Sections) -> None:
             for name in model.marked("path") & given.keys():
                 given[name] = _absolute(given[name], folder)
             for name in model.marked("model") & given.keys():
-                if isinstance(given[name], str) and (folder / given[name]).is_dir():
+                if isinstance(given[name], str) and given[name] and (folder / given[name]).is_dir():
                     given[name] = str((folder / given[name]).absolute())
 
 
-def _absolute(value: Any, folder: Path | None = None) -> Any:
+def _absolute(value: Any, folder: Path) -> Any:
     if isinstance(value, list | tuple):
         return [_absolute(item, folder) for item in value]
-    if not isinstance(value, str) or value in ("", "-") or "://" in value:
+    if not isinstance(value, str) or value in ("", "-"):
         return value
-    return str((folder or Path.cwd()) / Path(value).expanduser())
+    scheme, _, rest = value.partition(":///")
+    if scheme == "sqlite":
+        return f"sqlite:///{_absolute(rest, folder)}"
+    return value if "://" in value else str(folder / Path(value).expanduser())
 
 
 def commented_toml() -> str:
@@ -186,4 +195,4 @@ def commented_toml() -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         value = list(value)
-    return "..." if value is None else json.dumps(value, ensure_ascii=False)
+    return '""' if value is None else json.dumps(value, ensure_ascii=False)

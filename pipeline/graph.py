@@ -15,6 +15,8 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     libraries: tuple[str, ...]
+    models: tuple[tuple[str, str, str], ...] = ()
+    """Models that are inputs too: (name of the input, stage and parameter that name the model)."""
 
     def load(self) -> ModuleType:
         """The module that holds the stage's Params, VERSION and run."""
@@ -109,6 +111,7 @@ PIPELINE = (
             "train/training.json",
         ),
         outputs=("metrics.json", "per_query.parquet"),
+        models=(("base", "train", "base"),),
         libraries=("torch", "transformers", "sentence-transformers", "bm25s", "ir-measures", "polars"),
     ),
 )

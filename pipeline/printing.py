@@ -29,9 +29,17 @@ class Result:
     parts: Sequence[str | Table]
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """A reader that has seen enough is no failure; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def render(parts: Sequence[str | Table]) -> None:
     """Print lines and tables; wide output is not cut where stdout is a file or a pipe."""
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
+    if sys.stdout is None:  # closed by whoever started us
+        return
+    console = _Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
     for part in parts:
         if isinstance(part, str):
             console.print(Text(part), soft_wrap=True)

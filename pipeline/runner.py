@@ -13,6 +13,7 @@ from pipeline.graph import PIPELINE, STAGES, Stage
 from pipeline.store import Artifact, Workspace, digest_of
 from stages.contracts import Progress, Tools
 from stages.errors import GateRefused, InputError
+from stages.models import model_digest, resolve_model
 from stages.params import Params
 
 _KEY_PARTS = ("version", "parameters", "identity", "inputs", "libraries")
@@ -62,22 +63,15 @@ class Runner:
         extra_digests: Mapping[str, str] | None = None,
     ) -> Artifact:
         """Run one stage unless its key is committed. `extra` are inputs from outside the graph, with their digests."""
-        inputs = {Path(path).stem: _locate(path, upstream) for path in stage.inputs} | dict(extra or {})
-        parts = key_parts(stage, params, upstream, extra_digests or {})
+        inputs = self._inputs(stage, upstream) | dict(extra or {})
+        parts = self._parts(stage, params, upstream, extra_digests)
         key = digest_of({"stage": stage.name, **parts})
-        module = stage.load()
-        tools = Tools(
-            progress=self.progress,
-            scratch=self.workspace.scratch / f"{stage.name}-{key}",
-            vectors=self.workspace.vectors,
-            logs=self.workspace.logs / stage.name / key,
-        )
-        found = self.workspace.find(stage.name, key)
-        intact = getattr(module, "intact", None)
-        if found and (intact is None or intact(inputs, found.folder, tools)):
+        tools = self._tools(stage, key)
+        found = self._hit(stage, key, inputs)
+        if found:
             self.workspace.event(event="hit", stage=stage.name, key=key)
             return found
-        if found is None and self.workspace.folder(stage.name, key).exists():
+        if self.workspace.folder(stage.name, key).exists():
             self.progress.say(f"{stage.name}: the stored result is damaged or incomplete; it is made again")
         self.ran.append(stage.name)
         self.progress.say(f"{stage.name}: running")
@@ -86,15 +80,17 @@ class Runner:
         try:
             with self.workspace.building(stage.name, key) as out:
                 tools.scratch.mkdir(parents=True, exist_ok=True)
-                summary = module.run(params, inputs, out, tools)
+                summary = stage.load().run(params, inputs, out, tools)
                 missing = [name for name in stage.outputs if not (out / name).exists()]
                 if missing:
                     raise RuntimeError(f"stage {stage.name} did not write {missing}")
+                self._require_unchanged(stage, parts, self._parts(stage, params, upstream, extra_digests))
                 artifact = self.workspace.commit(
                     stage.name, key, out, {"stage": stage.name, **parts, "summary": summary}
                 )
         except Exception as error:
-            self.workspace_event_of_failure(stage.name, key, error)
+            failure = f"{type(error).__name__}: {error}"
+            self.workspace.event(event="failed", stage=stage.name, key=key, error=failure)
             if full := out_of_space(error, self.workspace.root):
                 raise full from error
             raise
@@ -104,12 +100,41 @@ class Runner:
         self.progress.say(f"{stage.name}: done in {seconds:.1f} s")
         return artifact
 
-    def workspace_event_of_failure(self, stage: str, key: str, error: Exception) -> None:
-        """Note a failure in events.jsonl, if there is still room to."""
-        try:
-            self.workspace.event(event="failed", stage=stage, key=key, error=f"{type(error).__name__}: {error}")
-        except OSError:
-            return
+    def _hit(self, stage: Stage, key: str, inputs: Mapping[str, Path]) -> Artifact | None:
+        """The committed artifact of this key, if it is whole, and what it stands for outside its folder is too."""
+        found = self.workspace.find(stage.name, key)
+        intact = getattr(stage.load(), "intact", None)
+        if found and intact and not intact(inputs, found.folder, self._tools(stage, key)):
+            return None
+        return found
+
+    def _inputs(self, stage: Stage, upstream: Mapping[str, Artifact]) -> dict[str, Path]:
+        models = {name: resolve_model(getattr(self.params[source], field)) for name, source, field in stage.models}
+        return {Path(path).stem: _locate(path, upstream) for path in stage.inputs} | models
+
+    def _parts(
+        self, stage: Stage, params: Params, upstream: Mapping[str, Artifact], extra: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        models = {n: model_digest(resolve_model(getattr(self.params[s], field))) for n, s, field in stage.models}
+        return key_parts(stage, params, upstream, {**models, **(extra or {})})
+
+    def _tools(self, stage: Stage, key: str) -> Tools:
+        return Tools(
+            progress=self.progress,
+            scratch=self.workspace.scratch / f"{stage.name}-{key}",
+            vectors=self.workspace.vectors,
+            logs=self.workspace.logs / stage.name / key,
+        )
+
+    def _require_unchanged(self, stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Raise `InputError` where a table or a model changed while it was read: the result fits neither state.
+
+        The rows of a database are left out: they are read at one moment, and a busy one changes all the time.
+        """
+        changed = {n for n in before["identity"] if n != "sql" and before["identity"][n] != after["identity"].get(n)}
+        changed |= {n for n in before["inputs"] if before["inputs"][n] != after["inputs"].get(n)}
+        if changed:
+            raise InputError(f"{stage.name}: {', '.join(sorted(changed))} changed while it was read. Run again.")
 
     def standings(self) -> list[Standing]:
         """How every stage stands, without running any: "prep status"."""
@@ -122,8 +147,12 @@ class Runner:
                 state = "stale" if previous else "absent"
                 standings.append(Standing(stage.name, state, (f"{', '.join(waiting)} first",), previous))
                 continue
-            parts = key_parts(stage, self.params[stage.name], fresh, {})
-            found = self.workspace.find(stage.name, digest_of({"stage": stage.name, **parts}))
+            try:
+                parts = self._parts(stage, self.params[stage.name], fresh)
+                found = self._hit(stage, digest_of({"stage": stage.name, **parts}), self._inputs(stage, fresh))
+            except InputError as error:
+                standings.append(Standing(stage.name, "stale" if previous else "absent", (str(error),), previous))
+                continue
             if found:
                 fresh[stage.name] = found
                 standings.append(Standing(stage.name, "fresh", (), found))
@@ -146,8 +175,15 @@ def key_parts(
         "identity": identity(params) if identity else {},
         "inputs": {path: upstream[path.split("/")[0]].digest(path.split("/", 1)[1]) for path in stage.inputs}
         | dict(extra_digests),
-        "libraries": {name: importlib.metadata.version(name) for name in stage.libraries},
+        "libraries": {name: _version(name) for name in stage.libraries},
     }
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:  # faiss-gpu in the place of faiss-cpu, say
+        return "absent"
 
 
 def differences(manifest: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The workspace on disk: artifacts under keys, committed atomically and verified whenever they are found again."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from stages.errors import InputError, WorkspaceBusy
 from stages.models import file_digest
 
 MANIFEST = "manifest.json"
+MARKER = "prep-workspace"
+"""A file that says that a folder is ours: what has none and holds other things is never swept or collected."""
 
 
 @dataclass(frozen=True)
@@ -71,39 +74,53 @@ class Workspace:
         """Hold the workspace for one run, or raise `WorkspaceBusy` at once; the kernel frees a dead process's lock."""
         from filelock import FileLock, Timeout
 
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / ".writable").touch()
-            (self.root / ".writable").unlink()
-        except OSError as error:
-            if isinstance(error, FileExistsError | NotADirectoryError):
-                raise InputError(f"{self.root} is not a folder. Name another with --workspace.") from error
-            raise InputError(
-                f"the workspace {self.root} can't be written ({error.strerror}). "
-                "Name another with --workspace, or mend its permissions or space."
-            ) from error
+        self._claim()
         holder = self.root / "lock.holder"
         lock = FileLock(self.root / "lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            who = holder.read_text() if holder.exists() else "another process"
+            who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
             raise WorkspaceBusy(f"another run holds the workspace {self.root} ({who}). Try again later.") from None
         try:
-            holder.write_text(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            with contextlib.suppress(OSError):  # who holds it is a courtesy, which a full disk may cost
+                holder.write_text(
+                    f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8"
+                )
             self._sweep()
             yield
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
 
+    def _claim(self) -> None:
+        """Make the folder a workspace, unless it holds somebody's other files; raises `InputError`."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            others = [path.name for path in self.root.iterdir() if path.name != "lost+found"]
+            if others and MARKER not in others:
+                raise InputError(
+                    f"{self.root} is no workspace of prep: it holds other files ({', '.join(sorted(others)[:3])}). "
+                    "Name an empty or a new folder with --workspace."
+                )
+            if self.current.exists() and not self.current.is_symlink():
+                raise InputError(f"{self.current} is not the link that prep makes. Move it away and run again.")
+            (self.root / MARKER).touch()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"{self.root} is not a folder. Name another with --workspace.") from error
+        except OSError as error:
+            raise InputError(
+                f"the workspace {self.root} can't be written ({error.strerror}). "
+                "Name another with --workspace, or mend its permissions or space."
+            ) from error
+
     def _sweep(self) -> None:
         """Drop what a killed run left half-made; nothing ever reads it."""
         for parent in (*self.runs.glob("*"), self.published):
             for leftover in parent.glob(".tmp-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        for link in self.root.glob(".current-*"):
-            link.unlink(missing_ok=True)
+        for leftover in (*self.root.glob(".current-*"), *self.root.glob(".tmp-*"), *self.root.glob("inputs/.tmp-*")):
+            leftover.unlink(missing_ok=True)
 
     def folder(self, stage: str, key: str) -> Path:
         """Where the artifact of `stage` under `key` lies, whether or not it is there."""
@@ -113,18 +130,18 @@ class Workspace:
         """The artifact, if it is committed and every file still hashes to what its manifest says."""
         folder = self.folder(stage, key)
         manifest = read_manifest(folder)
-        if manifest is None or manifest.get("key") != key or folder_digests(folder) != manifest.get("files"):
+        if manifest is None or manifest["key"] != key or not intact_files(folder, manifest):
             return None
         return Artifact(folder, manifest)
 
     def artifacts(self, stage: str) -> list[Artifact]:
         """Every committed artifact of a stage, newest first; not verified."""
-        found = [
-            Artifact(folder, manifest)
-            for folder in (self.runs / stage).glob("[!.]*")
-            if (manifest := read_manifest(folder)) is not None
-        ]
-        return sorted(found, key=lambda a: (a.folder / MANIFEST).stat().st_mtime_ns, reverse=True)
+        found = []
+        for folder in (self.runs / stage).glob("[!.]*"):
+            if (manifest := read_manifest(folder)) is not None:
+                with contextlib.suppress(OSError):  # dropped by a gc at this moment
+                    found.append(((folder / MANIFEST).stat().st_mtime_ns, Artifact(folder, manifest)))
+        return [artifact for _, artifact in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
     @contextmanager
     def building(self, stage: str, key: str) -> Iterator[Path]:
@@ -144,7 +161,7 @@ class Workspace:
         for path in built.rglob("*"):
             if path.is_file():
                 sync(path)
-        write_durably(built / MANIFEST, json.dumps(whole, indent=1, ensure_ascii=False))
+        write_durably(built / MANIFEST, json.dumps({**whole, "digest": digest_of(whole)}, indent=1, ensure_ascii=False))
         target = self.folder(stage, key)
         if target.exists():
             for path in sorted(path for path in built.rglob("*") if path.is_file() and path.name != MANIFEST):
@@ -152,34 +169,42 @@ class Workspace:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
             (built / MANIFEST).replace(target / MANIFEST)
-            for path in target.rglob("*"):
-                if path.is_file() and path.name != MANIFEST and str(path.relative_to(target)) not in whole["files"]:
-                    path.unlink()
         else:
             built.rename(target)
         sync(target.parent)
         return Artifact(target, whole)
 
     def event(self, **what: Any) -> None:
-        """Append one line to events.jsonl, with the time."""
+        """Append one line to events.jsonl, with the time. A log that can't be written stops nothing."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **what}, ensure_ascii=False)
-        with (self.root / "events.jsonl").open("a") as file:
-            file.write(line + "\n")
+        with contextlib.suppress(OSError), (self.root / "events.jsonl").open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                line = "\n" + line  # a kill or a full disk cut the line before short
+            file.write((line + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """A folder's manifest, or None where there is none that can be read."""
+    """A folder's manifest, or None where there is none, or one that is not as it was written."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        digest = manifest.pop("digest")
+    except (OSError, ValueError, AttributeError, KeyError):
         return None
-    return manifest if isinstance(manifest, dict) else None
+    return manifest if digest == digest_of(manifest) else None
+
+
+def intact_files(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether every file that the manifest names still has its digest; what others put beside them is not ours."""
+    try:
+        return all(file_digest(folder / name) == digest for name, digest in manifest["files"].items())
+    except OSError:
+        return False
 
 
 def write_durably(path: Path, text: str) -> None:
     """Write a small file so that it is either whole or absent, also after a power cut."""
     partial = path.with_name(f".tmp-{path.name}")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -2,13 +2,22 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Params(BaseModel):
     """Parameters of one stage. A field's name is its key in prep.toml and, with dashes, its flag."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unset(cls, given: Any) -> Any:
+        """An empty string leaves a number unset; what it means for a text, the stage says."""
+        if not isinstance(given, dict):
+            return given
+        numbers = {name for name, field in cls.model_fields.items() if field.annotation in (int | None, float | None)}
+        return {name: None if value == "" and name in numbers else value for name, value in given.items()}
 
     @classmethod
     def marked(cls, mark: str) -> set[str]:

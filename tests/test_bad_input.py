@@ -217,3 +217,23 @@ def test_an_unknown_flag_names_the_close_one(tmp_path: Path) -> None:
     done = run_prep("train", "--epoch", "1", cwd=tmp_path)
     assert done.returncode == 2
     assert "--epochs" in done.stderr
+
+
+def test_usage_errors_are_json_too(tmp_path: Path) -> None:
+    done = run_prep("train", "--epochs", "x", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "epochs" in json.loads(done.stdout)["error"]
+
+
+def test_a_folder_that_is_in_use_is_no_workspace(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(GOOD)
+    refused(tmp_path, "build-pairs", "a.csv", "--workspace", ".", says=("holds other files",))
+    refused(tmp_path, "gc", "--workspace", ".", says=("holds other files",))
+
+
+def test_another_table_forgets_the_columns_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("q,body\nwhere is it,in the box\nwho has it,Ana has it\n")
+    (tmp_path / "b.csv").write_text(GOOD)
+    built(tmp_path, "a.csv", "--question", "q", "--document", "body")
+    assert built(tmp_path, "b.csv")["summary"]["pairs"]["columns"]["question"] == "question"
+    assert (tmp_path / "work" / "settings.json").stat().st_mode & 0o077 == 0

@@ -13,9 +13,10 @@ import pytest
 import pipeline.refresh
 from pipeline.config import load_settings
 from pipeline.progress import Quiet
+from pipeline.publication import latest_publication
 from pipeline.runner import Runner
 from pipeline.store import Workspace
-from stages.errors import GateRefused
+from stages.errors import GateRefused, InputError
 from tests.conftest import ROOT, Project
 
 
@@ -127,6 +128,7 @@ def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> 
         "stage": "search",
         "state": "stale",
         "made": 0,
+        "folder": stages["search"]["folder"],
         "why": ["parameters.depth: 20 -> 15"],
     }
     assert stages["mask"]["why"] == ["search first"]
@@ -189,6 +191,8 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
     with pytest.raises(GateRefused, match="worse than the published one"):
         pipeline.refresh.refresh(Runner(workspace, params, Quiet()), 3, False)
     assert str(workspace.current.readlink()) == before
+    assert "worse than the published one" in result(project, "status")["refused"]["why"]
+    assert result(project, "gc", "--keep", "3")["artifacts"] == 0, "what was refused is kept, or it is made again"
     forced = pipeline.refresh.refresh(Runner(workspace, params, Quiet()), 3, True)
     assert forced.status == "published"
     assert str(workspace.current.readlink()) == forced.publication != before
@@ -210,4 +214,47 @@ def bring_all(workspace: Workspace, params):  # type: ignore[no-untyped-def]
 
 def current(workspace: Workspace):  # type: ignore[no-untyped-def]
     """What is published."""
-    return pipeline.refresh.current_publication(workspace)
+    return latest_publication(workspace)
+
+
+def test_a_lost_or_damaged_publication_is_made_again_and_still_gated(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    workspace = Workspace(project.work)
+    (workspace.current / "report.html").write_text("")
+    assert result(project, "refresh")["status"] == "published"
+    assert (workspace.current / "report.html").stat().st_size > 1000
+    (workspace.current / "publication.json").write_text('{"artifacts": {}}')
+    assert latest_publication(workspace) is not None, "the publication before it still counts"
+    assert result(project, "refresh")["status"] == "published"
+    assert result(project, "refresh")["status"] == "unchanged"
+    workspace.current.unlink()
+    assert latest_publication(workspace) is not None
+    assert result(project, "refresh")["status"] == "published"
+
+
+def test_show_reads_while_another_run_holds_the_workspace(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    query = pl.read_parquet(project.work / "current" / "queries.parquet")["query_id"][0]
+    with Workspace(project.work).locked():
+        assert result(project, "show", query)["query_id"] == query
+        project.set("mine", "depth", "15")
+        assert result(project, "show", query)["query_id"] == query
+
+
+def test_a_table_that_changes_while_it_is_read_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stages.pairs.build
+
+    workspace = Workspace(project.work)
+    params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].params()
+    real = stages.pairs.build.run
+
+    def slow(*arguments):  # type: ignore[no-untyped-def]
+        summary = real(*arguments)
+        with (project.folder / "faq.csv").open("a") as file:
+            file.write("T-1,2026-11-14,chat,a late question,Yes.,KB-Z1,A late article.,Shops,Pets,1\n")
+        return summary
+
+    monkeypatch.setattr(stages.pairs.build, "run", slow)
+    with workspace.locked(), pytest.raises(InputError, match=r"table:faq\.csv changed while it was read"):
+        Runner(workspace, params, Quiet()).bring("pairs")
+    assert workspace.artifacts("pairs") == []

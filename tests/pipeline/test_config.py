@@ -71,7 +71,7 @@ def test_flags_are_remembered_where_no_file_holds_them(tmp_path: Path, monkeypat
 def test_the_written_prep_toml_is_valid_and_holds_every_key_with_its_default() -> None:
     text = commented_toml()
     assert set(tomllib.loads(text)) == set(section_models())
-    uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE).replace(" = ...", ' = "none"')
+    uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE).replace(' = ""', ' = "none"')
     sections = tomllib.loads(uncommented)
     for section, models in section_models().items():
         for model in models:

@@ -1,5 +1,6 @@
 """The workspace: commits are whole or absent, damage is noticed, a damaged artifact is replaced without a gap."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,9 +47,11 @@ def test_an_output_folder_has_one_digest_over_its_files(tmp_path: Path) -> None:
         lambda folder: (folder / "a.txt").unlink(),
         lambda folder: (folder / MANIFEST).unlink(),
         lambda folder: (folder / MANIFEST).write_text('{"key": "k1", "fi'),
-        lambda folder: (folder / "stray.txt").write_text("?"),
+        lambda folder: (folder / MANIFEST).write_text(
+            (folder / MANIFEST).read_text().replace('"rows": 1', '"rows": 2')
+        ),
     ],
-    ids=["flipped", "truncated", "missing", "no manifest", "half a manifest", "stray file"],
+    ids=["flipped", "truncated", "missing", "no manifest", "half a manifest", "flipped manifest"],
 )
 def test_a_damaged_artifact_is_not_found_and_a_commit_mends_it(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     workspace = Workspace(tmp_path)
@@ -57,7 +60,12 @@ def test_a_damaged_artifact_is_not_found_and_a_commit_mends_it(tmp_path: Path, d
     assert workspace.find("pairs", "k1") is None
     committed(workspace)
     assert workspace.find("pairs", "k1") is not None
-    assert not (folder / "stray.txt").exists()
+
+
+def test_what_others_put_into_an_artifact_is_no_damage(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (committed(workspace) / "model" / "model.onnx").write_text("somebody's export")
+    assert workspace.find("pairs", "k1") is not None
 
 
 def test_what_was_not_committed_never_existed(tmp_path: Path) -> None:
@@ -100,10 +108,28 @@ def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_with_other_files_is_not_taken_for_a_workspace(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "exp1").mkdir(parents=True)
+    (tmp_path / "runs" / "exp1" / "weights.bin").write_text("a month of work")
+    with pytest.raises(InputError, match="holds other files"), Workspace(tmp_path).locked():
+        pass
+    assert (tmp_path / "runs" / "exp1" / "weights.bin").exists()
+
+
+def test_a_torn_last_event_does_not_swallow_the_next(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (tmp_path / "events.jsonl").write_text('{"event": "start"}\n{"event": "do')
+    workspace.event(event="hit")
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[-1])["event"] == "hit"
+
+
 def test_a_lock_sweeps_what_a_killed_run_left(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    leftover = tmp_path / "runs" / "pairs" / ".tmp-k9"
-    leftover.mkdir(parents=True)
-    (leftover / "half").write_text("")
+    with workspace.locked():
+        leftover = tmp_path / "runs" / "pairs" / ".tmp-k9"
+        leftover.mkdir(parents=True)
+        (leftover / "half").write_text("")
     with workspace.locked():
         assert not leftover.exists()
