@@ -28,7 +28,7 @@ COMMON = (
         ["--config"], type=click.Path(path_type=Path), help="The settings file. [default: prep.toml, if there is one]"
     ),
     click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on stdout, for scripts."),
-    click.Option(["-v", "--verbose"], is_flag=True, help="A progress line each second, not each 15, where stderr is a file."),
+    click.Option(["-v", "--verbose"], is_flag=True, help="Progress each second, not each 15, where stderr is a file."),
     click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
 )  # fmt: skip
 

@@ -1,24 +1,58 @@
 """Where a model computes and in which number format, and how its libraries are kept quiet meanwhile."""
 
+import importlib.metadata
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from logging import ERROR, getLogger
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from stages.errors import InputError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+def _known(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ValueError("this is no device; there are auto, cpu, cuda, cuda:0 (cuda:1, ...) and mps")
+    return device
+
+
+Device = Annotated[str, AfterValidator(_known)]
+
+
 def pick_device(device: str) -> str:
-    """ "auto" is the first GPU where there is one, else the CPU. Raises `InputError` for a GPU that is not there."""
+    """ "auto" is the first GPU where there is one, else the CPU. Raises `InputError` for a device that is not there."""
     import torch
 
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device = {device!r}: torch sees no GPU on this machine. Use device = 'auto' or 'cpu'.")
+    try:
+        kind, _, index = _known(device).partition(":")
+    except ValueError as error:
+        raise InputError(f"device = {device!r}: {error}") from None
+    if kind == "cuda" and int(index or 0) >= (found := torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        raise InputError(f"device = {device!r}: torch can use {found} such GPUs on this machine. Try device = 'cpu'.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device = 'mps': torch can't use an Apple GPU on this machine. Try device = 'cpu'.")
     return device
+
+
+def device_type() -> str:
+    """ "cuda" where torch is built for it and the driver shows a device, else "cpu"; does not import torch."""
+    if "+cpu" in importlib.metadata.version("torch"):
+        return "cpu"
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "cpu"
+    count = ctypes.c_int(0)
+    shown = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return "cuda" if shown else "cpu"
 
 
 def use_bfloat16(device: str, dtype: Dtype) -> bool:

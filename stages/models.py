@@ -17,14 +17,19 @@ def resolve_model(name: str) -> Path:
 
     Raises `InputError` where the path is no model or the hub can't be reached.
     """
-    folder = Path(name).expanduser()
-    if folder.exists():
-        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
-            raise InputError(
-                f"{folder} is not a model: it holds no config.json. "
-                "Name a Hugging Face model folder, or a hub id such as BAAI/bge-reranker-base."
-            )
-        return folder.resolve()
+    if not name.strip():
+        raise InputError(f"name a model: a folder, or a Hugging Face hub id such as {DEFAULT_ENCODER}.")
+    try:
+        folder = Path(name).expanduser()
+        if folder.exists():
+            if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+                raise InputError(
+                    f"{folder} is not a model: it holds no config.json. "
+                    "Name a Hugging Face model folder, or a hub id such as BAAI/bge-reranker-base."
+                )
+            return folder.resolve()
+    except (OSError, RuntimeError) as error:  # expanduser raises RuntimeError for the home of an unknown user
+        raise InputError(f"the model {name} can't be read: {error}") from error
     if name in _PACKAGED:
         spec = importlib.util.find_spec(_PACKAGED[name])
         if spec is not None and spec.submodule_search_locations:
@@ -60,12 +65,18 @@ def _from_hub(name: str) -> Path:
 
 
 def model_digest(folder: Path) -> str:
-    """xxh3-128 over the names and bytes of every file that shapes what a model computes (weights, configs, vocab)."""
+    """xxh3-128 over the names and bytes of every file that shapes what a model computes (weights, configs, vocab).
+
+    Raises `InputError` where one of them can't be read.
+    """
     total = xxhash.xxh3_128()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in _SHAPING:
-            total.update(path.relative_to(folder).as_posix().encode())
-            total.update(file_digest(path).encode())
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix in _SHAPING:
+                total.update(path.relative_to(folder).as_posix().encode())
+                total.update(file_digest(path).encode())
+    except OSError as error:
+        raise InputError(f"the model in {folder} can't be read: {error}") from error
     return total.hexdigest()
 
 

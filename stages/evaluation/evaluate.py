@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from stages.contracts import PER_QUERY, Summary, Tools, scan_documents, write_table
+from stages.device import Device
 from stages.evaluation.bootstrap import MIN_GROUPS, compare
 from stages.evaluation.fusion import DEFAULT_WEIGHT, choose_weight, fuse
 from stages.evaluation.lists import Fixed, fix_lists
@@ -36,7 +37,7 @@ class Params(Base):
     dtype: Dtype = option(
         "auto", "bfloat16 or float32 inside the rerankers; auto: bfloat16 where the device is fast at it"
     )
-    device: str = option(
+    device: Device = option(
         "auto", "where the rerankers run: cpu, cuda:0, ...; auto: a GPU where there is one", unkeyed=True
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from stages.contracts import PER_QUERY, Summary, Tools, read_table, scan_documents
+from stages.device import Device
 from stages.evaluation import bootstrap
 from stages.evaluation.lists import fix_lists
 from stages.evaluation.metrics import Judge, Metric
@@ -25,7 +26,7 @@ class Params(Base):
     confidence: float = option(0.95, "how sure the gate must be that the new one is worse", gt=0.5, lt=1)
     samples: int = option(2000, "bootstrap samples behind the gate's interval", ge=100)
     seed: int = option(42, "seed of the gate's bootstrap", ge=0)
-    device: str = option("auto", "where the published reranker is scored: cpu, cuda:0, ...; auto", unkeyed=True)
+    device: Device = option("auto", "where the published reranker is scored: cpu, cuda:0, ...; auto", unkeyed=True)
 
 
 VERSION = 1

@@ -36,7 +36,7 @@ class Params(Base):
         None, 'Put before every document, as in "passage: ". Left out: the model\'s own document prompt, if any.'
     )
     max_length: int | None = option(
-        None, "Tokens of a text that are read; the rest is cut off. Left out: the model's own limit.", ge=1
+        None, "Tokens of a text that are read; the rest is cut off. Left out: the model's own limit.", ge=4
     )
     similarity: Literal["auto", "cosine", "dot"] = option(
         "auto",

@@ -11,7 +11,6 @@ from nothing. What else is in the batch can come in by two doors, and both are s
   multiple of 8, batches are filled up to a multiple of 8 texts.
 """
 
-import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stages.device import device_type, pick_device
 from stages.errors import InputError
 from stages.models import model_digest, model_name, resolve_model
 
@@ -100,21 +100,6 @@ def recipe(
     )
 
 
-def device_type() -> str:
-    """ "cuda" where torch is built for it and the driver shows a device, else "cpu"; does not import torch."""
-    if "+cpu" in importlib.metadata.version("torch"):
-        return "cpu"
-    import ctypes
-
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "cpu"
-    count = ctypes.c_int(0)
-    shown = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    return "cuda" if shown else "cpu"
-
-
 class Encoder:
     """A loaded sentence-transformers or Hugging Face encoder. Raises `InputError` where the model can't be loaded."""
 
@@ -123,8 +108,7 @@ class Encoder:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
-        if recipe.device == "cuda" and not torch.cuda.is_available():
-            raise InputError('device "cuda" was asked for or found, but torch can\'t use it here; set device = "cpu".')
+        pick_device(recipe.device)
         logging.disable_progress_bar()
         self.recipe = recipe
         try:
@@ -134,8 +118,6 @@ class Encoder:
                 model_kwargs={"dtype": getattr(torch, recipe.dtype)},
                 local_files_only=True,
             )
-            if recipe.max_length is not None:
-                self._model.max_seq_length = recipe.max_length
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
@@ -143,6 +125,14 @@ class Encoder:
                 "Check that its folder is complete, or fetch the model again."
             ) from error
         self._model.eval()
+        positions = _positions(self._model)
+        if recipe.max_length is not None:
+            if positions and recipe.max_length > positions:
+                raise InputError(
+                    f"max_length = {recipe.max_length}: the encoder {recipe.model} reads at most {positions} tokens. "
+                    "Give no more, or leave max_length out."
+                )
+            self._model.max_seq_length = recipe.max_length
         plain = {type(module).__name__ for module in self._model} <= _BY_TOKEN_OR_ROW
         limit = self._model.max_seq_length
         self._limit = int(limit) if limit and np.isfinite(limit) else None
@@ -203,6 +193,17 @@ class Encoder:
             out = self._model(moved, task=role)["sentence_embedding"]
         vectors: Floats = out[: len(texts)].float().cpu().numpy()
         return unit(vectors) if self.recipe.similarity == "cosine" else vectors
+
+
+def _positions(model: Any) -> int | None:
+    """The tokens that a loaded model has positions for; None where it has no such bound."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
+            # RoBERTa and its kin count positions from behind the padding token's
+            return int(module.num_embeddings) - (0 if module.padding_idx is None else module.padding_idx + 1)
+    config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
+    bound = getattr(config, "max_position_embeddings", None)
+    return bound if bound and bound > 0 else None
 
 
 def unit(vectors: Floats) -> Floats:

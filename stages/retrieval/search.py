@@ -55,11 +55,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     query_hashes = vectors.query_hashes(queries)
     documents = _Documents(inputs["corpus"], vectors, params.block)
     total, rows = queries.height, 0
+    depth = min(params.depth, len(documents.ids))
     with pq.ParquetWriter(out / "candidates.parquet", CANDIDATES, compression="zstd") as writer:
         for part in np.array_split(np.arange(total), -(-total // _QUERIES) or 1):
             found = vectors.read(query_hashes[part])
             _require_finite(found, queries["query_id"].gather(part), "query")
-            ids, scores = exact_top_k(found, documents, params.depth)
+            ids, scores = exact_top_k(found, documents, depth)
             for start in range(0, len(part), _ROWS):
                 some = slice(start, start + _ROWS)
                 frame = _candidates(queries["query_id"].gather(part[some]), documents.ids, ids[some], scores[some])

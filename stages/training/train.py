@@ -14,6 +14,7 @@ import polars as pl
 from stages.contracts import Summary, Tools, scan_documents
 from stages.evaluation.lists import Fixed, fix_lists
 from stages.evaluation.metrics import Judge, means
+from stages.device import Device
 from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_model
 from stages.params import Params as BaseParams
 from stages.params import option
@@ -91,8 +92,8 @@ class Params(BaseParams):
     gradient_checkpointing: bool = option(
         False, "compute activations again in the backward pass: a third slower, in far less memory"
     )
-    seed: int = option(42, "seed of the new head and of every draw", ge=0)
-    device: str = option("auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", unkeyed=True)
+    seed: int = option(42, "seed of the new head and of every draw", ge=0, lt=2**32)
+    device: Device = option("auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", unkeyed=True)
 
 
 def identity(params: Params) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from stages import models
 from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_model
 
@@ -37,6 +38,29 @@ def test_a_model_is_called_by_its_hub_id_or_its_folders_name(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path / "mine")
     assert model_name(str(tmp_path / "mine")) == model_name(".") == model_name("../mine/") == "mine"
     assert model_name("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name_is_said(name: str) -> None:
+    with pytest.raises(InputError, match="name a model"):
+        resolve_model(name)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "m" * 300])
+def test_a_path_that_can_not_be_looked_up_is_said(name: str) -> None:
+    with pytest.raises(InputError, match="can't be read"):
+        resolve_model(name)
+
+
+def test_files_that_can_not_be_read_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(models, "file_digest", refuse)  # not by chmod: root may read everything
+    with pytest.raises(InputError, match=r"Permission denied: .*config\.json"):
+        model_digest(tmp_path)
 
 
 def test_an_unreachable_hub_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER
-from stages.retrieval.encoder import Encoder, recipe, unit
+from stages.retrieval.encode import Params
+from stages.retrieval.encoder import Encoder, _positions, recipe, unit
 
 WORDS = ["the", "river", "runs", "past", "an", "old", "mill", "where", "bread", "unbelievably", "1848", "who", "built"]
 
@@ -173,6 +175,25 @@ def test_what_is_past_the_limit_is_not_read(tiny_model: Path) -> None:
     eleven, ten = letters[:21], letters[:19]  # 13 tokens are 11 letters between two marks
     assert np.array_equal(all_vectors(encoder, [letters]), all_vectors(encoder, [eleven]))
     assert not np.array_equal(all_vectors(encoder, [letters]), all_vectors(encoder, [ten]))
+
+
+def test_the_limit_of_tokens_is_at_most_the_models(tiny_model: Path) -> None:
+    name = str(tiny_model)
+    letters = " ".join(["a"] * 500)
+    assert all_vectors(Encoder(recipe(name, max_length=128), name), [letters]).shape == (1, 32)
+    assert all_vectors(Encoder(recipe(name, max_length=4), name), [letters]).shape == (1, 32)
+    with pytest.raises(InputError, match="max_length = 129: the encoder .* reads at most 128 tokens"):
+        Encoder(recipe(name, max_length=129), name)
+    with pytest.raises(ValidationError):
+        Params(max_length=3)
+
+
+def test_positions_behind_the_padding_tokens_do_not_count() -> None:
+    from transformers import RobertaConfig, RobertaModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = RobertaConfig(vocab_size=10, max_position_embeddings=66, pad_token_id=1, **sizes)
+    assert _positions(RobertaModel(config)) == 64
 
 
 def test_vectors_are_scaled_for_cosine_and_left_alone_for_dot(tiny_model: Path) -> None:

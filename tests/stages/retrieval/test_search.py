@@ -79,6 +79,10 @@ def test_no_judgements_and_a_depth_beyond_the_corpus(workspace: Path) -> None:
     assert read_table(workspace / "out/judged.parquet", JUDGED).height == 0
 
 
+def test_a_depth_beyond_the_corpus_takes_no_memory(workspace: Path) -> None:
+    assert search(workspace, Params(depth=10**15))["candidates"] == 6
+
+
 def test_one_document(workspace: Path) -> None:
     write_table(read_table(workspace / "corpus.parquet", CORPUS).head(1), CORPUS, workspace / "corpus.parquet")
     write_table(read_table(workspace / "qrels.parquet", QRELS).clear(), QRELS, workspace / "qrels.parquet")

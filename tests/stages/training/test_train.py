@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from stages.contracts import CANDIDATES, CORPUS, QRELS, QUERIES, Summary, Tools, write_table
 from stages.errors import InputError
@@ -286,6 +287,12 @@ def test_the_result_names_the_base_without_its_path(
     assert report["base_weights"] == model_digest(tiny_model)
     files = [path for path in (folder / "out").rglob("*") if path.is_file()]
     assert [path for path in files if str(tiny_model.parent).encode() in path.read_bytes()] == []
+
+
+def test_a_seed_is_one_that_numpy_takes() -> None:
+    assert Params(seed=2**32 - 1).seed == 2**32 - 1
+    with pytest.raises(ValidationError):
+        Params(seed=2**32)
 
 
 def test_dev_figures_by_hand_with_ties_against_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
