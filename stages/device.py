@@ -33,8 +33,9 @@ def pick_device(device: str) -> str:
         kind, _, index = _known(device).partition(":")
     except ValueError as error:
         raise InputError(f"device = {device!r}: {error}") from None
-    if kind == "cuda" and int(index or 0) >= (found := torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        raise InputError(f"device = {device!r}: torch can use {found} such GPUs on this machine. Try device = 'cpu'.")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= gpus:
+        raise InputError(f"device = {device!r}: torch can use {gpus} such GPUs on this machine. Try device = 'cpu'.")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InputError("device = 'mps': torch can't use an Apple GPU on this machine. Try device = 'cpu'.")
     return device

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from stages.contracts import Summary, Tools, scan_documents
+from stages.device import Device
 from stages.evaluation.lists import Fixed, fix_lists
 from stages.evaluation.metrics import Judge, means
-from stages.device import Device
 from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_model
 from stages.params import Params as BaseParams
 from stages.params import option

@@ -182,7 +182,7 @@ def test_the_limit_of_tokens_is_at_most_the_models(tiny_model: Path) -> None:
     letters = " ".join(["a"] * 500)
     assert all_vectors(Encoder(recipe(name, max_length=128), name), [letters]).shape == (1, 32)
     assert all_vectors(Encoder(recipe(name, max_length=4), name), [letters]).shape == (1, 32)
-    with pytest.raises(InputError, match="max_length = 129: the encoder .* reads at most 128 tokens"):
+    with pytest.raises(InputError, match=r"max_length = 129: the encoder .* reads at most 128 tokens"):
         Encoder(recipe(name, max_length=129), name)
     with pytest.raises(ValidationError):
         Params(max_length=3)
