@@ -6,6 +6,11 @@ import unicodedata
 
 import xxhash
 
+UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
+UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+"""Scripts that do not part words by spaces, as ranges of a regular expression: Han and kana, and Thai to Burmese and
+Khmer; with them Hangul, whose particles cling to the word."""
+
 _WHITE_SPACE = re.compile(r"\s+")
 
 

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.text import loose
+from stages.text import UNSPACED, loose
 
-# Scripts written without spaces between words: Han, kana, Hangul, and Thai to Burmese, Khmer.
-_UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
-_UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-_RUN = re.compile(f"[{_UNSPACED}]+|[^\\s{_UNSPACED}]+")
-_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_RUN = re.compile(f"[{UNSPACED}]+|[^\\s{UNSPACED}]+")
+_IS_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 def tokenise(text: str) -> list[str]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
-import xxhash
 
 from stages.contracts import CANDIDATES, JUDGED, QRELS, QUERIES, read_table, scan_table
+from stages.draw import draw
 
 LISTS = ("dev", "test", "dev_forced", "test_forced")
 
@@ -24,8 +24,8 @@ def evaluated_queries(
     found = queries.filter(pl.col("split") == split).join(positives, on="query_id", how="semi").sort("query_id")
     if not max_queries or found.height <= max_queries:
         return found, found.height
-    draw = [xxhash.xxh3_64_intdigest(f"{seed}:evaluate:{query_id}".encode()) for query_id in found["query_id"]]
-    place = pl.Series("draw", draw, dtype=pl.UInt64)
+    draws = [draw(seed, "evaluate", query_id) for query_id in found["query_id"]]
+    place = pl.Series("draw", draws, dtype=pl.UInt64)
     chosen = found.with_columns(place).sort("draw", "query_id").head(max_queries).drop("draw")
     return chosen.sort("query_id"), found.height
 

@@ -30,18 +30,14 @@ def strict_ranks(run: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def per_query(run: pl.DataFrame, qrels: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """Every metric of every query of `qrels`: query_id, metric, value, in that order, sorted by query and then `names`.
-
-    `qrels` (query_id, doc_id, relevance) is whole: a positive that the run lacks is missed, and the ideal ranking of
-    nDCG holds all positives. A relevance above 0 is relevant; nDCG's gain is the relevance itself, as in trec_eval
-    and BEIR. `run` is as for `strict_ranks`, of queries in `qrels`. A query that the run lacks gets 0.
-    """
-    return Judge(qrels, names)(run)
-
-
 class Judge:
-    """What `per_query` does, prepared for many runs against the same qrels: call it with a run."""
+    """Call it with a run: every metric of every query of `qrels`; made once for many runs against the same qrels.
+
+    Gives query_id, metric, value, in that order, sorted by query and then `names`. `qrels` (query_id, doc_id,
+    relevance) is whole: a positive that the run lacks is missed, and the ideal ranking of nDCG holds all positives. A
+    relevance above 0 is relevant; nDCG's gain is the relevance itself, as in trec_eval and BEIR. A run is as for
+    `strict_ranks`, of queries in `qrels`. A query that the run lacks gets 0.
+    """
 
     def __init__(self, qrels: pl.DataFrame, names: Sequence[str]) -> None:
         import ir_measures
@@ -66,7 +62,7 @@ class Judge:
 
 
 def means(values: pl.DataFrame) -> dict[str, float]:
-    """The mean of each metric over the queries of `per_query`'s result."""
+    """The mean of each metric over the queries of a `Judge`'s result."""
     parts: dict[str, list[float]] = {}
     for metric, value in values.select("metric", "value").iter_rows():
         parts.setdefault(metric, []).append(value)

@@ -12,11 +12,11 @@ from typing import Literal, Self
 
 import polars as pl
 import pyarrow.parquet as pq
-import xxhash
 from pydantic import model_validator
 
 from stages import contracts
 from stages.contracts import Summary, Tools
+from stages.draw import draw
 from stages.errors import InputError
 from stages.negatives.blocks import of_block, query_blocks
 from stages.negatives.documents import text_keys
@@ -171,9 +171,7 @@ def _draw(params: Params, pool: pl.DataFrame) -> pl.Series:
     if params.sampling == "top":
         return pl.Series("draw", [0], dtype=pl.UInt64).new_from_index(0, len(pool))
     pairs = pool.select("query_id", "doc_id").iter_rows()
-    values = [
-        xxhash.xxh3_64_intdigest(f"{params.seed}:compose:{query_id}:{doc_id}".encode()) for query_id, doc_id in pairs
-    ]
+    values = [draw(params.seed, "compose", f"{query_id}:{doc_id}") for query_id, doc_id in pairs]
     return pl.Series("draw", values, dtype=pl.UInt64)
 
 

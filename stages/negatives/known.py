@@ -9,15 +9,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.retrieval.nearest import pair_scores
-from stages.text import loose, normalise
+from stages.text import UNSPACED, loose, normalise
 
 Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]
 """Document vectors [n, d] of a frame with a doc_id column, in its order."""
 
 _ROWS = 8192
 
-# Scripts that do not part words by spaces, and Korean, whose particles cling to the word.
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 # Answers that any document may contain without answering.
 _GENERIC = {"yes", "no", "true", "false", "none", "both", "neither", "unknown", "ja", "nein", "oui", "non"}

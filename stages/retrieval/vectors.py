@@ -65,10 +65,6 @@ class VectorStore:
         """Which of uint8 [n, 16] are stored: bool [n]."""
         return self._find(hashes)[1]
 
-    def missing(self, hashes: Hashes) -> Hashes:
-        """The distinct hashes that are not stored, in byte order: uint8 [m, 16]."""
-        return unique(hashes[~self.held(hashes)])[0]
-
     def append(self, hashes: Hashes, vectors: Floats) -> int:
         """Store vectors [n, d] under hashes [n, 16] as one new segment; returns how many were new.
 

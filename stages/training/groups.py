@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
+from stages.draw import draw
 from stages.errors import InputError
 
 
@@ -55,7 +54,7 @@ def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], di
             f"({unusable} without), and at least 2 are needed. Give more questions, or a mask that leaves more."
         )
     if max_queries and len(found) > max_queries:
-        keys = {query.query_id: _draw(seed, "sample", query.query_id) for query in found}
+        keys = {query.query_id: draw(seed, "sample", query.query_id) for query in found}
         found = heapq.nsmallest(max_queries, found, key=lambda query: (keys[query.query_id], query.query_id))
         wanted = {doc_id for query in found for doc_id in (*query.positives, *query.negatives)}
         texts = {doc_id: text for doc_id, text in texts.items() if doc_id in wanted}
@@ -74,14 +73,10 @@ def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: 
         for positive in _sample(query.positives, positives, seed, f"{epoch}:positive:{query.query_id}"):
             chosen = _sample(query.negatives, negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}")
             groups.append(Group(query.query_id, positive, tuple(chosen)))
-    place = {group: _draw(seed, f"{epoch}:order", f"{group.query_id}:{group.positive}") for group in groups}
+    place = {group: draw(seed, f"{epoch}:order", f"{group.query_id}:{group.positive}") for group in groups}
     return sorted(groups, key=lambda group: (place[group], group.query_id, group.positive))
 
 
 def _sample(ids: Sequence[str], size: int, seed: int, purpose: str) -> list[str]:
-    keys = {doc_id: _draw(seed, purpose, doc_id) for doc_id in ids}
+    keys = {doc_id: draw(seed, purpose, doc_id) for doc_id in ids}
     return heapq.nsmallest(size, keys, key=lambda doc_id: (keys[doc_id], doc_id))
-
-
-def _draw(seed: int, purpose: str, key: str) -> int:
-    return xxhash.xxh3_64_intdigest(f"{seed}:{purpose}:{key}".encode())

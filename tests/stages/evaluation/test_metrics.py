@@ -1,11 +1,12 @@
 """Metrics against figures worked out by hand, and ties that must never help."""
 
 import math
+from collections.abc import Sequence
 
 import polars as pl
 import pytest
 
-from stages.evaluation.metrics import Judge, means, metric_names, per_query, strict_ranks
+from stages.evaluation.metrics import Judge, means, metric_names, strict_ranks
 
 QRELS_SCHEMA = ["query_id", "doc_id", "relevance"]
 RUN_SCHEMA = [*QRELS_SCHEMA, "score"]
@@ -17,6 +18,10 @@ def qrels(*rows: tuple[str, str, int]) -> pl.DataFrame:
 
 def run(*rows: tuple[str, str, int, float]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=RUN_SCHEMA, orient="row")
+
+
+def per_query(run: pl.DataFrame, qrels: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    return Judge(qrels, names)(run)
 
 
 def values(frame: pl.DataFrame) -> dict[str, float]:

@@ -35,10 +35,9 @@ def test_vectors_come_back_in_the_order_asked_for_across_segments_and_openings(t
         assert opened.read(asked).tolist() == rows(3, 1, 2, 1).tolist()
 
 
-def test_missing_are_the_distinct_hashes_that_are_not_held(tmp_path: Path) -> None:
+def test_what_is_not_held_can_not_be_read(tmp_path: Path) -> None:
     store = VectorStore(tmp_path)
     store.append(hashes_of("a"), rows(1))
-    assert store.missing(hashes_of("b", "a", "b")).tolist() == hashes_of("b").tolist()
     assert store.held(hashes_of("b", "a")).tolist() == [False, True]
     with pytest.raises(KeyError, match="1 of 2 texts have no vector"):
         store.read(hashes_of("b", "a"))
@@ -152,5 +151,4 @@ def test_a_store_is_a_dictionary_that_keeps_the_first(
         if known:
             read = opened.read(np.array(known, np.uint8))
             assert read[:, 0].tolist() == [truth[bytes(key)] for key in known]
-        assert [bytes(row) for row in opened.missing(wanted)] == sorted({bytes(k) for k in asked} - truth.keys())
     assert [bytes(row) for row in unique(wanted)[0]] == sorted({bytes(k) for k in asked})
