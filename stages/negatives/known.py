@@ -27,15 +27,16 @@ def united_positives(queries: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFram
     """Each query's positives and those of the questions that only restate it: query_id, doc_id, own (bool).
 
     Two questions are the same one when their loose form (case, punctuation and compatibility forms taken away) is
-    equal. Only questions of one split are united: a label of dev or test never shapes what train learns from.
-    `judged` needs query_id, doc_id, relevance; relevance above 0 is a positive.
+    equal, whatever their splits: what is not `own` only keeps documents from being taken for wrong, and none becomes a
+    positive of another question, so no label of dev or test is learned. `judged` needs query_id, doc_id, relevance;
+    relevance above 0 is a positive.
     """
     forms = [loose(text) or normalise(text) for text in queries["query"]]
-    same = queries.select("query_id", "split", pl.Series("form", forms, dtype=pl.String))
+    same = queries.select("query_id", pl.Series("form", forms, dtype=pl.String))
     own = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id")
-    repeated = same.filter(pl.len().over("split", "form") > 1)
-    pooled = own.join(repeated, on="query_id").select("split", "form", "doc_id").unique()
-    borrowed = repeated.join(pooled, on=["split", "form"]).join(own, on=["query_id", "doc_id"], how="anti")
+    repeated = same.filter(pl.len().over("form") > 1)
+    pooled = own.join(repeated, on="query_id").select("form", "doc_id").unique()
+    borrowed = repeated.join(pooled, on="form").join(own, on=["query_id", "doc_id"], how="anti")
     parts = [
         own.with_columns(own=pl.lit(True)),
         borrowed.select("query_id", "doc_id", own=pl.lit(False)),

@@ -5,7 +5,7 @@ A candidate takes the first line of this table that holds for it (`PRECEDENCE` i
 | reason | verdict | holds where |
 |---|---|---|
 | known_positive | positive | the pair is a positive by id |
-| repeated_question | ignored | the document is a positive of a question that restates this one |
+| repeated_question | ignored | the document is a positive of a question, of any split, that restates this one |
 | same_text | ignored | the document's text is that of such a positive |
 | curated | negative | people judged it not relevant: kept whatever its score, and added if it was not retrieved |
 | contains_answer | ignored | the document holds a known answer of the query |
@@ -38,7 +38,7 @@ from stages.negatives.rules import RULES, RuleName
 from stages.params import Params as BaseParams
 from stages.params import option
 
-VERSION = 1
+VERSION = 2
 
 NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
 RULE = "rule"
@@ -116,7 +116,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
 
     candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
     judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
-    queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query", "split"])
+    queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query"])
     answers = contracts.read_table(inputs["answers"], contracts.ANSWERS)
     truth = Truth(
         positives=known.united_positives(queries, judged.select("query_id", "doc_id", "relevance").collect()),

@@ -38,10 +38,10 @@ def test_restated_questions_share_their_positives():
     ]
 
 
-def test_no_label_crosses_a_split():
+def test_a_positive_of_another_split_is_known_but_never_the_questions_own():
     asked = queries(("a", "How do I pay?", "train"), ("b", "How do I pay?", "test"))
     found = united_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1)))
-    assert found.rows() == [("a", "d1", True), ("b", "d2", True)]
+    assert found.rows() == [("a", "d1", True), ("a", "d2", False), ("b", "d1", False), ("b", "d2", True)]
 
 
 def test_questions_without_a_word_are_compared_as_they_are():

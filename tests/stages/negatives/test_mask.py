@@ -117,6 +117,17 @@ def test_every_line_of_the_table(inputs, tmp_path):
     assert len(said) == 2
 
 
+def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_positive(inputs, tmp_path):
+    before, _ = verdicts(Params(), inputs, tmp_path)
+    queries = contracts.read_table(inputs["queries"], contracts.QUERIES)
+    queries = queries.with_columns(split=pl.when(pl.col("query_id") == "b").then(pl.lit("test")).otherwise("split"))
+    found, _ = verdicts(Params(), inputs | write(tmp_path, queries=queries), tmp_path)
+    [again] = found.filter((pl.col("query_id") == "a") & (pl.col("doc_id") == "again")).to_dicts()
+    assert (again["verdict"], again["reason"]) == ("ignored", "repeated_question")
+    assert found.filter(pl.col("query_id") == "a", pl.col("verdict") == "positive")["doc_id"].to_list() == ["p"]
+    assert found.equals(before)
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
