@@ -77,8 +77,14 @@ def gate(
         )
     if old.digest("reranker") == artifacts["train"].digest("reranker"):
         return None
-    params = runner.params[GATE.name]
-    found = runner.run(GATE, params, artifacts, {"old": old.folder / "reranker"}, {"old": old.digest("reranker")})
+    pairs = runner.workspace.find("pairs", published["artifacts"]["pairs"]) or artifacts["pairs"]
+    found = runner.run(
+        GATE,
+        runner.params[GATE.name],
+        artifacts,
+        {"old": old.folder / "reranker", "old_queries": pairs.folder / "queries.parquet"},
+        {"old": old.digest("reranker"), "old_queries": pairs.digest("queries.parquet")},
+    )
     verdict: dict[str, Any] = json.loads((found.folder / "gate.json").read_text(encoding="utf-8"))
     return verdict
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from stages.contracts import PER_QUERY, Summary, Tools, read_table, scan_documents
+from stages.contracts import PER_QUERY, QUERIES, Summary, Tools, read_table, scan_documents
 from stages.device import Device
 from stages.evaluation import bootstrap
 from stages.evaluation.lists import fix_lists
@@ -35,14 +35,21 @@ VERSION = 1
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Write gate.json: the published reranker in `inputs["old"]` against the new one's results in `per_query`.
 
-    Both rank the same lists: those that `evaluate` made of test, by the parameters that stand in `metrics`.
+    Both rank the same lists: those that `evaluate` made of test, by the parameters that stand in `metrics`. Questions
+    that were in the published one's train or dev (`inputs["old_queries"]`) are left out: it has seen their answers.
     """
     shape = json.loads(inputs["metrics"].read_text(encoding="utf-8"))["parameters"]
     fixed = fix_lists(
         inputs, ["test"], top_k=shape["top_k"], max_queries=shape["max_queries"], seed=shape["seed"], forced=False
     )
+    before = read_table(inputs["old_queries"], QUERIES, ["query_id", "split"])
+    seen = before.filter(pl.col("split") != "test")["query_id"]
+    left_out = fixed.queries["query_id"].is_in(seen.implode()).sum()
+    if left_out:
+        tools.progress.say(f"gate: {left_out} test questions were in train or dev before; they are not compared on")
+    fixed = fixed.without(seen)
     is_new = (pl.col("split") == "test") & (pl.col("row") == "reranker") & (pl.col("metric") == params.measure)
-    new = read_table(inputs["per_query"], PER_QUERY).filter(is_new)
+    new = read_table(inputs["per_query"], PER_QUERY).filter(is_new & ~pl.col("query_id").is_in(seen.implode()))
     if fixed.queries.is_empty():
         verdict = compare(new, new.drop("group"), params)
     else:

@@ -82,6 +82,11 @@ class Fixed(NamedTuple):
     drawn_from: dict[str, int]
     """How many questions each split held before the sample."""
 
+    def without(self, query_ids: pl.Series) -> "Fixed":
+        """The same without some of the questions."""
+        keep = ~pl.col("query_id").is_in(query_ids.implode())
+        return self._replace(**{name: getattr(self, name).filter(keep) for name in ("queries", "qrels", "lists")})
+
     def pairs(self) -> pl.DataFrame:
         """Each (query_id, doc_id) of any list once, sorted."""
         return self.lists.select("query_id", "doc_id").unique().sort("query_id", "doc_id")

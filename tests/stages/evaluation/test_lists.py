@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.contracts import CANDIDATES, JUDGED, QRELS, QUERIES, write_table
-from stages.evaluation.lists import evaluated_queries, fix_lists, forced_lists, top_lists
+from stages.evaluation.lists import Fixed, evaluated_queries, fix_lists, forced_lists, top_lists
 
 SCORED = ["query_id", "doc_id", "relevance", "score"]
 LISTED = ["query_id", "doc_id", "relevance", "embedder"]
@@ -125,3 +125,15 @@ def test_from_tables_to_lists(tmp_path: Path) -> None:
     del inputs["judged"]
     plain = fix_lists(inputs, ["test"], top_k=2, max_queries=0, seed=0, forced=False)
     assert plain.lists.rows() == [("test", "t1", "a", 1, 1.0), ("test", "t1", "b", 0, 0.5)]
+
+
+def test_questions_that_were_trained_on_are_left_out_of_everything() -> None:
+    fixed = Fixed(
+        queries=queries("a", "b"),
+        qrels=qrels(("a", "x", 1), ("b", "y", 1)),
+        lists=lists(("a", "x", 1, 0.5), ("b", "y", 1, 0.5)),
+        drawn_from={"test": 2},
+    )
+    left = fixed.without(pl.Series(["a", "not here"]))
+    assert [frame["query_id"].to_list() for frame in (left.queries, left.qrels, left.lists)] == [["b"]] * 3
+    assert left.drawn_from == {"test": 2}
