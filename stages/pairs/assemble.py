@@ -16,6 +16,7 @@ from stages.pairs.judgements import PARTLY, final_ids, settle, unique_keys
 from stages.pairs.rejects import Rejects
 from stages.pairs.spill import write_groups, write_sorted
 from stages.pairs.split import Assigned, Shares, Ties, assign, split_counts
+from stages.pairs.titles import merge_titles, one_text, replaced
 from stages.tables.source import Source
 
 _SLICE = 1 << 20
@@ -30,6 +31,8 @@ class Assembler:
         self._intake, self._texts, self._rejects, self._sources = intake, intake.texts, rejects, sources
         self._out, self._scratch = out, scratch
         self._asked = pl.DataFrame()
+        self._became = pl.DataFrame()
+        self._document_keys = pl.DataFrame()
         self.notes: list[str] = []
 
     def write(self, shares: Shares, id_column: str, trust_ids: bool) -> Summary:
@@ -64,9 +67,9 @@ class Assembler:
 
         self._rejects.add_late(dict(late.iter_rows()), self._sources)
         self._write_queries(queries, documents, places, assigned, names)
-        rows = corpus_rows(documents, bool(self._texts.words))
+        rows = corpus_rows(documents.drop("text"), bool(self._texts.words))
         counts["chunks"] = len(rows) if self._texts.words else 0
-        self._write_corpus(rows)
+        self._write_corpus(rows, documents)
         judgements, whole = best_judgements(places, documents)
         if self._texts.words:
             counts["positives_by_all_chunks"] = whole
@@ -85,7 +88,8 @@ class Assembler:
         nothing = {"row": pl.Int64, "q": pl.UInt64, "d": pl.UInt64, "relevance": pl.Int32}
         judged = pl.concat([pl.DataFrame(schema=nothing), *judgements], how="diagonal")
         ids = {"row": pl.Int64, "d": pl.UInt64, "document_id": pl.String}
-        settled = settle(judged, pl.concat([pl.DataFrame(schema=ids), *intake.listed]), trust_ids)
+        judged, listed = self._merged(judged, pl.concat([pl.DataFrame(schema=ids), *intake.listed]))
+        settled = settle(judged, listed, trust_ids)
         if settled.ids_dropped:
             self.notes.append(f"{id_column} repeats for different questions, so it is not used: ids are text hashes")
         late.append(settled.rejected)
@@ -96,19 +100,30 @@ class Assembler:
             self._asked = asked.join(pl.concat(late), on="row", how="anti")
         return settled.judged, settled.listed, pl.concat(late).unique("row", keep="first").sort("row")
 
+    def _merged(self, judged: pl.DataFrame, listed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        keys = unique_keys(self._texts.document_keys or [pl.DataFrame(schema=_DOCUMENT)], "d")
+        self._texts.document_keys = []
+        judged, listed, self._became = merge_titles(keys, judged, listed)
+        self._document_keys, several = one_text(keys)
+        if len(several) and "chunk" in judged.columns:  # the chunk was told from another cut of title and text
+            judged = judged.with_columns(
+                chunk=pl.when(pl.col("d").is_in(several.implode())).then(-1).otherwise("chunk")
+            )
+        return judged, listed
+
     def _query_ids(self, judged: pl.DataFrame) -> pl.DataFrame:
-        keys = unique_keys(self._texts.query_keys).join(judged.select(key="q").unique(), on="key", how="semi")
+        keys = unique_keys(self._texts.query_keys, "key").join(judged.select(key="q").unique(), on="key", how="semi")
         self._texts.query_keys = []
         given = judged.select("id", key="q") if "id" in judged.columns else None
         return final_ids(keys, given).select("loose", q="key", query_id="id").with_row_index("question")
 
     def _document_ids(self, judged: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFrame:
         used = pl.concat([judged.select(key="d"), listed.select(key="d")]).unique()
-        keys = unique_keys(self._texts.document_keys).join(used, on="key", how="semi")
-        self._texts.document_keys = []
+        keys = self._document_keys.rename({"d": "key"}).join(used, on="key", how="semi")
+        self._document_keys = pl.DataFrame()
         named = [frame for frame in (judged, listed) if "document_id" in frame.columns]
         given = pl.concat([frame.select(key="d", id="document_id") for frame in named])
-        return final_ids(keys, given).select("chunks", d="key", doc_id="id").with_row_index("document")
+        return final_ids(keys, given).select("chunks", "text", d="key", doc_id="id").with_row_index("document")
 
     def _assign(
         self,
@@ -125,11 +140,14 @@ class Assembler:
             groups = (_ints(tied["question"]), np.asarray(names.search_sorted(tied["group"]), dtype=np.int64))
         if "split" in places.columns:
             said = places.select("question", side=pl.col("split").replace_strict(_OWN, return_dtype=pl.Int8))
-            # a question in several splits is kept where it must not be trained on: in test, else dev
-            last = said.group_by("question").agg(pl.col("side").max(), several=pl.col("side").n_unique() > 1)
+            # a question, restated or not, in several splits is kept where it must not be trained on: in test, else dev
+            sides = said.join(queries.select("question", "loose"), on="question").group_by("loose")
+            last = sides.agg(pl.col("side").max(), several=pl.col("side").n_unique() > 1)
+            last = queries.select("question", "loose").join(last, on="loose").sort("question")
             if count := int(last["several"].sum()):
-                self.notes.append(f"{count:,} questions stand in several of the table's splits: kept in test, else dev")
-            own = last.sort("question")["side"].to_numpy().astype(np.int8)
+                where = "in several of the table's splits: kept in test, else dev"
+                self.notes.append(f"{count:,} questions stand, some restated, {where}")
+            own = last["side"].to_numpy().astype(np.int8)
         ties = Ties(
             len(queries),
             queries["loose"].rank("dense").cast(pl.Int64).to_numpy(),
@@ -184,16 +202,16 @@ class Assembler:
         path = self._out / "queries.parquet"
         write_sorted(path, QUERIES, self._texts.queries, shape, len(queries), self._scratch / "queries-sorted")
 
-    def _write_corpus(self, rows: pl.DataFrame) -> None:
+    def _write_corpus(self, rows: pl.DataFrame, documents: pl.DataFrame) -> None:
         words, overlap = self._texts.words, self._texts.overlap
+        texts = documents.select("d", key="text")
 
         def shape(bucket: pl.DataFrame) -> pl.DataFrame:
             meta = [pl.col(name).min() for name in ("title", "category", "group")]
-            frame = bucket.group_by("key").agg(pl.col("text").first(), *meta)
-            frame = cut_frame(frame, words, overlap).join(
-                rows.select("position", "chunk", key="d"), on=["key", "chunk"]
-            )
-            return frame.drop("key", "chunk").with_columns(doc_id=rows["doc_id"].gather(frame["position"]))
+            frame = replaced(bucket, self._became).join(texts, on=["d", "key"], how="semi")
+            frame = frame.group_by("d").agg(pl.col("text").first(), *meta)
+            frame = cut_frame(frame, words, overlap).join(rows.select("position", "chunk", "d"), on=["d", "chunk"])
+            return frame.drop("d", "chunk").with_columns(doc_id=rows["doc_id"].gather(frame["position"]))
 
         path = self._out / "corpus.parquet"
         write_sorted(path, CORPUS, self._texts.documents, shape, len(rows), self._scratch / "corpus-sorted")
@@ -229,6 +247,7 @@ class Assembler:
         return f"{names}: none of {rows:,} rows is usable: {reasons}. Check which columns are named."
 
 
+_DOCUMENT = {"d": pl.UInt64, "low": pl.UInt64, "chunks": pl.Int32, "text": pl.UInt64}
 _OWN = {None: 0, "": 0, "train": 0, "dev": 1, "test": 2}
 
 

@@ -28,7 +28,7 @@ from stages.tables.frames import frame_source
 from stages.tables.source import Source
 from stages.tables.sql import sql_digest, sql_source
 
-VERSION = 1
+VERSION = 2
 
 _COLUMN = 'Recognised by its usual names where not given; "" uses no column.'
 
@@ -177,10 +177,13 @@ def funnel_lines(summary: Summary) -> list[str]:
     rows += [
         ("rows used as pairs", summary["rows_used"]),
         ("  merged into an equal question", summary["merged_questions"]),
+        ("  merged into an equal document", summary["merged_documents"]),
         ("queries", summary["queries"]),
         *((f"  {name}", count) for name, count in summary["splits"].items()),
-        ("documents", summary["documents"]),
     ]
+    if summary["shared_questions"]:
+        rows.append(("  restated on another side of the split", summary["shared_questions"]))
+    rows.append(("documents", summary["documents"]))
     if summary["chunks"]:
         rows.append(("  in chunks", summary["chunks"]))
     if summary["shared_documents"]:

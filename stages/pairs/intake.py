@@ -61,9 +61,11 @@ class Intake:
                 raise Unusable("no document")
             if not long_enough(text, self._min_chars):
                 raise Unusable("document too short")
-            d, meta = digest(text), _meta(cells)
+            meta = _meta(cells)
+            alone = digest(text)
+            d = _as_read(alone, text, meta)
             found.append((row, d, _text(cells, "document_id")))
-            self.texts.document(d, text, meta)
+            self.texts.document(d, alone, text, meta)
 
         self._each(number, source, batch, parts, take)
         if found:
@@ -129,6 +131,7 @@ class Intake:
     def _pair(self, row: int, cells: Mapping[str, Cell]) -> None:
         question, q = self._question(cells)
         texts = values(cells.get("document"), self._separator)
+        meta = _meta(cells)
         kept = [(text, digest(text)) for text in self._usable(texts, question)]
         grade = relevance(single(cells.get("relevance")))
         if grade is None:
@@ -150,19 +153,19 @@ class Intake:
             if len(ids) != len(texts):
                 raise Unusable("not as many document ids as documents")
             by_text = dict(zip(texts, ids, strict=True))
-        meta = _meta(cells)
         query_id = _text(cells, "id")
 
         self.texts.question(q, question)  # from here on nothing is wrong with the row
-        for text, d in kept:
-            self.texts.document(d, text, meta)
+        for text, alone in kept:
+            d = _as_read(alone, text, meta)
+            self.texts.document(d, alone, text, meta)
             places = [-1]  # of the document's chunks, those that hold an answer; -1 where none or no matter
             if self.texts.words and grade and answers:
-                places = holding(self.texts.chunks(d, text), answers) or places
+                places = holding(self.texts.chunks(alone, text), answers) or places
             for place in places:
                 self._rows.append((row, q, d, grade, place, query_id, by_text.get(text), split, meta[2]))
         for text, d in negatives:
-            self.texts.document(d, text, NO_META)
+            self.texts.document(d, d, text, NO_META)
             self._rows.append((row, q, d, 0, -1, query_id, None, split, meta[2]))
         for text in answers:
             self.texts.answer(q, row, text)
@@ -201,6 +204,11 @@ def _meta(cells: Mapping[str, Cell]) -> Meta:
     if title in cells or category in cells or group in cells:
         return _text(cells, title), _text(cells, category), _text(cells, group)
     return NO_META
+
+
+def _as_read(alone: bytes, text: str, meta: Meta) -> bytes:
+    """The digest of a document as models read it, title first (`stages.contracts.document_text`)."""
+    return digest(f"{meta[0]} {text}") if meta[0] else alone
 
 
 def _text(cells: Mapping[str, Cell], part: str) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from stages.errors import PrepError
+from stages.errors import InputError
 
 MANY, FEW = 0.05, 5
 """A recognised id column holds no question ids where over this share of the rows, and more than a few, contradict."""
@@ -108,7 +108,7 @@ def final_ids(keys: pl.DataFrame, given: pl.DataFrame | None) -> pl.DataFrame:
     frame = frame.sort("id")
     if frame["id"].n_unique() != len(frame):
         twice = frame.filter(pl.col("id").is_duplicated())["id"][0]
-        raise PrepError(f"the id {twice!r} is given to one text and is the hash of another")
+        raise InputError(f"the id {twice!r} is given to one text and is the hash of another: rename it")
     return frame
 
 
@@ -117,9 +117,9 @@ def _hex(keys: pl.DataFrame) -> pl.Series:
     return pl.Series([both[i : i + 32] for i in range(0, len(both), 32)], dtype=pl.String)
 
 
-def unique_keys(pieces: list[pl.DataFrame]) -> pl.DataFrame:
-    """One row a text from pieces that may repeat it; two texts of one 64-bit key (never seen) are refused."""
+def unique_keys(pieces: list[pl.DataFrame], key: str) -> pl.DataFrame:
+    """One row a text from pieces that may repeat it; two texts of one 64-bit `key` (never seen) are refused."""
     frame = pl.concat(pieces).unique()
-    if frame["key"].n_unique() != len(frame):
-        raise PrepError("two different texts have the same 64-bit hash; change one of them by a character")
+    if frame[key].n_unique() != len(frame) and frame[key].n_unique() != frame.select(key, "low").n_unique():
+        raise InputError("two different texts have the same 64-bit hash; change one of them by a character")
     return frame

@@ -60,8 +60,18 @@ def assign(ties: Ties, own: npt.NDArray[np.int8] | None, shares: Shares, name: C
     """Put each question on a side.
 
     `own` is the table's own split for each question (0 train, 1 dev, 2 test), None without one; `name` gives the id
-    of a unit from its kind and number. A unit is named by the smallest of its groups, else of its documents, so that
-    a new question on known documents moves nobody. Raises `InputError` where a group column is needed and lacking.
+    of a unit from its kind and number. Raises `InputError` where a group column is needed and lacking.
+
+    A component is named by the smallest of its groups, else the smallest id of its positive documents, so a new or
+    gone question on documents that have other questions moves nobody, unless it ties two components. What can move
+    questions from one run to the next:
+    - rows that tie components or untie them: a question with positives in two, a restatement, a shared group;
+    - a smaller name: a component's smallest document goes, its text changes where ids are hashes of texts, or a
+      document with a smaller id comes (one chance in n + 1 for n documents and ids that are hashes); so for groups;
+    - a component that grows past a `GIANT` share of the questions, or falls below it;
+    - changes of the group column, of the table's own split, of the shares, the seed or the unit.
+    A question that is its own unit (split by question, or from a giant component) moves only where it is restated by
+    one with a smaller id.
     """
     if shares.by == "group" and ties.groups is None:
         raise InputError("--split-by group needs a group column: name it with --group")
@@ -74,7 +84,7 @@ def assign(ties: Ties, own: npt.NDArray[np.int8] | None, shares: Shares, name: C
         found.side, found.notes = _sides(found, shares.seed, shares.dev, shares.test, name), notes
         return found
     own = own.copy()
-    if shares.dev and 2 not in own:
+    if shares.test and 2 not in own:
         notes.append("the table has its own dev split and no test split: its dev is used as test")
         own[own == 1] = 2
     whole = Assigned(own, np.zeros(ties.count, dtype=np.int8), np.zeros(ties.count, dtype=np.int64), notes)

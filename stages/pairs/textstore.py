@@ -37,7 +37,7 @@ class TextStore:
         self._seen_documents: set[bytes] = set()
         self._chunks: dict[bytes, list[str]] = {}
         self._new_queries: list[tuple[bytes, str]] = []
-        self._new_documents: list[tuple[bytes, int, str, str | None, str | None, str | None]] = []
+        self._new_documents: list[tuple[bytes, bytes, int, str, str | None, str | None, str | None]] = []
         self._new_answers: list[tuple[bytes, int, str]] = []
 
     def question(self, key: bytes, text: str) -> None:
@@ -45,19 +45,21 @@ class TextStore:
         if _unseen(self._seen_queries, key):
             self._new_queries.append((key, text))
 
-    def document(self, key: bytes, text: str, meta: Meta) -> None:
-        """Keep a clean document under its 128-bit hash, with what is known of it."""
+    def document(self, key: bytes, alone: bytes, text: str, meta: Meta) -> None:
+        """Keep a clean document with what is known of it: `key` is the 128-bit hash of what models read of it, title
+        and text, `alone` that of the text."""
         known = key + xxhash.xxh3_64_digest("\x1f".join(part or "" for part in meta).encode()) if any(meta) else key
         if _unseen(self._seen_documents, known):
-            self._new_documents.append((key, len(self.chunks(key, text)) if self.words else 1, text, *meta))
+            chunks = len(self.chunks(alone, text)) if self.words else 1
+            self._new_documents.append((key, alone, chunks, text, *meta))
 
-    def chunks(self, key: bytes, text: str) -> list[str]:
-        """The windows of a document."""
-        found = self._chunks.get(key)
+    def chunks(self, alone: bytes, text: str) -> list[str]:
+        """The windows of a document's text, whose hash is `alone`."""
+        found = self._chunks.get(alone)
         if found is None:
             if len(self._chunks) >= _CUT:
                 self._chunks.clear()
-            found = self._chunks[key] = cut(text, self.words, self.overlap)
+            found = self._chunks[alone] = cut(text, self.words, self.overlap)
         return found
 
     def answer(self, question: bytes, row: int, text: str) -> None:
@@ -73,11 +75,13 @@ class TextStore:
             self.query_keys.append(pl.DataFrame(columns))
             self.queries.add(pl.DataFrame({"key": high(keys), "query": strings(texts)}), by_key())
         if self._new_documents:
-            keys, chunks, texts, *meta = zip(*self._new_documents, strict=True)
-            columns = {"key": high(keys), "low": low(keys), "chunks": pl.Series(chunks, dtype=pl.Int32)}
+            keys, alone, chunks, texts, *meta = zip(*self._new_documents, strict=True)
+            columns = {"d": high(keys), "low": low(keys), "chunks": pl.Series(chunks, dtype=pl.Int32)}
+            columns["text"] = high(alone)
             self.document_keys.append(pl.DataFrame(columns))
             known = {name: strings(cells) for name, cells in zip(META, meta, strict=True)}
-            self.documents.add(pl.DataFrame({"key": high(keys), "text": strings(texts)} | known), by_key())
+            known |= {"d": columns["d"], "key": columns["text"], "text": strings(texts)}
+            self.documents.add(pl.DataFrame(known), by_key())  # by text, so that those that merge are read together
         if self._new_answers:
             keys, rows, texts = zip(*self._new_answers, strict=True)
             self.answers.add(pl.DataFrame({"key": high(keys), "row": rows, "answer": strings(texts)}), by_key())

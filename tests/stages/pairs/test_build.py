@@ -244,6 +244,83 @@ def test_a_corpus_adds_documents_and_gives_ids(tmp_path: Path) -> None:
     assert found.summary["rows_in"] == 5 == found.summary["rows_used"] + found.summary["rows_of_one_text"] + 1
 
 
+def test_one_text_under_two_titles_is_two_documents(tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d-{title.lower()}", "title": title, "text": "A city."} for title in ("Paris", "London")]
+    table(folder, *map(json.dumps, documents), name="corpus.jsonl")
+    questions = [{"_id": "q1", "text": "Capital of France?"}, {"_id": "q2", "text": "Capital of Britain?"}]
+    table(folder, *map(json.dumps, questions), name="queries.jsonl")
+    lines = ["query-id\tcorpus-id\tscore", "q1\td-paris\t1", "q1\td-london\t0", "q2\td-london\t1"]
+    table(folder / "qrels", *lines, name="train.tsv")
+    found = Result(tmp_path / "run", beir=str(folder), dev=0)
+    assert found.qrels.rows() == [("q1", "d-london", 0), ("q1", "d-paris", 1), ("q2", "d-london", 1)]
+    assert found.corpus.select("doc_id", "title").rows() == [("d-london", "London"), ("d-paris", "Paris")]
+
+
+def test_a_text_without_title_finds_its_title_in_the_corpus(tmp_path: Path) -> None:
+    lines = ["question,article_id,article,category", "Who?,k2,A city.,b", "When?,k1,A city.,a", "Where?,k3,A town.,c"]
+    path = table(tmp_path, *lines)
+    more = table(tmp_path, "id,title,text", "k1,Paris,A city.", "k2,London,A city.", "k3,Ghent,A town.", name="c.csv")
+    found = Result(tmp_path / "run", tables=[path], corpus=[more], document="article", document_id="article_id")
+    named = found.qrels.join(found.queries, on="query_id").select("query", "doc_id").sort("query")
+    assert named.rows() == [("When?", "k1"), ("Where?", "k3"), ("Who?", "k2")]
+    assert found.corpus.select("doc_id", "title", "text", "category").rows() == [
+        ("k1", "Paris", "A city.", None),
+        ("k2", "London", "A city.", None),
+        ("k3", "Ghent", "A town.", "c"),
+    ]
+    assert found.rejects.is_empty()
+
+
+def test_ids_without_ids_are_hashes_of_title_and_text() -> None:
+    frame = pl.DataFrame({"question": ["A?", "B?", "C?"], "title": ["Paris", "London", None], "text": ["T."] * 3})
+    found = build_pairs(frame)
+    assert dict(found.corpus.select("doc_id", "title").iter_rows()) == {
+        text_id("Paris T."): "Paris",
+        text_id("London T."): "London",
+        text_id("T."): None,
+    }
+    assert found.qrels["doc_id"].n_unique() == 3
+    one = build_pairs(frame.filter(pl.col("title").is_null() | (pl.col("title") == "Paris")))
+    assert one.corpus.select("doc_id", "title").rows() == [(text_id("Paris T."), "Paris")]
+    assert one.summary["merged_documents"] == 1
+
+
+def test_what_models_read_alike_is_one_document() -> None:
+    rows = {"question": ["A?", "B?"], "title": ["Paris", None], "text": ["is a city.", "Paris is a city."]}
+    found = build_pairs(pl.DataFrame(rows | {"answer": ["city", "city"]}), Params(chunk_words=2, chunk_overlap=0))
+    whole = text_id("Paris is a city.")
+    assert found.corpus.select("doc_id", "title", "text").rows() == [
+        (f"{whole}#0", "Paris", "is a"),
+        (f"{whole}#1", "Paris", "city."),
+    ]
+    assert len(found.qrels) == 4  # which window holds the answer was told from two cuts, so all count
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(*(st.sampled_from(part) for part in (["A", "B", None], ["x.", "A x.", "y."], ["1", "2", None]))),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_whatever_merges_every_question_keeps_a_document_of_its_text(rows: list[tuple[Any, ...]]) -> None:
+    titles, texts, ids = zip(*rows, strict=True)
+    columns = {"title": titles, "text": texts, "document_id": ids, "question": [f"q{i}?" for i in range(len(rows))]}
+    frame = pl.DataFrame(columns, schema_overrides={"title": pl.String, "document_id": pl.String})
+    found = build_pairs(frame)
+    known = {doc_id: (title, text) for doc_id, text, title in found.corpus.select("doc_id", "text", "title").rows()}
+    assert len(set(known.values())) == len(known)
+    asked = dict(found.queries.select("query_id", "query").iter_rows())
+    assert len(asked) + len(found.rejects) == len(rows)
+    for query_id, doc_id, _ in found.qrels.iter_rows():
+        title, text, _ = rows[int(asked[query_id][1:-1])]
+        read = f"{known[doc_id][0]} {known[doc_id][1]}" if known[doc_id][0] else known[doc_id][1]
+        assert known[doc_id][1] == text or read == (f"{title} {text}" if title else text)
+
+
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     folder = tmp_path / "beir"
@@ -281,10 +358,19 @@ def test_own_splits(tmp_path: Path) -> None:
     found = Result(tmp_path / "run", tables=[table(tmp_path, *lines)])
     splits = dict(found.queries.select("query", "split").iter_rows())
     assert splits == {"A?": "train", "B?": "dev", "C?": "test", "D?": "train"}
-    assert "1 questions stand in several of the table's splits" in found.said
+    assert "1 questions stand, some restated, in several of the table's splits" in found.said
     wrong = table(tmp_path, *lines, "E?,six,north")
     with pytest.raises(InputError, match=r"faq\.csv, row 6, column 'split': 'north' is not a split.*train"):
         Result(tmp_path / "wrong", tables=[wrong], split="split")
+
+
+def test_a_restated_question_is_not_trained_on_when_tested(tmp_path: Path) -> None:
+    lines = ["question,text,split", "Who pays?,one,train", "who PAYS,two,test", "When?,three,dev", "when,four,train"]
+    found = Result(tmp_path / "run", tables=[table(tmp_path, *lines, "Where?,five,train")])
+    splits = dict(found.queries.select("query", "split").iter_rows())
+    assert splits == {"Who pays?": "test", "who PAYS": "test", "When?": "dev", "when": "dev", "Where?": "train"}
+    assert "4 questions stand, some restated, in several" in found.said
+    assert found.summary["shared_questions"] == 0
 
 
 def test_groups_stay_together(tmp_path: Path) -> None:
@@ -407,6 +493,7 @@ def test_the_funnel_in_lines() -> None:
         "  no question                      -1",
         "rows used as pairs                  2",
         "  merged into an equal question     1",
+        "  merged into an equal document     0",
         "queries                             1",
         "  train                             1",
         "  dev                               0",
@@ -414,6 +501,13 @@ def test_the_funnel_in_lines() -> None:
         "documents                           2",
         "positives a query                2.00  (at most 2)",
     ]
+
+
+def test_the_funnel_says_what_stands_on_two_sides() -> None:
+    summary = pairs_of(("Who?", "He.")).summary
+    lines = funnel_lines(summary | {"shared_questions": 3, "shared_documents": 2})
+    assert any(line.split() == ["restated", "on", "another", "side", "of", "the", "split", "3"] for line in lines)
+    assert any(line.split() == ["positive", "on", "two", "sides", "of", "the", "split", "2"] for line in lines)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real tables are not at ../shared/data")

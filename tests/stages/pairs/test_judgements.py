@@ -1,8 +1,10 @@
 """Judgements settled."""
 
 import polars as pl
+import pytest
 
-from stages.pairs.judgements import final_ids, settle
+from stages.errors import InputError
+from stages.pairs.judgements import final_ids, settle, unique_keys
 from stages.text import text_id
 
 NO_LIST = pl.DataFrame(schema={"row": pl.Int64, "d": pl.UInt64, "document_id": pl.String})
@@ -57,3 +59,15 @@ def test_the_smallest_given_id_else_the_hash() -> None:
     given = pl.DataFrame({"key": [2, 2], "id": ["b", "a"]}, schema={"key": pl.UInt64, "id": pl.String})
     frame = final_ids(pl.DataFrame(keys, schema={"key": pl.UInt64, "low": pl.UInt64}), given)
     assert set(frame.select("key", "id").rows()) == {(2, "a"), (keys["key"][0], digest)}
+
+
+def test_an_id_that_is_another_texts_hash_is_an_input_error() -> None:
+    digest = text_id("a text")
+    keys = {"key": [int(digest[:16], 16), 2], "low": [int(digest[16:], 16), 0]}
+    frame = pl.DataFrame(keys, schema={"key": pl.UInt64, "low": pl.UInt64})
+    given = pl.DataFrame({"key": [2], "id": [digest]}, schema={"key": pl.UInt64, "id": pl.String})
+    with pytest.raises(InputError, match="is the hash of another"):
+        final_ids(frame, given)
+    with pytest.raises(InputError, match="same 64-bit hash"):
+        unique_keys([pl.DataFrame({"key": [1, 1], "low": [2, 3]})], "key")
+    assert len(unique_keys([pl.DataFrame({"key": [1, 1], "low": [2, 2]})], "key")) == 1

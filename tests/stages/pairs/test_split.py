@@ -92,6 +92,15 @@ def test_own_dev_becomes_test_and_dev_is_cut_from_train() -> None:
     assert "dev" in expected
 
 
+def test_own_dev_stays_dev_where_no_test_is_wanted() -> None:
+    own = np.array([0, 0, 1], dtype=np.int8)
+    found = assign(ties([0, 1, 2]), own, Shares(0.25, 0.0, "component", 0), name)
+    assert found.side.tolist() == [0, 0, 1]
+    assert found.notes == []
+    no_dev = assign(ties([0, 1, 2]), own, Shares(0.0, 0.25, "component", 0), name)
+    assert no_dev.side.tolist() == [0, 0, 2]
+
+
 def test_own_split_of_train_only_is_no_split() -> None:
     plain = assign(ties(list(range(30))), None, HALVES, name)
     assert assign(ties(list(range(30))), np.zeros(30, dtype=np.int8), HALVES, name).side.tolist() == plain.side.tolist()
