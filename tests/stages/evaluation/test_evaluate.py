@@ -295,6 +295,7 @@ def test_the_gate_scores_the_published_model_on_the_new_lists(
         "per_query": out / "per_query.parquet",
         "metrics": out / "metrics.json",
         "old": tools.scratch / "published",
+        "old_queries": reranker["queries"],
     }
     asked = use(perfect)
     (tools.scratch / "gate").mkdir()
@@ -314,12 +315,37 @@ def test_the_gate_scores_the_published_model_on_the_new_lists(
     assert len(asked[0]) == 24  # test only, and nothing forced in
 
 
+def test_the_gate_leaves_out_what_the_published_model_was_trained_on(
+    reranker: dict[str, Path], tools: Tools, log: Log, use: Use
+) -> None:
+    use(useless, useless)
+    out, _ = run(reranker, tools)
+    before = pl.read_parquet(reranker["queries"]).filter(pl.col("query_id") != "test-2")
+    seen = pl.col("query_id").is_in(["test-0", "test-1"])
+    write_table(
+        before.with_columns(split=pl.when(seen).then(pl.lit("train")).otherwise("split")), QUERIES, out / "before"
+    )
+    inputs = reranker | {
+        "per_query": out / "per_query.parquet",
+        "metrics": out / "metrics.json",
+        "old": out / "published",
+        "old_queries": out / "before",
+    }
+    asked = use(perfect)
+    (tools.scratch / "gate").mkdir()
+    found = gate.run(gate.Params(), inputs, tools.scratch / "gate", tools)
+    assert found["queries"] == 6  # a question that is new is one it has not seen
+    assert {query for query, _ in asked[0]} == {f"about {number}" for number in range(2, 8)}
+    assert any("gate: 2 test questions were in train or dev before" in line for line in log.said)
+
+
 def test_the_same_model_passes_the_gate_with_no_difference(reranker: dict[str, Path], tools: Tools) -> None:
     out, _ = run(reranker, tools, device="cpu")
     inputs = reranker | {
         "per_query": out / "per_query.parquet",
         "metrics": out / "metrics.json",
         "old": reranker["reranker"],
+        "old_queries": reranker["queries"],
     }
     (tools.scratch / "gate").mkdir()
     found = gate.run(gate.Params(device="cpu"), inputs, tools.scratch / "gate", tools)
@@ -349,7 +375,12 @@ def test_the_gate_has_nothing_to_compare_on_without_test(reranker: dict[str, Pat
     queries = pl.read_parquet(reranker["queries"]).with_columns(split=pl.lit("train"))
     write_table(queries, QUERIES, reranker["queries"])
     out, _ = run(reranker, tools)
-    inputs = reranker | {"per_query": out / "per_query.parquet", "metrics": out / "metrics.json", "old": out / "none"}
+    inputs = reranker | {
+        "per_query": out / "per_query.parquet",
+        "metrics": out / "metrics.json",
+        "old": out / "none",
+        "old_queries": reranker["queries"],
+    }
     (tools.scratch / "gate").mkdir()
     found = gate.run(gate.Params(), inputs, tools.scratch / "gate", tools)
     assert (found["verdict"], found["queries"], found["difference"]) == ("same", 0, None)
