@@ -15,7 +15,7 @@ from stages.pairs.intake import Intake
 from stages.pairs.judgements import PARTLY, final_ids, settle, unique_keys
 from stages.pairs.rejects import Rejects
 from stages.pairs.spill import write_groups, write_sorted
-from stages.pairs.split import Assigned, Shares, Ties, assign, split_counts
+from stages.pairs.split import Assigned, Shares, Ties, assign, own_sides, split_counts
 from stages.pairs.titles import merge_titles, one_text, replaced
 from stages.tables.source import Source
 
@@ -139,15 +139,10 @@ class Assembler:
             tied = places.select("question", "group").drop_nulls().unique()
             groups = (_ints(tied["question"]), np.asarray(names.search_sorted(tied["group"]), dtype=np.int64))
         if "split" in places.columns:
-            said = places.select("question", side=pl.col("split").replace_strict(_OWN, return_dtype=pl.Int8))
-            # a question, restated or not, in several splits is kept where it must not be trained on: in test, else dev
-            sides = said.join(queries.select("question", "loose"), on="question").group_by("loose")
-            last = sides.agg(pl.col("side").max(), several=pl.col("side").n_unique() > 1)
-            last = queries.select("question", "loose").join(last, on="loose").sort("question")
-            if count := int(last["several"].sum()):
+            own, several = own_sides(places.select("question", "split"), queries.select("question", "loose"))
+            if several:
                 where = "in several of the table's splits: kept in test, else dev"
-                self.notes.append(f"{count:,} questions stand, some restated, {where}")
-            own = last["side"].to_numpy().astype(np.int8)
+                self.notes.append(f"{several:,} questions stand, some restated, {where}")
         ties = Ties(
             len(queries),
             queries["loose"].rank("dense").cast(pl.Int64).to_numpy(),
@@ -248,7 +243,6 @@ class Assembler:
 
 
 _DOCUMENT = {"d": pl.UInt64, "low": pl.UInt64, "chunks": pl.Int32, "text": pl.UInt64}
-_OWN = {None: 0, "": 0, "train": 0, "dev": 1, "test": 2}
 
 
 def _ints(series: pl.Series) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

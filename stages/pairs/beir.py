@@ -8,7 +8,8 @@ from stages.errors import InputError
 from stages.pairs.columns import exact, first_cells, own_split
 from stages.pairs.intake import Intake
 from stages.pairs.judgements import second_texts
-from stages.tables.files import file_source
+from stages.tables.encoding import shown
+from stages.tables.files import check_file, file_source, unreadable
 from stages.tables.source import Source
 
 CORPUS = {"document": "text", "document_id": "_id", "title": "title"}
@@ -18,20 +19,32 @@ _QRELS = {"id": "query-id", "document_id": "corpus-id", "relevance": "score"}
 
 def beir_files(folder: Path) -> list[Path]:
     """corpus, queries and qrels files of a folder, in this order. Raises `InputError` where one is missing."""
+    try:
+        found = _beir_files(folder)
+    except OSError as error:
+        raise unreadable("--beir", folder, error) from error
+    for path in found:
+        check_file(path, "--beir")
+    return found
+
+
+def _beir_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise InputError(f"--beir: there is no folder {folder}.")
+        raise InputError(f"--beir: there is no folder {shown(folder)}.")
     texts = []
     for stem in ("corpus.jsonl", "queries.jsonl"):
-        found = next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
+        found = next((path for path in (folder / stem, folder / f"{stem}.gz") if path.exists()), None)
         if found is None:
-            raise InputError(f"--beir: {folder} has no {stem} (a BEIR folder has corpus.jsonl, queries.jsonl, qrels/).")
+            raise InputError(
+                f"--beir: {shown(folder)} has no {stem} (it needs corpus.jsonl, queries.jsonl and qrels/)."
+            )
         texts.append(found)
     qrels = sorted((folder / "qrels").glob("*.tsv"))
     if not qrels:
-        raise InputError(f"--beir: {folder / 'qrels'} has no .tsv file (train.tsv, dev.tsv, test.tsv).")
+        raise InputError(f"--beir: {shown(folder / 'qrels')} has no .tsv file (train.tsv, dev.tsv, test.tsv).")
     for path in qrels:
         if own_split(path.stem) is None:
-            raise InputError(f"--beir: {path.name} names no split. Call it train.tsv, dev.tsv or test.tsv.")
+            raise InputError(f"--beir: {shown(path.name)} names no split. Call it train.tsv, dev.tsv or test.tsv.")
     return [*texts, *qrels]
 
 

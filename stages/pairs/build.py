@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import polars as pl
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from stages.contracts import Progress, Summary, Tools
 from stages.errors import InputError
@@ -43,7 +43,9 @@ class Params(Base):
         unkeyed=True,
     )
     sql: str | None = option(None, "A SELECT whose rows are the table; needs --database.", unkeyed=True)
-    database: str | None = option(None, "sqlite:///path/to/file.db or postgresql://user@host/name.", unkeyed=True)
+    database: str | None = option(
+        None, "Where to ask sql: sqlite:///path/to/file.db or postgresql://user@host/name.", unkeyed=True
+    )
     corpus: tuple[str, ...] = option(
         (), "Files or globs of further documents, with no question.", path=True, unkeyed=True
     )
@@ -87,6 +89,16 @@ class Params(Base):
     )
     seed: int = option(0, "Another number draws another split.")
 
+    @field_validator("tables", "corpus", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return ((given,) if given else ()) if isinstance(given, str) else given
+
+    @field_validator("sql", "database", "beir", "value_separator", "sheet", "encoding", "delimiter", mode="before")
+    @classmethod
+    def _empty_is_none(cls, given: Any) -> Any:
+        return None if given == "" else given  # for a column, an empty text means to use none
+
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.dev + self.test >= 1:
@@ -99,8 +111,6 @@ class Params(Base):
             raise ValueError("sql and database go together: a query, and where to ask it")
         if self.delimiter is not None and len(_delimiter(self.delimiter) or "") != 1:
             raise ValueError(f"delimiter must be one character (or \\t), not {self.delimiter!r}")
-        if self.value_separator == "":
-            raise ValueError("value_separator can't be empty")
         return self
 
 
@@ -181,15 +191,10 @@ def funnel_lines(summary: Summary) -> list[str]:
         ("queries", summary["queries"]),
         *((f"  {name}", count) for name, count in summary["splits"].items()),
     ]
-    if summary["shared_questions"]:
-        rows.append(("  restated on another side of the split", summary["shared_questions"]))
-    rows.append(("documents", summary["documents"]))
-    if summary["chunks"]:
-        rows.append(("  in chunks", summary["chunks"]))
-    if summary["shared_documents"]:
-        rows.append(("  positive on two sides of the split", summary["shared_documents"]))
-    if summary["curated_negatives"]:
-        rows.append(("curated negatives", summary["curated_negatives"]))
+    told = {"shared_questions": "  restated on another side of the split"}
+    told |= {"documents": "documents", "chunks": "  in chunks"}
+    told |= {"shared_documents": "  positive on two sides of the split", "curated_negatives": "curated negatives"}
+    rows += [(name, summary[count]) for count, name in told.items() if summary[count]]
     width = max(len(name) for name, _ in rows)
     figures = [f"{count:,}" for _, count in rows]
     per = summary["positives_per_query"]

@@ -12,6 +12,7 @@ import xxhash
 from stages.contracts import SPLITS, Summary
 from stages.errors import InputError
 
+_OWN = {None: 0, "": 0, "train": 0, "dev": 1, "test": 2}
 GIANT = 0.2
 """A component with more than this share of the questions can't be put on one side; it is split by question."""
 
@@ -99,6 +100,20 @@ def assign(ties: Ties, own: npt.NDArray[np.int8] | None, shares: Shares, name: C
             notes.append(f"dev ({shares.dev:.0%}) is cut from the table's own train split")
             whole.side[members] = _sides(found, shares.seed, shares.dev, 0.0, name)
     return whole
+
+
+def own_sides(said: pl.DataFrame, questions: pl.DataFrame) -> tuple[npt.NDArray[np.int8], int]:
+    """The table's own side of each question, in order, from (question, split) and (question, loose).
+
+    A question that stands in several splits, restated or not, must not be trained on: it is in test, else dev. Returns
+    the sides and how many such questions there are.
+    """
+    places = said.with_columns(side=pl.col("split").replace_strict(_OWN, return_dtype=pl.Int8))
+    last = (
+        places.join(questions, on="question").group_by("loose").agg(pl.col("side").max(), n=pl.col("side").n_unique())
+    )
+    every = questions.join(last, on="loose").sort("question")
+    return every["side"].to_numpy().astype(np.int8), int((every["n"] > 1).sum())
 
 
 def side(unit: str, seed: int, dev: float, test: float) -> str:

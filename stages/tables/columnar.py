@@ -1,5 +1,6 @@
 """Parquet and Arrow (IPC files, streams, Feather 2), read batch by batch."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ _ROWS = 4096
 
 def read_parquet(path: Path, label: str) -> Iterator[Batch]:
     """Read a Parquet file; columns of numbers in lists (embeddings) are passed over."""
-    with pa.OSFile(str(path)) as file:
+    with pa.OSFile(os.fsencode(path)) as file:
         try:
             table = pq.ParquetFile(file)
             columns = [field.name for field in table.schema_arrow if _readable(field.type)]
@@ -26,7 +27,7 @@ def read_parquet(path: Path, label: str) -> Iterator[Batch]:
 
 def read_arrow(path: Path, label: str) -> Iterator[Batch]:
     """Read an Arrow IPC file or stream."""
-    with pa.OSFile(str(path)) as file:
+    with pa.OSFile(os.fsencode(path)) as file:
         try:
             start = file.read(6)
             file.seek(0)

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,9 +53,14 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)) if zipped else file
 
 
+def shown(name: Path | str) -> str:
+    """A file's name as text that can be written anywhere; bytes of it that are not UTF-8 become escapes (\\xe9)."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def corrupt_gzip(path: Path) -> InputError:
     """The error for gzip data that ends early or fails its checksum."""
-    return InputError(f"{path.name}: the gzip data is corrupt or cut short. Fetch or compress the file again.")
+    return InputError(f"{shown(path.name)}: the gzip data is corrupt or cut short. Fetch or compress the file again.")
 
 
 def _read(raw: BinaryIO, path: Path, size: int) -> bytes:
@@ -75,12 +81,12 @@ def _checked(path: Path, sample: bytes, encoding: str | None) -> str:
         raise InputError(f"--encoding {chosen!r} is not an encoding that Python knows (utf-8, gb18030, ...)") from None
     if encoding is None and sample.count(0) > len(sample) // 4:
         likely = "utf-16-le" if sample[1::2].count(0) > sample[::2].count(0) else "utf-16-be"
-        raise InputError(f"{path.name}: not utf-8 text. It looks like {likely}: try --encoding {likely}.")
+        raise InputError(f"{shown(path.name)}: not utf-8 text. It looks like {likely}: try --encoding {likely}.")
     bad, total = _undecodable(sample, chosen)
     if bad and bad > _TOLERATED * total:
         guess = _suggested(sample, chosen)
         mend = f"It looks like {guess}: try --encoding {guess}." if guess else "Name the right one with --encoding."
-        raise InputError(f"{path.name}: {bad} of the first {total} lines are not {chosen} text. {mend}")
+        raise InputError(f"{shown(path.name)}: {bad} of the first {total} lines are not {chosen} text. {mend}")
     return chosen
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
+from stages.tables.encoding import shown
 from stages.tables.source import Batch, Cell, Rejected, as_cell, batches
 
 
@@ -68,5 +69,5 @@ def _open(path: Path) -> Any:
             return openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (zipfile.BadZipFile, InvalidFileException, KeyError, ValueError) as error:
         raise InputError(
-            f"{path.name}: not an Excel workbook, or corrupt ({type(error).__name__}). Save it again as .xlsx."
+            f"{shown(path.name)}: not an Excel workbook, or corrupt ({type(error).__name__}). Save it again as .xlsx."
         ) from error

@@ -1,9 +1,11 @@
-"""Rows of a query on SQLite or PostgreSQL, fetched in pieces over a read-only connection."""
+"""Rows of a query on SQLite or PostgreSQL, fetched in pieces over a read-only connection and sorted."""
 
+import heapq
 import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -13,15 +15,20 @@ import xxhash
 
 from stages.errors import InputError
 from stages.tables.columnar import read_arrow
-from stages.tables.source import Batch, Source, as_cell
+from stages.tables.source import Batch, Source, as_cell, cell_size
 
 LABEL = "sql"
 _ROWS = 5000
+_RUN = 64 << 20
+Texts = tuple[str | None, ...]
 _KINDS = "Give --database as sqlite:///path/to/file.db or postgresql://user@host/name."
 
 
 def sql_source(url: str, query: str, spool: Path) -> Source:
-    """A query's rows as a source. They are fetched once, into the file `spool`, and read again from there."""
+    """A query's rows as a source. They are fetched once, into the file `spool`, and read again from there.
+
+    They are numbered in the order of their cells as texts: a database promises no order, the result must not need one.
+    """
 
     def read() -> Iterator[Batch]:
         if not spool.exists():
@@ -32,21 +39,63 @@ def sql_source(url: str, query: str, spool: Path) -> Source:
 
 
 def fetch(url: str, query: str, spool: Path) -> None:
-    """Write a query's rows as an Arrow stream of texts; an array becomes a JSON array of texts."""
+    """Write a query's rows, sorted, as an Arrow stream of texts; an array becomes a JSON array of texts.
+
+    Runs of bounded size are sorted in memory and merged from files beside `spool`, which are deleted.
+    """
     spool.parent.mkdir(parents=True, exist_ok=True)
+    runs: list[Path] = []
     part = spool.with_suffix(".part")
-    with _rows(url, query) as (names, pieces):
-        schema = pa.schema([(name, pa.large_string()) for name in names])
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for piece in pieces:
-                columns = [pa.array(map(_text, column), pa.large_string()) for column in zip(*piece, strict=True)]
-                writer.write_batch(pa.record_batch(columns, schema))
+    try:
+        with _rows(url, query) as (names, pieces):
+            schema = pa.schema([(name, pa.large_string()) for name in names])
+            for rows in _runs(pieces):
+                runs.append(spool.with_suffix(f".{len(runs)}"))
+                _write(runs[-1], schema, rows)
+        with ExitStack() as files:
+            sorted_runs = [_read(files.enter_context(pa.OSFile(str(run)))) for run in runs]
+            _write(part, schema, heapq.merge(*sorted_runs, key=_order))
+    finally:
+        for run in runs:
+            run.unlink(missing_ok=True)
     part.rename(spool)
+
+
+def _runs(pieces: Iterable[list[tuple[Any, ...]]]) -> Iterator[list[Texts]]:
+    """Rows as texts in sorted lists of bounded size."""
+    rows: list[Texts] = []
+    size = 0
+    for piece in pieces:
+        found = [tuple(map(_text, row)) for row in piece]
+        rows += found
+        size += sum(64 + cell_size(cell) for row in found for cell in row)
+        if size > _RUN:
+            yield sorted(rows, key=_order)
+            rows, size = [], 0
+    yield sorted(rows, key=_order)
+
+
+def _order(row: Texts) -> list[tuple[bool, str]]:
+    return [(cell is not None, cell or "") for cell in row]
+
+
+def _write(path: Path, schema: pa.Schema, rows: Iterable[Texts]) -> None:
+    rest = iter(rows)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while piece := list(islice(rest, _ROWS)):
+            columns = [pa.array(column, pa.large_string()) for column in zip(*piece, strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema))
+
+
+def _read(file: Any) -> Iterator[Texts]:
+    for batch in pa.ipc.open_stream(file):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _text(value: Any) -> str | None:
     cell = as_cell(value)
-    return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell
+    text = json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell
+    return text and text.encode("utf-8", "backslashreplace").decode()  # bytes that are no UTF-8 text
 
 
 def sql_digest(url: str, query: str) -> str:

@@ -1,6 +1,7 @@
 """The pairs stage on literal tables: what stands in the five tables, and what a person is told."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,10 @@ def test_a_beir_folder(beir: Path, tmp_path: Path) -> None:
     assert list(identity(Params(beir=str(beir)))) == [
         *("beir:corpus.jsonl", "beir:queries.jsonl", "beir:qrels/test.tsv", "beir:qrels/train.tsv")
     ]
+    (beir / "qrels" / "dev.tsv").mkdir()
+    with pytest.raises(InputError, match=r"--beir: .*dev\.tsv is a folder"):
+        identity(Params(beir=str(beir)))
+    (beir / "qrels" / "dev.tsv").rmdir()
     (beir / "qrels" / "train.tsv").write_text("q1\td1\t1\n")
     with pytest.raises(InputError, match=r"train\.tsv: there is no column 'query-id'"):
         Result(tmp_path / "again", beir=str(beir))
@@ -484,6 +489,28 @@ def test_identity_is_names_and_contents(tmp_path: Path) -> None:
 def test_parameters_are_checked(params: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Params(**params)
+
+
+def test_one_table_needs_no_list_and_empty_texts_are_unset() -> None:
+    params = Params(tables="faq.csv", corpus="more.csv")  # type: ignore[arg-type]
+    assert (params.tables, params.corpus) == (("faq.csv",), ("more.csv",))
+    empty = ("sql", "database", "beir", "value_separator", "sheet", "encoding", "delimiter", "tables", "corpus")
+    assert Params(**dict.fromkeys(empty, "")) == Params()  # type: ignore[arg-type]
+    assert Params(answer="").answer == ""
+    assert (Params.model_fields["database"].description or "").startswith("Where to ask sql: sqlite:///")
+
+
+def test_a_name_that_is_no_utf8_goes_through(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    try:
+        path.write_text("question,text\nWho?,He.\n,She.\n")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert list(identity(Params(tables=(str(path),)))) == ["table:caf\\xe9.csv"]
+    found = Result(tmp_path / "run", tables=[str(path)])
+    assert found.rejects["source"].to_list() == ["caf\\xe9.csv"]
+    json.dumps(found.summary, ensure_ascii=False).encode()
+    found.said.encode()
 
 
 def test_the_funnel_in_lines() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import InputError
+from stages.tables import sql
 from stages.tables.sql import sql_digest, sql_source, without_password
 
 ROWS = [("1", "Who pays?", "The sender."), ("2", "When?", None)]
@@ -42,6 +43,28 @@ def test_sqlite_rows_and_digest(sqlite_url: str, tmp_path: Path) -> None:
     check_rows(sqlite_url, tmp_path)
     up, down = (sql_digest(sqlite_url, f"SELECT * FROM faq ORDER BY id {way}") for way in ("ASC", "DESC"))
     assert up == down != sql_digest(sqlite_url, "SELECT * FROM faq WHERE id = 1")
+
+
+def test_rows_come_sorted_whatever_the_database_gives(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000)"
+    query = f"{numbers} SELECT nullif(i % 7, 0) AS id, 'q' || i AS question FROM n ORDER BY i"
+
+    def rows(query: str, name: str) -> list[tuple[object, ...]]:
+        batches = list(sql_source(sqlite_url, query, tmp_path / "spool" / f"{name}.arrow").read())
+        return [row for batch in batches for row in zip(*batch.columns.values(), strict=True)]
+
+    up = rows(query, "up")
+    expected = sorted(
+        ((str(i % 7) if i % 7 else None, f"q{i}") for i in range(1, 12001)), key=lambda r: (r[0] or "", r[1])
+    )
+    assert up == expected
+    monkeypatch.setattr(sql, "_RUN", 1)  # a run a piece, merged
+    assert rows(f"{query} DESC", "down") == expected
+    assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["down.arrow", "up.arrow"]
+    assert rows("SELECT 1 AS a WHERE 0", "none") == []
+    assert rows("SELECT x'ff41' AS a", "bytes") == [("\\udcffA",)]
 
 
 @pytest.mark.parametrize(

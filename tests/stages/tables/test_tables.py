@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -241,6 +242,61 @@ def test_files_are_found_in_an_order_of_their_own(tmp_path: Path) -> None:
     assert one == find_files([str(first), str(second), str(other), str(other)], "--tables")
     assert one[0] == other.resolve()
     assert labels(one) == ["alpha.csv", "faq.csv", "faq.csv#2"]
+
+
+def test_a_label_is_never_given_twice() -> None:
+    assert labels([Path("x/a.csv"), Path("a.csv#2"), Path("y/a.csv"), Path("z/a.csv")]) == [
+        *("a.csv", "a.csv#2", "a.csv#3", "a.csv#4")
+    ]
+    assert labels([Path("x/a#2"), Path("y/a#2"), Path("x/a"), Path("y/a")]) == ["a#2", "a#2#2", "a", "a#3"]
+
+
+def test_what_is_no_readable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(InputError, match=r"--tables: .*pipe\.csv is no file but a pipe"):
+        find_files([str(tmp_path / "*.csv")], "--tables")
+    with pytest.raises(InputError, match="- is standard input and only works on the command line"):
+        find_files(["-"], "--tables")
+    with pytest.raises(InputError, match="can't be read: File name too long"):
+        find_files(["x" * 300], "--tables")
+    path = csv_of(tmp_path, "a,b\n1,2\n")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    source = file_source(path, "faq.csv", None, None, None)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"--tables: .*faq\.csv can't be read: Permission denied\."):
+        find_files([str(path)], "--tables")
+    with pytest.raises(InputError, match=r"faq\.csv: .*faq\.csv can't be read: Permission denied\."):
+        list(source.read())
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(InputError, match=r"--tables: .*faq\.csv can't be read: Permission denied\."):
+        find_files([str(path)], "--tables")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow", "xlsx"])
+def test_a_file_name_may_be_no_utf8(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9." + kind.encode())
+    plain = tmp_path / f"plain.{kind}"
+    frame = pl.DataFrame({"question": ["Who?"]})
+    {
+        "csv": frame.write_csv,
+        "parquet": frame.write_parquet,
+        "arrow": frame.write_ipc,
+        "xlsx": lambda to: frame.to_pandas().to_excel(to, index=False),
+    }[kind](plain)
+    try:
+        plain.rename(path)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    found = find_files([str(tmp_path / "caf*")], "--tables")
+    label = labels(found)[0]
+    assert label == f"caf\\xe9.{kind}"
+    assert whole(file_source(found[0], label, None, None, None).read())[0] == {"question": ["Who?"]}
+    with pytest.raises(InputError, match="Did you mean") as caught:
+        find_files([str(path.with_name(f"cafe.{kind}"))], "--tables")
+    assert f"caf\\xe9.{kind}" in str(caught.value)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
