@@ -132,13 +132,14 @@ def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
         ]
         return [Table(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)]
     if stage == "evaluate":
+        from pipeline.report.quality import advice, finding
         from stages.evaluation.evaluate import metrics_table
 
         metrics = json.loads((artifact.folder / "metrics.json").read_text())
         lists = metrics["lists"]["test"]
         title = f"test: {lists['queries']:,} questions, the retriever's best {metrics['parameters']['top_k']} reranked"
         header, *rows = metrics_table(metrics) or [["test: no questions"]]
-        return [Table(title, header, rows)]
+        return [Table(title, header, rows), f"{finding(metrics)}.", *advice(metrics)]
     return [
         f"{stage}: "
         + ", ".join(f"{name.replace('_', ' ')} {_number(v)}" for name, v in summary.items() if v is not None)

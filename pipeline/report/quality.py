@@ -63,6 +63,19 @@ def finding(metrics: Metrics) -> str:
     return "No clear difference between the trained reranker and the embedder"
 
 
+def advice(metrics: Metrics) -> list[str]:
+    """What to do about a reranker that ranks worse than the embedder alone; empty where it does not."""
+    found = {row: verdict(metrics["tests"]["test"].get(row, {}).get(HEADLINE[0])) for row in ("reranker", "fused")}
+    if found["reranker"] != "worse":
+        return []
+    told = ["Do not rank with it alone: it has learned too little from these questions."]
+    if metrics["untrained_head"]:
+        told.append("Its base had no ranking head. Give more questions, or a base that ranks already ([train] base).")
+    if found["fused"] != "worse":
+        told.append("Fused with the embedder's score it does no clear harm.")
+    return told
+
+
 def verdict(test: Mapping[str, float | None] | None) -> str:
     """better, worse or unclear, by whether the interval leaves out 0; unknown where there is no interval."""
     if test is None or test["low"] is None or test["high"] is None:

@@ -14,7 +14,7 @@ from pipeline.graph import PIPELINE
 from pipeline.report.chart import Dot, Marker, Series, dots, histogram, ticks
 from pipeline.report.markup import CUT, Html, cut, esc, table
 from pipeline.report.page import page, rule
-from pipeline.report.quality import difference, finding
+from pipeline.report.quality import advice, difference, finding
 from pipeline.store import Artifact
 from stages.contracts import CORPUS, JUDGED, QUERIES, VERDICTS, write_table
 
@@ -383,3 +383,12 @@ def test_bars_stack_to_their_counts() -> None:
     ]
     assert 'x1="25%"' in found
     assert Reader(found).texts[-2:] == ["n 4", "i 1"]
+
+
+def test_advice_is_given_where_the_reranker_is_worse_alone() -> None:
+    worse, unclear = {"low": -0.3, "high": -0.1}, {"low": -0.1, "high": 0.1}
+    tests = {"test": {"reranker": {"nDCG@10": worse}, "fused": {"nDCG@10": unclear}}}
+    told = advice({"tests": tests, "untrained_head": True})
+    assert len(told) == 3
+    assert "[train] base" in told[1]
+    assert advice({"tests": {"test": {"reranker": {"nDCG@10": unclear}}}, "untrained_head": True}) == []
