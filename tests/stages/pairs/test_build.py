@@ -492,10 +492,10 @@ def test_parameters_are_checked(params: dict[str, Any], message: str) -> None:
 
 
 def test_one_table_needs_no_list_and_empty_texts_are_unset() -> None:
-    params = Params(tables="faq.csv", corpus="more.csv")  # type: ignore[arg-type]
+    params = Params(tables="faq.csv", corpus="more.csv")
     assert (params.tables, params.corpus) == (("faq.csv",), ("more.csv",))
     empty = ("sql", "database", "beir", "value_separator", "sheet", "encoding", "delimiter", "tables", "corpus")
-    assert Params(**dict.fromkeys(empty, "")) == Params()  # type: ignore[arg-type]
+    assert Params(**dict.fromkeys(empty, "")) == Params()
     assert Params(answer="").answer == ""
     assert (Params.model_fields["database"].description or "").startswith("Where to ask sql: sqlite:///")
 

@@ -1,5 +1,7 @@
 """Documents of one text, with titles, without, and with ids: keys are small numbers here."""
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from stages.pairs.titles import merge_titles, one_text
@@ -12,7 +14,7 @@ KEYS = pl.DataFrame(
 NO_LIST = pl.DataFrame(schema={"document_id": pl.String, "d": pl.UInt64})
 
 
-def merged(rows: list[tuple[str | None, int]], keys: pl.DataFrame = KEYS) -> list[int]:
+def merged(rows: Sequence[tuple[str | None, int]], keys: pl.DataFrame = KEYS) -> list[int]:
     frame = pl.DataFrame(rows, schema={"document_id": pl.String, "d": pl.UInt64}, orient="row")
     found, _, _ = merge_titles(keys, frame, NO_LIST)
     assert found["document_id"].to_list() == [name for name, _ in rows]

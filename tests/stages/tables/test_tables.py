@@ -3,7 +3,7 @@
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -280,12 +280,13 @@ def test_a_file_name_may_be_no_utf8(tmp_path: Path, kind: str) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9." + kind.encode())
     plain = tmp_path / f"plain.{kind}"
     frame = pl.DataFrame({"question": ["Who?"]})
-    {
+    writers: dict[str, Callable[[Path], object]] = {
         "csv": frame.write_csv,
         "parquet": frame.write_parquet,
         "arrow": frame.write_ipc,
         "xlsx": lambda to: frame.to_pandas().to_excel(to, index=False),
-    }[kind](plain)
+    }
+    writers[kind](plain)
     try:
         plain.rename(path)
     except OSError:
