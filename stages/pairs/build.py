@@ -44,8 +44,9 @@ class Params(Base):
     )
     sql: str | None = option(None, "A SELECT whose rows are the table; needs --database.", unkeyed=True)
     database: str | None = option(
-        None, "Where to ask sql: sqlite:///path/to/file.db or postgresql://user@host/name.", unkeyed=True
+        None, "Where to ask sql: sqlite:///path/to/file.db or postgresql://user@host/name.", unkeyed=True, path=True
     )
+
     corpus: tuple[str, ...] = option(
         (), "Files or globs of further documents, with no question.", path=True, unkeyed=True
     )
