@@ -2,8 +2,8 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def publish(workspace: Workspace, artifacts: Mapping[str, Artifact]) -> str:
     short = digest_of(keys)[:8]
     current = workspace.current.readlink().name if workspace.current.is_symlink() else ""
     unfinished = [path.name for path in publications(workspace) if path.name > current and path.name.endswith(short)]
-    name = max(unfinished, default=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{short}")
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    name = max(unfinished, default=f"{now}-{short}")
     target = workspace.published / name
     if not target.exists():
         partial = workspace.published / f".tmp-{name}"
