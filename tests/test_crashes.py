@@ -77,12 +77,10 @@ def test_kills_at_random_moments_end_with_the_same_bytes(project: Project, whole
 
 
 def test_a_kill_while_training_resumes_from_its_checkpoint(project: Project, whole: dict[str, str]) -> None:
-    assert kill_when(
-        project, lambda: any((project.work / "scratch").glob("train-*/**/checkpoint-*/trainer_state.json"))
-    )
+    assert kill_when(project, lambda: any((project.work / "scratch").glob("train-*/**/checkpoint-*/complete.json")))
     done = project.prep("refresh")
     assert done.returncode == 0, done.stderr
-    assert "resum" in done.stderr
+    assert "it goes on after step" in done.stderr
     assert current_bytes(project.work) == whole
 
 
