@@ -3,7 +3,9 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import Project, run_prep
+from tests.conftest import ROOT, Project, run_prep
 
 GOOD = """question,context,answer
 where is the key,under the mat by the door,under the mat
@@ -195,22 +197,35 @@ def test_a_model_path_that_is_not_a_model(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(
-    not Path("/usr/bin/setpriv").exists() or os.geteuid() != 0, reason="needs root and setpriv to become somebody else"
-)
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root needs setpriv to lose its power")
 def test_no_write_permission(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(GOOD)
     closed = tmp_path / "closed"
-    closed.mkdir(mode=0o755)
-    done = run_prep("build-pairs", "a.csv", "--workspace", "/proc/prep-work", cwd=tmp_path)
+    closed.mkdir(mode=0o555)
+    ours = [sys.executable, "-m", "pipeline.cli", "build-pairs", "a.csv", "--workspace", "closed"]
+    powerless = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*powerless, *ours], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 2, done.stderr
-    assert "/proc/prep-work" in done.stderr
+    assert "closed can't be written" in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(closed.iterdir()) == []
 
 
-def test_a_terminated_reader_of_our_output_is_no_failure(project: Project) -> None:
-    script = "python3 -m pipeline.cli build-pairs --help | head -1"
-    assert subprocess.run(["bash", "-c", script], cwd=Path(__file__).parent.parent, capture_output=True).returncode == 0
+def test_a_reader_that_has_seen_enough_is_no_failure(project: Project, finished: Path) -> None:
+    shutil.copytree(finished, project.work, symlinks=True)
+    # the reader is gone before anything is written, so that every write meets a broken pipe
+    script = 'set -o pipefail; (sleep 3; exec "$0" -m pipeline.cli status) | true'
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_flag_names_the_close_one(tmp_path: Path) -> None:
