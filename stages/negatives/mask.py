@@ -71,7 +71,7 @@ class Params(BaseParams):
     )
     threshold: float | None = option(
         None,
-        "The rule's number; left out, the source's: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
+        "The rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
         allow_inf_nan=False,
     )
     window_start: int = option(
