@@ -1,6 +1,5 @@
 """Where a model's files are, by name or path, and what its weights hash to; loads no model."""
 
-import functools
 import importlib.util
 from pathlib import Path
 
@@ -75,17 +74,10 @@ def model_digest(folder: Path) -> str:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix in _SHAPING:
                 total.update(path.relative_to(folder).as_posix().encode())
-                seen = path.stat()
-            total.update(_digest_as_of(path, seen.st_size, seen.st_mtime_ns, seen.st_ino).encode())
+                total.update(file_digest(path).encode())
     except OSError as error:
         raise InputError(f"the model in {folder} can't be read: {error}") from error
     return total.hexdigest()
-
-
-@functools.cache
-def _digest_as_of(path: Path, size: int, modified_ns: int, inode: int) -> str:
-    """A model file's digest, computed once a process: encode, train and evaluate may all ask for the same weights."""
-    return file_digest(path)
 
 
 def file_digest(path: Path) -> str:
