@@ -41,6 +41,8 @@ def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Ru
         with workspace.locked():
             given = spooled(workspace, given)
             settings, from_file = load_settings(options["config"], workspace, section, given)
+            if held := settings.remembered():
+                progress.say(held)
             yield Runner(workspace, settings.params(), progress), settings
             if section and not from_file:
                 remember(workspace, section, given)

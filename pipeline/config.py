@@ -15,6 +15,7 @@ from pipeline.store import Workspace, write_durably
 from stages.errors import InputError
 from stages.params import Params, option
 
+REMEMBERED = "remembered setting"
 _INPUTS = {"tables", "sql", "beir"}
 P = TypeVar("P", bound=Params)
 Sections = dict[str, dict[str, Any]]
@@ -41,6 +42,13 @@ class Settings:
     def __init__(self, sections: Sections, source: Mapping[tuple[str, str], str]) -> None:
         self.sections = sections
         self.source = source
+
+    def remembered(self) -> str | None:
+        """The values that no file and no flag of this command gave, for a person to see; None where there are none."""
+        found = {at: self.sections[at[0]][at[1]] for at, label in self.source.items() if label.startswith(REMEMBERED)}
+        # a database's URL may hold a password
+        shown = [f"{name} = {'(kept)' if name == 'database' else repr(value)}" for (_, name), value in found.items()]
+        return f"settings of earlier commands hold too (there is no prep.toml): {', '.join(shown)}" if shown else None
 
     def params(self) -> dict[str, Params]:
         """Stage name -> its checked Params. Raises `InputError` naming the section, the key and the value."""
@@ -83,7 +91,7 @@ def load_settings(
         _check_names(sections, label)
         _relative_to(path.parent, sections)
     else:
-        sections, label = remembered(workspace), "remembered setting"
+        sections, label = remembered(workspace), REMEMBERED
         if section and _INPUTS & flags.keys():  # another table is another job: nothing of the old one's columns fits
             sections = {**sections, section: {}}
     source = {(s, name): f"{label} [{s}] {name}" for s, values in sections.items() for name in values}

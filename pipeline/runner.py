@@ -88,7 +88,7 @@ class Runner:
                 artifact = self.workspace.commit(
                     stage.name, key, out, {"stage": stage.name, **parts, "summary": summary}
                 )
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             failure = f"{type(error).__name__}: {error}"
             self.workspace.event(event="failed", stage=stage.name, key=key, error=failure)
             if full := out_of_space(error, self.workspace.root):
@@ -214,7 +214,7 @@ def out_of_space(error: BaseException, root: Path) -> InputError | None:
     if not full and free > 1 << 20:
         return None
     return InputError(
-        f"the disk that holds {root} is full ({free / 1e6:.1f} MB free). Nothing half-written is kept; "
+        f"the disk that holds {root} is full ({free / 1e6:.1f} MB free): {error}. Nothing half-written is kept; "
         "free some space (`prep gc` drops what no publication uses) and run again."
     )
 

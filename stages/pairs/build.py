@@ -28,7 +28,7 @@ from stages.tables.frames import frame_source
 from stages.tables.source import Source
 from stages.tables.sql import sql_digest, sql_source
 
-VERSION = 2
+VERSION = 3
 
 _COLUMN = 'Recognised by its usual names where not given; "" uses no column.'
 

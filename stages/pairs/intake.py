@@ -56,7 +56,10 @@ class Intake:
         found: list[tuple[int, bytes, str | None]] = []
 
         def take(row: int, cells: Mapping[str, Cell]) -> None:
-            text = single(cells.get("document")) or single(cells.get("title"))
+            text = single(cells.get("document"))
+            if not text:
+                text = single(cells.get("title"))
+                cells = {**cells, "title": None}  # models would read it twice
             if not text:
                 raise Unusable("no document")
             if not long_enough(text, self._min_chars):

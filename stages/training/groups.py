@@ -22,11 +22,13 @@ class Mined:
 
 @dataclass(frozen=True)
 class Group:
-    """One training example: a query, one positive and some negatives."""
+    """One training example: a query and documents that the model learns to order."""
 
     query_id: str
-    positive: str
-    negatives: tuple[str, ...]
+    documents: tuple[str, ...]
+    """A positive first, then negatives; with `labels`, any."""
+    labels: tuple[float, ...] = ()
+    """What to score each document like (`stages.training.distill`); none where the positive is to be on top."""
 
 
 def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], dict[str, str], int]:
@@ -70,13 +72,19 @@ def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: 
     """
     groups: list[Group] = []
     for query in mined:
-        for positive in _sample(query.positives, positives, seed, f"{epoch}:positive:{query.query_id}"):
-            chosen = _sample(query.negatives, negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}")
-            groups.append(Group(query.query_id, positive, tuple(chosen)))
-    place = {group: draw(seed, f"{epoch}:order", f"{group.query_id}:{group.positive}") for group in groups}
-    return sorted(groups, key=lambda group: (place[group], group.query_id, group.positive))
+        for positive in sample(query.positives, positives, seed, f"{epoch}:positive:{query.query_id}"):
+            chosen = sample(query.negatives, negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}")
+            groups.append(Group(query.query_id, (positive, *chosen)))
+    return in_order(groups, epoch, seed)
 
 
-def _sample(ids: Sequence[str], size: int, seed: int, purpose: str) -> list[str]:
+def in_order(groups: Sequence[Group], epoch: int, seed: int) -> list[Group]:
+    """The groups of one epoch in the order of training: by a hash of (seed, epoch) and the group's first document."""
+    place = {group: draw(seed, f"{epoch}:order", f"{group.query_id}:{group.documents[0]}") for group in groups}
+    return sorted(groups, key=lambda group: (place[group], group.query_id, group.documents))
+
+
+def sample(ids: Sequence[str], size: int, seed: int, purpose: str) -> list[str]:
+    """At most `size` of `ids`, none twice, by a hash of (seed, purpose, id)."""
     keys = {doc_id: draw(seed, purpose, doc_id) for doc_id in ids}
     return heapq.nsmallest(size, keys, key=lambda doc_id: (keys[doc_id], doc_id))

@@ -36,6 +36,20 @@ def pointwise(scores: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(scores, labels)
 
 
+def distillation(scores: torch.Tensor, sizes: Sequence[int], labels: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Mean over the groups of KL(softmax(labels) || softmax(scores)): 0 where the model orders as the labels do.
+
+    `labels`: a group's, as far apart as the model's logits are to be (the listwise loss of Cao et al. 2007, ListNet,
+    with a teacher's scores).
+    """
+    found = pad_sequence(list(scores.split(list(sizes))), batch_first=True, padding_value=-math.inf)
+    wanted = pad_sequence([scores.new_tensor(group) for group in labels], batch_first=True, padding_value=-math.inf)
+    target = wanted.softmax(1)
+    # a padded place has the share 0, and 0 x (-inf) is no number
+    gap = torch.where(target > 0, wanted.log_softmax(1) - found.log_softmax(1), 0.0)
+    return (target * gap).sum(1).mean()
+
+
 LOSSES: dict[str, Callable[[torch.Tensor, Sequence[int]], torch.Tensor]] = {
     "listwise": listwise,
     "pointwise": pointwise,
@@ -43,7 +57,7 @@ LOSSES: dict[str, Callable[[torch.Tensor, Sequence[int]], torch.Tensor]] = {
 
 
 class GroupLoss(nn.Module):  # type: ignore[misc]
-    """One of `LOSSES` over the logits of a cross-encoder; the trainer calls it with (queries, documents of each)."""
+    """One of `LOSSES` over the logits of a cross-encoder, or `distillation` for groups that come with labels."""
 
     def __init__(self, model: "CrossEncoder", name: str, dtype: Dtype = "auto") -> None:
         super().__init__()
@@ -51,11 +65,17 @@ class GroupLoss(nn.Module):  # type: ignore[misc]
         self.name = name
         self.dtype = dtype
 
-    def forward(self, inputs: Sequence[Any], labels: None = None, **unused: Any) -> torch.Tensor:
-        """`inputs`: queries [g] and their documents [g][1 + negatives], the positive first. Returns a scalar."""
+    def forward(
+        self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None = None, **unused: Any
+    ) -> torch.Tensor:
+        """`inputs`: queries [g] and their documents [g][size], the positive first where there are no labels [g][size].
+
+        Returns a scalar.
+        """
         queries, groups = inputs
         pairs = [(query, text) for query, texts in zip(queries, groups, strict=True) for text in texts]
-        return LOSSES[self.name](logits(self.model, pairs, self.dtype), [len(texts) for texts in groups])
+        scores, sizes = logits(self.model, pairs, self.dtype), [len(texts) for texts in groups]
+        return distillation(scores, sizes, labels) if labels else LOSSES[self.name](scores, sizes)
 
 
 def chance(name: str, batches: Sequence[Sequence[int]]) -> float:

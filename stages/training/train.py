@@ -5,7 +5,7 @@ on a sample of dev queries; the best epoch's weights are the result.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from stages.evaluation.metrics import Judge, means
 from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_model
 from stages.params import Params as BaseParams
 from stages.params import option
+from stages.training.distill import distill_epochs
 from stages.training.groups import Group, epoch_groups, read_mined
 from stages.training.reranker import Dtype, has_head, load_reranker, save_reranker, score_pairs
 
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
     from stages.training.trainer import History, Measure
 
-VERSION = 2
+VERSION = 3
 
 FIGURES = ("nDCG@10", "MRR@10")
-FRESH_RATE, TRAINED_RATE = 6e-5, 2e-5
+FRESH_RATE, TRAINED_RATE = 1e-4, 2e-5
 MARGIN = 0.005
 """A last epoch whose loss is within this share of chance's has learned nothing."""
 ALIKE = 1e-4
@@ -59,6 +60,13 @@ class Params(BaseParams):
         7, "negatives in a group, drawn anew each epoch from those mined; a query with fewer gives all it has", ge=1
     )
     epochs: int = option(2, "times that every query is seen", ge=1)
+    distill_epochs: int | None = option(
+        None,
+        "epochs before those, in which the model learns to score each query's candidates as the retriever does. "
+        "Left out: 1 where the head is new, which else needs thousands of queries to get that far; 0 for a "
+        "cross-encoder",
+        ge=0,
+    )
     learning_rate: float | None = option(
         None,
         f"peak learning rate. Left out: {FRESH_RATE:g} where the head is new, {TRAINED_RATE:g} for a cross-encoder, "
@@ -109,6 +117,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     if unusable:
         tools.progress.say(f"{unusable} queries have no negative (or no positive) and are not trained on")
     epochs = [epoch_groups(mined, e, params.positives, params.negatives, params.seed) for e in range(params.epochs)]
+    lessons = int(fresh) if params.distill_epochs is None else params.distill_epochs
+    first = distill_epochs(inputs["candidates"], mined, lessons, params.positives, 1 + params.negatives, params.seed)
+    if first:
+        known = "the head is new: " if fresh else ""
+        tools.progress.say(f"{known}epoch 1 to {lessons} of {lessons + params.epochs} learn the retriever's own scores")
+        texts |= texts_of(inputs["corpus"], {d for groups in first for group in groups for d in group.documents})
     dev = fix_lists(
         inputs, ("dev",), top_k=params.dev_top_k, max_queries=params.dev_queries, seed=params.seed, forced=False
     )
@@ -124,7 +138,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
 
     history = fit(
         model,
-        epochs,
+        [*first, *epochs],
         queries={query.query_id: query.query for query in mined},
         texts=texts,
         params=params,
@@ -135,7 +149,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     if history.kept:
         model = load_reranker(history.kept, params.device, params.max_length, seed=params.seed)
     save_reranker(model, out / "reranker")
-    sizes = [1 + len(group.negatives) for group in epochs[-1]]
+    sizes = [len(group.documents) for group in epochs[-1]]
     guess = chance(
         params.loss, [sizes[row : row + params.batch_size] for row in range(0, len(sizes), params.batch_size)]
     )
@@ -150,8 +164,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         "queries": len(mined),
         "queries_without_negatives": unusable,
         "groups_an_epoch": len(epochs[0]),
-        "pairs": count_pairs(epochs),
+        "pairs": count_pairs([*first, *epochs]),
         "steps": history.steps,
+        "distill_epochs": lessons,
         "chance_loss": guess,
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
@@ -195,9 +210,15 @@ def collapse(history: "History", guess: float, params: Params) -> str | None:
     return None
 
 
+def texts_of(corpus: Path, doc_ids: Collection[str]) -> dict[str, str]:
+    """The texts of some documents by id, as models read them."""
+    wanted = pl.col("doc_id").is_in(pl.Series(list(doc_ids), dtype=pl.String).implode())
+    return dict(scan_documents(corpus).filter(wanted).collect().iter_rows())
+
+
 def count_pairs(epochs: Sequence[Sequence[Group]]) -> int:
     """(query, document) pairs that are trained on, over all epochs."""
-    return sum(1 + len(group.negatives) for groups in epochs for group in groups)
+    return sum(len(group.documents) for groups in epochs for group in groups)
 
 
 def summary(report: Mapping[str, Any]) -> Summary:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCollator
@@ -155,10 +155,12 @@ class _Texts(CrossEncoderDataCollator):  # type: ignore[misc]
         self.texts = texts
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {
+        batch: dict[str, Any] = {
             "query": [self.queries[row["query"]] for row in rows],
             "documents": [[self.texts[doc_id] for doc_id in row["documents"]] for row in rows],
         }
+        # a batch is of one epoch, so it has labels throughout or nowhere
+        return batch | ({"label": [row["label"] for row in rows]} if rows[0]["label"] else {})
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -220,10 +222,15 @@ def _arguments(model: "CrossEncoder", params: "Params", learning_rate: float, sc
 
 
 def _dataset(epochs: Sequence[Sequence[Group]]) -> Any:
-    """One row a group: the ids of its query and of its documents, the positive first."""
+    """One row a group: the ids of its query and of its documents, and the documents' labels."""
     rows = [group for groups in epochs for group in groups]
-    documents = [[group.positive, *group.negatives] for group in rows]
-    return Dataset.from_dict({"query": [group.query_id for group in rows], "documents": documents})
+    columns = {
+        "query": [group.query_id for group in rows],
+        "documents": [list(group.documents) for group in rows],
+        "label": [list(group.labels) for group in rows],
+    }
+    features = {"query": Value("string"), "documents": List(Value("string")), "label": List(Value("float64"))}
+    return Dataset.from_dict(columns, Features(features))
 
 
 def _sentence(epoch: int, figures: Mapping[str, float]) -> str:

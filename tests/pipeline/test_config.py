@@ -68,6 +68,18 @@ def test_flags_are_remembered_where_no_file_holds_them(tmp_path: Path, monkeypat
     assert params["search"].depth == 9
 
 
+def test_what_is_remembered_is_shown_but_no_database_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(tmp_path / "work")
+    workspace.root.mkdir()
+    assert load_settings(None, workspace, "mine", {"depth": 9})[0].remembered() is None
+    remember(workspace, "pairs", {"database": "postgresql://me:secret@host/db", "sql": "select 1"})
+    remember(workspace, "mine", {"depth": 7, "mask": "abs"})
+    shown = load_settings(None, workspace, "mine", {"depth": 9})[0].remembered()
+    assert shown is not None
+    assert shown.endswith(": database = (kept), sql = 'select 1', mask = 'abs'")  # depth is this command's own
+
+
 def test_the_written_prep_toml_is_valid_and_holds_every_key_with_its_default() -> None:
     text = commented_toml()
     assert set(tomllib.loads(text)) == set(section_models())

@@ -238,7 +238,7 @@ def test_a_corpus_adds_documents_and_gives_ids(tmp_path: Path) -> None:
     assert found.corpus.select("doc_id", "text", "title").rows() == [
         ("d1", "He did.", "T"),
         ("d2", "Nobody.", "U"),
-        ("d3", "Only a title", "Only a title"),
+        ("d3", "Only a title", None),
     ]
     assert found.qrels["doc_id"].to_list() == ["d1"]
     assert found.rejects.select("source", "row", "reason").rows() == [("c.csv", 3, "id of another document")]

@@ -63,21 +63,21 @@ def test_groups_hold_one_positive_and_distinct_negatives() -> None:
     assert len(groups) == 40
     for query in MINED:
         mine = [group for group in groups if group.query_id == query.query_id]
-        assert len({group.positive for group in mine}) == 2
+        assert len({group.documents[0] for group in mine}) == 2
         for group in mine:
-            assert group.positive in query.positives
-            assert len(set(group.negatives)) == 5
-            assert set(group.negatives) <= set(query.negatives)
+            assert group.documents[0] in query.positives
+            assert len(set(group.documents[1:])) == 5
+            assert set(group.documents[1:]) <= set(query.negatives)
 
 
 def test_a_query_with_fewer_gives_all_it_has() -> None:
     groups = epoch_groups([Mined("q", "?", ("p",), ("n1", "n2"))], 0, positives=3, negatives=7, seed=0)
-    assert [(group.positive, set(group.negatives)) for group in groups] == [("p", {"n1", "n2"})]
+    assert [(group.documents[0], set(group.documents[1:])) for group in groups] == [("p", {"n1", "n2"})]
 
 
 def test_a_negative_that_is_listed_twice_is_drawn_once() -> None:
     groups = epoch_groups([Mined("q", "?", ("p",), ("n1", "n1", "n2"))], 0, positives=1, negatives=7, seed=0)
-    assert sorted(groups[0].negatives) == ["n1", "n2"]
+    assert sorted(groups[0].documents[1:]) == ["n1", "n2"]
 
 
 def test_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
@@ -102,10 +102,10 @@ def test_one_negative_more_changes_one_place_at_most() -> None:
     before = epoch_groups(MINED, 0, positives=1, negatives=4, seed=3)
     larger = [Mined(q.query_id, q.query, q.positives, (*q.negatives, "n8")) for q in MINED]
     after = {group.query_id: group for group in epoch_groups(larger, 0, 1, 4, 3)}
-    changed = [len(set(group.negatives) - set(after[group.query_id].negatives)) for group in before]
+    changed = [len(set(group.documents[1:]) - set(after[group.query_id].documents[1:])) for group in before]
     assert set(changed) == {0, 1}
 
 
 def test_all_positives_are_met_over_the_epochs() -> None:
-    met = {group.positive for epoch in range(12) for group in epoch_groups(MINED[:1], epoch, 1, 2, 0)}
+    met = {group.documents[0] for epoch in range(12) for group in epoch_groups(MINED[:1], epoch, 1, 2, 0)}
     assert met == {"p1", "p2", "p3"}

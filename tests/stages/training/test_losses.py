@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.training.losses import LOSSES, chance, listwise, pointwise
+from stages.training.losses import LOSSES, chance, distillation, listwise, pointwise
 
 
 def test_listwise_is_minus_log_softmax_of_the_first_of_each_group() -> None:
@@ -36,6 +36,22 @@ def test_pointwise_labels_the_first_of_each_group() -> None:
     scores = torch.tensor([9.0, -9.0, -9.0, 9.0, -9.0])
     assert pointwise(scores, [3, 2]).item() < 0.001
     assert pointwise(scores, [2, 3]).item() > 1
+
+
+def test_distillation_by_hand() -> None:
+    # teacher 3/4 and 1/4, model 1/2 each: KL = 3/4 ln(3/2) + 1/4 ln(1/2); the second group agrees but for a constant
+    scores = torch.tensor([7.0, 7.0, 1.0, 2.0, 3.0])
+    labels = [[math.log(3.0), 0.0], [11.0, 12.0, 13.0]]
+    expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
+    assert distillation(scores, [2, 3], labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_pulls_towards_the_labels_whatever_the_padding() -> None:
+    scores = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0], requires_grad=True)
+    distillation(scores, [2, 3], [[math.log(3.0), 0.0], [0.0, 0.0, 0.0]]).backward()
+    # softmax of the model minus the teacher's, halved by the mean over two groups
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([-0.125, 0.125, 0.0, 0.0, 0.0], abs=1e-6)
 
 
 GROUPS = st.lists(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=6), min_size=1, max_size=5)

@@ -133,7 +133,14 @@ def params(tiny_model: Path) -> Params:
 def settings(model: Path) -> Params:
     # dropout on: a resume has to bring back the state of the random numbers as well
     return Params(
-        base=str(model), negatives=4, batch_size=4, max_length=32, learning_rate=3e-3, dropout=0.1, device="cpu"
+        base=str(model),
+        negatives=4,
+        batch_size=4,
+        max_length=32,
+        learning_rate=3e-3,
+        dropout=0.1,
+        distill_epochs=0,
+        device="cpu",
     )
 
 
@@ -195,6 +202,27 @@ def test_a_resumed_run_gives_the_bytes_of_an_undisturbed_one(
     assert len(log.steps) < 2 * STEPS
     assert "it goes on after step" in log.said[0]
     assert digests(tmp_path / "out") == digests(undisturbed[0] / "out")
+
+
+def test_a_new_head_learns_the_retriever_first_and_a_kill_changes_nothing(
+    params: Params, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson = params.model_copy(update={"distill_epochs": None, "epochs": 1})
+    log = Log()
+    _, report = run(lesson, inputs, tmp_path / "whole", log)
+    assert report["distill_epochs"] == 1
+    assert len(report["epochs"]) == 2
+    assert report["steps"] == 2 * STEPS
+    assert "the head is new: epoch 1 to 1 of 2 learn the retriever's own scores" in log.said
+    monkeypatch.setattr(trainer, "CHECKPOINT_STEPS", 2)
+    with pytest.raises(Killed):
+        run(lesson, inputs, tmp_path / "killed", Log(3, kill))
+    run(lesson, inputs, tmp_path / "killed")
+    whole, killed = digests(tmp_path / "whole" / "out"), digests(tmp_path / "killed" / "out")
+    assert whole.pop("training.json") and killed.pop("training.json")  # how losses are summed hangs on the checkpoints
+    assert killed == whole
+    trained = params.model_copy(update={"base": str(tmp_path / "whole" / "out" / "reranker"), "distill_epochs": None})
+    assert run(trained.model_copy(update={"epochs": 1}), inputs, tmp_path / "on")[1]["distill_epochs"] == 0
 
 
 def test_a_killed_process_leaves_nothing_that_shows(

@@ -1,0 +1,18 @@
+"""What `prep gc` keeps and drops."""
+
+import os
+from pathlib import Path
+
+from pipeline.publication import collect
+from pipeline.store import Workspace
+
+
+def test_gc_keeps_the_training_that_can_go_on_and_drops_other_half_done_work(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "work")
+    with workspace.locked():
+        for age, name in enumerate(("train-new", "train-old", "pairs-x")):
+            (workspace.scratch / name).mkdir(parents=True)
+            (workspace.scratch / name / "checkpoint").write_text("x")
+            os.utime(workspace.scratch / name, (1e9 - age, 1e9 - age))
+        collect(workspace, keep=1)
+    assert [path.name for path in workspace.scratch.iterdir()] == ["train-new"]
