@@ -64,6 +64,24 @@ def test_mined_jsonl_is_what_other_loaders_read(finished: Path) -> None:
         assert not set(row["neg"]) & set(row["pos"])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_flagembedding_trains_on_mined_jsonl_as_it_is(finished: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from FlagEmbedding.abc.finetune.reranker import AbsRerankerDataArguments, AbsRerankerTrainDataset
+    from transformers import AutoTokenizer
+
+    path = finished / "current" / "mined.jsonl"
+    arguments = AbsRerankerDataArguments(
+        train_data=[str(path)], cache_path=str(tmp_path), train_group_size=3, knowledge_distillation=True
+    )
+    examples = AbsRerankerTrainDataset(arguments, AutoTokenizer.from_pretrained(tiny_model))
+    mined = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(examples) == len(mined)
+    for row, (group, scores) in zip(mined, (examples[i] for i in range(len(mined))), strict=True):
+        assert len(group) == 3
+        assert scores[0] in row["pos_scores"]
+        assert set(scores[1:]) <= set(row["neg_scores"])
+
+
 def test_the_published_reranker_loads_elsewhere(finished: Path) -> None:
     from sentence_transformers import CrossEncoder
     from transformers import AutoModelForSequenceClassification
