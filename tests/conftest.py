@@ -126,9 +126,10 @@ class Project:
         path.write_text("\n".join([*lines[:start], f"{name} = {value}", *kept]))
 
     def events(self) -> list[dict[str, Any]]:
-        """The lines of events.jsonl so far."""
+        """The whole lines of events.jsonl so far: one that crosses a page can be seen while half of it is written."""
         path = self.work / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def run_prep(*arguments: str, cwd: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
