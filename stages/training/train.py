@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from stages.training.trainer import History, Measure
 
-VERSION = 3
+VERSION = 4
 
 FIGURES = ("nDCG@10", "MRR@10")
 FRESH_RATE, TRAINED_RATE = 1e-4, 2e-5
@@ -146,6 +146,10 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         measure=None if dev.lists.is_empty() else dev_measure(dev, inputs["corpus"], params.dtype),
         tools=tools,
     )
+    if first and history.best_epoch <= lessons:
+        tools.progress.say(
+            "the judgements made it worse on dev: the weights that learned the retriever's scores are kept"
+        )
     if history.kept:
         model = load_reranker(history.kept, params.device, params.max_length, seed=params.seed)
     save_reranker(model, out / "reranker")
@@ -171,7 +175,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
         "dev_queries": dev.queries.height,
-        "collapse": collapse(history, guess, params),
+        "collapse": collapse(history, lessons, guess, params),
     }
     (out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary(report)
@@ -195,18 +199,24 @@ def dev_measure(dev: Fixed, corpus: Path, dtype: Dtype) -> "Measure":
     return measure
 
 
-def collapse(history: "History", guess: float, params: Params) -> str | None:
-    """Why the trained model tells nothing apart, in plain words; None where it does."""
+def collapse(history: "History", lessons: int, guess: float, params: Params) -> str | None:
+    """Why the model that is kept tells nothing apart, in plain words; None where it does.
+
+    The first `lessons` epochs learned the retriever's scores, by another loss than the one that `guess` is of.
+    """
     broken = [epoch["epoch"] for epoch in history.epochs if epoch["loss"] is None]
     if broken or not history.epochs:
         return f"the loss of epoch {broken[0] if broken else 1} is no number (not finite)"
     kept = next(epoch for epoch in history.epochs if epoch["epoch"] == history.best_epoch)
     if kept.get("spread", 1.0) < ALIKE:
         return "it gives all candidates of a dev query the same score"
-    loss = history.epochs[-1]["loss"]
-    if loss > (1 - MARGIN) * guess:
+    loss = kept["loss"]
+    if kept["epoch"] > lessons and loss > (1 - MARGIN) * guess:
         called = "ln G, G documents a group" if params.loss == "listwise" else "the entropy of the share of positives"
-        return f"the last epoch's loss is {loss:.4f}, that of a model which tells nothing apart {guess:.4f} ({called})"
+        return (
+            f"the loss of epoch {kept['epoch']}, the best on dev, is {loss:.4f}, that of a model which tells nothing "
+            f"apart {guess:.4f} ({called})"
+        )
     return None
 
 

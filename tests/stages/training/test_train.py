@@ -354,18 +354,24 @@ EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "spread": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("epoch", "said"),
+    ("epoch", "lessons", "said"),
     [
-        (EPOCH, None),
-        (EPOCH | {"loss": 0.998}, "the last epoch's loss is 0.9980"),
-        (EPOCH | {"loss": None}, "the loss of epoch 1 is no number"),
-        (EPOCH | {"spread": 0.0}, "the same score"),
-        ({"epoch": 1, "loss": 0.2}, None),
+        (EPOCH, 0, None),
+        (EPOCH | {"loss": 0.998}, 0, "the loss of epoch 1, the best on dev, is 0.9980"),
+        (EPOCH | {"loss": 0.998}, 1, None),
+        (EPOCH | {"loss": None}, 1, "the loss of epoch 1 is no number"),
+        (EPOCH | {"spread": 0.0}, 1, "the same score"),
+        ({"epoch": 1, "loss": 0.2}, 0, None),
     ],
 )
-def test_collapse_is_named(epoch: dict[str, Any], said: str | None) -> None:
-    found = collapse(History(7, [epoch], 1, None), 1.0, Params())
+def test_collapse_is_named(epoch: dict[str, Any], lessons: int, said: str | None) -> None:
+    found = collapse(History(7, [epoch], 1, None), lessons, 1.0, Params())
     assert found is None if said is None else said in str(found)
+
+
+def test_an_epoch_that_was_not_kept_is_no_collapse() -> None:
+    worse = EPOCH | {"epoch": 2, "loss": 1.1, "nDCG@10": 0.4}
+    assert collapse(History(7, [EPOCH, worse], 1, None), 0, 1.0, Params()) is None
 
 
 def test_batches_do_not_span_epochs() -> None:
