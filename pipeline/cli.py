@@ -224,7 +224,7 @@ def show_query(query: str, top: int, **options: Any) -> None:
 @command("gc", "drop what no publication uses")
 @click.option("--keep", type=click.IntRange(min=1), help="Publications to keep. [default: keep of [refresh]]")
 def gc(keep: int | None, **options: Any) -> None:
-    """Drop what no publication uses; keep the newest publications.
+    """Drop what no publication uses; keep the newest publications, and the last training that was stopped half-way.
 
     \b
     Example:  prep gc --keep 1

@@ -47,7 +47,7 @@ class Settings:
         """The values that no file and no flag of this command gave, for a person to see; None where there are none."""
         found = {at: self.sections[at[0]][at[1]] for at, label in self.source.items() if label.startswith(REMEMBERED)}
         # a database's URL may hold a password
-        shown = [f"{name} = {'(kept)' if name == 'database' else repr(value)}" for (_, name), value in found.items()]
+        shown = [f"[{s}] {name} = {'(kept)' if name == 'database' else repr(v)}" for (s, name), v in found.items()]
         return f"settings of earlier commands hold too (there is no prep.toml): {', '.join(shown)}" if shown else None
 
     def params(self) -> dict[str, Params]:

@@ -142,7 +142,8 @@ def encoder_of(folder: Path) -> str:
 
 
 def _leftovers(workspace: Workspace, used: set[tuple[str, str]]) -> Iterable[Path]:
-    unfinished = sorted(workspace.scratch.glob("train-*"), key=lambda path: path.stat().st_mtime)
+    begun = [p for p in workspace.scratch.glob("train-*") if not workspace.folder(*p.name.split("-", 1)).exists()]
+    unfinished = sorted(begun, key=lambda path: path.stat().st_mtime)
     # the last training that was stopped goes on from its checkpoint, which may be hours of work
     yield from (path for path in workspace.scratch.glob("*") if path not in unfinished[-1:])
     yield from (p for p in workspace.logs.glob("*/*") if (p.parent.name, p.name) not in used)

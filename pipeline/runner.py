@@ -69,6 +69,7 @@ class Runner:
         tools = self._tools(stage, key)
         found = self._hit(stage, key, inputs)
         if found:
+            shutil.rmtree(tools.scratch, ignore_errors=True)  # a kill may have come right after the commit
             self.workspace.event(event="hit", stage=stage.name, key=key)
             return found
         if self.workspace.folder(stage.name, key).exists():

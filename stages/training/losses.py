@@ -37,7 +37,7 @@ def pointwise(scores: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
 
 
 def distillation(scores: torch.Tensor, sizes: Sequence[int], labels: Sequence[Sequence[float]]) -> torch.Tensor:
-    """Mean over the groups of KL(softmax(labels) || softmax(scores)): 0 where the model orders as the labels do.
+    """Mean over the groups of KL(softmax(labels) || softmax(scores)): 0 where the two give the same shares.
 
     `labels`: a group's, as far apart as the model's logits are to be (the listwise loss of Cao et al. 2007, ListNet,
     with a teacher's scores).

@@ -18,7 +18,7 @@ from stages.evaluation.metrics import Judge, means
 from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_model
 from stages.params import Params as BaseParams
 from stages.params import option
-from stages.training.distill import distill_epochs
+from stages.training.distill import lessons
 from stages.training.groups import Group, epoch_groups, read_mined
 from stages.training.reranker import Dtype, has_head, load_reranker, save_reranker, score_pairs
 
@@ -63,7 +63,7 @@ class Params(BaseParams):
     distill_epochs: int | None = option(
         None,
         "epochs before those, in which the model learns to score each query's candidates as the retriever does. "
-        "Left out: 1 where the head is new, which else needs thousands of queries to get that far; 0 for a "
+        "Left out: 1 where the head is new, which a small table has too few judgements for; 0 for a "
         "cross-encoder",
         ge=0,
     )
@@ -117,11 +117,11 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     if unusable:
         tools.progress.say(f"{unusable} queries have no negative (or no positive) and are not trained on")
     epochs = [epoch_groups(mined, e, params.positives, params.negatives, params.seed) for e in range(params.epochs)]
-    lessons = int(fresh) if params.distill_epochs is None else params.distill_epochs
-    first = distill_epochs(inputs["candidates"], mined, lessons, params.positives, 1 + params.negatives, params.seed)
+    taught = int(fresh) if params.distill_epochs is None else params.distill_epochs
+    first = lessons(inputs["candidates"], mined, taught, params.positives, 1 + params.negatives, params.seed)
     if first:
         known = "the head is new: " if fresh else ""
-        tools.progress.say(f"{known}epoch 1 to {lessons} of {lessons + params.epochs} learn the retriever's own scores")
+        tools.progress.say(f"{known}epoch 1 to {taught} of {taught + params.epochs} learn the retriever's own scores")
         texts |= texts_of(inputs["corpus"], {d for groups in first for group in groups for d in group.documents})
     dev = fix_lists(
         inputs, ("dev",), top_k=params.dev_top_k, max_queries=params.dev_queries, seed=params.seed, forced=False
@@ -146,7 +146,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         measure=None if dev.lists.is_empty() else dev_measure(dev, inputs["corpus"], params.dtype),
         tools=tools,
     )
-    if first and history.best_epoch <= lessons:
+    if first and history.best_epoch <= taught:
         tools.progress.say(
             "the judgements made it worse on dev: the weights that learned the retriever's scores are kept"
         )
@@ -170,12 +170,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         "groups_an_epoch": len(epochs[0]),
         "pairs": count_pairs([*first, *epochs]),
         "steps": history.steps,
-        "distill_epochs": lessons,
+        "distill_epochs": taught,
         "chance_loss": guess,
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
         "dev_queries": dev.queries.height,
-        "collapse": collapse(history, lessons, guess, params),
+        "collapse": collapse(history, taught, guess, params),
     }
     (out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary(report)
@@ -199,10 +199,11 @@ def dev_measure(dev: Fixed, corpus: Path, dtype: Dtype) -> "Measure":
     return measure
 
 
-def collapse(history: "History", lessons: int, guess: float, params: Params) -> str | None:
+def collapse(history: "History", taught: int, guess: float, params: Params) -> str | None:
     """Why the model that is kept tells nothing apart, in plain words; None where it does.
 
-    The first `lessons` epochs learned the retriever's scores, by another loss than the one that `guess` is of.
+    A loss says so only where no epoch was `taught` by the retriever: a model that comes from there starts the judged
+    epochs with an order of its own, and may well lose more than one that says nothing, while it gets better.
     """
     broken = [epoch["epoch"] for epoch in history.epochs if epoch["loss"] is None]
     if broken or not history.epochs:
@@ -211,7 +212,7 @@ def collapse(history: "History", lessons: int, guess: float, params: Params) -> 
     if kept.get("spread", 1.0) < ALIKE:
         return "it gives all candidates of a dev query the same score"
     loss = kept["loss"]
-    if kept["epoch"] > lessons and loss > (1 - MARGIN) * guess:
+    if not taught and loss > (1 - MARGIN) * guess:
         called = "ln G, G documents a group" if params.loss == "listwise" else "the entropy of the share of positives"
         return (
             f"the loss of epoch {kept['epoch']}, the best on dev, is {loss:.4f}, that of a model which tells nothing "

@@ -77,7 +77,9 @@ def test_what_is_remembered_is_shown_but_no_database_url(tmp_path: Path, monkeyp
     remember(workspace, "mine", {"depth": 7, "mask": "abs"})
     shown = load_settings(None, workspace, "mine", {"depth": 9})[0].remembered()
     assert shown is not None
-    assert shown.endswith(": database = (kept), sql = 'select 1', mask = 'abs'")  # depth is this command's own
+    assert shown.endswith(
+        ": [pairs] database = (kept), [pairs] sql = 'select 1', [mine] mask = 'abs'"
+    )  # depth is this command's own
 
 
 def test_the_written_prep_toml_is_valid_and_holds_every_key_with_its_default() -> None:

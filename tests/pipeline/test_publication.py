@@ -10,7 +10,8 @@ from pipeline.store import Workspace
 def test_gc_keeps_the_training_that_can_go_on_and_drops_other_half_done_work(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "work")
     with workspace.locked():
-        for age, name in enumerate(("train-new", "train-old", "pairs-x")):
+        workspace.folder("train", "done").mkdir(parents=True)
+        for age, name in enumerate(("train-done", "train-new", "train-old", "pairs-x")):
             (workspace.scratch / name).mkdir(parents=True)
             (workspace.scratch / name / "checkpoint").write_text("x")
             os.utime(workspace.scratch / name, (1e9 - age, 1e9 - age))

@@ -19,7 +19,7 @@ from stages.contracts import CANDIDATES, CORPUS, QRELS, QUERIES, Summary, Tools,
 from stages.errors import InputError
 from stages.evaluation.lists import Fixed
 from stages.models import model_digest
-from stages.training import train, trainer
+from stages.training import losses, train, trainer
 from stages.training.reranker import load_reranker, save_reranker
 from stages.training.train import Params, collapse, dev_measure
 from stages.training.trainer import Batches, History, epochs_of
@@ -208,8 +208,16 @@ def test_a_new_head_learns_the_retriever_first_and_a_kill_changes_nothing(
     params: Params, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lesson = params.model_copy(update={"distill_epochs": None, "epochs": 1})
-    log = Log()
-    _, report = run(lesson, inputs, tmp_path / "whole", log)
+    log, called = Log(), []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("distillation", "listwise"):
+            spied = getattr(losses, name)
+            patch.setattr(losses, name, lambda *given, f=spied, n=name: (called.append((n, given[2:])), f(*given))[1])
+        patch.setitem(losses.LOSSES, "listwise", losses.listwise)
+        summary, report = run(lesson, inputs, tmp_path / "whole", log)
+    assert [name for name, _ in called] == ["distillation"] * STEPS + ["listwise"] * STEPS
+    assert all(max(group) > min(group) for _, (labels,) in called[:STEPS] for group in labels)
+    assert summary["collapse"] is None
     assert report["distill_epochs"] == 1
     assert len(report["epochs"]) == 2
     assert report["steps"] == 2 * STEPS
@@ -291,9 +299,7 @@ def test_a_model_whose_scores_are_all_alike_is_a_collapse(
 def test_a_loss_that_is_no_number_is_a_collapse(
     params: Params, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.training.losses import LOSSES
-
-    monkeypatch.setitem(LOSSES, "listwise", lambda scores, sizes: scores.sum() * float("nan"))
+    monkeypatch.setitem(losses.LOSSES, "listwise", lambda scores, sizes: scores.sum() * float("nan"))
     summary, report = run(params, inputs, tmp_path)
     assert summary["collapse"] == "the loss of epoch 1 is no number (not finite)"
     assert report["steps"] < 2 * STEPS
@@ -354,7 +360,7 @@ EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "spread": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("epoch", "lessons", "said"),
+    ("epoch", "taught", "said"),
     [
         (EPOCH, 0, None),
         (EPOCH | {"loss": 0.998}, 0, "the loss of epoch 1, the best on dev, is 0.9980"),
@@ -364,8 +370,8 @@ EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "spread": 1.0}
         ({"epoch": 1, "loss": 0.2}, 0, None),
     ],
 )
-def test_collapse_is_named(epoch: dict[str, Any], lessons: int, said: str | None) -> None:
-    found = collapse(History(7, [epoch], 1, None), lessons, 1.0, Params())
+def test_collapse_is_named(epoch: dict[str, Any], taught: int, said: str | None) -> None:
+    found = collapse(History(7, [epoch], 1, None), taught, 1.0, Params())
     assert found is None if said is None else said in str(found)
 
 
