@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.contracts import Progress
-from stages.evaluation.lexical import bm25_scores
+from stages.retrieval.lexical import Bm25
 from stages.training.reranker import Dtype, Pair
 
 
@@ -22,7 +22,7 @@ def pair_texts(pairs: pl.DataFrame, queries: pl.DataFrame, corpus: pl.DataFrame)
 def lexical_scores(pairs: pl.DataFrame, queries: pl.DataFrame, corpus: pl.DataFrame) -> NDArray[np.float32]:
     """BM25 of `pairs` (query_id, doc_id), with the statistics of the whole corpus."""
     query, document = _places(pairs, queries, corpus)
-    return bm25_scores(queries["query"].to_list(), corpus["text"].to_list(), query, document)
+    return Bm25(queries["query"].to_list(), corpus["text"].to_list()).scores(query, document)
 
 
 def neural_scores(

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from stages.evaluation.lexical import bm25_scores, tokenise
+from stages.retrieval.lexical import Bm25, tokenise
 
 DOCUMENTS = ["Red apple.", "green APPLE pie", "blue sky"]
 
 
 def score(query: str, documents: list[str]) -> list[float]:
     count = len(documents)
-    found: list[float] = bm25_scores([query], documents, np.zeros(count, dtype=np.int64), np.arange(count)).tolist()
+    found: list[float] = Bm25([query], documents).scores(np.zeros(count, dtype=np.int64), np.arange(count)).tolist()
     return found
 
 
@@ -32,7 +32,7 @@ def test_a_word_in_one_document() -> None:
 
 def test_pairs_come_back_in_their_order() -> None:
     query, document = np.array([1, 0, 1, 0]), np.array([2, 1, 0, 0])
-    found = bm25_scores(["apple", "sky"], DOCUMENTS, query, document)
+    found = Bm25(["apple", "sky"], DOCUMENTS).scores(query, document)
     apple, sky = score("apple", DOCUMENTS), score("sky", DOCUMENTS)
     assert found.dtype == np.float32
     assert found.tolist() == [sky[2], apple[1], sky[0], apple[0]]
@@ -45,8 +45,8 @@ def test_nothing_in_common_is_zero(query: str, documents: list[str]) -> None:
 
 def test_no_pairs() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    assert bm25_scores([], DOCUMENTS, nothing, nothing).shape == (0,)
-    assert bm25_scores(["apple"], DOCUMENTS, nothing, nothing).shape == (0,)
+    assert Bm25([], DOCUMENTS).scores(nothing, nothing).shape == (0,)
+    assert Bm25(["apple"], DOCUMENTS).scores(nothing, nothing).shape == (0,)
 
 
 @pytest.mark.parametrize(
