@@ -182,8 +182,8 @@ def components(count: int, ties: Sequence[Tie]) -> Ints:
     >>> components(4, [(np.array([0, 1, 2]), np.array([7, 7, 5])), (np.array([2, 3]), np.array([1, 1]))]).tolist()
     [0, 0, 1, 1]
     """
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     rows, columns = [], []
     for node, value in ties:
