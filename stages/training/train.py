@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 
     from stages.training.trainer import History, Measure
 
-VERSION = 5
+VERSION = 6
 
 FIGURES = ("nDCG@10", "MRR@10")
 FRESH_RATE, TRAINED_RATE = 1e-4, 2e-5
 MARGIN = 0.005
-"""A last epoch whose loss is within this share of chance's has learned nothing."""
+"""A kept epoch whose loss is within this share of chance's has learned nothing."""
 ALIKE = 1e-4
 """Logits of all candidates of a query that lie closer together than this are alike."""
+FLAT = 0.5
+"""Where no query's logits lie farther apart than this, the best document has 1.6 times the odds of the last."""
 
 
 class Params(BaseParams):
@@ -202,8 +204,8 @@ def dev_measure(dev: Fixed, corpus: Path, dtype: Dtype) -> "Measure":
 def collapse(history: "History", taught: int, guess: float, params: Params) -> str | None:
     """Why the model that is kept tells nothing apart, in plain words; None where it does.
 
-    A loss says so only where no epoch was `taught` by the retriever: a model that comes from there starts the judged
-    epochs with an order of its own, and may well lose more than one that says nothing, while it gets better.
+    Where the retriever taught it for some epochs before (`taught`), a loss does not say so alone: such a model starts the
+    judged epochs with an order of its own, and may well lose more than one that says nothing, while it gets better.
     """
     broken = [epoch["epoch"] for epoch in history.epochs if epoch["loss"] is None]
     if broken or not history.epochs:
@@ -212,7 +214,7 @@ def collapse(history: "History", taught: int, guess: float, params: Params) -> s
     if kept.get("spread", 1.0) < ALIKE:
         return "it gives all candidates of a dev query the same score"
     loss = kept["loss"]
-    if not taught and loss > (1 - MARGIN) * guess:
+    if (not taught or kept.get("spread", FLAT) < FLAT) and loss > (1 - MARGIN) * guess:
         called = "ln G, G documents a group" if params.loss == "listwise" else "the entropy of the share of positives"
         return (
             f"the loss of epoch {kept['epoch']}, the best on dev, is {loss:.4f}, that of a model which tells nothing "

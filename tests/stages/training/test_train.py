@@ -365,6 +365,7 @@ EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "spread": 1.0}
         (EPOCH, 0, None),
         (EPOCH | {"loss": 0.998}, 0, "the loss of epoch 1, the best on dev, is 0.9980"),
         (EPOCH | {"loss": 0.998}, 1, None),
+        (EPOCH | {"loss": 0.998, "spread": 0.4}, 1, "the loss of epoch 1, the best on dev, is 0.9980"),
         (EPOCH | {"loss": None}, 1, "the loss of epoch 1 is no number"),
         (EPOCH | {"spread": 0.0}, 1, "the same score"),
         ({"epoch": 1, "loss": 0.2}, 0, None),
