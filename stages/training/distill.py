@@ -6,10 +6,12 @@ learns them (listwise distillation, as Reddi et al. 2021, RankDistil; the loss i
 judgements.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from stages.contracts import CANDIDATES, scan_table
@@ -54,6 +56,16 @@ def lessons(
             drawn = ranks(len(doc_ids), size, seed, f"{epoch}:distill:{query_id}:{group}")
             made[epoch].append(Group(query_id, tuple(doc_ids[i] for i in drawn), tuple(labels[i] for i in drawn)))
     return [in_order(groups, epoch, seed) for epoch, groups in enumerate(made)]
+
+
+def chance_of(groups: Sequence[Group]) -> float:
+    """The mean of `losses.distillation` over `groups` of a model that scores all documents alike: ln G - entropy."""
+    found = []
+    for group in groups:
+        weight = np.exp(np.array(group.labels) - max(group.labels))
+        share = weight / weight.sum()
+        found.append(math.log(len(share)) + float((share * np.log(share)).sum()))
+    return math.fsum(found) / len(found)
 
 
 def labels_of(scores: Sequence[float]) -> list[float]:

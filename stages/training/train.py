@@ -18,7 +18,7 @@ from stages.evaluation.metrics import Judge, means
 from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_model
 from stages.params import Params as BaseParams
 from stages.params import option
-from stages.training.distill import lessons
+from stages.training.distill import chance_of, lessons
 from stages.training.groups import Group, epoch_groups, read_mined
 from stages.training.reranker import Dtype, has_head, load_reranker, save_reranker, score_pairs
 
@@ -35,8 +35,6 @@ MARGIN = 0.005
 """A kept epoch whose loss is within this share of chance's has learned nothing."""
 ALIKE = 1e-4
 """Logits of all candidates of a query that lie closer together than this are alike."""
-FLAT = 0.5
-"""Where no query's logits lie farther apart than this, the best document has 1.6 times the odds of the last."""
 
 
 class Params(BaseParams):
@@ -177,7 +175,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
         "dev_queries": dev.queries.height,
-        "collapse": collapse(history, taught, guess, params),
+        "collapse": collapse(history, [*map(chance_of, first), *[guess] * params.epochs], taught),
     }
     (out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary(report)
@@ -201,11 +199,12 @@ def dev_measure(dev: Fixed, corpus: Path, dtype: Dtype) -> "Measure":
     return measure
 
 
-def collapse(history: "History", taught: int, guess: float, params: Params) -> str | None:
+def collapse(history: "History", chances: Sequence[float], taught: int) -> str | None:
     """Why the model that is kept tells nothing apart, in plain words; None where it does.
 
-    Where the retriever taught it for some epochs before (`taught`), a loss does not say so alone: such a model starts the
-    judged epochs with an order of its own, and may well lose more than one that says nothing, while it gets better.
+    `chances`: the loss of each epoch if nothing were told apart. The first `taught` epochs were of the retriever's
+    scores. Where one of these learned something, the loss of a later one says nothing: it began with an order of its
+    own, and may well lose more than a model without any, while it gets better.
     """
     broken = [epoch["epoch"] for epoch in history.epochs if epoch["loss"] is None]
     if broken or not history.epochs:
@@ -213,12 +212,11 @@ def collapse(history: "History", taught: int, guess: float, params: Params) -> s
     kept = next(epoch for epoch in history.epochs if epoch["epoch"] == history.best_epoch)
     if kept.get("spread", 1.0) < ALIKE:
         return "it gives all candidates of a dev query the same score"
-    loss = kept["loss"]
-    if (not taught or kept.get("spread", FLAT) < FLAT) and loss > (1 - MARGIN) * guess:
-        called = "ln G, G documents a group" if params.loss == "listwise" else "the entropy of the share of positives"
+    nothing = [epoch["loss"] > (1 - MARGIN) * chances[epoch["epoch"] - 1] for epoch in history.epochs]
+    if nothing[kept["epoch"] - 1] and all(nothing[:taught]):
         return (
-            f"the loss of epoch {kept['epoch']}, the best on dev, is {loss:.4f}, that of a model which tells nothing "
-            f"apart {guess:.4f} ({called})"
+            f"the loss of epoch {kept['epoch']}, the one that is kept, is {kept['loss']:.4f}; that of a model which "
+            f"tells nothing apart is {chances[kept['epoch'] - 1]:.4f}"
         )
     return None
 

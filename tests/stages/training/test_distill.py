@@ -1,13 +1,16 @@
 """The first lesson's groups: how many, which documents, and what they are to be scored like."""
 
+import math
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 from stages.contracts import CANDIDATES, write_table
-from stages.training.distill import HEAD, labels_of, lessons, ranks
+from stages.training.distill import HEAD, chance_of, labels_of, lessons, ranks
 from stages.training.groups import Group, Mined, epoch_groups
+from stages.training.losses import distillation
 
 
 def write(folder: Path, scores: dict[str, list[float]]) -> Path:
@@ -39,6 +42,16 @@ def test_scores_all_alike_are_no_order(tmp_path: Path) -> None:
 def test_scores_that_differ_by_rounding_are_alike() -> None:
     assert labels_of([0.50000006, 0.5]) == [0.0, 0.0]
     assert labels_of([-0.5, -0.75, -1.0]) == [12.0, 6.0, 0.0]
+
+
+def test_the_loss_of_a_model_that_scores_all_alike_by_hand() -> None:
+    # shares 3/4 and 1/4: ln 2 - (-3/4 ln 3/4 - 1/4 ln 1/4); alike: 0
+    uneven = Group("q", ("a", "b"), (math.log(3), 0.0))
+    gap = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    assert chance_of([uneven]) == pytest.approx(gap)
+    assert chance_of([uneven, Group("q", ("a", "b"), (0.0, 0.0))]) == pytest.approx(gap / 2)
+    wanted = distillation(torch.zeros(2), [2], [uneven.labels])
+    assert chance_of([uneven]) == pytest.approx(float(wanted))
 
 
 def test_a_large_group_is_filled_from_the_rest_and_a_small_list_is_taken_whole() -> None:

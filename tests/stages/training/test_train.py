@@ -360,25 +360,26 @@ EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "spread": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("epoch", "taught", "said"),
+    ("epochs", "taught", "best", "said"),
     [
-        (EPOCH, 0, None),
-        (EPOCH | {"loss": 0.998}, 0, "the loss of epoch 1, the best on dev, is 0.9980"),
-        (EPOCH | {"loss": 0.998}, 1, None),
-        (EPOCH | {"loss": 0.998, "spread": 0.4}, 1, "the loss of epoch 1, the best on dev, is 0.9980"),
-        (EPOCH | {"loss": None}, 1, "the loss of epoch 1 is no number"),
-        (EPOCH | {"spread": 0.0}, 1, "the same score"),
-        ({"epoch": 1, "loss": 0.2}, 0, None),
+        ([EPOCH], 0, 1, None),
+        ([EPOCH | {"loss": 0.998}], 0, 1, "the loss of epoch 1, the one that is kept, is 0.9980"),
+        ([EPOCH | {"loss": None}], 1, 1, "the loss of epoch 1 is no number"),
+        ([EPOCH | {"spread": 0.0}], 1, 1, "the same score"),
+        ([{"epoch": 1, "loss": 0.2}], 0, 1, None),
+        # an epoch that is not kept does not count
+        ([EPOCH, EPOCH | {"epoch": 2, "loss": 1.1}], 0, 1, None),
+        ([EPOCH, EPOCH | {"epoch": 2, "loss": 1.1}], 0, 2, "the loss of epoch 2"),
+        # the lesson has learned, so the judged epoch may lose more than chance
+        ([EPOCH, EPOCH | {"epoch": 2, "loss": 1.1}], 1, 2, None),
+        ([EPOCH | {"loss": 1.0}, EPOCH | {"epoch": 2, "loss": 1.1}], 1, 2, "the loss of epoch 2"),
+        ([EPOCH | {"loss": 1.0}, EPOCH | {"epoch": 2, "loss": 1.1}], 1, 1, "the loss of epoch 1"),
+        ([EPOCH | {"loss": 1.0}, EPOCH | {"epoch": 2, "loss": 0.9}], 1, 2, None),
     ],
 )
-def test_collapse_is_named(epoch: dict[str, Any], taught: int, said: str | None) -> None:
-    found = collapse(History(7, [epoch], 1, None), taught, 1.0, Params())
+def test_collapse_is_named(epochs: list[dict[str, Any]], taught: int, best: int, said: str | None) -> None:
+    found = collapse(History(7, epochs, best, None), [1.0, 1.0], taught)
     assert found is None if said is None else said in str(found)
-
-
-def test_an_epoch_that_was_not_kept_is_no_collapse() -> None:
-    worse = EPOCH | {"epoch": 2, "loss": 1.1, "nDCG@10": 0.4}
-    assert collapse(History(7, [EPOCH, worse], 1, None), 0, 1.0, Params()) is None
 
 
 def test_batches_do_not_span_epochs() -> None:
