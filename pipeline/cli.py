@@ -221,6 +221,49 @@ def show_query(query: str, top: int, **options: Any) -> None:
     show(options, run(options, query, top))
 
 
+@prep.group("bench", short_help="what a mask leaks, measured on judged collections")
+def bench() -> None:
+    """Measure masks on collections whose judgements are known.
+
+    \b
+    Example:  prep bench negatives data/stackfaq data/bioasq
+    """
+
+
+@bench.command("negatives", cls=SectionCommand, short_help="hide positives, mine, count what comes back")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--encoder", help="Encoder: a sentence-transformers or Hugging Face model. [default: prep's own]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is hidden.")
+@click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Negatives a question.")
+@click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="At most so many questions a folder are mined for, drawn by hash.",
+)
+@click.option(
+    "--write-prior", type=click.Path(path_type=Path, dir_okay=False),
+    help="Fit the prior of the learned mask on these folders as well, and write it there.",
+)  # fmt: skip
+def bench_negatives(
+    folders: tuple[Path, ...], encoder: str | None, seed: int, k: int, queries: int, write_prior: Path | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Hide half of each question's positives, mine under every rule, and count how many hidden ones are mined.
+
+    FOLDERS hold queries.parquet (query_id, query), corpus.parquet (doc_id, text) and qrels.parquet (query_id, doc_id,
+    relevance). A folder that the shipped prior was fitted on is read with a prior of the others.
+
+    \b
+    Example:  prep bench negatives data/stackfaq data/bioasq
+    """
+    from pipeline.bench import negatives
+    from stages.models import DEFAULT_ENCODER
+
+    show(options, negatives(options, folders, seed, k, queries, encoder or DEFAULT_ENCODER, write_prior))
+
+
 @command("gc", "drop what no publication uses")
 @click.option("--keep", type=click.IntRange(min=1), help="Publications to keep. [default: keep of [refresh]]")
 def gc(keep: int | None, **options: Any) -> None:

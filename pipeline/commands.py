@@ -110,6 +110,23 @@ def refresh(options: Mapping[str, Any], force: bool) -> Result:
     )
 
 
+def learned_lines(learned: Mapping[str, Any] | None) -> list[str | Table]:
+    """How many of the negatives are wrong, and how that is known."""
+    if not learned or "expected" not in learned:
+        return []
+    lines: list[str | Table] = [
+        f"false negatives expected among those written: {learned['expected']:.2%} (by {learned['source']})"
+    ]
+    if check := learned["check"]:
+        lines.append(
+            f"checked on {learned['own_queries']:,} questions of this table with half of their positives hidden, each "
+            f"judged by a model that did not see it: expected {check['expected']:.2%}, found {check['observed']:.2%}"
+        )
+    else:
+        lines.append("not checked on this table: too few of its questions have several positives")
+    return lines
+
+
 def gate_line(verdict: Mapping[str, Any]) -> str:
     """The gate's finding in one line."""
     if verdict["difference"] is None:
@@ -132,7 +149,8 @@ def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
             for verdict, reasons in summary["verdicts"].items()
             for reason, n in reasons.items()
         ]
-        return [Table(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)]
+        table = Table(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)
+        return [table, *learned_lines(summary.get("learned"))]
     if stage == "evaluate":
         from pipeline.report.quality import advice, finding
         from stages.evaluation.evaluate import metrics_table

@@ -4,11 +4,12 @@ import difflib
 import json
 import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from pipeline.graph import GATE, PIPELINE
 from pipeline.store import Workspace, write_durably
@@ -25,6 +26,11 @@ class RefreshParams(Params):
     """What a refresh keeps; how it decides stands in the gate's parameters."""
 
     keep: int = option(3, "publications to keep, the current one included", ge=1)
+
+
+def section_fields(models: Sequence[type[Params]]) -> dict[str, FieldInfo]:
+    """The keys of a section, in pipeline order; one that two of its stages go by stands once."""
+    return {name: field for model in models for name, field in model.model_fields.items()}
 
 
 def section_models() -> dict[str, list[type[Params]]]:
@@ -191,12 +197,11 @@ def commented_toml() -> str:
     ]
     for section, models in section_models().items():
         lines.append(f"[{section}]")
-        for model in models:
-            for name, field in model.model_fields.items():
-                lines += [f"# {line}" for line in textwrap.wrap(field.description or "", 110)]
-                given = name == "tables"
-                lines.append('tables = ["questions.csv"]' if given else f"# {name} = {_toml(field.default)}")
-                lines.append("")
+        for name, field in section_fields(models).items():
+            lines += [f"# {line}" for line in textwrap.wrap(field.description or "", 110)]
+            given = name == "tables"
+            lines.append('tables = ["questions.csv"]' if given else f"# {name} = {_toml(field.default)}")
+            lines.append("")
     return "\n".join(lines)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from pipeline.config import section_models
+from pipeline.config import section_fields, section_models
 
 
 def section_flags(section: str) -> list[click.Option]:
     """One option for each key of a section of prep.toml, in pipeline order."""
-    return [flag(name, field) for model in section_models()[section] for name, field in model.model_fields.items()]
+    return [flag(name, field) for name, field in section_fields(section_models()[section]).items()]
 
 
 def flag(name: str, field: FieldInfo) -> click.Option:

@@ -67,7 +67,7 @@ PIPELINE = (
             "encode/encoding.json",
         ),
         outputs=("verdicts.parquet",),
-        libraries=("polars", "pyarrow"),
+        libraries=("polars", "pyarrow", "bm25s", "scikit-learn"),
     ),
     Stage(
         name="compose",

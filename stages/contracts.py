@@ -24,6 +24,23 @@ ANSWERS = _schema({"query_id": _STR, "answer": _STR})
 REJECTS = _schema({"source": _STR, "row": pa.int64(), "reason": _STR, "data": _STR})
 CANDIDATES = _schema({"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()})
 JUDGED = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32(), "score": pa.float32()})
+FEATURES = (
+    "z",
+    "below_best",
+    "below_worst",
+    "log_rank",
+    "like_best",
+    "like_mean",
+    "like_top",
+    "lexical",
+    "lexical_below",
+    "hub",
+    "hub_below",
+    "stands_out",
+    "log_anchors",
+    "owner_like",
+)
+"""What the learned mask looks at: `stages.negatives.features` says what each is."""
 VERDICTS = _schema(
     {
         "query_id": _STR,
@@ -34,7 +51,8 @@ VERDICTS = _schema(
         "verdict": _STR,
         "reason": _STR,
     },
-    {"p_false_negative": pa.float32(), "threshold": pa.float32(), "positive_similarity": pa.float32()},
+    {"p_false_negative": pa.float32(), "threshold": pa.float32(), "positive_similarity": pa.float32()}
+    | dict.fromkeys(FEATURES, pa.float32()),
 )
 PER_QUERY = _schema(
     {"split": _STR, "row": _STR, "query_id": _STR, "group": _STR, "metric": _STR, "value": pa.float64()}

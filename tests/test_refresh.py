@@ -136,6 +136,33 @@ def test_a_new_mask_searches_nothing_again(project: Project, finished: Path) -> 
     assert result(project, "mine-negatives", "--negatives", "2")["ran"] == ["compose"]
 
 
+def test_the_learned_mask_says_how_sure_it_is(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    made = result(project, "mine-negatives", "--mask", "learned", "--max-false-negatives", "0.05")
+    summary = made["summary"]["mask"]
+    verdicts = pl.read_parquet(project.folder / made["artifacts"]["mask"] / "verdicts.parquet")
+    if summary["learned"][
+        "unfit"
+    ]:  # the tests' encoder knows nothing; what it gives may lie off what the prior has seen
+        assert summary["rule"] == "perc"
+        assert verdicts["p_false_negative"].null_count() == len(verdicts)
+        return
+    assert summary["rule"] == "learned"
+    judged = verdicts.filter(pl.col("p_false_negative").is_not_null())
+    assert judged["p_false_negative"].is_between(0, 1).all()
+    above = judged.filter(pl.col("p_false_negative") > pl.col("threshold"))
+    assert (above["verdict"] != "negative").all()
+    mined = [json.loads(line) for line in (finished / "current" / "mined.jsonl").read_text().splitlines()]
+    chosen = pl.DataFrame({"query_id": [row["query_id"] for row in mined]})
+    kept = verdicts.filter(pl.col("verdict") == "negative").join(chosen, on="query_id", how="semi")
+    best = kept.sort("score", descending=True).group_by("query_id").head(7)
+    assert best["p_false_negative"].drop_nulls().mean() <= 0.05  # type: ignore[operator]
+    lines = project.prep("mine-negatives", "--mask", "learned", "--max-false-negatives", "0.05").stdout
+    assert "false negatives expected among those written" in lines
+    again = result(project, "mine-negatives", "--mask", "learned", "--max-false-negatives", "0.01")
+    assert again["ran"] == ["mask", "compose"]
+
+
 def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> None:
     lived_in(project, finished)
     assert {row["state"] for row in result(project, "status")["stages"]} == {"fresh"}

@@ -19,6 +19,7 @@ from stages.contracts import Summary, Tools
 from stages.draw import draw
 from stages.errors import InputError
 from stages.negatives.blocks import of_block, query_blocks
+from stages.negatives.budget import negatives_option
 from stages.negatives.documents import text_keys
 from stages.params import Params as BaseParams
 from stages.params import option
@@ -32,7 +33,7 @@ ROWS_A_BLOCK = 1_000_000
 class Params(BaseParams):
     """How many negatives a query gets, and which."""
 
-    negatives: int = option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", ge=1)
+    negatives: int = negatives_option()
     sampling: Literal["top", "random", "quota"] = option(
         "top",
         "Which survivors are taken. top: those that the retriever scores highest; random: any, by a seeded draw; "

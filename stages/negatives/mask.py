@@ -18,7 +18,7 @@ So a curated negative gives way only where it contradicts a known positive, whic
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -31,14 +31,16 @@ from pydantic import model_validator
 
 from stages import contracts
 from stages.contracts import Summary, Tools
+from stages.models import file_digest
 from stages.negatives import known, rules
 from stages.negatives.blocks import of_block, query_blocks
+from stages.negatives.budget import negatives_option
 from stages.negatives.documents import document_vectors, loose_forms, text_keys
 from stages.negatives.rules import RULES, RuleName
 from stages.params import Params as BaseParams
 from stages.params import option
 
-VERSION = 2
+VERSION = 3
 
 NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
 RULE = "rule"
@@ -67,8 +69,18 @@ class Params(BaseParams):
         "Rule that sets candidates aside as possible positives. perc: above threshold x the lowest positive's score "
         "(NV-Retriever TopK-PercPos); margin: less than threshold below it (TopK-MarginPos); perc_max, margin_max: the "
         "same on the best positive; abs: a score above threshold (TopK-Abs); infonce: more than threshold above the "
-        "lowest positive (SWIFT); window: a rank outside the window (FlagEmbedding); none: no rule.",
+        "lowest positive (SWIFT); window: a rank outside the window (FlagEmbedding); none: no rule; learned: too "
+        "likely a false negative for how hard it is, by a model of all that is known (max_false_negatives).",
     )
+    # these two enter the key through `identity`, where the rule goes by them
+    max_false_negatives: float = option(
+        0.02,
+        "learned: the share of false ones that you accept among the negatives written, as expected.",
+        unkeyed=True,
+        gt=0,
+        lt=1,
+    )
+    negatives: int = negatives_option(unkeyed=True)
     threshold: float | None = option(
         None,
         "The rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
@@ -110,8 +122,19 @@ class Params(BaseParams):
         return RULES[self.mask].usual if self.threshold is None else self.threshold
 
 
+def identity(params: Params) -> dict[str, str]:
+    """What shapes the learned mask's verdicts beyond the keyed parameters: the budget and the shipped prior."""
+    if params.mask != "learned":
+        return {}
+    from stages.negatives.learned import PRIOR
+
+    budget = f"{params.negatives} negatives, {params.max_false_negatives} false"
+    return {"budget": budget, "prior": file_digest(PRIOR)}
+
+
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative."""
+    from stages.negatives.suspects import Suspects
     from stages.retrieval.encode import Vectors
 
     candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
@@ -126,17 +149,33 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     forms = loose_forms(inputs["corpus"], tools.scratch / "loose.arrow") if len(truth.needles) else None
     vectorise = document_vectors(inputs["corpus"], Vectors(inputs["encoding"], tools.vectors))
 
+    def flagged_blocks() -> Iterator[pl.DataFrame]:
+        for block in query_blocks(ids, total, ROWS_A_BLOCK):
+            rows, labels = of_block(candidates, block), of_block(judged, block)
+            yield flagged(params.duplicate_similarity, rows, labels, truth, vectorise, forms)
+
     counts: Counter[str] = Counter()
     total = pq.read_metadata(inputs["candidates"]).num_rows
     ids = queries["query_id"].sort()
+    rule, learned = params, None
+    blocks: Iterable[pl.DataFrame] = flagged_blocks()
+    if params.mask == "learned":
+        suspects = Suspects(inputs, Vectors(inputs["encoding"], tools.vectors), vectorise, tools.progress)
+        learned = suspects.summary
+        if suspects.unfit:
+            tools.progress.say(f"the learned mask can't be trusted here, so perc is used: {suspects.unfit}")
+            rule = params.model_copy(update={"mask": "perc", "threshold": None})
+        else:
+            room, share = params.negatives, params.max_false_negatives
+            blocks, found = suspects.settled(flagged_blocks(), room, share, tools.scratch)
+            learned |= found
     with pq.ParquetWriter(out / "verdicts.parquet", contracts.VERDICTS, compression="zstd") as writer:
-        for block in query_blocks(ids, total, ROWS_A_BLOCK):
-            rows, labels = of_block(candidates, block), of_block(judged, block)
-            verdicts = judge(params, rows, labels, truth, vectorise, forms)
+        for rows in blocks:
+            verdicts = decided(rule, rows, of_queries(judged, rows))
             writer.write_table(contracts.to_arrow(verdicts.drop("contradicted"), contracts.VERDICTS))
-            counts += count(verdicts, block)
+            counts += count(verdicts)
             tools.progress.advance(min(counts["queries"], len(ids)), len(ids), "queries")
-    summary = summarise(params, counts)
+    summary = summarise(rule, counts, len(ids)) | ({"learned": learned} if learned else {})
     for line in warnings(summary):
         tools.progress.say(line)
     return summary
@@ -154,18 +193,19 @@ class Truth:
     """query_id, needle: `known.usable_answers`."""
 
 
-def judge(
-    params: Params,
+def flagged(
+    duplicate_similarity: float,
     candidates: pl.DataFrame,
     judged: pl.DataFrame,
     truth: Truth,
     vectorise: known.Vectorise,
     forms: pa.Table | None = None,
 ) -> pl.DataFrame:
-    """The verdicts on some queries' candidates and curated negatives: the columns of VERDICTS, and `contradicted`.
+    """Some queries' candidates and curated negatives with all that speaks for or against them but the rule.
 
     `candidates` and `judged` hold all rows of these queries, as their contracts say; `forms` (doc_id, loose) is needed
-    where `truth.needles` has rows. `contradicted` marks curated negatives that gave way to a known positive.
+    where `truth.needles` has rows. Columns: those of CANDIDATES, own (of `known.united_positives`), curated,
+    same_text, contains_answer (null where not), positive_similarity and near_duplicate.
     """
     pair = ["query_id", "doc_id"]
     curated = judged.filter(pl.col("relevance") == 0).select(*pair, "score", curated=pl.lit(True))
@@ -187,14 +227,25 @@ def judge(
         rows = rows.join(holding.with_columns(contains_answer=pl.lit(True)), on=pair, how="left")
     else:
         rows = rows.with_columns(contains_answer=pl.lit(None, pl.Boolean))
+    return rows.with_columns(
+        near_duplicate=pl.col("positive_similarity") >= pl.lit(duplicate_similarity, pl.Float32)
+    ).drop("text_key")
+
+
+def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
+    """The verdicts on `rows` (of `flagged`, all of their queries): the columns of VERDICTS, and `contradicted`.
+
+    `judged` holds these queries' rows of JUDGED. The learned mask has put its threshold and `rule` there before.
+    `contradicted` marks curated negatives that gave way to a known positive.
+    """
+    held = rows.select("threshold", "rule") if params.mask == "learned" else None
     rows = rules.apply(params.mask, params.limit, (params.window_start, params.window_end), rows, judged)
-    flags = rows.with_columns(
-        known_positive=pl.col("own"),
-        repeated_question=pl.col("own").not_(),
-        near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
-    )
+    if held is not None:
+        rows = rows.with_columns(held)
+    rows = rows.with_columns(known_positive=pl.col("own"), repeated_question=pl.col("own").not_())
+    found = [name for name in contracts.VERDICTS.names if name in rows.columns]
     return (
-        flags.with_columns(
+        rows.with_columns(
             verdict=pl.coalesce(*(pl.when(flag).then(pl.lit(v)) for flag, v in PRECEDENCE), pl.lit(NEGATIVE)),
             reason=pl.coalesce(
                 *(pl.when(flag).then(pl.lit(params.mask if flag == RULE else flag)) for flag, _ in PRECEDENCE),
@@ -203,15 +254,18 @@ def judge(
         )
         .with_columns(contradicted=pl.col("curated").fill_null(False) & (pl.col("verdict") == IGNORED))
         .sort("query_id", "rank", "doc_id", "source")
-        .select(
-            *pair, "source", "rank", "score", "verdict", "reason", "threshold", "positive_similarity", "contradicted"
-        )
+        .select(*found, "verdict", "reason", "contradicted")
     )
 
 
-def count(verdicts: pl.DataFrame, block: pl.Series) -> Counter[str]:
+def of_queries(table: pl.LazyFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `table` that belong to the queries of `rows`."""
+    return of_block(table, rows["query_id"].unique().sort()) if len(rows) else table.clear().collect()
+
+
+def count(verdicts: pl.DataFrame) -> Counter[str]:
     """What a block adds to the summary."""
-    counts: Counter[str] = Counter(queries=len(block), rows=len(verdicts))
+    counts: Counter[str] = Counter(queries=verdicts["query_id"].n_unique(), rows=len(verdicts))
     for reason, rows in verdicts.group_by("reason").len().iter_rows():
         counts[reason] = rows
     counts["added"] = verdicts.filter(pl.col("source") == "curated").height
@@ -221,13 +275,13 @@ def count(verdicts: pl.DataFrame, block: pl.Series) -> Counter[str]:
     return counts
 
 
-def summarise(params: Params, counts: Mapping[str, int]) -> Summary:
+def summarise(params: Params, counts: Mapping[str, int], queries: int) -> Summary:
     """The block counts as the stage's summary; verdicts: verdict -> reason -> candidates, reasons by precedence."""
     order = [*((params.mask if flag == RULE else flag, verdict) for flag, verdict in PRECEDENCE), ("kept", NEGATIVE)]
     return {
         "rule": params.mask,
         "threshold": params.limit,
-        "queries": counts["queries"],
+        "queries": queries,
         "candidates": counts["rows"] - counts["added"],
         "verdicts": {
             wanted: {reason: counts[reason] for reason, verdict in order if verdict == wanted and counts[reason]}
@@ -236,7 +290,7 @@ def summarise(params: Params, counts: Mapping[str, int]) -> Summary:
         "curated_added": counts["added"],
         "curated_contradicted": counts["contradicted"],
         "queries_without_positive": counts["anchorless"],
-        "queries_without_negative": counts["queries"] - counts["filled"],
+        "queries_without_negative": queries - counts["filled"],
     }
 
 

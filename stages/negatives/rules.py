@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-RuleName = Literal["perc", "perc_max", "margin", "margin_max", "abs", "window", "infonce", "none"]
+RuleName = Literal["perc", "perc_max", "margin", "margin_max", "abs", "window", "infonce", "none", "learned"]
 Floats = NDArray[np.float32]
 
 
@@ -40,6 +40,7 @@ RULES: dict[RuleName, Rule] = {
     "window": Rule(None, None, "a rank inside the window", "FlagEmbedding hn_mine range_for_sampling 10-210"),
     "infonce": Rule("lowest", 0.1, "at most {t} above the lowest positive", "SWIFT INFONCE_MASK_FAKE_NEGATIVE"),
     "none": Rule(None, None, "everything that is not known to be positive", "naive top-k"),
+    "learned": Rule("lowest", None, "what is unlikely enough to be a false negative for how hard it is", "prep"),
 }
 
 
@@ -47,9 +48,9 @@ def thresholds(name: RuleName, value: float | None, lowest: Floats, best: Floats
     """The highest score that may still be a negative, per query: float32 [n].
 
     `lowest` and `best` [n] are the scores of each query's lowest and best positive, NaN where it has none; the result
-    is NaN there too if the rule needs a positive, and NaN everywhere for `window` and `none`. For `perc` the distance
-    is taken from the positive's magnitude, p - |p| (1 - value), as sentence-transformers does since its issue 3819:
-    0.95 p would lie *above* a negative p. NeMo and the paper multiply; above zero the two are the same.
+    is NaN there too if the rule needs a positive, and NaN everywhere for those that have no number. For `perc` the
+    distance is taken from the positive's magnitude, p - |p| (1 - value), as sentence-transformers does since its issue
+    3819: 0.95 p would lie *above* a negative p. NeMo and the paper multiply; above zero the two are the same.
     """
     anchor = (best if RULES[name].positive == "best" else lowest).astype(np.float64)
     if name in ("perc", "perc_max"):
@@ -71,9 +72,10 @@ def passes(
     """Whether each candidate may be a negative: bool [n]; all arguments but `window` are [n], aligned.
 
     `window` is (skipped, last): ranks skipped + 1 to last pass, ranks counted from 1 with the positives among them.
-    That is FlagEmbedding's slice [skipped:last] of its search result, before it takes the positives out.
+    That is FlagEmbedding's slice [skipped:last] of its search result, before it takes the positives out. `learned`
+    looks at no single figure: `stages.negatives.suspects` decides.
     """
-    if name == "none":
+    if name in ("none", "learned"):
         return np.ones(len(score), dtype=np.bool_)
     if name == "window":
         return (rank > window[0]) & (rank <= window[1])

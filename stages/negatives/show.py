@@ -29,16 +29,23 @@ def explain(row: Mapping[str, Any]) -> str:
     """A row of verdicts in plain words with its figures; positives that were not retrieved have rank None."""
     figures = {
         name: "?" if row.get(name) is None else f"{row[name]:.4g}"
-        for name in ("score", "threshold", "positive_similarity", "rank")
+        for name in ("score", "threshold", "positive_similarity", "rank", "p_false_negative", "like_best")
     }
     reason = row["reason"]
     if reason in _WORDS:
         words = _WORDS[reason].format(**figures)
         if reason == "known_positive" and row.get("rank") is None:
             words += ", not among the candidates"
-        if reason == "kept" and row.get("threshold") is not None:
+        if reason == "kept" and row.get("p_false_negative") is not None:
+            words += ": a false negative with probability {p_false_negative}".format(**figures)
+        elif reason == "kept" and row.get("threshold") is not None:
             words += ": score {score} is at most {threshold}".format(**figures)
         return words
+    if reason == "learned":
+        return (
+            "is a false negative with probability {p_false_negative}; at its score {score}, up to {threshold} would be "
+            "accepted. It is {like_best} deviations more like a positive than two random documents are alike"
+        ).format(**figures)
     if reason in RULES:
         return "may be a positive: score {score} is above {threshold} ({reason})".format(**figures, reason=reason)
     return str(reason)
@@ -87,6 +94,7 @@ def arrange(judged: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame) -
     """One query's rows of `judged` and `verdicts` with their `texts`, as `show` returns them."""
     unseen = judged.filter(pl.col("relevance") > 0).join(verdicts, on="doc_id", how="anti")
     columns = ["doc_id", "rank", "source", "score", "verdict", "reason", "threshold", "positive_similarity"]
+    columns += ["p_false_negative", "like_best"]
     extra = unseen.select(
         "doc_id",
         rank=pl.lit(None, pl.Int32),
@@ -96,6 +104,8 @@ def arrange(judged: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame) -
         reason=pl.lit("known_positive"),
         threshold=pl.lit(None, pl.Float32),
         positive_similarity=pl.lit(None, pl.Float32),
+        p_false_negative=pl.lit(None, pl.Float32),
+        like_best=pl.lit(None, pl.Float32),
     )
     rows = pl.concat([verdicts.select(columns), extra])
     rows = rows.with_columns(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import commented_toml, load_settings, remember, section_models
+from pipeline.config import commented_toml, load_settings, remember, section_fields, section_models
 from pipeline.store import Workspace
 from stages.errors import InputError
 
@@ -88,10 +88,9 @@ def test_the_written_prep_toml_is_valid_and_holds_every_key_with_its_default() -
     uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE).replace(' = ""', ' = "none"')
     sections = tomllib.loads(uncommented)
     for section, models in section_models().items():
-        for model in models:
-            for name, field in model.model_fields.items():
-                expected = "none" if field.default is None else field.default
-                found = sections[section].pop(name)
-                if name != "tables":
-                    assert (tuple(found) if isinstance(expected, tuple) else found) == expected
+        for name, field in section_fields(models).items():
+            expected = "none" if field.default is None else field.default
+            found = sections[section].pop(name)
+            if name != "tables":
+                assert (tuple(found) if isinstance(expected, tuple) else found) == expected
         assert sections[section] == {}

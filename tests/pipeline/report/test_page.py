@@ -334,7 +334,8 @@ def test_a_difference_in_words() -> None:
     [
         ("window", None, "the ranks from 5 to 60 (FlagEmbedding"),
         ("abs", 0.7, "a score of at most 0.7 (NV-Retriever TopK-Abs"),
-        ("learned", 0.02, "what it does not take for a positive (threshold 0.02)"),
+        ("learned", None, "what is unlikely enough to be a false negative for how hard it is (prep)"),
+        ("later", 0.02, "what it does not take for a positive (threshold 0.02)"),
     ],
 )
 def test_a_rule_in_words(name: str, threshold: float | None, says: str) -> None:

@@ -1,0 +1,126 @@
+"""`prep bench`: what a rule leaks, measured on judged collections. Vectors are kept in the workspace."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.printing import Result, Table
+from pipeline.progress import progress_for
+from pipeline.store import Workspace, write_durably
+from stages.contracts import JUDGED, Tools, read_table
+
+
+def negatives(
+    options: dict[str, Any], folders: Sequence[Path], seed: int, k: int, most: int, encoder: str, prior: Path | None
+) -> Result:
+    """Bench the rules on `folders`; with `prior`, fit the shipped prior on them and write it there as well."""
+    from stages.models import model_name
+    from stages.negatives import bench
+
+    workspace = Workspace(options["workspace"])
+    progress = progress_for(options["quiet"], options["verbose"])
+    sets: dict[str, Any] = {}
+    shown = []
+    try:
+        with workspace.locked():
+            for folder in folders:
+                progress.say(f"{folder.name}: reading, encoding and searching")
+                scratch = workspace.scratch / f"bench-{folder.name}"
+                scratch.mkdir(parents=True, exist_ok=True)
+                tools = Tools(progress, scratch, workspace.vectors, workspace.logs)
+                collection = bench.read_collection(folder, seed, most)
+                found, features, hidden = _mine(collection, encoder, k, tools)
+                shown.append((collection, features, hidden))
+                sets[folder.name] = found
+    finally:
+        progress.close()
+    if prior:
+        command = f"prep {shlex.join(sys.argv[1:])}"
+        write_durably(prior, json.dumps(bench.prior_file(shown, command, model_name(encoder)), indent=1) + "\n")
+    medians = bench.medians(sets)
+    return Result(
+        {"sets": sets, "median_ratio": medians.get("perc_max 0.9"), "medians": medians}, tables(sets, medians)
+    )
+
+
+def _mine(collection: Any, encoder: str, k: int, tools: Tools) -> tuple[dict[str, Any], Any, Any]:
+    """One collection through encode, search and the masks: its report, the features and what is hidden."""
+    from stages.negatives import bench
+    from stages.negatives.documents import document_vectors
+    from stages.negatives.suspects import Suspects
+    from stages.retrieval import encode, search
+
+    inputs = bench.write_inputs(collection, tools.scratch)
+    encode.run(encode.Params(model=encoder), inputs, tools.scratch, tools)
+    inputs["encoding"] = tools.scratch / "encoding.json"
+    search.run(search.Params(), inputs, tools.scratch, tools)
+    inputs |= {name: tools.scratch / f"{name}.parquet" for name in ("candidates", "judged")}
+    vectors = encode.Vectors(inputs["encoding"], tools.vectors)
+    vectorise = document_vectors(inputs["corpus"], vectors)
+    suspects = Suspects(inputs, vectors, vectorise, tools.progress, without=collection.digest)
+    rows, found = suspects.candidates_of(collection.hidden)
+    p = suspects.estimator.probability(found, rows["query_id"].to_list())
+    mined = bench.as_lists(rows, p, collection, read_table(inputs["judged"], JUDGED), k)
+    hidden = rows.join(
+        collection.hidden.with_columns(hidden=True), on=["query_id", "doc_id"], how="left", maintain_order="left"
+    )["hidden"]
+    about = {
+        "queries": len(mined.lists.room),
+        "documents": len(collection.corpus),
+        "hidden": len(collection.hidden),
+        "learned": suspects.summary,
+    }
+    return about | bench.report(mined), found, hidden.fill_null(False).to_numpy()
+
+
+def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]:
+    """The report for a person."""
+    parts: list[str | Table] = []
+    for name, found in sets.items():
+        rows = [
+            [
+                rule,
+                *(_percent(of_rule[f]) for f in ("leak", "rows")),
+                _number(of_rule["hardness"]),
+                _percent(of_rule["fill"]),
+            ]
+            for rule, of_rule in found["rules"].items()
+        ]
+        for row, one in zip(rows, found["equal_hardness"], strict=False):
+            row.append(_percent(one["leak_learned"]))
+        parts.append(
+            Table(
+                f"{name}: {found['queries']:,} questions, {found['hidden']:,} positives hidden; learned from "
+                f"{found['learned']['source']}",
+                ["rule", "leak", "rows", "hardness", "fill", "learned, as hard"],
+                rows,
+            )
+        )
+        budgets = [
+            [
+                _percent(b["max_false_negatives"]),
+                _percent(b["expected"]),
+                _percent(b["leak"]),
+                _number(b["hardness"]),
+                _percent(b["fill"]),
+            ]
+            for b in found["budgets"]
+        ]
+        parts.append(
+            Table(f"{name}: learned, within a budget", ["accepted", "expected", "leak", "hardness", "fill"], budgets)
+        )
+    lines = [
+        f"{rule}: leaks {value:.1f} times what the learned mask does at its hardness" for rule, value in medians.items()
+    ]
+    return [*parts, "medians over the sets:", *lines]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,145 @@
+"""Which candidates may be emitted, so that the negatives are hard and no more than a given share of them is false.
+
+Of each query n negatives are wanted with high scores; the expected number of false ones is the sum of their
+p_false_negative. To maximise the sum of scores under a limit on the sum of p is a linear programme, whose solution
+takes the n candidates with the highest score - price x p in every query, at one price for all (the limit's Lagrange
+multiplier). So risk is taken where it buys the most hardness, and every query is filled.
+
+Prices are tried on a geometric grid, and the least that keeps the limit is taken; a small change of the table rarely
+moves it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.params import option
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
+"""In the retriever's own unit; at the last, only p counts, whatever the encoder."""
+
+
+def negatives_option(unkeyed: bool = False) -> Any:
+    """The parameter `negatives`: mask and compose both go by it."""
+    return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", unkeyed=unkeyed, ge=1)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Some queries' candidates as padded tables [q, width], best score first; `open` marks what may be chosen."""
+
+    score: Floats
+    p: Floats
+    open: Bools
+    room: Ints
+    """[q]: negatives wanted."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Sums over the negatives chosen at each price [len(PRICES)]; add up the choices of blocks of queries."""
+
+    n: Ints
+    p: Doubles
+    score: Doubles
+    dearest: Floats
+    """p of each negative chosen at the highest price."""
+
+    def __add__(self, other: "Choice") -> "Choice":
+        return Choice(
+            self.n + other.n,
+            self.p + other.p,
+            self.score + other.score,
+            np.concatenate([self.dearest, other.dearest]),
+        )
+
+
+NOTHING = Choice(np.zeros(len(PRICES), np.int64), np.zeros(len(PRICES)), np.zeros(len(PRICES)), np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the budget comes to: the price; and where even the highest is too low, the p up to which is taken."""
+
+    price: float
+    ceiling: float
+    expected: float
+    """Mean p of the negatives that are chosen so."""
+    hardness: float
+    n: int
+
+
+def choose(lists: Lists, price: float) -> Bools:
+    """The chosen candidates [q, width]: in each query the `room` best by score - price x p, of equals the first."""
+    value = np.where(lists.open, lists.score.astype(np.float64) - price * lists.p, -np.inf)
+    order = np.argsort(-value, axis=1, kind="stable")
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.broadcast_to(np.arange(value.shape[1]), order.shape), axis=1)
+    return lists.open & (place < lists.room[:, None])
+
+
+def tried(lists: Lists) -> Choice:
+    """What each price chooses."""
+    chosen = [choose(lists, price) for price in PRICES]
+    return Choice(
+        np.array([c.sum() for c in chosen]),
+        np.array([lists.p[c].sum(dtype=np.float64) for c in chosen]),
+        np.array([lists.score[c].sum(dtype=np.float64) for c in chosen]),
+        lists.p[chosen[-1]],
+    )
+
+
+def settle(total: Choice, share: float) -> Limit:
+    """The least price at which at most `share` of the negatives are expected to be false.
+
+    Where none is high enough, the highest, and of what it chooses the least probable up to `share` in the mean.
+    """
+    n = np.maximum(total.n, 1)
+    for place in np.flatnonzero(total.p / n <= share):
+        expected, hardness = float(total.p[place] / n[place]), float(total.score[place] / n[place])
+        return Limit(float(PRICES[place]), 1.0, expected, hardness, int(total.n[place]))
+    rising = np.sort(total.dearest).astype(np.float64)
+    means = np.cumsum(rising) / np.arange(1, len(rising) + 1)
+    kept = int((means <= share).sum())
+    ceiling = float(rising[kept - 1]) if kept else 0.0
+    expected = float(means[kept - 1]) if kept else 0.0
+    return Limit(float(PRICES[-1]), ceiling, expected, float(total.score[-1] / n[-1]), kept)
+
+
+def allowed(lists: Lists, limit: Limit, share: float) -> Floats:
+    """The highest p [q, width] with which each candidate may be a negative; above it, it is set aside.
+
+    Down to the last that is chosen: what its hardness is worth, (score - the last chosen value) / price. Below that,
+    where random draws go: `share`, so that these keep the limit too. Never above the ceiling.
+    """
+    chosen = choose(lists, limit.price)
+    value = lists.score.astype(np.float64) - limit.price * lists.p
+    least = np.where(chosen, value, np.inf).min(axis=1, keepdims=True)
+    width = lists.score.shape[1]
+    last = np.where(chosen.any(axis=1), width - 1 - chosen[:, ::-1].argmax(axis=1), -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worth = np.where(np.isfinite(least), (lists.score - least) / limit.price, 1.0) if limit.price else None
+    above = np.ones_like(lists.p, np.float64) if worth is None else np.clip(np.nan_to_num(worth, nan=0.0), 0, 1)
+    # the last bits of what is chosen and what is not must not hang on this arithmetic
+    above = np.where(chosen, np.maximum(above, lists.p), np.minimum(above, np.nextafter(lists.p, np.float32(-1))))
+    out = np.where(np.arange(width)[None] <= last[:, None], above, share)
+    return np.minimum(out, limit.ceiling).astype(np.float32)
+
+
+def padded(
+    query: NDArray[np.int64], score: Floats, p: Floats, open_: Bools, room: Ints
+) -> tuple[Lists, tuple[Ints, Ints]]:
+    """Rows sorted by query as `Lists`, and the (row, column) of each; `query` counts 0 to len(room) - 1."""
+    counts = np.bincount(query, minlength=len(room))
+    column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (len(room), int(counts.max(initial=0)))
+    scores, ps, opens = np.zeros(shape, np.float32), np.ones(shape, np.float32), np.zeros(shape, np.bool_)
+    scores[query, column], ps[query, column], opens[query, column] = score, p, open_
+    return Lists(scores, ps, opens, room), (query, column)

@@ -1,0 +1,210 @@
+"""Features: what tells a false negative from a hard negative, beyond its score. One row of figures a candidate.
+
+All are free of the retriever's scale: scores are measured in the spread of the query's own candidates, similarities of
+documents in the spread over random pairs. A candidate is compared with the query's anchors, which are those of its
+positives that are taken as known.
+
+| feature | what it says of a candidate |
+|---|---|
+| z | its score, in standard deviations from the mean of the query's candidates |
+| below_best, below_worst | its score minus the best and the worst anchor's, in the same unit |
+| log_rank | log of its place among the candidates |
+| like_best, like_mean | its highest and mean cosine with the anchors: the strongest sign of all |
+| like_top | its mean cosine with the query's ten best candidates |
+| lexical | its BM25 score, as a share of the highest in the list |
+| lexical_below | its BM25 score minus the best anchor's, in the same unit |
+| hub, hub_below | its score in the spread of its scores for random queries; that minus the best anchor's |
+| stands_out | how far the best anchor stands above the candidates: a query that the retriever understands |
+| log_anchors | log of the number of anchors |
+| owner_like | the nearest other question whose positive it is: their cosine, in the spread over random pairs |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stages.contracts import FEATURES
+from stages.negatives.known import Vectorise
+from stages.retrieval.lexical import Bm25
+from stages.retrieval.nearest import pair_scores
+
+Floats = NDArray[np.float32]
+
+GENERAL = FEATURES[:-1]
+"""Those that mean the same on any data set. `owner_like` hangs on how a table was made: only that can teach it."""
+
+TOP = 10
+PROBES = 256
+"""Queries, drawn by hash, that tell how high any query scores a document."""
+OWNERS = 32
+"""Questions looked at of those that a candidate is a positive of."""
+_TINY = 1e-6
+_PAIRS = 8_192
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of cosines over random pairs."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, vectors: Floats) -> "Spread":
+        """Over all pairs of some random vectors [n, d]; 0 and 1 where there are fewer than three."""
+        if len(vectors) < 3:
+            return cls(0.0, 1.0)
+        unit = scaled(vectors).astype(np.float64)
+        cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+        return cls(float(cosines.mean()), max(float(cosines.std()), _TINY))
+
+    def __call__(self, cosines: Floats) -> Floats:
+        """Cosines in this unit."""
+        return ((cosines - self.mean) / self.deviation).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the features need of the whole collection."""
+
+    query_ids: pl.DataFrame
+    """query_id and query (its place in what `queries` and `lexical` take)."""
+    doc_ids: pl.DataFrame
+    """doc_id and document (its place, for `lexical`)."""
+    queries: Callable[[NDArray[np.int64]], Floats]
+    """Query vectors [n, d] by place."""
+    documents: Vectorise
+    lexical: Bm25
+    owners: pl.DataFrame
+    """doc_id, owner: the place of each question that the document is a positive of."""
+    probes: Floats
+    """Vectors of PROBES queries."""
+    document_spread: Spread
+    query_spread: Spread
+
+
+def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
+    """Features [len(rows), len(FEATURES)] of some queries' candidates.
+
+    `rows` (query_id, doc_id, score) are sorted by query, best score first, without the anchors; `anchors` (query_id,
+    doc_id, score) hold at least one for each of these queries.
+    """
+    out = np.zeros((len(rows), len(FEATURES)), np.float32)
+    if rows.is_empty():
+        return out
+    rows, anchors = (
+        side.select("query_id", "doc_id", "score")
+        .join(scene.query_ids, on="query_id", how="left", maintain_order="left")
+        .join(scene.doc_ids, on="doc_id", how="left", maintain_order="left")
+        for side in (rows, anchors.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id"))
+    )
+    known = pl.concat([rows["doc_id"], anchors["doc_id"]]).unique().sort().to_frame()
+    vectors = scene.documents(known).astype(np.float32, copy=False)
+    usual = vectors @ scene.probes.T
+    level, width = usual.mean(axis=1), np.maximum(usual.std(axis=1), _TINY)
+    unit = scaled(vectors)
+    place = known.with_row_index("place")
+    at, anchor_at = (
+        side.join(place, on="doc_id", how="left", maintain_order="left")["place"].to_numpy() for side in (rows, anchors)
+    )
+    score, anchor_score = (side["score"].to_numpy().astype(np.float32) for side in (rows, anchors))
+    lexical, anchor_lexical = (
+        scene.lexical.scores(side["query"].to_numpy(), side["document"].to_numpy()) for side in (rows, anchors)
+    )
+    hub, anchor_hub = (score - level[at]) / width[at], (anchor_score - level[anchor_at]) / width[anchor_at]
+    anchors_of = dict(_parts(anchors["query"].to_numpy()))
+    for query, part in _parts(rows["query"].to_numpy()):
+        own = anchors_of[query]
+        here, theirs = unit[at[part]], unit[anchor_at[own]]
+        out[part, : len(GENERAL)] = of_query(
+            score[part],
+            anchor_score[own],
+            scene.document_spread(here @ theirs.T),
+            scene.document_spread(here @ here[:TOP].T),
+            lexical[part],
+            anchor_lexical[own],
+            hub[part],
+            anchor_hub[own],
+        )
+    out[:, -1] = of_owners(rows, scene)
+    return out
+
+
+def of_query(
+    score: Floats,
+    anchor_score: Floats,
+    like: Floats,
+    like_top: Floats,
+    lexical: Floats,
+    anchor_lexical: Floats,
+    hub: Floats,
+    anchor_hub: Floats,
+) -> Floats:
+    """The features GENERAL [n, 13] of one query's n candidates, best score first, with m anchors.
+
+    `like` [n, m] and `like_top` [n, min(n, TOP)] are cosines in the spread over random pairs; the others are [n] or
+    [m]. A candidate's likeness to itself does not count.
+    """
+    n = len(score)
+    mean, deviation = score.mean(), max(float(score.std()), _TINY * max(float(np.abs(score).max()), 1.0))
+    best = anchor_score.max()
+    top = np.array(like_top, np.float32)
+    others = np.full(n, top.shape[1], np.float32)
+    others[: top.shape[1]] -= 1
+    top[np.arange(top.shape[1]), np.arange(top.shape[1])] = 0
+    ceiling = max(float(lexical.max()), float(anchor_lexical.max()), _TINY)
+    columns = (
+        (score - mean) / deviation,
+        (score - best) / deviation,
+        (score - anchor_score.min()) / deviation,
+        np.log(np.arange(1, n + 1)),
+        like.max(axis=1),
+        like.mean(axis=1),
+        top.sum(axis=1) / np.maximum(others, 1),
+        lexical / ceiling,
+        (lexical - anchor_lexical.max()) / ceiling,
+        hub,
+        hub - anchor_hub.max(),
+        np.full(n, (best - mean) / deviation),
+        np.full(n, np.log(len(anchor_score))),
+    )
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def of_owners(rows: pl.DataFrame, scene: Scene) -> Floats:
+    """owner_like [n] of rows (query, doc_id): 0 where no other question owns the document, or one from far away."""
+    pairs = (
+        rows.with_row_index("row")
+        .select("row", "query", "doc_id")
+        .join(scene.owners, on="doc_id")
+        .filter(pl.col("owner") != pl.col("query"))
+    )
+    out = np.zeros(len(rows), np.float32)
+    if pairs.is_empty():
+        return out
+    cosines = []
+    for some in pairs.iter_slices(_PAIRS):
+        query, owner = (scaled(scene.queries(some[side].to_numpy())) for side in ("query", "owner"))
+        cosines.append(pair_scores(query, owner))
+    nearest = pairs.with_columns(cosine=pl.Series(np.concatenate(cosines))).group_by("row").agg(pl.col("cosine").max())
+    out[nearest["row"].to_numpy()] = np.maximum(scene.query_spread(nearest["cosine"].to_numpy()), 0)
+    return out
+
+
+def scaled(vectors: Floats) -> Floats:
+    """Rows scaled to length 1; a zero row stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = (vectors / np.maximum(lengths, np.float32(1e-12))).astype(np.float32)
+    return unit
+
+
+def _parts(values: NDArray[np.int64]) -> list[tuple[int, slice]]:
+    """The runs of equal values, as (value, where)."""
+    starts = np.flatnonzero(np.diff(values, prepend=-1))
+    return [
+        (int(values[start]), slice(int(start), int(end)))
+        for start, end in zip(starts, [*starts[1:], len(values)], strict=True)
+    ]

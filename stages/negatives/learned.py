@@ -1,0 +1,187 @@
+"""The learned mask: how probable it is that a candidate is a false negative, learned from positives that were hidden.
+
+Half of the positives of each question that has several are hidden, and a logistic regression learns to find them among
+the candidates from `features`. Two models speak: the *prior*, fitted in this way on public data sets and shipped as
+prior.json, and, where the table has questions with several positives, its *own*, which takes the prior's word as one
+more feature. Their log odds are mixed by how much the table could show. The own model is fitted in folds, so that no
+question is judged by a model that saw it.
+
+A hidden positive is a false negative whose label we know; that is the whole trick (as positive-unlabelled learning,
+Elkan and Noto 2008, with the labelled share set to a half).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from stages.contracts import FEATURES
+from stages.draw import draw
+from stages.negatives.features import GENERAL
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+PRIOR = Path(__file__).with_name("prior.json")
+
+FOLDS = 5
+LEAST_FOUND = 30
+"""With fewer hidden positives among the candidates than these, the table's own model is not asked."""
+TRUST = 100
+"""With so many, it has half of the say."""
+WEIGHT = 2.0
+"""Of a hidden positive, where a table hides half of what it knows: as many are assumed to be missing as are known, and
+half of these were hidden."""
+CLIP = 5.0
+"""Features count up to so many standard deviations."""
+STRENGTH = 0.1
+"""Inverse weight of the L2 penalty (scikit-learn's C) of the table's own model."""
+OWNER = FEATURES.index("owner_like")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A logistic regression on standardised features; as data, so that it can be read and shipped."""
+
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    weight: tuple[float, ...]
+    bias: float
+
+    def log_odds(self, table: Floats) -> Doubles:
+        """Of each row of `table` [n, len(names)]: float64 [n]."""
+        out: Doubles = standardised(table, np.array(self.mean), np.array(self.scale)) @ np.array(self.weight)
+        return out + self.bias
+
+    @classmethod
+    def fit(
+        cls, names: Sequence[str], table: Floats, labels: NDArray[np.bool_], weights: Doubles, strength: float
+    ) -> "Model":
+        """Fit on `table` [n, len(names)]: labels [n] are true for hidden positives."""
+        from sklearn.linear_model import LogisticRegression
+
+        mean = table.mean(axis=0, dtype=np.float64)
+        scale = np.maximum(table.std(axis=0, dtype=np.float64), 1e-9)
+        found = LogisticRegression(C=strength, max_iter=1000)
+        found.fit(standardised(table, mean, scale), labels, sample_weight=weights)
+        weight = found.coef_[0].tolist()
+        return cls(tuple(names), tuple(mean.tolist()), tuple(scale.tolist()), tuple(weight), float(found.intercept_[0]))
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """The prior, and the table's own models by fold where it could show enough."""
+
+    prior: Model
+    own: tuple[Model, ...] = ()
+    found: int = 0
+    """Hidden positives among the candidates that the own models learned from."""
+
+    @cached_property
+    def share(self) -> float:
+        """The own models' say, 0 to 1."""
+        return self.found / (self.found + TRUST) if self.own else 0.0
+
+    def probability(self, features: Floats, query_ids: Sequence[str]) -> Floats:
+        """p_false_negative [n] of features [n, len(FEATURES)]; each query is judged by a fold that did not see it."""
+        general = self.prior.log_odds(features[:, : len(GENERAL)])
+        mixed = general
+        if self.own:
+            fold = folds(query_ids)
+            mixed = np.empty(len(features))
+            for number, model in enumerate(self.own):
+                here = fold == number
+                own = model.log_odds(inputs(features[here], general[here], model))
+                mixed[here] = self.share * own + (1 - self.share) * general[here]
+        out: Floats = (1 / (1 + np.exp(-mixed))).astype(np.float32)
+        return out
+
+
+def fit_own(features: Floats, labels: NDArray[np.bool_], query_ids: Sequence[str], prior: Model) -> Estimator:
+    """The estimator of a table from candidates [n, len(FEATURES)] of which `labels` [n] are hidden positives.
+
+    It is the prior alone where fewer than LEAST_FOUND of them are true, or a fold has none to learn from.
+    """
+    fold = folds(query_ids)
+    found = int(labels.sum())
+    if found < LEAST_FOUND or any(not labels[fold != number].any() for number in range(FOLDS)):
+        return Estimator(prior)
+    general = prior.log_odds(features[:, : len(GENERAL)])
+    weights = np.where(labels, WEIGHT, 1.0)
+    own = []
+    for number in range(FOLDS):
+        seen = fold != number
+        for names in ((*FEATURES, "prior"), (*GENERAL, "prior")):
+            table = columns(features[seen], general[seen], names)
+            model = Model.fit(names, table, labels[seen], weights[seen], STRENGTH)
+            # hiding a positive leaves it without an owner, so an owner may speak for a candidate and never against it
+            if "owner_like" not in names or model.weight[OWNER] >= 0:
+                break
+        own.append(model)
+    return Estimator(prior, tuple(own), found)
+
+
+def hide(positives: pl.DataFrame, seed: int, purpose: str) -> pl.DataFrame:
+    """`positives` (query_id, doc_id, ...) with `hidden`: half of each query's, rounded down, by a hash of the pair."""
+    pairs = positives.select("query_id", "doc_id").iter_rows()
+    order = pl.Series("order", [draw(seed, purpose, f"{query}:{document}") for query, document in pairs], pl.UInt64)
+    place = pl.col("order").rank("ordinal").over("query_id")
+    return positives.with_columns(order).with_columns(hidden=place <= pl.len().over("query_id") // 2).drop("order")
+
+
+def folds(query_ids: Sequence[str]) -> NDArray[np.int64]:
+    """The fold of each query, by a hash of its id: [n]."""
+    known: dict[str, int] = {}
+    for query_id in query_ids:
+        if query_id not in known:
+            known[query_id] = draw(0, "fold", query_id) % FOLDS
+    return np.array([known[query_id] for query_id in query_ids], np.int64)
+
+
+def inputs(features: Floats, prior: Doubles, model: Model) -> Floats:
+    """What an own model reads of features [n, len(FEATURES)] and the prior's log odds [n]."""
+    return columns(features, prior, model.names)
+
+
+def columns(features: Floats, prior: Doubles, names: Sequence[str]) -> Floats:
+    """The columns `names` of features [n, len(FEATURES)], where "prior" is the prior's log odds [n]."""
+    parts = [prior if name == "prior" else features[:, FEATURES.index(name)] for name in names]
+    return np.stack(parts, axis=1).astype(np.float32)
+
+
+def standardised(table: Floats, mean: Doubles, scale: Doubles) -> Doubles:
+    """`table` [n, k] in standard deviations, at most CLIP."""
+    out: Doubles = np.clip((table - mean) / scale, -CLIP, CLIP)
+    return out
+
+
+def read_prior(without: str | None = None) -> Model:
+    """The shipped model; `without` the digest of a data set: one that was fitted on the others alone."""
+    held = json.loads(PRIOR.read_text(encoding="utf-8"))
+    found = next((model for model in held["without"] if model["digest"] == without), held["all"])
+    model = found["model"]
+    return Model(
+        tuple(model["names"]), tuple(model["mean"]), tuple(model["scale"]), tuple(model["weight"]), model["bias"]
+    )
+
+
+def fit_prior(sets: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> Model:
+    """One model of several data sets' (features [n, len(FEATURES)], labels [n]), each with the same say."""
+    table = np.concatenate([features[:, : len(GENERAL)] for features, _ in sets])
+    labels = np.concatenate([label for _, label in sets])
+    weights = np.concatenate([np.full(len(label), 1 / len(label)) for _, label in sets])
+    return Model.fit(GENERAL, table, labels, weights * len(weights) / weights.sum(), 1.0)
+
+
+def written(model: Model) -> dict[str, object]:
+    """A model as it stands in prior.json, with figures a person can read."""
+    return {
+        name: [round(x, 6) for x in v] if name in ("mean", "scale", "weight") else v
+        for name, v in asdict(model).items()
+    }

@@ -1,0 +1,99 @@
+"""The features by hand."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from stages.contracts import FEATURES
+from stages.negatives.features import GENERAL, Scene, Spread, of_query, of_rows
+from stages.retrieval.lexical import Bm25
+
+
+def f32(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def test_one_query_by_hand() -> None:
+    found = of_query(
+        score=f32(0.8, 0.4),  # mean 0.6, deviation 0.2
+        anchor_score=f32(0.9, 0.5),
+        like=np.array([[3.0, 1.0], [0.0, -1.0]], np.float32),
+        like_top=np.array([[9.0, 2.0], [2.0, 9.0]], np.float32),  # 9: with itself, does not count
+        lexical=f32(4.0, 1.0),
+        anchor_lexical=f32(8.0, 2.0),
+        hub=f32(1.0, 2.0),
+        anchor_hub=f32(3.0, 2.5),
+    )
+    by_name = dict(zip(GENERAL, found.T.tolist(), strict=True))
+    assert {name: pytest.approx(value, abs=1e-5) for name, value in by_name.items()} == {
+        "z": [1, -1],
+        "below_best": [-0.5, -2.5],
+        "below_worst": [1.5, -0.5],
+        "log_rank": [0, np.log(2)],
+        "like_best": [3, 0],
+        "like_mean": [2, -0.5],
+        "like_top": [2, 2],
+        "lexical": [0.5, 0.125],
+        "lexical_below": [-0.5, -0.875],
+        "hub": [1, 2],
+        "hub_below": [-2, -1],
+        "stands_out": [1.5, 1.5],
+        "log_anchors": [np.log(2), np.log(2)],
+    }
+
+
+def test_a_single_candidate_and_equal_scores_give_finite_figures() -> None:
+    for n in (1, 3):
+        found = of_query(
+            *(np.full(n, 0.5, np.float32), f32(0.5)),
+            *(np.zeros((n, 1), np.float32), np.zeros((n, n), np.float32)),
+            *(np.zeros(n, np.float32), f32(0), np.zeros(n, np.float32), f32(0)),
+        )
+        assert np.isfinite(found).all()
+
+
+def test_the_spread_of_all_pairs() -> None:
+    # cosines of (1, 0), (0, 1), (1, 1): 0, and twice 0.7071
+    spread = Spread.of(np.array([[2, 0], [0, 1], [1, 1]], np.float32))
+    assert spread.mean == pytest.approx(np.sqrt(2) / 3)
+    assert spread(f32(spread.mean)).tolist() == pytest.approx([0], abs=1e-6)
+    assert Spread.of(np.ones((2, 3), np.float32)) == Spread(0.0, 1.0)
+
+
+def scene() -> Scene:
+    vectors = {"p": [1, 0], "d": [0.8, 0.6], "e": [0, 1]}
+    queries = np.array([[1, 0], [0.6, 0.8]], np.float32)
+    return Scene(
+        pl.DataFrame({"query_id": ["a", "b"], "query": [0, 1]}),
+        pl.DataFrame({"doc_id": ["p", "d", "e"], "document": [0, 1, 2]}),
+        lambda rows: queries[rows],
+        lambda frame: np.array([vectors[doc] for doc in frame["doc_id"]], np.float32),
+        Bm25(["red", "blue"], ["red", "red green", "green"]),
+        pl.DataFrame({"doc_id": ["p", "e"], "owner": [0, 1]}),
+        queries,
+        Spread(0.0, 0.5),
+        Spread(0.2, 0.1),
+    )
+
+
+def test_rows_find_their_vectors_words_and_owners() -> None:
+    rows = pl.DataFrame({"query_id": ["a", "a"], "doc_id": ["d", "e"], "score": f32(0.8, 0.0)})
+    anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
+    found = pl.DataFrame(of_rows(rows, anchors, scene()), schema=list(FEATURES), orient="row")
+    assert found["like_best"].to_list() == pytest.approx([1.6, 0])  # cosines with p: 0.8 and 0, in units of 0.5
+    assert found["like_top"].to_list() == pytest.approx([1.2, 1.2])  # with one another: 0.6
+    # d belongs to nobody, e to b: the cosine of the questions is 0.6
+    assert found["owner_like"].to_list() == pytest.approx([0, 4])
+    # d scores 0.8 and 0.96 for the two probes: mean 0.88, deviation 0.08
+    assert found["hub"][0] == pytest.approx(-1)
+    assert found["lexical"][0] > 0
+    assert found["lexical"][1] == 0
+
+
+def test_a_query_s_features_do_not_hang_on_other_queries() -> None:
+    both = pl.DataFrame({"query_id": ["a", "a", "b"], "doc_id": ["d", "e", "p"], "score": f32(0.8, 0.0, 0.6)})
+    anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
+    together = of_rows(both, anchors, scene())
+    alone = of_rows(both.head(2), anchors, scene())
+    np.testing.assert_array_equal(together[:2], alone)
+    assert of_rows(both.clear(), anchors, scene()).shape == (0, len(FEATURES))

@@ -1,0 +1,89 @@
+"""The learned mask's models: what is hidden, who is judged by whom, and what ships."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from stages.contracts import FEATURES
+from stages.negatives import learned
+from stages.negatives.features import GENERAL
+from stages.negatives.learned import Estimator, Model, fit_own, folds, hide, read_prior
+
+FLAT = Model(GENERAL, (0.0,) * len(GENERAL), (1.0,) * len(GENERAL), (0.0,) * len(GENERAL), -2.0)
+
+
+def test_log_odds_by_hand() -> None:
+    model = Model(("a", "b"), (1.0, 0.0), (2.0, 1.0), (0.5, -1.0), 0.25)
+    # (3 - 1) / 2 = 1 and 0.5: 0.5 - 0.5 + 0.25; far out a feature counts five deviations
+    assert model.log_odds(np.array([[3, 0.5], [1000, 0]], np.float32)).tolist() == pytest.approx([0.25, 2.75])
+
+
+def test_half_is_hidden_by_a_draw_of_the_pair() -> None:
+    pairs = [(f"q{q}", f"d{d}") for q in range(50) for d in range(q % 5 + 1)]
+    positives = pl.DataFrame(pairs, schema=["query_id", "doc_id"], orient="row")
+    found = hide(positives, 0, "x")
+    for rows in found.partition_by("query_id"):
+        assert rows["hidden"].sum() == len(rows) // 2
+    some = hide(positives.filter(pl.col("query_id") > "q3").reverse(), 0, "x")
+    assert some.sort("query_id", "doc_id").equals(found.filter(pl.col("query_id") > "q3").sort("query_id", "doc_id"))
+    assert not hide(positives, 1, "x").equals(found)
+
+
+def table(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Candidates of n queries of which those most like a positive are hidden positives."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n * 20, len(FEATURES))).astype(np.float32)
+    labels = features[:, FEATURES.index("like_best")] + rng.normal(size=n * 20) * 0.3 > 1.8
+    return features, labels, [f"q{i // 20}" for i in range(n * 20)]
+
+
+def test_it_learns_what_the_table_shows() -> None:
+    features, labels, queries = table(200)
+    found = fit_own(features, labels, queries, FLAT)
+    assert found.found == labels.sum()
+    p = found.probability(features, queries)
+    assert p[labels].mean() > 0.4
+    assert p[~labels].mean() < 0.1
+    # a hidden positive counts twice, for as many are assumed to be missing as are known: expected and found agree so
+    own = Estimator(FLAT, found.own, 10**9).probability(features, queries)
+    assert (own * np.where(labels, 2, 1)).sum() == pytest.approx(2 * labels.sum(), rel=0.05)
+
+
+def test_a_query_is_judged_by_a_model_that_did_not_see_it() -> None:
+    features, labels, queries = table(200)
+    fold = folds(queries)
+    turned = np.where(fold == 2, ~labels, labels)
+    one, other = (fit_own(features, side, queries, FLAT).own for side in (labels, turned))
+    assert one[2] == other[2]
+    assert one[0] != other[0]
+
+
+def test_with_too_little_the_prior_speaks_alone() -> None:
+    features, labels, queries = table(5)
+    found = fit_own(features, labels, queries, FLAT)
+    assert (found.own, found.share) == ((), 0.0)
+    assert found.probability(features, queries) == pytest.approx(1 / (1 + np.exp(2)))
+
+
+def test_an_owner_never_speaks_against_a_candidate() -> None:
+    features, labels, queries = table(200)
+    # as where every document has one question: what was hidden has no owner any more
+    features[:, FEATURES.index("owner_like")] = np.where(labels, 0, 5)
+    assert all("owner_like" not in model.names for model in fit_own(features, labels, queries, FLAT).own)
+    features[:, FEATURES.index("owner_like")] = np.where(labels, 5, 0)
+    assert all("owner_like" in model.names for model in fit_own(features, labels, queries, FLAT).own)
+
+
+def test_the_shipped_prior_is_what_it_says() -> None:
+    held = json.loads(learned.PRIOR.read_text())
+    assert held["command"].startswith("prep bench negatives")
+    prior = read_prior()
+    assert prior.names == GENERAL
+    weight = dict(zip(prior.names, prior.weight, strict=True))
+    assert weight["like_best"] + weight["like_mean"] > 0
+    assert weight["log_rank"] < 0.5
+    for without in held["without"]:
+        assert read_prior(without["digest"]) != prior
+    assert read_prior("of a set that it never saw") == prior
