@@ -63,7 +63,8 @@ def _mine(collection: Any, encoder: str, k: int, tools: Tools) -> tuple[dict[str
     suspects = Suspects(inputs, vectors, vectorise, tools.progress, without=collection.digest)
     rows, found = suspects.candidates_of(collection.hidden)
     p = suspects.estimator.probability(found, rows["query_id"].to_list())
-    mined = bench.as_lists(rows, p, collection, read_table(inputs["judged"], JUDGED), k)
+    judged = read_table(inputs["judged"], JUDGED)
+    mined = bench.as_lists(rows, p, judged, k, collection.hidden, collection.wrong)
     hidden = rows.join(
         collection.hidden.with_columns(hidden=True), on=["query_id", "doc_id"], how="left", maintain_order="left"
     )["hidden"]

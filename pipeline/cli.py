@@ -221,6 +221,20 @@ def show_query(query: str, top: int, **options: Any) -> None:
     show(options, run(options, query, top))
 
 
+@command("calibrate", "how many negatives are false, by budget and by rule", "mine")
+def calibrate(**options: Any) -> None:
+    """Print the whole trade of the learned mask: for each share of false negatives that you could accept, what is
+    expected, how hard the negatives are and how many are found; and what the fixed rules would give on the same
+    candidates. Nothing is trained; it uses what is encoded and searched already.
+
+    \b
+    Example:  prep calibrate --negatives 7
+    """
+    from pipeline.commands import calibrate as run
+
+    show(options, run(options))
+
+
 @prep.group("bench", short_help="what a mask leaks, measured on judged collections")
 def bench() -> None:
     """Measure masks on collections whose judgements are known.

@@ -281,6 +281,45 @@ def _short(text: str) -> str:
     return text if len(text) <= 160 else text[:159].rstrip() + "…"
 
 
+def calibrate(options: Mapping[str, Any]) -> Result:
+    """What each budget of false negatives, and each fixed rule, would give on this table's candidates."""
+    from stages.negatives.calibrate import trade
+
+    with opened(options, "mine") as (runner, _):  # on the mask alone, so that nothing else takes it for a setting
+        given = runner.params["mask"]
+        learned = given.model_copy(update={"mask": "learned", "threshold": None})
+        runner = Runner(runner.workspace, {**runner.params, "mask": learned}, runner.progress)
+        runner.bring("mask")
+        folders = {name: artifact.folder for name, artifact in runner.done.items()}
+        said = runner.done["mask"].summary
+        if said["rule"] != "learned":
+            raise InputError(f"the learned mask can't be trusted on this table: {said['learned']['unfit']}")
+        files = {"queries": "pairs", "judged": "search", "verdicts": "mask"}
+        found = trade(
+            {name: folders[stage] / f"{name}.parquet" for name, stage in files.items()},
+            learned.negatives,  # type: ignore[attr-defined]
+        )
+    header = ["expected", "95 %", "hardness", "fill"]
+    budgets = [[f"{row['max_false_negatives']:.1%}", *_expectation(row)] for row in found["budgets"]]
+    rules = [[row["rule"], *_expectation(row)] for row in found["rules"]]
+    return Result(
+        {**found, "learned": said["learned"]},
+        [
+            f"{found['queries']:,} of {found['of']:,} train questions; false negatives expected among what is written:",
+            Table("learned mask, by the share that you accept", ["max_false_negatives", *header], budgets),
+            Table("fixed rules, on the same candidates", ["rule", *header], rules),
+            *learned_lines(said["learned"]),
+        ],
+    )
+
+
+def _expectation(row: Mapping[str, Any]) -> list[str]:
+    if row["expected"] is None:
+        return ["", "", "", "0.0%"]
+    interval = f"[{row['low']:.2%}, {row['high']:.2%}]"
+    return [f"{row['expected']:.2%}", interval, f"{row['hardness']:.3f}", f"{row['fill']:.1%}"]
+
+
 def gc(options: Mapping[str, Any], keep: int | None) -> Result:
     """Drop what no publication uses."""
     from pipeline.publication import collect

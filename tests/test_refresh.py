@@ -159,6 +159,11 @@ def test_the_learned_mask_says_how_sure_it_is(project: Project, finished: Path) 
     assert best["p_false_negative"].drop_nulls().mean() <= 0.05  # type: ignore[operator]
     lines = project.prep("mine-negatives", "--mask", "learned", "--max-false-negatives", "0.05").stdout
     assert "false negatives expected among those written" in lines
+    trade = result(project, "calibrate")
+    shares = [row["expected"] for row in trade["budgets"]]
+    assert shares == sorted(shares)
+    assert all(row["expected"] <= row["max_false_negatives"] for row in trade["budgets"])
+    assert {row["rule"] for row in trade["rules"]} >= {"naive", "perc 0.95", "window 10-210"}
     again = result(project, "mine-negatives", "--mask", "learned", "--max-false-negatives", "0.01")
     assert again["ran"] == ["mask", "compose"]
 

@@ -131,16 +131,27 @@ class Mined:
     """[q]: scores of the lowest and the best known positive."""
 
 
-def as_lists(rows: pl.DataFrame, p: Floats, collection: Collection, judged: pl.DataFrame, k: int) -> Mined:
-    """`rows` (query_id, doc_id, rank, score) in the order of lists, with p_false_negative [n], as `Mined`."""
+def as_lists(
+    rows: pl.DataFrame,
+    p: Floats,
+    judged: pl.DataFrame,
+    k: int,
+    hidden: pl.DataFrame | None = None,
+    wrong: pl.DataFrame | None = None,
+) -> Mined:
+    """`rows` (query_id, doc_id, rank, score) in the order of lists, with p_false_negative [n], as `Mined`.
+
+    `judged` holds the known positives' scores; `hidden` and `wrong` (query_id, doc_id) what is known besides.
+    """
     query = rows["query_id"].rle_id().cast(pl.Int64).to_numpy()
     ids = rows.select(pl.col("query_id").unique(maintain_order=True))
     score = rows["score"].to_numpy()
     lists, at = budget.padded(query, score, p, np.ones(len(rows), np.bool_), np.full(len(ids), k))
     pair = ["query_id", "doc_id"]
     marks = []
-    for side in (collection.hidden, collection.wrong):
-        held = rows.join(side.with_columns(held=True), on=pair, how="left", maintain_order="left")["held"]
+    for side in (hidden, wrong):
+        known = rows.select(pair).clear() if side is None else side.select(pair)
+        held = rows.join(known.with_columns(held=True), on=pair, how="left", maintain_order="left")["held"]
         marks.append(_table(held.fill_null(False).to_numpy(), lists.open.shape, at))
     anchors = judged.filter(pl.col("relevance") > 0).group_by("query_id")
     ends = ids.join(

@@ -1,0 +1,73 @@
+"""Calibrate: what each budget and each fixed rule would give on the candidates at hand, by the learned mask's estimate.
+
+Nothing is mined again: the probabilities stand in verdicts.parquet. The expected share of false negatives is the mean
+of p_false_negative over what would be written; its interval is a bootstrap over questions, so it holds the luck of
+the questions and not an error of the model.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stages import contracts
+from stages.draw import draw
+from stages.errors import InputError
+from stages.negatives import budget
+from stages.negatives.bench import FIXED, as_lists, emitted
+from stages.negatives.budget import Bools, Lists
+from stages.negatives.mask import NEGATIVE
+
+BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+QUERIES = 20_000
+"""Train questions looked at, drawn by hash."""
+SAMPLES = 500
+
+
+def trade(inputs: Mapping[str, Path], room: int) -> dict[str, Any]:
+    """`budgets` and `rules`, a line each: expected, low, high, hardness, fill; and how many questions they are of.
+
+    `inputs` holds the files queries, judged and verdicts, the latter of the learned mask. Only what the mask leaves to
+    a rule is looked at: known positives, documents with the answer and the like are no rule's business.
+    """
+    queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "split"])
+    train = queries.filter(pl.col("split") == "train")["query_id"].to_list()
+    drawn = sorted(train, key=lambda query: (draw(0, "calibrate", query), query))[:QUERIES]
+    verdicts = contracts.scan_table(inputs["verdicts"], contracts.VERDICTS)
+    left = (pl.col("verdict") == NEGATIVE) & (pl.col("reason") != "curated") | (pl.col("reason") == "learned")
+    rows = verdicts.filter(left & pl.col("p_false_negative").is_not_null() & pl.col("query_id").is_in(drawn))
+    table = rows.select("query_id", "doc_id", "rank", "score", "p_false_negative").collect()
+    if table.is_empty():
+        raise InputError("there is no candidate with an estimate: no train question has a positive and a candidate")
+    table = table.sort("query_id", "score", "doc_id", descending=[False, True, False])
+    judged = contracts.read_table(inputs["judged"], contracts.JUDGED)
+    mined = as_lists(table, table["p_false_negative"].to_numpy(), judged, room)
+    total = budget.tried(mined.lists)
+    budgets = []
+    for share in BUDGETS:
+        limit = budget.settle(total, share)
+        chosen = budget.choose(mined.lists, limit.price) & (mined.lists.p <= limit.ceiling)
+        budgets.append({"max_false_negatives": share, **line(mined.lists, chosen)})
+    found = [{"rule": name, **line(mined.lists, emitted(mined, fixed))} for name, fixed in FIXED.items()]
+    return {"queries": len(mined.lists.room), "of": len(train), "budgets": budgets, "rules": found}
+
+
+def line(lists: Lists, chosen: Bools) -> dict[str, float | None]:
+    """The expected share of false negatives among `chosen`, its 95 % interval, their mean score, and the fill."""
+    n = chosen.sum(axis=1)
+    p = np.where(chosen, lists.p, 0).sum(axis=1, dtype=np.float64)
+    whole = int(n.sum())
+    if not whole:
+        return {"expected": None, "low": None, "high": None, "hardness": None, "fill": 0.0}
+    drawn = np.random.default_rng(0).integers(0, len(n), (SAMPLES, len(n)))
+    shares = p[drawn].sum(axis=1) / np.maximum(n[drawn].sum(axis=1), 1)
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return {
+        "expected": float(p.sum() / whole),
+        "low": float(low),
+        "high": float(high),
+        "hardness": float(lists.score[chosen].mean(dtype=np.float64)),
+        "fill": whole / int(lists.room.sum()),
+    }
