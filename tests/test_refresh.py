@@ -308,3 +308,25 @@ def test_a_table_that_changes_while_it_is_read_is_refused(project: Project, monk
     with workspace.locked(), pytest.raises(InputError, match=r"table:faq\.csv changed while it was read"):
         Runner(workspace, params, Quiet()).bring("pairs")
     assert workspace.artifacts("pairs") == []
+
+
+def test_a_decision_is_honoured_by_all_that_comes_after(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    first = json.loads((finished / "current" / "mined.jsonl").read_text().splitlines()[0])
+    wrong = {"query_id": first["query_id"], "doc_id": first["neg_ids"][0], "label": "positive"}
+    (project.folder / "decisions.jsonl").write_text(json.dumps(wrong) + "\n" + json.dumps({**wrong, "query_id": "?"}))
+    done = result(project, "mine-negatives", "--negatives", "2")
+    assert done["ran"] == ["compose"]
+    project.set("pairs", "decisions", '"decisions.jsonl"')
+    done = result(project, "mine-negatives", "--negatives", "2")
+    assert done["summary"]["compose"]["queries"] > 0
+    lines = (project.folder / done["artifacts"]["compose"] / "mined.jsonl").read_text().splitlines()
+    again = next(row for row in map(json.loads, lines) if row["query_id"] == first["query_id"])
+    assert set(again["pos_ids"]) == {*first["pos_ids"], first["neg_ids"][0]}
+    assert first["neg_ids"][0] not in again["neg_ids"]
+    pairs = result(project, "build-pairs")
+    assert pairs["summary"]["pairs"]["decided"] == 1
+    rejects = pl.read_parquet(project.folder / pairs["artifacts"]["pairs"] / "rejects.parquet")
+    assert rejects.filter(pl.col("source") == "decisions.jsonl")["reason"].to_list() == [
+        "decision on an unknown question"
+    ]

@@ -11,6 +11,7 @@ from stages.contracts import ANSWERS, CORPUS, QRELS, QUERIES, SPLITS, Summary
 from stages.errors import InputError
 from stages.pairs.beir import resolve
 from stages.pairs.chunk import best_judgements, corpus_rows, cut_frame
+from stages.pairs.decisions import decided, read_decisions, reject
 from stages.pairs.intake import Intake
 from stages.pairs.judgements import PARTLY, final_ids, settle, unique_keys
 from stages.pairs.rejects import Rejects
@@ -35,10 +36,11 @@ class Assembler:
         self._document_keys = pl.DataFrame()
         self.notes: list[str] = []
 
-    def write(self, shares: Shares, id_column: str, trust_ids: bool) -> Summary:
+    def write(self, shares: Shares, id_column: str, trust_ids: bool, decisions: Path | None = None) -> Summary:
         """Write the tables; returns their counts. Raises `InputError` where no row is usable.
 
-        `trust_ids` says whether `id_column` was named by the user, or only recognised.
+        `trust_ids` says whether `id_column` was named by the user, or only recognised; `decisions` is a file of
+        `stages.pairs.decisions`.
         """
         judged, listed, late = self._settled(id_column, trust_ids)
         if not len(judged):
@@ -73,7 +75,7 @@ class Assembler:
         judgements, whole = best_judgements(places, documents)
         if self._texts.words:
             counts["positives_by_all_chunks"] = whole
-        self._write_qrels(judgements, queries, rows)
+        counts["decided"] = self._write_qrels(judgements, queries, rows, decisions)
         counts["answers"] = self._write_answers(queries, late)
         return counts
 
@@ -211,15 +213,25 @@ class Assembler:
         path = self._out / "corpus.parquet"
         write_sorted(path, CORPUS, self._texts.documents, shape, len(rows), self._scratch / "corpus-sorted")
 
-    def _write_qrels(self, judgements: pl.DataFrame, queries: pl.DataFrame, rows: pl.DataFrame) -> None:
+    def _write_qrels(
+        self, judgements: pl.DataFrame, queries: pl.DataFrame, rows: pl.DataFrame, decisions: Path | None
+    ) -> int:
+        """Returns how many judgements a person decided."""
         found = judgements.join(rows.select("document", "chunk", "position"), on=["document", "chunk"])
-        found = found.select("question", "position", "relevance").sort("question", "position")
+        found, count = found.select("question", "position", "relevance"), 0
+        if decisions:
+            made = read_decisions(decisions)
+            found, unknown = decided(found, made, queries, rows)
+            self.notes += reject(unknown, decisions, self._rejects)
+            count = len(made) - len(unknown)
+        found = found.sort("question", "position")
         with pq.ParquetWriter(self._out / "qrels.parquet", QRELS, compression="zstd") as writer:
             for part in found.iter_slices(_SLICE):
                 query_id = queries["query_id"].gather(part["question"])
                 doc_id = rows["doc_id"].gather(part["position"])
                 frame = pl.DataFrame({"query_id": query_id, "doc_id": doc_id, "relevance": part["relevance"]})
                 write_groups(writer, frame, QRELS)
+        return count
 
     def _write_answers(self, queries: pl.DataFrame, late: pl.DataFrame) -> int:
         unused = late.filter(pl.col("reason") != PARTLY).select("row")

@@ -28,7 +28,7 @@ from stages.tables.frames import frame_source
 from stages.tables.source import Source
 from stages.tables.sql import sql_digest, sql_source
 
-VERSION = 3
+VERSION = 4
 
 _COLUMN = 'Recognised by its usual names where not given; "" uses no column.'
 
@@ -51,6 +51,13 @@ class Params(Base):
         (), "Files or globs of further documents, with no question.", path=True, unkeyed=True
     )
     beir: str | None = option(None, "A BEIR folder: corpus.jsonl, queries.jsonl, qrels/*.tsv.", path=True, unkeyed=True)
+
+    decisions: str | None = option(
+        None,
+        "JSON Lines of what people decided about single pairs: query_id, doc_id, label (positive or negative).",
+        path=True,
+        unkeyed=True,
+    )
 
     question: str | None = option(None, "Column of the question.")
     document: str | None = option(
@@ -124,6 +131,8 @@ def identity(params: Params) -> dict[str, str]:
     if params.beir:
         folder = Path(params.beir).expanduser()
         found |= {f"beir:{path.relative_to(folder)}": file_digest(path) for path in beir_files(folder)}
+    if params.decisions:
+        found["decisions"] = file_digest(find_files([params.decisions], "--decisions")[0])
     if params.sql and params.database:
         found["sql"] = sql_digest(params.database, params.sql)
     if not found:
@@ -195,6 +204,7 @@ def funnel_lines(summary: Summary) -> list[str]:
     told = {"shared_questions": "  restated on another side of the split"}
     told |= {"documents": "documents", "chunks": "  in chunks"}
     told |= {"shared_documents": "  positive on two sides of the split", "curated_negatives": "curated negatives"}
+    told |= {"decided": "decided by people"}
     rows += [(name, summary[count]) for count, name in told.items() if summary[count]]
     width = max(len(name) for name, _ in rows)
     figures = [f"{count:,}" for _, count in rows]
@@ -232,9 +242,12 @@ def _build(params: Params, inputs: Inputs, out: Path, scratch: Path, progress: P
         named = {part: getattr(params, part) for part in PAIR_PARTS}
         with no_collector():
             columns, notes = take_all(inputs, named, intake, progress)
+        decisions = find_files([params.decisions], "--decisions")[0] if params.decisions else None
         assembler = Assembler(intake, rejects, inputs.all, out, scratch)
         shares = Shares(params.dev, params.test, params.split_by, params.seed)
-        counts = assembler.write(shares, f"column {columns.get('id')!r}", trust_ids=bool(params.id))
+        counts = assembler.write(
+            shares, f"column {columns.get('id')!r}", trust_ids=bool(params.id), decisions=decisions
+        )
     finally:
         rejects.close()
     if big := intake.counts["cells over 1 MB"]:

@@ -29,9 +29,10 @@ class Rejects:
         self._writer = pq.ParquetWriter(path, REJECTS, compression="zstd")
         self._held: list[tuple[str, int, str, str]] = []
 
-    def add(self, source: str, row: int, reason: str, data: Mapping[str, Any]) -> None:
-        """Set one row aside; `data` are its cells."""
-        self.counts[reason] += 1
+    def add(self, source: str, row: int, reason: str, data: Mapping[str, Any], counted: bool = True) -> None:
+        """Set one row aside; `data` are its cells. Not `counted` is what is no row of the tables."""
+        if counted:
+            self.counts[reason] += 1
         self._held.append((_safe(source), row, reason, as_json(data)))
         if len(self._held) >= _FLUSH:
             self._flush()

@@ -1,0 +1,65 @@
+"""What people decided about single (question, document) pairs: a JSON Lines file that outlives every refresh.
+
+A line is {"query_id": ..., "doc_id": ..., "label": "positive" | "negative"}; other keys (who, when, why) may stand
+there too. Of several lines on one pair the last holds. A decision is stronger than the table: it makes a positive, or a
+curated negative, of whatever the table said. It does not move questions between train, dev and test.
+"""
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from stages.errors import InputError
+from stages.pairs.rejects import Rejects
+
+LABELS = {"positive": 1, "negative": 0}
+DECISION = {"row": pl.Int64, "query_id": pl.String, "doc_id": pl.String, "relevance": pl.Int32}
+
+
+def read_decisions(path: Path) -> pl.DataFrame:
+    """row (line, from 1), query_id, doc_id, relevance (1 or 0), a row a pair. `InputError` names a bad line."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: the decisions can't be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            given = json.loads(line)
+            query_id, doc_id, label = (given[name] for name in ("query_id", "doc_id", "label"))
+            relevance = LABELS[label]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f'{path}, line {number}: no decision ({error}). A line is {{"query_id": ..., "doc_id": ..., '
+                f'"label": "positive"}}, or "negative".'
+            ) from error
+        rows.append((number, str(query_id), str(doc_id), relevance))
+    frame = pl.DataFrame(rows, schema=DECISION, orient="row")
+    return frame.unique(["query_id", "doc_id"], keep="last", maintain_order=True)
+
+
+def decided(
+    qrels: pl.DataFrame, decisions: pl.DataFrame, queries: pl.DataFrame, documents: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`qrels` (question, position, relevance) with the decisions in place of what they contradict; and those on ids
+    that are not there, with the reason. `queries`: question, query_id; `documents`: position, doc_id."""
+    placed = decisions.join(queries.select("question", "query_id"), on="query_id", how="left")
+    placed = placed.join(documents.select("position", "doc_id"), on="doc_id", how="left")
+    strange = pl.when(pl.col("question").is_null()).then(pl.lit("decision on an unknown question"))
+    reason = strange.otherwise(pl.lit("decision on an unknown document"))
+    unknown = placed.filter(pl.col("question").is_null() | pl.col("position").is_null()).with_columns(reason=reason)
+    known = placed.join(unknown.select("row"), on="row", how="anti")
+    kept = qrels.join(known.select("question", "position"), on=["question", "position"], how="anti")
+    return pl.concat([kept, known.select(kept.columns)], how="vertical_relaxed"), unknown
+
+
+def reject(unknown: pl.DataFrame, path: Path, rejects: Rejects) -> list[str]:
+    """Set aside the decisions on what is not there; what to say of them."""
+    for row in unknown.iter_rows(named=True):
+        data = {name: row[name] for name in ("query_id", "doc_id")}
+        rejects.add(path.name, row["row"], row["reason"], data, counted=False)
+    said = f"{len(unknown):,} decisions in {path.name} are on questions or documents that are not there: see rejects"
+    return [said] if len(unknown) else []

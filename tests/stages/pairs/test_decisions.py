@@ -1,0 +1,65 @@
+"""Decisions of people over what the tables say."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from stages.errors import InputError
+from stages.pairs.decisions import decided, read_decisions
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def line(query: object, document: object, label: str) -> dict[str, object]:
+    return {"query_id": query, "doc_id": document, "label": label, "by": "me"}
+
+
+def test_the_last_line_on_a_pair_holds(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.jsonl", line("q", "d", "positive"), "", line(7, "d", "negative"), line("q", "d", "negative")
+    )
+    assert sorted(read_decisions(path).select("row", "query_id", "doc_id", "relevance").rows()) == [
+        (3, "7", "d", 0),
+        (4, "q", "d", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["{", "[]", {"query_id": "q", "doc_id": "d"}, line("q", "d", "maybe"), {"query_id": "q", "label": "positive"}],
+)
+def test_a_line_that_is_none_is_named(tmp_path: Path, bad: object) -> None:
+    path = write(tmp_path / "d.jsonl", line("q", "d", "positive"), bad)
+    with pytest.raises(InputError, match=r"d\.jsonl, line 2: no decision"):
+        read_decisions(path)
+
+
+def test_a_decision_is_stronger_than_the_table(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.jsonl",
+        *(
+            line("a", "x", "negative"),
+            line("a", "y", "positive"),
+            line("no", "x", "positive"),
+            line("a", "no", "positive"),
+        ),
+    )
+    qrels = pl.DataFrame(
+        {"question": [0, 1], "position": [0, 0], "relevance": [1, 1]}, schema_overrides={"relevance": pl.Int32}
+    )
+    found, unknown = decided(
+        qrels,
+        read_decisions(path),
+        pl.DataFrame({"question": [0, 1], "query_id": ["a", "b"]}),
+        pl.DataFrame({"position": [0, 1], "doc_id": ["x", "y"]}),
+    )
+    assert sorted(found.rows()) == [(0, 0, 0), (0, 1, 1), (1, 0, 1)]
+    assert sorted(unknown.select("row", "reason").rows()) == [
+        (3, "decision on an unknown question"),
+        (4, "decision on an unknown document"),
+    ]
