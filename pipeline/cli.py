@@ -267,7 +267,7 @@ def bench_negatives(
     """Hide half of each question's positives, mine under every rule, and count how many hidden ones are mined.
 
     FOLDERS hold queries.parquet (query_id, query), corpus.parquet (doc_id, text) and qrels.parquet (query_id, doc_id,
-    relevance). A folder that the shipped prior was fitted on is read with a prior of the others.
+    relevance), or are BEIR folders. A folder that the shipped prior was fitted on is read with a prior of the others.
 
     \b
     Example:  prep bench negatives data/stackfaq data/bioasq

@@ -67,24 +67,13 @@ class Collection:
 
 
 def read_collection(folder: Path, seed: int, most: int) -> Collection:
-    """A folder with queries, corpus and qrels as Parquet, with half of each question's positives hidden.
+    """A folder with queries, corpus and qrels as Parquet or as BEIR has them, with half of each question's positives
+    hidden.
 
     Mined for are the questions with two positives or more, of these at most `most` (drawn by hash). Where grades go up
     to 3, positives begin at 2, as in TREC; a 1 is neither. Raises `InputError` naming what is missing.
     """
-    tables = {}
-    for name, columns in (
-        ("queries", ["query_id", "query"]),
-        ("corpus", ["doc_id", "text"]),
-        ("qrels", ["query_id", "doc_id"]),
-    ):
-        path = folder / f"{name}.parquet"
-        if not path.is_file():
-            raise InputError(f"{path} is not there: a bench folder holds queries, corpus and qrels as Parquet")
-        tables[name] = pl.read_parquet(path)
-        if missing := set(columns) - set(tables[name].columns):
-            raise InputError(f"{path} has no column {sorted(missing)[0]!r}; it has {', '.join(tables[name].columns)}")
-    queries, corpus, qrels = tables.values()
+    queries, corpus, qrels = _beir(folder) if (folder / "corpus.jsonl").is_file() else _parquet(folder)
     if "relevance" not in qrels.columns:
         qrels = qrels.with_columns(relevance=pl.lit(1))
     grades = qrels.select("query_id", "doc_id", pl.col("relevance").cast(pl.Int32)).unique(["query_id", "doc_id"])
@@ -107,6 +96,36 @@ def read_collection(folder: Path, seed: int, most: int) -> Collection:
         positives.filter(pl.col("hidden") & asked).select("query_id", "doc_id"),
         grades.filter((pl.col("relevance") == 0) & asked).select("query_id", "doc_id"),
     )  # fmt: skip
+
+
+def _parquet(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    wanted = {"queries": ("query_id", "query"), "corpus": ("doc_id", "text"), "qrels": ("query_id", "doc_id")}
+    found = []
+    for name, columns in wanted.items():
+        path = folder / f"{name}.parquet"
+        if not path.is_file():
+            raise InputError(
+                f"{path} is not there: a bench folder holds queries, corpus and qrels, or is a BEIR folder"
+            )
+        found.append(pl.read_parquet(path))
+        if missing := [column for column in columns if column not in found[-1].columns]:
+            raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(found[-1].columns)}")
+    return found[0], found[1], found[2]
+
+
+def _beir(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    texts = {"_id": pl.String, "title": pl.String, "text": pl.String}
+    paths = sorted((folder / "qrels").glob("*.tsv"))
+    try:
+        corpus = pl.read_ndjson(folder / "corpus.jsonl", schema=texts)
+        queries = pl.read_ndjson(folder / "queries.jsonl", schema={"_id": pl.String, "text": pl.String})
+        judged = [pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False) for path in paths]
+        qrels = pl.concat(judged).select(
+            query_id="query-id", doc_id="corpus-id", relevance=pl.col("score").cast(pl.Int32)
+        )
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{folder} is no BEIR folder (corpus.jsonl, queries.jsonl, qrels/*.tsv): {error}") from error
+    return queries.rename({"_id": "query_id", "text": "query"}), corpus.rename({"_id": "doc_id"}), qrels
 
 
 def write_inputs(collection: Collection, folder: Path) -> dict[str, Path]:

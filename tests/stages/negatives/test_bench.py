@@ -1,5 +1,6 @@
 """The bench by hand: what is hidden, what a rule emits, and what its figures are."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,25 @@ def test_a_folder_that_is_none_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"queries\.parquet is not there"):
         read_collection(tmp_path, 0, 1)
     pl.DataFrame({"id": ["a"]}).write_parquet(tmp_path / "queries.parquet")
-    with pytest.raises(InputError, match="no column 'query'; it has id"):
+    with pytest.raises(InputError, match="no column 'query_id'; it has id"):
         read_collection(tmp_path, 0, 1)
+
+
+def test_a_beir_folder_is_read_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": d, "title": "", "text": d, "metadata": {}}) + "\n" for d in "abc")
+    )
+    (tmp_path / "queries.jsonl").write_text(json.dumps({"_id": "1", "text": "which?"}) + "\n")
+    (tmp_path / "qrels").mkdir()
+    for split, rows in (("train", "1\ta\t1\n1\tb\t1\n"), ("test", "1\tc\t0\n")):
+        (tmp_path / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    found = read_collection(tmp_path, 0, 10)
+    assert sorted([*found.known["doc_id"], *found.hidden["doc_id"]]) == ["a", "b"]
+    assert found.wrong["doc_id"].to_list() == ["c"]
+    assert found.queries["query"].to_list() == ["which?"]
+    (tmp_path / "qrels" / "train.tsv").write_text("what\n")
+    with pytest.raises(InputError, match="is no BEIR folder"):
+        read_collection(tmp_path, 0, 10)
 
 
 def mined(k: int = 2):
