@@ -90,8 +90,9 @@ def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]
             ]
             for rule, of_rule in found["rules"].items()
         ]
-        for row, one in zip(rows, found["equal_hardness"], strict=False):
-            row.append(_percent(one["leak_learned"]))
+        equal = {one["rule"]: one["leak_learned"] for one in found["equal_hardness"]}
+        for row in rows:
+            row.append(_percent(equal.get(row[0])))
         parts.append(
             Table(
                 f"{name}: {found['queries']:,} questions, {found['hidden']:,} positives hidden; learned from "

@@ -76,9 +76,10 @@ def read_collection(folder: Path, seed: int, most: int) -> Collection:
     queries, corpus, qrels = _beir(folder) if (folder / "corpus.jsonl").is_file() else _parquet(folder)
     if "relevance" not in qrels.columns:
         qrels = qrels.with_columns(relevance=pl.lit(1))
-    grades = qrels.select("query_id", "doc_id", pl.col("relevance").cast(pl.Int32)).unique(["query_id", "doc_id"])
+    grades = qrels.select("query_id", "doc_id", pl.col("relevance").cast(pl.Int32))
     grades = grades.join(queries, on="query_id", how="semi").join(corpus, on="doc_id", how="semi")
-    grades = grades.sort("query_id", "doc_id")
+    pair = ["query_id", "doc_id"]
+    grades = grades.sort(*pair, "relevance").unique(pair, keep="last", maintain_order=True)
     least = 2 if (grades["relevance"].max() or 0) >= 3 else 1  # type: ignore[operator]
     positives = learned.hide(grades.filter(pl.col("relevance") >= least), seed, "bench")
     lines = "\n".join(f"{query}\t{doc}\t{grade}" for query, doc, grade in grades.iter_rows())
@@ -304,7 +305,7 @@ def prior_file(sets: Sequence[tuple[Collection, Floats, Bools]], command: str, e
             "name": collection.name,
             "model": learned.written(learned.fit_prior([*tables[:place], *tables[place + 1 :]])),
         }
-        for place, (collection, _, _) in enumerate(sets)
+        for place, (collection, _, _) in enumerate(sets if len(sets) > 1 else [])
     ]
     return {
         "what": "log odds that a candidate is a false negative: stages/negatives/learned.py reads this",
@@ -315,5 +316,5 @@ def prior_file(sets: Sequence[tuple[Collection, Floats, Bools]], command: str, e
             for collection, _, hidden in sets
         },
         "all": {"model": learned.written(learned.fit_prior(tables))},
-        "without": without if len(sets) > 1 else [],
+        "without": without,
     }

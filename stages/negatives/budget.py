@@ -108,6 +108,8 @@ def settle(total: Choice, share: float) -> Limit:
     rising = np.sort(total.dearest).astype(np.float64)
     means = np.cumsum(rising) / np.arange(1, len(rising) + 1)
     kept = int((means <= share).sum())
+    if kept < len(rising):  # of equal ones all are taken or none
+        kept = int(np.searchsorted(rising, rising[kept]))
     ceiling = float(rising[kept - 1]) if kept else 0.0
     expected = float(means[kept - 1]) if kept else 0.0
     return Limit(float(PRICES[-1]), ceiling, expected, float(total.score[-1] / n[-1]), kept)
@@ -119,6 +121,8 @@ def allowed(lists: Lists, limit: Limit, share: float) -> Floats:
     Down to the last that is chosen: what its hardness is worth, (score - the last chosen value) / price. Below that,
     where random draws go: `share`, so that these keep the limit too. Never above the ceiling.
     """
+    if not lists.score.size:
+        return np.zeros(lists.score.shape, np.float32)
     chosen = choose(lists, limit.price)
     value = lists.score.astype(np.float64) - limit.price * lists.p
     least = np.where(chosen, value, np.inf).min(axis=1, keepdims=True)

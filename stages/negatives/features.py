@@ -41,6 +41,8 @@ PROBES = 256
 """Queries, drawn by hash, that tell how high any query scores a document."""
 OWNERS = 32
 """Questions looked at of those that a candidate is a positive of."""
+FAR = 30.0
+"""No feature goes farther: where a query's candidates all score the same, any distance is endless in their unit."""
 _TINY = 1e-6
 _PAIRS = 8_192
 
@@ -99,7 +101,10 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
         side.select("query_id", "doc_id", "score")
         .join(scene.query_ids, on="query_id", how="left", maintain_order="left")
         .join(scene.doc_ids, on="doc_id", how="left", maintain_order="left")
-        for side in (rows, anchors.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id"))
+        for side in (
+            rows,
+            anchors.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id", "doc_id"),
+        )
     )
     known = pl.concat([rows["doc_id"], anchors["doc_id"]]).unique().sort().to_frame()
     vectors = scene.documents(known).astype(np.float32, copy=False)
@@ -171,7 +176,8 @@ def of_query(
         np.full(n, (best - mean) / deviation),
         np.full(n, np.log(len(anchor_score))),
     )
-    return np.stack(columns, axis=1).astype(np.float32)
+    out: Floats = np.clip(np.stack(columns, axis=1), -FAR, FAR).astype(np.float32)
+    return out
 
 
 def of_owners(rows: pl.DataFrame, scene: Scene) -> Floats:

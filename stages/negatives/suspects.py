@@ -71,7 +71,7 @@ class Suspects:
         for number, rows in enumerate(blocks):
             rows = self._judged(rows)
             lists, _ = self._lists(rows, room)
-            train = np.isin(rows["query_id"].unique(maintain_order=True).to_numpy(), self._train["query_id"].to_numpy())
+            train = rows["query_id"].unique(maintain_order=True).is_in(self._train["query_id"].implode()).to_numpy()
             if train.any():
                 total += budget.tried(budget.Lists(*(part[train] for part in vars(lists).values())))
             paths.append(scratch / f"suspects-{number}.arrow")

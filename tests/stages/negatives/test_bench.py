@@ -7,8 +7,19 @@ import numpy as np
 import polars as pl
 import pytest
 
+from stages.contracts import FEATURES
 from stages.errors import InputError
-from stages.negatives.bench import FIXED, Fixed, as_lists, at_hardness, emitted, figures, medians, read_collection
+from stages.negatives.bench import (
+    FIXED,
+    Fixed,
+    as_lists,
+    at_hardness,
+    emitted,
+    figures,
+    medians,
+    prior_file,
+    read_collection,
+)
 
 
 def collection(folder: Path, grades: list[tuple[str, str, int]]) -> Path:
@@ -118,6 +129,15 @@ def test_at_the_hardness_of_a_rule() -> None:
     found = at_hardness(mined(), (0.8 + 0.5 + 0.7 + 0.1) / 4)
     assert found["leak"] == 0
     assert found["fill"] == 1.0
+
+
+def test_a_prior_of_one_set_has_no_other_to_leave_it_out_of(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features, hidden = rng.normal(size=(200, len(FEATURES))).astype(np.float32), rng.random(200) < 0.2
+    one = read_collection(collection(tmp_path, [("q", "a", 1), ("q", "b", 1)]), 0, 1)
+    held = prior_file([(one, features, hidden)], "prep bench negatives x", "m")
+    assert held["without"] == []
+    assert len(prior_file([(one, features, hidden)] * 2, "", "")["without"]) == 2
 
 
 def test_medians_leave_out_sets_where_the_rule_leaks_nothing() -> None:

@@ -48,6 +48,9 @@ def test_where_no_price_is_enough_the_least_probable_are_kept() -> None:
     assert limit.ceiling == pytest.approx(0.04)
     assert (limit.n, limit.expected) == (2, pytest.approx(0.03))
     assert settle(tried(crowd), 0.001).n == 0
+    # of equal ones all or none: two of 0.04 would do with 0.0, three would not
+    alike = lists([[0.9], [0.8], [0.7], [0.6]], [[0.0], [0.04], [0.04], [0.04]], room=1)
+    assert settle(tried(alike), 0.028).n == 1
 
 
 @given(st.data())
