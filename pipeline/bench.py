@@ -48,6 +48,8 @@ def negatives(
 
 def _mine(collection: Any, encoder: str, k: int, tools: Tools) -> tuple[dict[str, Any], Any, Any]:
     """One collection through encode, search and the masks: its report, the features and what is hidden."""
+    import polars as pl
+
     from stages.negatives import bench
     from stages.negatives.documents import document_vectors
     from stages.negatives.suspects import Suspects
@@ -60,10 +62,11 @@ def _mine(collection: Any, encoder: str, k: int, tools: Tools) -> tuple[dict[str
     inputs |= {name: tools.scratch / f"{name}.parquet" for name in ("candidates", "judged")}
     vectors = encode.Vectors(inputs["encoding"], tools.vectors)
     vectorise = document_vectors(inputs["corpus"], vectors)
-    suspects = Suspects(inputs, vectors, vectorise, tools.progress, without=collection.digest)
-    rows, found = suspects.candidates_of(collection.hidden)
-    p = suspects.estimator.probability(found, rows["query_id"].to_list())
     judged = read_table(inputs["judged"], JUDGED)
+    positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", own=pl.lit(True))
+    suspects = Suspects(inputs, vectors, vectorise, positives, tools.progress, without=collection.digest)
+    rows, found = suspects.candidates_of(collection.hidden)
+    p = suspects.probability(rows, found)
     mined = bench.as_lists(rows, p, judged, k, collection.hidden, collection.wrong)
     hidden = rows.join(
         collection.hidden.with_columns(hidden=True), on=["query_id", "doc_id"], how="left", maintain_order="left"

@@ -110,23 +110,6 @@ def refresh(options: Mapping[str, Any], force: bool) -> Result:
     )
 
 
-def learned_lines(learned: Mapping[str, Any] | None) -> list[str | Table]:
-    """How many of the negatives are wrong, and how that is known."""
-    if not learned or "expected" not in learned:
-        return []
-    lines: list[str | Table] = [
-        f"false negatives expected among those written: {learned['expected']:.2%} (by {learned['source']})"
-    ]
-    if check := learned["check"]:
-        lines.append(
-            f"checked on {learned['own_queries']:,} questions of this table with half of their positives hidden, each "
-            f"judged by a model that did not see it: expected {check['expected']:.2%}, found {check['observed']:.2%}"
-        )
-    else:
-        lines.append("not checked on this table: too few of its questions have several positives")
-    return lines
-
-
 def gate_line(verdict: Mapping[str, Any]) -> str:
     """The gate's finding in one line."""
     if verdict["difference"] is None:
@@ -144,13 +127,15 @@ def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
 
         return ["", *funnel_lines(summary)]
     if stage == "mask":
+        from stages.negatives import check
+
         rows = [
             [verdict, reason, f"{n:,}"]
             for verdict, reasons in summary["verdicts"].items()
             for reason, n in reasons.items()
         ]
         table = Table(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)
-        return [table, *learned_lines(summary.get("learned"))]
+        return [table, *check.lines(summary.get("estimate"))]
     if stage == "evaluate":
         from pipeline.report.quality import advice, finding
         from stages.evaluation.evaluate import metrics_table
@@ -283,17 +268,18 @@ def _short(text: str) -> str:
 
 def calibrate(options: Mapping[str, Any]) -> Result:
     """What each budget of false negatives, and each fixed rule, would give on this table's candidates."""
+    from stages.negatives import check
     from stages.negatives.calibrate import trade
 
     with opened(options, "mine") as (runner, _):  # on the mask alone, so that nothing else takes it for a setting
         given = runner.params["mask"]
-        learned = given.model_copy(update={"mask": "learned", "threshold": None})
+        learned = given.model_copy(update={"mask": "learned", "threshold": None, "relabel": "no"})
         runner = Runner(runner.workspace, {**runner.params, "mask": learned}, runner.progress)
         runner.bring("mask")
         folders = {name: artifact.folder for name, artifact in runner.done.items()}
         said = runner.done["mask"].summary
         if said["rule"] != "learned":
-            raise InputError(f"the learned mask can't be trusted on this table: {said['learned']['unfit']}")
+            raise InputError(f"the learned mask can't be trusted on this table: {said['estimate']['unfit']}")
         files = {"queries": "pairs", "judged": "search", "verdicts": "mask"}
         found = trade(
             {name: folders[stage] / f"{name}.parquet" for name, stage in files.items()},
@@ -303,12 +289,12 @@ def calibrate(options: Mapping[str, Any]) -> Result:
     budgets = [[f"{row['max_false_negatives']:.1%}", *_expectation(row)] for row in found["budgets"]]
     rules = [[row["rule"], *_expectation(row)] for row in found["rules"]]
     return Result(
-        {**found, "learned": said["learned"]},
+        {**found, "estimate": said["estimate"]},
         [
             f"{found['queries']:,} of {found['of']:,} train questions; false negatives expected among what is written:",
             Table("learned mask, by the share that you accept", ["max_false_negatives", *header], budgets),
             Table("fixed rules, on the same candidates", ["rule", *header], rules),
-            *learned_lines(said["learned"]),
+            *check.lines(said["estimate"]),
         ],
     )
 

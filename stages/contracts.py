@@ -23,6 +23,8 @@ QRELS = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32()})
 ANSWERS = _schema({"query_id": _STR, "answer": _STR})
 REJECTS = _schema({"source": _STR, "row": pa.int64(), "reason": _STR, "data": _STR})
 CANDIDATES = _schema({"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()})
+DENSE = "dense"
+"""The source whose scores the masks measure by: the first encoder."""
 JUDGED = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32(), "score": pa.float32()})
 FEATURES = (
     "z",
@@ -41,6 +43,25 @@ FEATURES = (
     "owner_like",
 )
 """What the learned mask looks at: `stages.negatives.features` says what each is."""
+EVIDENCE = _schema(
+    {"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()},
+    {
+        "own": pa.bool_(),
+        "curated": pa.bool_(),
+        "same_text": pa.bool_(),
+        "contains_answer": pa.bool_(),
+        "positive_similarity": pa.float32(),
+    }
+    | dict.fromkeys(("p_false_negative", *FEATURES), pa.float32()),
+)
+"""What is known of a candidate; null where it is not so. `own`: a positive of the query (true), or of one that restates
+it (false)."""
+TAUGHT = _schema(
+    {"query_id": _STR, "doc_id": _STR, "rank": pa.int32(), "score": pa.float32(), "hidden": pa.bool_()}
+    | dict.fromkeys(("p_false_negative", "lowest", "best"), pa.float32())
+)
+"""Candidates of questions some of whose positives were hidden, judged by a model that did not see them; `lowest` and
+`best` are the scores of the positives that were left."""
 VERDICTS = _schema(
     {
         "query_id": _STR,
@@ -51,8 +72,7 @@ VERDICTS = _schema(
         "verdict": _STR,
         "reason": _STR,
     },
-    {"p_false_negative": pa.float32(), "threshold": pa.float32(), "positive_similarity": pa.float32()}
-    | dict.fromkeys(FEATURES, pa.float32()),
+    dict.fromkeys(("p_false_negative", "threshold", "positive_similarity", "weight", *FEATURES), pa.float32()),
 )
 PER_QUERY = _schema(
     {"split": _STR, "row": _STR, "query_id": _STR, "group": _STR, "metric": _STR, "value": pa.float64()}

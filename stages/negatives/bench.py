@@ -166,7 +166,7 @@ def as_lists(
     query = rows["query_id"].rle_id().cast(pl.Int64).to_numpy()
     ids = rows.select(pl.col("query_id").unique(maintain_order=True))
     score = rows["score"].to_numpy()
-    lists, at = budget.padded(query, score, p, np.ones(len(rows), np.bool_), np.full(len(ids), k))
+    lists, at = budget.padded(query, score, p, np.full(len(ids), k))
     pair = ["query_id", "doc_id"]
     marks = []
     for side in (hidden, wrong):

@@ -15,3 +15,8 @@ def query_blocks(query_ids: pl.Series, rows: int, rows_a_block: int) -> Iterator
 def of_block(table: pl.LazyFrame, block: pl.Series) -> pl.DataFrame:
     """The rows of a block's queries; row groups outside are skipped where the file is sorted by query_id."""
     return table.filter(pl.col("query_id").is_between(pl.lit(block[0]), pl.lit(block[-1]))).collect()
+
+
+def ordered(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows as lists: by query, best score first, equal ones by doc_id."""
+    return rows.sort("query_id", "score", "doc_id", descending=[False, True, False])

@@ -26,9 +26,9 @@ PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 """In the retriever's own unit; at the last, only p counts, whatever the encoder."""
 
 
-def negatives_option(unkeyed: bool = False) -> Any:
+def negatives_option() -> Any:
     """The parameter `negatives`: mask and compose both go by it."""
-    return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", unkeyed=unkeyed, ge=1)
+    return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", ge=1)
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,11 @@ def allowed(lists: Lists, limit: Limit, share: float) -> Floats:
     return np.minimum(out, limit.ceiling).astype(np.float32)
 
 
-def padded(
-    query: NDArray[np.int64], score: Floats, p: Floats, open_: Bools, room: Ints
-) -> tuple[Lists, tuple[Ints, Ints]]:
+def padded(query: NDArray[np.int64], score: Floats, p: Floats, room: Ints) -> tuple[Lists, tuple[Ints, Ints]]:
     """Rows sorted by query as `Lists`, and the (row, column) of each; `query` counts 0 to len(room) - 1."""
     counts = np.bincount(query, minlength=len(room))
     column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
     shape = (len(room), int(counts.max(initial=0)))
     scores, ps, opens = np.zeros(shape, np.float32), np.ones(shape, np.float32), np.zeros(shape, np.bool_)
-    scores[query, column], ps[query, column], opens[query, column] = score, p, open_
+    scores[query, column], ps[query, column], opens[query, column] = score, p, True
     return Lists(scores, ps, opens, room), (query, column)

@@ -91,12 +91,14 @@ class Scene:
 def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
     """Features [len(rows), len(FEATURES)] of some queries' candidates.
 
-    `rows` (query_id, doc_id, score) are sorted by query, best score first, without the anchors; `anchors` (query_id,
-    doc_id, score) hold at least one for each of these queries.
+    `rows` (query_id, doc_id, score, listed) are sorted by query, best score first, without the anchors; `listed` marks
+    those that the first encoder ranked, which alone tell what is usual; `anchors` (query_id, doc_id, score) hold at
+    least one for each of these queries.
     """
     out = np.zeros((len(rows), len(FEATURES)), np.float32)
     if rows.is_empty():
         return out
+    listed = rows["listed"].to_numpy()
     rows, anchors = (
         side.select("query_id", "doc_id", "score")
         .join(scene.query_ids, on="query_id", how="left", maintain_order="left")
@@ -108,8 +110,8 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
     )
     known = pl.concat([rows["doc_id"], anchors["doc_id"]]).unique().sort().to_frame()
     vectors = scene.documents(known).astype(np.float32, copy=False)
-    usual = vectors @ scene.probes.T
-    level, width = usual.mean(axis=1), np.maximum(usual.std(axis=1), _TINY)
+    probed = vectors @ scene.probes.T
+    level, width = probed.mean(axis=1), np.maximum(probed.std(axis=1), _TINY)
     unit = scaled(vectors)
     place = known.with_row_index("place")
     at, anchor_at = (
@@ -128,11 +130,12 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
             score[part],
             anchor_score[own],
             scene.document_spread(here @ theirs.T),
-            scene.document_spread(here @ here[:TOP].T),
+            scene.document_spread(here @ here[usual_ones(listed[part])[:TOP]].T),
             lexical[part],
             anchor_lexical[own],
             hub[part],
             anchor_hub[own],
+            listed[part],
         )
     out[:, -1] = of_owners(rows, scene)
     return out
@@ -147,20 +150,23 @@ def of_query(
     anchor_lexical: Floats,
     hub: Floats,
     anchor_hub: Floats,
+    listed: NDArray[np.bool_],
 ) -> Floats:
     """The features GENERAL [n, 13] of one query's n candidates, best score first, with m anchors.
 
-    `like` [n, m] and `like_top` [n, min(n, TOP)] are cosines in the spread over random pairs; the others are [n] or
-    [m]. A candidate's likeness to itself does not count.
+    `like` [n, m] and `like_top` [n, TOP or fewer] are cosines in the spread over random pairs, the latter with the best
+    of `usual_ones`; the others are [n] or [m]. A candidate's likeness to itself does not count.
     """
     n = len(score)
-    mean, deviation = score.mean(), max(float(score.std()), _TINY * max(float(np.abs(score).max()), 1.0))
+    usual = usual_ones(listed)
+    mean, deviation = score[usual].mean(), max(float(score[usual].std()), _TINY * max(float(np.abs(score).max()), 1.0))
     best = anchor_score.max()
     top = np.array(like_top, np.float32)
     others = np.full(n, top.shape[1], np.float32)
-    others[: top.shape[1]] -= 1
-    top[np.arange(top.shape[1]), np.arange(top.shape[1])] = 0
-    ceiling = max(float(lexical.max()), float(anchor_lexical.max()), _TINY)
+    itself = usual[: top.shape[1]], np.arange(top.shape[1])
+    others[itself[0]] -= 1
+    top[itself] = 0
+    ceiling = max(float(lexical[usual].max()), float(anchor_lexical.max()), _TINY)
     columns = (
         (score - mean) / deviation,
         (score - best) / deviation,
@@ -178,6 +184,12 @@ def of_query(
     )
     out: Floats = np.clip(np.stack(columns, axis=1), -FAR, FAR).astype(np.float32)
     return out
+
+
+def usual_ones(listed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The places of a query's listed candidates, which tell what is usual for it; of all where none is listed."""
+    found = np.flatnonzero(listed)
+    return found if len(found) else np.arange(len(listed))
 
 
 def of_owners(rows: pl.DataFrame, scene: Scene) -> Floats:

@@ -88,12 +88,15 @@ class Estimator:
         """The own models' say, 0 to 1."""
         return self.found / (self.found + TRUST) if self.own else 0.0
 
-    def probability(self, features: Floats, query_ids: Sequence[str]) -> Floats:
-        """p_false_negative [n] of features [n, len(FEATURES)]; each query is judged by a fold that did not see it."""
+    def probability(self, features: Floats, questions: Sequence[str]) -> Floats:
+        """p_false_negative [n] of features [n, len(FEATURES)]; each question is judged by a fold that did not see it.
+
+        `questions` [n] name them: what restates one another bears the same name, as it does in `fit_own`.
+        """
         general = self.prior.log_odds(features[:, : len(GENERAL)])
         mixed = general
         if self.own:
-            fold = folds(query_ids)
+            fold = folds(questions)
             mixed = np.empty(len(features))
             for number, model in enumerate(self.own):
                 here = fold == number
@@ -103,12 +106,12 @@ class Estimator:
         return out
 
 
-def fit_own(features: Floats, labels: NDArray[np.bool_], query_ids: Sequence[str], prior: Model) -> Estimator:
+def fit_own(features: Floats, labels: NDArray[np.bool_], questions: Sequence[str], prior: Model) -> Estimator:
     """The estimator of a table from candidates [n, len(FEATURES)] of which `labels` [n] are hidden positives.
 
     It is the prior alone where fewer than LEAST_FOUND of them are true, or a fold has none to learn from.
     """
-    fold = folds(query_ids)
+    fold = folds(questions)
     found = int(labels.sum())
     if found < LEAST_FOUND or any(not labels[fold != number].any() for number in range(FOLDS)):
         return Estimator(prior)
@@ -135,13 +138,10 @@ def hide(positives: pl.DataFrame, seed: int, purpose: str) -> pl.DataFrame:
     return positives.with_columns(order).with_columns(hidden=place <= pl.len().over("query_id") // 2).drop("order")
 
 
-def folds(query_ids: Sequence[str]) -> NDArray[np.int64]:
-    """The fold of each query, by a hash of its id: [n]."""
-    known: dict[str, int] = {}
-    for query_id in query_ids:
-        if query_id not in known:
-            known[query_id] = draw(0, "fold", query_id) % FOLDS
-    return np.array([known[query_id] for query_id in query_ids], np.int64)
+def folds(questions: Sequence[str]) -> NDArray[np.int64]:
+    """The fold of each question, by a hash of its name: [n]."""
+    known = {question: draw(0, "fold", question) % FOLDS for question in set(questions)}
+    return np.array([known[question] for question in questions], np.int64)
 
 
 def inputs(features: Floats, prior: Doubles, model: Model) -> Floats:

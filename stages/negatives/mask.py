@@ -11,36 +11,37 @@ A candidate takes the first line of this table that holds for it (`PRECEDENCE` i
 | contains_answer | ignored | the document holds a known answer of the query |
 | near_duplicate | ignored | its vector is nearly that of a positive |
 | no_positive | ignored | the rule measures from a positive and the query has none |
+| relabelled | positive | the rule takes it for a possible positive, and it is one by all that is known (`relabel`) |
+| weighted | negative | the rule does so, and it is kept with the weight that it is a negative after all |
 | the rule's name | ignored | the rule of `mask` takes it for a possible positive |
 | kept | negative | none of the above |
 
 So a curated negative gives way only where it contradicts a known positive, which is counted.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
+import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import model_validator
 
 from stages import contracts
 from stages.contracts import Summary, Tools
-from stages.models import file_digest
-from stages.negatives import known, rules
+from stages.errors import InputError
+from stages.negatives import budget, check, rules
 from stages.negatives.blocks import of_block, query_blocks
-from stages.negatives.budget import negatives_option
-from stages.negatives.documents import document_vectors, loose_forms, text_keys
+from stages.negatives.budget import Limit, negatives_option
 from stages.negatives.rules import RULES, RuleName
 from stages.params import Params as BaseParams
 from stages.params import option
 
-VERSION = 3
+VERSION = 4
 
 NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
 RULE = "rule"
@@ -54,48 +55,43 @@ PRECEDENCE = (
     ("contains_answer", IGNORED),
     ("near_duplicate", IGNORED),
     ("no_positive", IGNORED),
+    ("relabelled", POSITIVE),
+    ("weighted", NEGATIVE),
     (RULE, IGNORED),
 )
 
-ROWS_A_BLOCK = 200_000
-"""Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""
+ROWS_A_BLOCK = 1_000_000
+"""Pairs looked at together; bounds memory and changes no result."""
 
 
 class Params(BaseParams):
     """How candidates are told from possible positives."""
 
     mask: RuleName = option(
-        "perc",
-        "Rule that sets candidates aside as possible positives. perc: above threshold x the lowest positive's score "
-        "(NV-Retriever TopK-PercPos); margin: less than threshold below it (TopK-MarginPos); perc_max, margin_max: the "
-        "same on the best positive; abs: a score above threshold (TopK-Abs); infonce: more than threshold above the "
-        "lowest positive (SWIFT); window: a rank outside the window (FlagEmbedding); none: no rule; learned: too "
-        "likely a false negative for how hard it is, by a model of all that is known (max_false_negatives).",
+        "learned",
+        "Rule that sets candidates aside as possible positives. learned: too likely a false negative for how hard it "
+        "is, by a model of all that is known (max_false_negatives); where that can't be trusted, perc, said. perc: "
+        "above threshold x the lowest positive's score (NV-Retriever TopK-PercPos); margin: less than threshold below "
+        "it (TopK-MarginPos); perc_max, margin_max: the same on the best positive; abs: a score above threshold "
+        "(TopK-Abs); infonce: more than threshold above the lowest positive (SWIFT); window: a rank outside the window "
+        "(FlagEmbedding); none: no rule.",
     )
-    # these two enter the key through `identity`, where the rule goes by them
     max_false_negatives: float = option(
         0.02,
         "learned: the share of false ones that you accept among the negatives written, as expected.",
-        unkeyed=True,
         gt=0,
         lt=1,
     )
-    negatives: int = negatives_option(unkeyed=True)
+    negatives: int = negatives_option()
     threshold: float | None = option(
         None,
-        "The rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
+        "A fixed rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
         allow_inf_nan=False,
     )
     window_start: int = option(
         10, "window: so many of the first ranks are skipped, as in FlagEmbedding's 10-210.", ge=0
     )
     window_end: int = option(210, "window: the last rank that may be a negative, as in FlagEmbedding's 10-210.", ge=1)
-    answers: bool = option(
-        True, "Set documents aside that hold a known answer of the query as whole words (DPR's rule)."
-    )
-    min_answer_chars: int = option(
-        4, "Answers narrower than this are not looked for; a Chinese, Japanese or Korean character counts as two.", ge=1
-    )
     # Looked at with MiniLM on medical FAQs: from 0.98 up texts differ in a detail at most, below begin true negatives
     # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
     duplicate_similarity: float = option(
@@ -104,6 +100,13 @@ class Params(BaseParams):
         gt=0,
         le=2,
     )
+    relabel: Literal["no", "positive", "weight"] = option(
+        "no",
+        "What becomes of what the rule sets aside. no: it is left out; positive: what is a false negative with a "
+        "probability of at least `above` becomes a positive of the query in training (as in RLHN); weight: it stays a "
+        "negative that counts as much as it is likely to be one (neg_weights in mined.jsonl).",
+    )
+    above: float = option(0.9, "relabel = positive: from this probability on.", gt=0, le=1)
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
@@ -122,145 +125,108 @@ class Params(BaseParams):
         return RULES[self.mask].usual if self.threshold is None else self.threshold
 
 
-def identity(params: Params) -> dict[str, str]:
-    """What shapes the learned mask's verdicts beyond the keyed parameters: the budget and the shipped prior."""
-    if params.mask != "learned":
-        return {}
-    from stages.negatives.learned import PRIOR
-
-    budget = f"{params.negatives} negatives, {params.max_false_negatives} false"
-    return {"budget": budget, "prior": file_digest(PRIOR)}
-
-
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative."""
-    from stages.negatives.suspects import Suspects
-    from stages.retrieval.encode import Vectors
-
-    candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
+    evidence = contracts.scan_table(inputs["evidence"], contracts.EVIDENCE)
     judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
-    queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query"])
-    answers = contracts.read_table(inputs["answers"], contracts.ANSWERS)
-    truth = Truth(
-        positives=known.united_positives(queries, judged.select("query_id", "doc_id", "relevance").collect()),
-        keys=text_keys(inputs["corpus"]),
-        needles=known.usable_answers(answers if params.answers else answers.clear(), params.min_answer_chars),
-    )
-    forms = loose_forms(inputs["corpus"], tools.scratch / "loose.arrow") if len(truth.needles) else None
-    vectorise = document_vectors(inputs["corpus"], Vectors(inputs["encoding"], tools.vectors))
-
-    def flagged_blocks() -> Iterator[pl.DataFrame]:
-        for block in query_blocks(ids, total, ROWS_A_BLOCK):
-            rows, labels = of_block(candidates, block), of_block(judged, block)
-            yield flagged(params.duplicate_similarity, rows, labels, truth, vectorise, forms)
-
+    queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "split"]).sort("query_id")
+    estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
+    if estimator["source"] is None and (params.mask == "learned" or params.relabel != "no"):
+        wants = "mask = learned" if params.mask == "learned" else f"relabel = {params.relabel}"
+        raise InputError(f"{wants} goes by the estimate, which estimate = false switches off: leave one of them out")
+    rule = params
+    if params.mask == "learned" and estimator["unfit"]:
+        tools.progress.say(f"the learned mask can't be trusted here, so perc is used: {estimator['unfit']}")
+        rule = params.model_copy(update={"mask": "perc", "threshold": None})
+    if params.relabel != "no" and estimator["unfit"]:
+        tools.progress.say(f"relabel = {params.relabel} finds nothing, since no estimate can be trusted here")
+    blocks = list(query_blocks(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, ROWS_A_BLOCK))
+    limit = None
+    if rule.mask == "learned":
+        train = queries.filter(pl.col("split") == "train")["query_id"]
+        total = budget.NOTHING
+        for block in blocks:
+            rows = of_block(evidence.select(_LISTED), block).filter(pl.col("query_id").is_in(train.implode()))
+            total += budget.tried(open_lists(rule, rows)[0])
+        limit = budget.settle(total, rule.max_false_negatives)
     counts: Counter[str] = Counter()
-    total = pq.read_metadata(inputs["candidates"]).num_rows
-    ids = queries["query_id"].sort()
-    rule, learned = params, None
-    blocks: Iterable[pl.DataFrame] = flagged_blocks()
-    if params.mask == "learned":
-        suspects = Suspects(inputs, Vectors(inputs["encoding"], tools.vectors), vectorise, tools.progress)
-        learned = suspects.summary
-        if suspects.unfit:
-            tools.progress.say(f"the learned mask can't be trusted here, so perc is used: {suspects.unfit}")
-            rule = params.model_copy(update={"mask": "perc", "threshold": None})
-        else:
-            room, share = params.negatives, params.max_false_negatives
-            blocks, found = suspects.settled(flagged_blocks(), room, share, tools.scratch)
-            learned |= found
     with pq.ParquetWriter(out / "verdicts.parquet", contracts.VERDICTS, compression="zstd") as writer:
-        for rows in blocks:
-            verdicts = decided(rule, rows, of_queries(judged, rows))
+        for block in blocks:
+            verdicts = decided(rule, of_block(evidence, block), of_block(judged, block), limit)
             writer.write_table(contracts.to_arrow(verdicts.drop("contradicted"), contracts.VERDICTS))
             counts += count(verdicts)
-            tools.progress.advance(min(counts["queries"], len(ids)), len(ids), "queries")
-    summary = summarise(rule, counts, len(ids)) | ({"learned": learned} if learned else {})
+            tools.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
+    summary = summarise(rule, counts, len(queries))
+    if estimator["source"]:
+        taught = contracts.read_table(inputs["taught"], contracts.TAUGHT)
+        summary["estimate"] = {name: value for name, value in estimator.items() if name != "models"} | {
+            "price": limit.price if limit else None,
+            "ceiling": round(limit.ceiling, 5) if limit else None,
+            "check": check.found_again(rule, limit, taught),
+        }
     for line in warnings(summary):
         tools.progress.say(line)
     return summary
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What is known of the whole collection before any score is looked at."""
-
-    positives: pl.DataFrame
-    """query_id, doc_id, own: `known.united_positives`."""
-    keys: pl.DataFrame
-    """doc_id, text_key: `documents.text_keys`."""
-    needles: pl.DataFrame
-    """query_id, needle: `known.usable_answers`."""
+_SHUT = ("same_text", "curated", "contains_answer")
+_LISTED = ["query_id", "score", "p_false_negative", "positive_similarity", "own", *_SHUT]
 
 
-def flagged(
-    duplicate_similarity: float,
-    candidates: pl.DataFrame,
-    judged: pl.DataFrame,
-    truth: Truth,
-    vectorise: known.Vectorise,
-    forms: pa.Table | None = None,
-) -> pl.DataFrame:
-    """Some queries' candidates and curated negatives with all that speaks for or against them but the rule.
-
-    `candidates` and `judged` hold all rows of these queries, as their contracts say; `forms` (doc_id, loose) is needed
-    where `truth.needles` has rows. Columns: those of CANDIDATES, own (of `known.united_positives`), curated,
-    same_text, contains_answer (null where not), positive_similarity and near_duplicate.
-    """
-    pair = ["query_id", "doc_id"]
-    curated = judged.filter(pl.col("relevance") == 0).select(*pair, "score", curated=pl.lit(True))
-    missing = curated.join(candidates, on=pair, how="anti").select(
-        *pair, source=pl.lit("curated"), rank=pl.lit(0, pl.Int32), score="score"
+def open_lists(
+    params: Params, rows: pl.DataFrame
+) -> tuple[budget.Lists, tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]:
+    """What of some queries' evidence is open to the learned mask's verdict, as `budget.padded` gives it, and which of
+    the rows [n] that is. The room of a query is what its curated negatives leave."""
+    rows = rows.with_columns(
+        room=(params.negatives - pl.col("curated").fill_null(False).sum().over("query_id").cast(pl.Int64)).clip(0)
     )
-    rows = pl.concat([candidates.select(missing.columns), missing])
-    positives = truth.positives.join(rows.select("query_id").unique(), on="query_id", how="semi")
-    rows = known.positive_similarity(rows, positives, vectorise)
-    rows = rows.join(positives, on=pair, how="left").join(curated.drop("score"), on=pair, how="left")
-    texts = positives.join(truth.keys, on="doc_id").select("query_id", "text_key", same_text=pl.lit(True)).unique()
-    rows = rows.join(truth.keys, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")
-    if len(truth.needles) and forms is not None:
-        asked = rows.filter(pl.col("own").is_null() & pl.col("curated").is_null())
-        asked = asked.join(truth.needles, on="query_id", how="semi")
-        wanted = asked["doc_id"].unique().to_arrow()
-        texts_of = forms.filter(pc.is_in(forms["doc_id"], wanted))
-        holding = known.containing_answer(asked, truth.needles, pl.DataFrame(pl.from_arrow(texts_of)))
-        rows = rows.join(holding.with_columns(contains_answer=pl.lit(True)), on=pair, how="left")
-    else:
-        rows = rows.with_columns(contains_answer=pl.lit(None, pl.Boolean))
-    return rows.with_columns(
-        near_duplicate=pl.col("positive_similarity") >= pl.lit(duplicate_similarity, pl.Float32)
-    ).drop("text_key")
+    shut = pl.any_horizontal(pl.col("own").is_not_null(), *(pl.col(flag).fill_null(False) for flag in _SHUT))
+    shut |= (pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32)).fill_null(False)
+    here = rows.select(pl.col("p_false_negative").is_not_null() & ~shut).to_series().to_numpy()
+    listed = rows.filter(here)
+    query = listed["query_id"].rle_id().cast(pl.Int64).to_numpy()
+    room = listed.group_by("query_id", maintain_order=True).agg(pl.col("room").first())["room"].to_numpy()
+    lists, at = budget.padded(query, listed["score"].to_numpy(), listed["p_false_negative"].to_numpy(), room)
+    return lists, at, here
 
 
-def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
-    """The verdicts on `rows` (of `flagged`, all of their queries): the columns of VERDICTS, and `contradicted`.
+def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Limit | None = None) -> pl.DataFrame:
+    """The verdicts on `rows` of EVIDENCE (all of their queries): the columns of VERDICTS, and `contradicted`.
 
-    `judged` holds these queries' rows of JUDGED. The learned mask has put its threshold and `rule` there before.
-    `contradicted` marks curated negatives that gave way to a known positive.
+    `judged` holds these queries' rows of JUDGED; `limit` is the learned mask's. `contradicted` marks curated negatives
+    that gave way to a known positive.
     """
-    held = rows.select("threshold", "rule") if params.mask == "learned" else None
     rows = rules.apply(params.mask, params.limit, (params.window_start, params.window_end), rows, judged)
-    if held is not None:
-        rows = rows.with_columns(held)
-    rows = rows.with_columns(known_positive=pl.col("own"), repeated_question=pl.col("own").not_())
-    found = [name for name in contracts.VERDICTS.names if name in rows.columns]
-    return (
-        rows.with_columns(
-            verdict=pl.coalesce(*(pl.when(flag).then(pl.lit(v)) for flag, v in PRECEDENCE), pl.lit(NEGATIVE)),
-            reason=pl.coalesce(
-                *(pl.when(flag).then(pl.lit(params.mask if flag == RULE else flag)) for flag, _ in PRECEDENCE),
-                pl.lit("kept"),
-            ),
-        )
-        .with_columns(contradicted=pl.col("curated").fill_null(False) & (pl.col("verdict") == IGNORED))
-        .sort("query_id", "rank", "doc_id", "source")
-        .select(*found, "verdict", "reason", "contradicted")
+    if limit:
+        lists, at, here = open_lists(params, rows)
+        threshold = np.full(len(rows), np.nan, np.float32)
+        threshold[here] = budget.allowed(lists, limit, params.max_false_negatives)[at]
+        rows = rows.with_columns(pl.Series("threshold", threshold).fill_nan(None))
+        rows = rows.with_columns(rule=(pl.col("p_false_negative") > pl.col("threshold")).fill_null(False))
+    p = pl.col("p_false_negative")
+    rows = rows.with_columns(
+        known_positive=pl.col("own"),
+        repeated_question=pl.col("own").not_(),
+        near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
+        relabelled=pl.lit(params.relabel == "positive") & pl.col("rule") & (p >= params.above),
+        weighted=pl.lit(params.relabel == "weight") & pl.col("rule") & p.is_not_null(),
     )
-
-
-def of_queries(table: pl.LazyFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows of `table` that belong to the queries of `rows`."""
-    return of_block(table, rows["query_id"].unique().sort()) if len(rows) else table.clear().collect()
+    decided = rows.with_columns(
+        verdict=pl.coalesce(*(pl.when(flag).then(pl.lit(v)) for flag, v in PRECEDENCE), pl.lit(NEGATIVE)),
+        reason=pl.coalesce(
+            *(pl.when(flag).then(pl.lit(params.mask if flag == RULE else flag)) for flag, _ in PRECEDENCE),
+            pl.lit("kept"),
+        ),
+    )
+    return (
+        decided.with_columns(
+            weight=pl.when(pl.col("reason") == "weighted").then(1 - p).cast(pl.Float32),
+            contradicted=pl.col("curated").fill_null(False) & (pl.col("verdict") == IGNORED),
+        )
+        .sort("query_id", "rank", "doc_id", "source")
+        .select(*contracts.VERDICTS.names, "contradicted")
+    )
 
 
 def count(verdicts: pl.DataFrame) -> Counter[str]:

@@ -21,6 +21,8 @@ _WORDS = {
     "near_duplicate": "is nearly the same as a positive: similarity {positive_similarity}",
     "no_positive": "can't be judged: the query has no positive to measure from",
     "window": "has rank {rank}, outside the window",
+    "relabelled": "became a positive: a false negative with probability {p_false_negative}",
+    "weighted": "is kept with the weight {weight}: a false negative with probability {p_false_negative}",
     "kept": "passed every check",
 }
 
@@ -29,7 +31,7 @@ def explain(row: Mapping[str, Any]) -> str:
     """A row of verdicts in plain words with its figures; positives that were not retrieved have rank None."""
     figures = {
         name: "?" if row.get(name) is None else f"{row[name]:.4g}"
-        for name in ("score", "threshold", "positive_similarity", "rank", "p_false_negative", "like_best")
+        for name in ("score", "threshold", "positive_similarity", "rank", "p_false_negative", "like_best", "weight")
     }
     reason = row["reason"]
     if reason in _WORDS:
@@ -94,7 +96,7 @@ def arrange(judged: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame) -
     """One query's rows of `judged` and `verdicts` with their `texts`, as `show` returns them."""
     unseen = judged.filter(pl.col("relevance") > 0).join(verdicts, on="doc_id", how="anti")
     columns = ["doc_id", "rank", "source", "score", "verdict", "reason", "threshold", "positive_similarity"]
-    columns += ["p_false_negative", "like_best"]
+    columns += ["p_false_negative", "like_best", "weight"]
     extra = unseen.select(
         "doc_id",
         rank=pl.lit(None, pl.Int32),
@@ -106,6 +108,7 @@ def arrange(judged: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame) -
         positive_similarity=pl.lit(None, pl.Float32),
         p_false_negative=pl.lit(None, pl.Float32),
         like_best=pl.lit(None, pl.Float32),
+        weight=pl.lit(None, pl.Float32),
     )
     rows = pl.concat([verdicts.select(columns), extra])
     rows = rows.with_columns(

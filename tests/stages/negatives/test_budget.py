@@ -92,9 +92,8 @@ def test_rows_become_lists() -> None:
         np.array([0, 0, 2]),
         np.array([0.3, 0.2, 0.9], np.float32),
         np.array([0.1, 0.2, 0.3], np.float32),
-        np.array([True, False, True]),
         np.array([1, 1, 1]),
     )
     assert table.score.shape == (3, 2)
-    assert table.open.tolist() == [[True, False], [False, False], [True, False]]
+    assert table.open.tolist() == [[True, True], [False, False], [True, False]]
     assert table.p[at].tolist() == pytest.approx([0.1, 0.2, 0.3])

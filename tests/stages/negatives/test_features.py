@@ -23,6 +23,7 @@ def test_one_query_by_hand() -> None:
         anchor_lexical=f32(8.0, 2.0),
         hub=f32(1.0, 2.0),
         anchor_hub=f32(3.0, 2.5),
+        listed=np.array([True, True]),
     )
     by_name = dict(zip(GENERAL, found.T.tolist(), strict=True))
     assert {name: pytest.approx(value, abs=1e-5) for name, value in by_name.items()} == {
@@ -48,8 +49,27 @@ def test_a_single_candidate_and_equal_scores_give_bounded_figures() -> None:
             *(np.full(n, 0.5, np.float32), f32(0.6)),
             *(np.zeros((n, 1), np.float32), np.zeros((n, n), np.float32)),
             *(np.zeros(n, np.float32), f32(0), np.zeros(n, np.float32), f32(0)),
+            np.ones(n, np.bool_),
         )
         assert (np.abs(found) <= FAR).all()
+
+
+def test_what_the_first_encoder_did_not_rank_tells_nothing_of_what_is_usual() -> None:
+    one = of_query(
+        score=f32(0.8, 0.4, -5.0),
+        anchor_score=f32(0.9),
+        like=np.zeros((3, 1), np.float32),
+        like_top=np.array([[9.0, 2.0], [2.0, 9.0], [4.0, 6.0]], np.float32),
+        lexical=f32(4.0, 1.0, 80.0),
+        anchor_lexical=f32(8.0),
+        hub=f32(0.0, 0.0, 0.0),
+        anchor_hub=f32(0.0),
+        listed=np.array([True, True, False]),
+    )
+    by_name = dict(zip(GENERAL, one.T.tolist(), strict=True))
+    assert by_name["z"] == pytest.approx([1, -1, -28], abs=1e-4)  # mean 0.6, deviation 0.2, without the third
+    assert by_name["like_top"] == pytest.approx([2, 2, 5])
+    assert by_name["lexical"] == pytest.approx([0.5, 0.125, 10])
 
 
 def test_the_spread_of_all_pairs() -> None:
@@ -77,7 +97,7 @@ def scene() -> Scene:
 
 
 def test_rows_find_their_vectors_words_and_owners() -> None:
-    rows = pl.DataFrame({"query_id": ["a", "a"], "doc_id": ["d", "e"], "score": f32(0.8, 0.0)})
+    rows = pl.DataFrame({"query_id": ["a", "a"], "doc_id": ["d", "e"], "score": f32(0.8, 0.0), "listed": True})
     anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
     found = pl.DataFrame(of_rows(rows, anchors, scene()), schema=list(FEATURES), orient="row")
     assert found["like_best"].to_list() == pytest.approx([1.6, 0])  # cosines with p: 0.8 and 0, in units of 0.5
@@ -91,7 +111,9 @@ def test_rows_find_their_vectors_words_and_owners() -> None:
 
 
 def test_a_query_s_features_do_not_hang_on_other_queries() -> None:
-    both = pl.DataFrame({"query_id": ["a", "a", "b"], "doc_id": ["d", "e", "p"], "score": f32(0.8, 0.0, 0.6)})
+    both = pl.DataFrame(
+        {"query_id": ["a", "a", "b"], "doc_id": ["d", "e", "p"], "score": f32(0.8, 0.0, 0.6), "listed": True}
+    )
     anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
     together = of_rows(both, anchors, scene())
     alone = of_rows(both.head(2), anchors, scene())

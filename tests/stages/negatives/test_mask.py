@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from stages import contracts
-from stages.negatives import mask
+from stages.errors import InputError
+from stages.negatives import evidence, mask
 from stages.negatives.mask import Params
 from tests.stages.negatives.collection import stand_in, table, tools, write
 
@@ -58,17 +59,23 @@ def inputs(tmp_path, monkeypatch):
     ) | {"encoding": tmp_path}
 
 
-def verdicts(params: Params, inputs, tmp_path) -> tuple[pl.DataFrame, dict]:
+def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
+    """The verdicts under perc, or what is `given`, on the evidence that `look` asks for; no estimate."""
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     lent = tools(tmp_path)
-    summary = mask.run(params, inputs, out, lent)
+    evidence.run(evidence.Params(estimate=False, **(look or {})), inputs, out, lent)
+    seen = {name: out / file for name, file in FILES.items()}
+    summary = mask.run(Params(**{"mask": "perc"} | given), inputs | seen, out, lent)
     return contracts.read_table(out / "verdicts.parquet", contracts.VERDICTS), summary | {"said": lent.progress.lines}
+
+
+FILES = {"evidence": "evidence.parquet", "taught": "taught.parquet", "estimator": "estimator.json"}
 
 
 def test_every_line_of_the_table(inputs, tmp_path):
     # perc: 0.95 x 0.8 = 0.76 for a. b's question restates a's, so each other's positives are set aside.
-    found, summary = verdicts(Params(), inputs, tmp_path)
+    found, summary = verdicts(inputs, tmp_path)
     assert found.select("query_id", "doc_id", "source", "rank", "verdict", "reason").rows() == [
         ("a", "far", "curated", 0, "negative", "curated"),  # not retrieved: added
         ("a", "wrong", "dense", 1, "negative", "curated"),  # above the threshold all the same
@@ -118,10 +125,10 @@ def test_every_line_of_the_table(inputs, tmp_path):
 
 
 def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_positive(inputs, tmp_path):
-    before, _ = verdicts(Params(), inputs, tmp_path)
+    before, _ = verdicts(inputs, tmp_path)
     queries = contracts.read_table(inputs["queries"], contracts.QUERIES)
     queries = queries.with_columns(split=pl.when(pl.col("query_id") == "b").then(pl.lit("test")).otherwise("split"))
-    found, _ = verdicts(Params(), inputs | write(tmp_path, queries=queries), tmp_path)
+    found, _ = verdicts(inputs | write(tmp_path, queries=queries), tmp_path)
     [again] = found.filter((pl.col("query_id") == "a") & (pl.col("doc_id") == "again")).to_dicts()
     assert (again["verdict"], again["reason"]) == ("ignored", "repeated_question")
     assert found.filter(pl.col("query_id") == "a", pl.col("verdict") == "positive")["doc_id"].to_list() == ["p"]
@@ -143,13 +150,14 @@ def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_pos
     ],
 )
 def test_parameters(given, kept, inputs, tmp_path):
-    found, _ = verdicts(Params(**given), inputs, tmp_path)
+    look = {name: given[name] for name in given if name in evidence.Params.model_fields}
+    found, _ = verdicts(inputs, tmp_path, look, **{name: given[name] for name in given if name not in look})
     mine = found.filter((pl.col("query_id") == "a") & (pl.col("reason") == "kept"))
     assert set(mine["doc_id"]) == kept
 
 
 def test_a_rule_that_needs_no_positive_judges_every_query(inputs, tmp_path):
-    found, summary = verdicts(Params(mask="abs", threshold=0.9), inputs, tmp_path)
+    found, summary = verdicts(inputs, tmp_path, mask="abs", threshold=0.9)
     last = found.row(-1, named=True)
     assert (last["query_id"], last["doc_id"], last["verdict"], last["reason"]) == ("c", "low", "negative", "kept")
     assert summary["queries_without_positive"] == 0
@@ -157,23 +165,24 @@ def test_a_rule_that_needs_no_positive_judges_every_query(inputs, tmp_path):
 
 @pytest.mark.parametrize("rows", [1, 5, 1000])
 def test_the_block_changes_no_verdict(rows, inputs, tmp_path, monkeypatch):
-    expected, summary = verdicts(Params(), inputs, tmp_path)
+    expected, summary = verdicts(inputs, tmp_path)
     monkeypatch.setattr(mask, "ROWS_A_BLOCK", rows)
-    found, again = verdicts(Params(), inputs, tmp_path)
+    monkeypatch.setattr(evidence, "ROWS_A_BLOCK", rows)
+    found, again = verdicts(inputs, tmp_path)
     assert found.equals(expected)
     assert again == summary
 
 
 def test_the_same_run_gives_the_same_bytes(inputs, tmp_path):
-    verdicts(Params(), inputs, tmp_path)
+    verdicts(inputs, tmp_path)
     first = (tmp_path / "out" / "verdicts.parquet").read_bytes()
-    verdicts(Params(), inputs, tmp_path)
+    verdicts(inputs, tmp_path)
     assert (tmp_path / "out" / "verdicts.parquet").read_bytes() == first
 
 
 def test_no_candidates_at_all(inputs, tmp_path):
     empty = write(tmp_path, candidates=table(contracts.CANDIDATES), judged=table(contracts.JUDGED))
-    found, summary = verdicts(Params(), inputs | empty, tmp_path)
+    found, summary = verdicts(inputs | empty, tmp_path)
     assert len(found) == 0
     assert summary["verdicts"] == {"negative": {}, "positive": {}, "ignored": {}}
     assert summary["queries_without_negative"] == 3
@@ -191,3 +200,42 @@ def test_no_candidates_at_all(inputs, tmp_path):
 def test_parameters_that_make_no_sense(given, says):
     with pytest.raises(ValidationError, match=says):
         Params(**given)
+
+
+@pytest.mark.parametrize("given", [{"mask": "learned"}, {"relabel": "positive"}, {"relabel": "weight"}])
+def test_what_goes_by_the_estimate_needs_one(given, inputs, tmp_path):
+    with pytest.raises(InputError, match="estimate = false switches off"):
+        verdicts(inputs, tmp_path, **given)
+
+
+def judged_by(p: dict[str, float | None], **given) -> pl.DataFrame:
+    """Verdicts on candidates of one query with these p, scores falling from 0.9 by 0.1; its positive scores 0.8."""
+    rows = [("q", doc, "dense", i + 1, 0.9 - 0.1 * i) for i, doc in enumerate(p)]
+    rows = table(contracts.CANDIDATES, *rows).with_columns(
+        *(pl.lit(None, pl.Boolean).alias(name) for name in ("own", "curated", "same_text", "contains_answer")),
+        pl.lit(None, pl.Float32).alias("positive_similarity"),
+        *(pl.lit(None, pl.Float32).alias(name) for name in contracts.FEATURES),
+        pl.Series("p_false_negative", list(p.values()), pl.Float32),
+    )
+    return mask.decided(
+        Params(**{"mask": "perc", "threshold": 1.0} | given), rows, table(contracts.JUDGED, ("q", "x", 1, 0.8))
+    )
+
+
+def test_what_the_rule_sets_aside_can_become_a_positive():
+    found = judged_by({"a": 0.95, "b": 0.99}, relabel="positive")
+    # a scores 0.9, above the positive's 0.8; b's 0.8 is not, so that the rule keeps it whatever its p
+    assert found.select("doc_id", "verdict", "reason", "weight").rows() == [
+        ("a", "positive", "relabelled", None),
+        ("b", "negative", "kept", None),
+    ]
+    assert judged_by({"a": 0.95}, relabel="positive", above=0.96)["reason"].to_list() == ["perc"]
+
+
+def test_what_the_rule_sets_aside_can_stay_with_a_weight():
+    found = judged_by({"a": 0.75, "b": 0.5}, relabel="weight")
+    assert found.select("doc_id", "verdict", "reason", "weight").rows() == [
+        ("a", "negative", "weighted", 0.25),
+        ("b", "negative", "kept", None),
+    ]
+    assert judged_by({"a": None}, relabel="weight")["reason"].to_list() == ["perc"]

@@ -1,0 +1,58 @@
+"""Check: what a mask does with false negatives whose label is known, the positives that the estimate did not see."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stages.contracts import Summary
+from stages.negatives import budget, learned, rules
+from stages.negatives.budget import Limit
+
+
+def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summary | None:
+    """What the mask of `params` writes for the questions of `taught` (TAUGHT), each judged by a fold that did not see
+    it: how many negatives and how many hidden positives among them, the expected share of false ones and the observed.
+
+    A hidden positive counts `learned.WEIGHT` times: only half of what is known was hidden. None where nothing was.
+    """
+    if taught.is_empty():
+        return None
+    rows = taught
+    if limit is None:
+        figures = {name: rows[name].to_numpy() for name in ("score", "rank", "lowest", "best")}
+        threshold = rules.thresholds(params.mask, params.limit, figures["lowest"], figures["best"])
+        window = params.window_start, params.window_end
+        rows = rows.filter(pl.Series(rules.passes(params.mask, figures["score"], figures["rank"], threshold, window)))
+    p = rows["p_false_negative"].to_numpy()
+    query = rows["query_id"].rle_id().cast(pl.Int64).to_numpy()
+    lists, at = budget.padded(
+        query, rows["score"].to_numpy(), p, np.full(rows["query_id"].n_unique(), params.negatives)
+    )
+    chosen = budget.choose(lists, limit.price if limit else 0.0)[at] & (p <= (limit.ceiling if limit else 1.0))
+    n, false = int(chosen.sum()), int((chosen & rows["hidden"].to_numpy()).sum())
+    expected = float(p[chosen].mean(dtype=np.float64)) if n else 0.0
+    observed = learned.WEIGHT * false / max(n + (learned.WEIGHT - 1) * false, 1)
+    return {
+        "questions": taught["query_id"].n_unique(),
+        "negatives": n,
+        "hidden": false,
+        "expected": round(expected, 5),
+        "observed": round(observed, 5),
+    }
+
+
+def lines(estimate: Mapping[str, Any] | None) -> list[str]:
+    """How it is known how many of the negatives are false, for a person; `estimate` is of the mask's summary."""
+    if not estimate:
+        return []
+    if estimate["unfit"]:
+        return [f"how many negatives are false can't be told on this table: {estimate['unfit']}"]
+    if said := estimate["check"]:
+        return [
+            f"checked on {said['questions']:,} questions of this table with half of their positives hidden, each "
+            f"judged by a model that did not see it: expected {said['expected']:.2%} false negatives, found "
+            f"{said['observed']:.2%}"
+        ]
+    return ["the estimate of false negatives is not checked on this table: too few questions have several positives"]

@@ -1,0 +1,138 @@
+"""Evidence: all that speaks for or against a candidate, before any rule decides. The mask goes by it in seconds.
+
+A candidate is a (query, document) pair, whichever retrievers found it, with what is known of it without a score (a
+positive by id or by text, a document that holds the answer, one that people judged), its likeness to the positives,
+and p_false_negative with the features behind it (`stages.negatives.learned`).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stages import contracts
+from stages.contracts import Summary, Tools
+from stages.models import file_digest
+from stages.negatives import known
+from stages.negatives.blocks import of_block, ordered, query_blocks
+from stages.negatives.documents import document_vectors, loose_forms, text_keys
+from stages.params import Params as BaseParams
+from stages.params import option
+
+VERSION = 1
+
+ROWS_A_BLOCK = 200_000
+"""Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""
+
+
+class Params(BaseParams):
+    """What is looked for."""
+
+    answers: bool = option(
+        True, "Set documents aside that hold a known answer of the query as whole words (DPR's rule)."
+    )
+    min_answer_chars: int = option(
+        4, "Answers narrower than this are not looked for; a Chinese, Japanese or Korean character counts as two.", ge=1
+    )
+    estimate: bool = option(
+        True,
+        "Estimate for every candidate how likely it is a false negative. mask = learned goes by it; with a fixed rule "
+        "it says how many of the negatives written are false.",
+    )
+
+
+def identity(params: Params) -> dict[str, str]:
+    """The shipped prior, where an estimate hangs on it."""
+    from stages.negatives.learned import PRIOR
+
+    return {"prior": file_digest(PRIOR)} if params.estimate else {}
+
+
+def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+    """Write evidence.parquet, a row for each candidate and curated negative; and what its estimator learned from.
+
+    taught.parquet: the candidates of the questions whose positives were hidden, with the p of the fold that did not see
+    them; estimator.json: which sources the estimate has, why it can't be trusted, and the models as numbers.
+    """
+    from stages.retrieval.encode import Vectors
+
+    candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
+    judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
+    queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query"])
+    answers = contracts.read_table(inputs["answers"], contracts.ANSWERS)
+    truth = Truth(
+        positives=known.united_positives(queries, judged.select("query_id", "doc_id", "relevance").collect()),
+        keys=text_keys(inputs["corpus"]),
+        needles=known.usable_answers(answers if params.answers else answers.clear(), params.min_answer_chars),
+    )
+    forms = loose_forms(inputs["corpus"], tools.scratch / "loose.arrow") if len(truth.needles) else None
+    vectors = Vectors(inputs["encoding"], tools.vectors)
+    vectorise = document_vectors(inputs["corpus"], vectors)
+    suspects = None
+    if params.estimate:
+        from stages.negatives.suspects import Suspects
+
+        suspects = Suspects(inputs, vectors, vectorise, truth.positives, tools.progress)
+    ids, total = queries["query_id"].sort(), pq.read_metadata(inputs["candidates"]).num_rows
+    pairs = done = 0
+    with pq.ParquetWriter(out / "evidence.parquet", contracts.EVIDENCE, compression="zstd") as writer:
+        for block in query_blocks(ids, total, ROWS_A_BLOCK):
+            rows = flagged(of_block(candidates, block), of_block(judged, block), truth, vectorise, forms)
+            rows = suspects.judged(rows) if suspects and not suspects.unfit else rows
+            writer.write_table(contracts.to_arrow(ordered(rows), contracts.EVIDENCE))
+            pairs, done = pairs + len(rows), done + len(block)
+            tools.progress.advance(done, len(ids), "queries")
+    taught = suspects.taught() if suspects else pl.DataFrame(pl.from_arrow(contracts.TAUGHT.empty_table()))
+    contracts.write_table(taught, contracts.TAUGHT, out / "taught.parquet")
+    about = suspects.about() if suspects else {"source": None, "unfit": "estimate is switched off", "models": []}
+    (out / "estimator.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {"pairs": pairs, "estimated": suspects.summary if suspects else None}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the whole collection before any score is looked at."""
+
+    positives: pl.DataFrame
+    """query_id, doc_id, own: `known.united_positives`."""
+    keys: pl.DataFrame
+    """doc_id, text_key: `documents.text_keys`."""
+    needles: pl.DataFrame
+    """query_id, needle: `known.usable_answers`."""
+
+
+def flagged(
+    candidates: pl.DataFrame,
+    judged: pl.DataFrame,
+    truth: Truth,
+    vectorise: known.Vectorise,
+    forms: pa.Table | None = None,
+) -> pl.DataFrame:
+    """Some queries' candidates and curated negatives with what is known of them.
+
+    `candidates` and `judged` hold all rows of these queries, as their contracts say; `forms` (doc_id, loose) is needed
+    where `truth.needles` has rows. Columns: those of EVIDENCE up to positive_similarity.
+    """
+    pair = ["query_id", "doc_id"]
+    curated = judged.filter(pl.col("relevance") == 0).select(*pair, "score", curated=pl.lit(True))
+    missing = curated.join(candidates, on=pair, how="anti").select(
+        *pair, source=pl.lit("curated"), rank=pl.lit(0, pl.Int32), score="score"
+    )
+    rows = pl.concat([candidates.select(missing.columns), missing])
+    positives = truth.positives.join(rows.select("query_id").unique(), on="query_id", how="semi")
+    rows = known.positive_similarity(rows, positives, vectorise)
+    rows = rows.join(positives, on=pair, how="left").join(curated.drop("score"), on=pair, how="left")
+    texts = positives.join(truth.keys, on="doc_id").select("query_id", "text_key", same_text=pl.lit(True)).unique()
+    rows = rows.join(truth.keys, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")
+    if not len(truth.needles) or forms is None:
+        return rows.drop("text_key")
+    asked = rows.filter(pl.col("own").is_null() & pl.col("curated").is_null())
+    asked = asked.join(truth.needles, on="query_id", how="semi")
+    texts_of = forms.filter(pc.is_in(forms["doc_id"], asked["doc_id"].unique().to_arrow()))
+    holding = known.containing_answer(asked, truth.needles, pl.DataFrame(pl.from_arrow(texts_of)))
+    return rows.join(holding.with_columns(contains_answer=pl.lit(True)), on=pair, how="left").drop("text_key")
