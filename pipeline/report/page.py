@@ -14,6 +14,7 @@ from pipeline.report.markup import Html, count, cut, document, esc, lines, note,
 from pipeline.report.quality import headline, quality
 from pipeline.store import Artifact
 from stages.contracts import SPLITS
+from stages.negatives import check
 from stages.negatives.mask import NEGATIVE, PRECEDENCE, RULE
 from stages.negatives.rules import RULES
 
@@ -25,6 +26,8 @@ REASONS = {
     "contains_answer": "holds a known answer of the question",
     "near_duplicate": "is nearly the same as a positive",
     "no_positive": "the rule has no positive to measure from",
+    "relabelled": "became a positive: it is one by all that is known",
+    "weighted": "does not pass the rule, and is kept with a weight",
     "kept": "passed every check",
 }
 
@@ -92,6 +95,7 @@ def negatives(artifacts: Mapping[str, Artifact], scores: evidence.Scores | None)
         ),
         table(["reason", "verdict", "candidates", "share"], [("", verdict_rows(mask))]),
         filling(composed),
+        *(note(line[0].upper() + line[1:] + ".") for line in check.lines(mask.summary.get("estimate"))),
     ]
     if scores:
         title = "Candidates of train questions, by the retriever's score"

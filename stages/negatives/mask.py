@@ -106,7 +106,7 @@ class Params(BaseParams):
         "probability of at least `above` becomes a positive of the query in training (as in RLHN); weight: it stays a "
         "negative that counts as much as it is likely to be one (neg_weights in mined.jsonl).",
     )
-    above: float = option(0.9, "relabel = positive: from this probability on.", gt=0, le=1)
+    above: float = option(0.9, "The probability from which on relabel makes a positive.", gt=0, le=1)
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:

@@ -77,6 +77,7 @@ SUMMARIES: dict[str, dict[str, Any]] = {
     },
     "encode": {"encoder": "/home/someone/models/tiny-encoder"},
     "search": {},
+    "evidence": {},
     "mask": {
         "rule": "perc",
         "threshold": 0.95,
