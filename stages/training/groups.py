@@ -56,11 +56,16 @@ def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], di
             f"({unusable} without), and at least 2 are needed. Give more questions, or a mask that leaves more."
         )
     if max_queries and len(found) > max_queries:
-        keys = {query.query_id: draw(seed, "sample", query.query_id) for query in found}
-        found = heapq.nsmallest(max_queries, found, key=lambda query: (keys[query.query_id], query.query_id))
+        found = some(found, max_queries, seed)
         wanted = {doc_id for query in found for doc_id in (*query.positives, *query.negatives)}
         texts = {doc_id: text for doc_id, text in texts.items() if doc_id in wanted}
     return sorted(found, key=lambda query: query.query_id), texts, unusable
+
+
+def some(mined: Sequence[Mined], most: int, seed: int) -> list[Mined]:
+    """At most `most` queries, those of the smallest hash of (seed, query_id); 0: all."""
+    keys = {query.query_id: draw(seed, "sample", query.query_id) for query in mined}
+    return heapq.nsmallest(most or len(mined), mined, key=lambda query: (keys[query.query_id], query.query_id))
 
 
 def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: int, seed: int) -> list[Group]:

@@ -105,11 +105,13 @@ def score_pairs(
     pairs: Sequence[Pair],
     dtype: Dtype = "auto",
     advance: Callable[[int], None] | None = None,
+    keep: Callable[[Sequence[int], np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """The logit of each (query, document): float32 [n], in the order of `pairs`.
 
     On a CPU a pair's score does not depend on what else is scored: every forward pass has one of a few fixed shapes,
-    filled up with padding. `advance` is told how many pairs are done.
+    filled up with padding. `advance` is told how many pairs are done; `keep` is given the places in `pairs` and the
+    logits of each forward pass as it ends, for who wants to have them after a kill.
     """
     import torch
 
@@ -122,12 +124,25 @@ def score_pairs(
             encoded = _tokenise(model, pairs[start : start + _AT_ONCE])
             for rows, length, height in _fixed_shapes(encoded["input_ids"], _budget(model)):
                 logits = _forward(model, _padded(model, encoded, rows, length, height))
-                scores[start + np.asarray(rows)] = logits[: len(rows)].cpu().numpy()
+                places = start + np.asarray(rows)
+                scores[places] = logits[: len(rows)].cpu().numpy()
+                if keep:
+                    keep(places.tolist(), scores[places])
                 done += len(rows)
                 if advance:
                     advance(done)
     model.train(training)
     return scores
+
+
+def token_counts(model: "CrossEncoder", pairs: Sequence[Pair]) -> np.ndarray:
+    """The tokens of each (query, document) as the model reads it, cut to its limit: int64 [n]."""
+    counts = [
+        len(ids)
+        for start in range(0, len(pairs), _AT_ONCE)
+        for ids in _tokenise(model, pairs[start : start + _AT_ONCE])["input_ids"]
+    ]
+    return np.array(counts, dtype=np.int64)
 
 
 def logits(model: "CrossEncoder", pairs: Sequence[Pair], dtype: Dtype = "auto") -> "torch.Tensor":

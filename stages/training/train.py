@@ -6,6 +6,7 @@ on a sample of dev queries; the best epoch's weights are the result.
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ from stages.models import DEFAULT_ENCODER, model_digest, model_name, resolve_mod
 from stages.params import Params as BaseParams
 from stages.params import option
 from stages.training.distill import chance_of, lessons
-from stages.training.groups import Group, epoch_groups, read_mined
+from stages.training.groups import Group, Mined, epoch_groups, read_mined
 from stages.training.reranker import Dtype, has_head, load_reranker, save_reranker, score_pairs
 
 if TYPE_CHECKING:
@@ -111,23 +112,80 @@ def identity(params: Params) -> dict[str, str]:
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Write reranker/ (a Hugging Face model folder) and training.json; a collapse is named in both of the summaries."""
-    folder = resolve_model(params.base)
-    fresh = not has_head(folder)
     mined, texts, unusable = read_mined(inputs["mined"], params.max_queries, params.seed)
     if unusable:
         tools.progress.say(f"{unusable} queries have no negative (or no positive) and are not trained on")
-    epochs = [epoch_groups(mined, e, params.positives, params.negatives, params.seed) for e in range(params.epochs)]
-    taught = int(fresh) if params.distill_epochs is None else params.distill_epochs
-    first = lessons(inputs["candidates"], mined, taught, params.positives, 1 + params.negatives, params.seed)
-    if first:
-        known = "the head is new: " if fresh else ""
-        tools.progress.say(f"{known}epoch 1 to {taught} of {taught + params.epochs} learn the retriever's own scores")
-        texts |= texts_of(inputs["corpus"], {d for groups in first for group in groups for d in group.documents})
     dev = fix_lists(
         inputs, ("dev",), top_k=params.dev_top_k, max_queries=params.dev_queries, seed=params.seed, forced=False
     )
     if dev.lists.is_empty():
         tools.progress.say("there is no dev query to measure the epochs on: the last epoch's weights are kept")
+    measure = None if dev.lists.is_empty() else dev_measure(dev, inputs["corpus"], params.dtype)
+    learned = learn(params, mined, texts, inputs["candidates"], inputs["corpus"], measure, tools)
+    save_reranker(learned.model, out / "reranker")
+    history = learned.history
+    report = {
+        # no path: evaluate is made again where these bytes change, and a moved model is the same model
+        "base": model_name(params.base),
+        "base_weights": model_digest(resolve_model(params.base)),
+        "fresh_head": learned.fresh,
+        "seed": params.seed,
+        "learning_rate": learned.rate,
+        "parameters": params.model_dump(exclude=params.marked("unkeyed")),
+        "queries": len(mined),
+        "queries_without_negatives": unusable,
+        "groups_an_epoch": len(learned.epochs[-1]),
+        "pairs": count_pairs(learned.epochs),
+        "steps": history.steps,
+        "distill_epochs": learned.taught,
+        "chance_loss": learned.chances[-1],
+        "epochs": history.epochs,
+        "best_epoch": history.best_epoch,
+        "dev_queries": dev.queries.height,
+        "collapse": collapse(history, learned.chances, learned.taught),
+    }
+    (out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return summary(report)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained model, what it was taught, and how that went."""
+
+    model: "CrossEncoder"
+    fresh: bool
+    """It began with a new head."""
+    rate: float
+    epochs: list[list[Group]]
+    taught: int
+    """The first so many of `epochs` are of the retriever's scores."""
+    chances: list[float]
+    """The loss of each epoch if nothing were told apart."""
+    history: "History"
+
+
+def learn(
+    params: Params,
+    mined: Sequence[Mined],
+    texts: Mapping[str, str],
+    candidates: Path,
+    corpus: Path,
+    measure: "Measure | None",
+    tools: Tools,
+) -> Learned:
+    """Train on `mined`, whose documents' `texts` are given by id, from the last checkpoint in the scratch folder.
+
+    The retriever's scores, where the model learns these first, come from `candidates`; `measure` as for `trainer.fit`.
+    """
+    folder = resolve_model(params.base)
+    fresh = not has_head(folder)
+    epochs = [epoch_groups(mined, e, params.positives, params.negatives, params.seed) for e in range(params.epochs)]
+    taught = int(fresh) if params.distill_epochs is None else params.distill_epochs
+    first = lessons(candidates, mined, taught, params.positives, 1 + params.negatives, params.seed)
+    if first:
+        known = "the head is new: " if fresh else ""
+        tools.progress.say(f"{known}epoch 1 to {taught} of {taught + params.epochs} learn the retriever's own scores")
+        texts = {**texts, **texts_of(corpus, {d for groups in first for group in groups for d in group.documents})}
     rate = params.learning_rate or (FRESH_RATE if fresh else TRAINED_RATE)
     model = load_reranker(folder, params.device, params.max_length, params.dropout, params.seed)
     if params.gradient_checkpointing:
@@ -143,7 +201,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         texts=texts,
         params=params,
         learning_rate=rate,
-        measure=None if dev.lists.is_empty() else dev_measure(dev, inputs["corpus"], params.dtype),
+        measure=measure,
         tools=tools,
     )
     if first and history.best_epoch <= taught:
@@ -152,33 +210,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         )
     if history.kept:
         model = load_reranker(history.kept, params.device, params.max_length, seed=params.seed)
-    save_reranker(model, out / "reranker")
     sizes = [len(group.documents) for group in epochs[-1]]
     guess = chance(
         params.loss, [sizes[row : row + params.batch_size] for row in range(0, len(sizes), params.batch_size)]
     )
-    report = {
-        # no path: evaluate is made again where these bytes change, and a moved model is the same model
-        "base": model_name(params.base),
-        "base_weights": model_digest(folder),
-        "fresh_head": fresh,
-        "seed": params.seed,
-        "learning_rate": rate,
-        "parameters": params.model_dump(exclude=params.marked("unkeyed")),
-        "queries": len(mined),
-        "queries_without_negatives": unusable,
-        "groups_an_epoch": len(epochs[0]),
-        "pairs": count_pairs([*first, *epochs]),
-        "steps": history.steps,
-        "distill_epochs": taught,
-        "chance_loss": guess,
-        "epochs": history.epochs,
-        "best_epoch": history.best_epoch,
-        "dev_queries": dev.queries.height,
-        "collapse": collapse(history, [*map(chance_of, first), *[guess] * params.epochs], taught),
-    }
-    (out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return summary(report)
+    chances = [*map(chance_of, first), *[guess] * params.epochs]
+    return Learned(model, fresh, rate, [*first, *epochs], taught, chances, history)
 
 
 def dev_measure(dev: Fixed, corpus: Path, dtype: Dtype) -> "Measure":

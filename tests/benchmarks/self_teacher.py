@@ -1,0 +1,161 @@
+"""From which size a self-taught teacher pays: `python -m tests.benchmarks.self_teacher SET [--train N ...]`.
+
+Hides half of each question's positives, takes p of the learned mask (never of a model that saw the question, nor of a
+prior that saw the set), trains rerankers on N questions of each fold's other side, lets them score the band where p is
+unsure for the same questions throughout, and prints a JSON line a size: AUC and cross-fitted log loss on the hidden
+positives with and without the teacher, whether it is heard, the same on documents that no fold was taught to be right
+for another question, and what each margin in logits would set aside. The sets are looked for in ../shared/data.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.progress import progress_for
+from stages.contracts import Tools, scan_documents
+from stages.draw import draw
+from stages.models import DEFAULT_ENCODER
+from stages.negatives import bench, crossfit, opinion
+from stages.negatives.documents import document_vectors
+from stages.negatives.suspects import Suspects
+from stages.negatives.teacher import asked, band, measured, teacher_false
+from stages.pairs.split import GIANT, components
+from stages.retrieval import encode, search
+from stages.text import loose
+from stages.training.train import Params
+
+ROOT = Path(__file__).parent.parent.parent
+MARGINS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0)
+PAIR = ["query_id", "doc_id"]
+
+
+def groups(collection: bench.Collection) -> dict[str, str]:
+    """As build-pairs groups questions: those that restate one another or share a positive; a giant is taken apart."""
+    ids = collection.queries["query_id"].to_list()
+    place = {query_id: i for i, query_id in enumerate(ids)}
+    forms, documents = ({}, {})  # type: ignore[var-annotated]
+    form = np.array([forms.setdefault(loose(text), len(forms)) for text in collection.queries["query"]])
+    every = pl.concat([collection.known.select(PAIR), collection.hidden.select(PAIR)])
+    owner = np.array([place[query_id] for query_id in every["query_id"]])
+    document = np.array([documents.setdefault(doc_id, len(documents)) for doc_id in every["doc_id"]])
+    same = np.arange(len(ids)), form
+    whole, apart = components(len(ids), [same, (owner, document)]), components(len(ids), [same])
+    giant = np.bincount(whole)[whole] > max(1, GIANT * len(ids))
+    return {q: f"{'q' if g else 'c'}{a if g else w}" for q, g, a, w in zip(ids, giant, apart, whole, strict=True)}
+
+
+def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any]:
+    """The set with p for every candidate of the questions whose positives were hidden."""
+    collection = bench.read_collection(folder, 0, most)
+    inputs = bench.write_inputs(collection, work)
+    encode.run(encode.Params(), inputs, work, tools)
+    inputs["encoding"] = work / "encoding.json"
+    search.run(search.Params(), inputs, work, tools)
+    inputs |= {name: work / f"{name}.parquet" for name in ("candidates", "judged")}
+    vectors = encode.Vectors(inputs["encoding"], tools.vectors)
+    vectorise = document_vectors(inputs["corpus"], vectors)
+    suspects = Suspects(inputs, vectors, vectorise, tools.progress, without=collection.digest)
+    rows, found = suspects.candidates_of(collection.hidden)
+    p = suspects.estimator.probability(found, rows["query_id"].to_list())
+    hidden = collection.hidden.with_columns(hidden=True)
+    rows = rows.select(*PAIR, "score").with_columns(p_false_negative=pl.Series(p))
+    rows = rows.join(hidden, on=PAIR, how="left", maintain_order="left").with_columns(pl.col("hidden").fill_null(False))
+    texts = dict(scan_documents(inputs["corpus"]).collect().iter_rows())
+    return {"collection": collection, "rows": rows, "inputs": inputs, "texts": texts, "source": suspects.summary}
+
+
+def margins(table: pl.DataFrame) -> list[dict[str, float]]:
+    """What each margin sets aside: of the hidden positives and of the others; and p, setting aside as many others."""
+    score, lowest, best = (table[f"teacher_{name}"].to_numpy() for name in ("score", "lowest", "best"))
+    p, hidden = table["p_false_negative"].to_numpy(), table["hidden"].to_numpy()
+    out = []
+    for value in MARGINS:
+        taken = teacher_false("margin", value, score, lowest, best)
+        others = float(taken[~hidden].mean())
+        limit = np.quantile(p[~hidden], 1 - others)
+        out.append(
+            {
+                "margin": value,
+                "hidden": round(float(taken[hidden].mean()), 3),
+                "others": round(others, 3),
+                "hidden_by_p": round(float((p[hidden] > limit).mean()), 3),
+            }
+        )
+    return out
+
+
+def tried(
+    found: dict[str, Any], params: Params, folds: int, questions: int, work: Path, tools: Tools
+) -> dict[str, Any]:
+    """One size: train, score the band of some questions, judge."""
+    collection, rows = found["collection"], found["rows"]
+    started = time.monotonic()
+    known = collection.known.select(PAIR)
+    mined = crossfit.lessons(collection.queries.filter(pl.col("split") == "train"), rows, known, params.seed)
+    material = crossfit.Material(mined, found["texts"], groups(collection))
+    cross = crossfit.Cross(
+        params, folds, material, found["inputs"]["candidates"], found["inputs"]["corpus"], work, work / "scores", tools
+    )
+    ids = rows["query_id"].unique().to_list()
+    drawn = sorted(ids, key=lambda query_id: (draw(0, "self teacher", query_id), query_id))[:questions]
+    unsure = rows.filter(pl.Series(band(rows["p_false_negative"].to_numpy())) & pl.col("query_id").is_in(drawn))
+    pairs = asked(unsure, known).join(collection.queries.select("query_id", "query"), on="query_id", how="left")
+    pairs = pairs.sort(PAIR)
+    texts = [(query, found["texts"][doc_id]) for query, doc_id in zip(pairs["query"], pairs["doc_id"], strict=True)]
+    scores = cross.scores(pairs["query_id"].to_list(), texts)
+    table = measured(unsure, known, pairs.with_columns(teacher_score=pl.Series(scores)))
+    fresh = ~cross.seen(table["query_id"].to_list(), table["doc_id"].to_list())
+    line: dict[str, Any] = {"set": collection.name, "questions": len(drawn), "of": len(ids), "pairs": len(pairs)}
+    line |= {"trained_on": [len(lesson) for lesson in cross.lessons], "collapsed": cross.collapsed}
+    for name, part in (("all", table), ("unseen", table.filter(pl.Series(fresh)))):
+        names = ("p_false_negative", "teacher_score", "teacher_lowest", "teacher_best", "hidden")
+        columns = [part[column].to_numpy() for column in names]
+        judged = opinion.fit(*columns, part["query_id"].to_list())
+        line[name] = {"heard": bool(judged.models), **judged.figures}
+    return line | {"margins": margins(table), "minutes": round((time.monotonic() - started) / 60, 1)}
+
+
+def main() -> None:
+    """Print one JSON line for each size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", help="a folder of --data")
+    parser.add_argument("--train", type=int, nargs="*", default=[100, 200, 400], help="questions a fold is trained on")
+    parser.add_argument("--distill", type=int, default=0, help="epochs of the retriever's scores before the judgements")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--base", default=DEFAULT_ENCODER, help="encoder (new head) or cross-encoder to start from")
+    parser.add_argument("--folds", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=300, help="questions whose band is scored, of any size alike")
+    parser.add_argument("--most", type=int, default=3000, help="questions at all")
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--folder", type=Path, default=Path("self-teacher"), help="where vectors and models are kept")
+    given = parser.parse_args()
+    work = given.folder.absolute() / given.set
+    work.mkdir(parents=True, exist_ok=True)
+    progress = progress_for(False, False)
+    tools = Tools(progress, work, given.folder.absolute() / "vectors", work / "logs")
+    try:
+        found = prepared(given.data / given.set, work, given.most, tools)
+        for size in given.train:
+            params = Params(
+                base=given.base,
+                epochs=given.epochs,
+                distill_epochs=given.distill,
+                negatives=5,
+                max_length=given.max_length,
+                max_queries=size,
+            )
+            place = work / f"{size}-{given.distill}-{given.epochs}"
+            line = {"distill": given.distill, "epochs": given.epochs, "p_from": found["source"]["source"]}
+            print(json.dumps(line | tried(found, params, given.folds, given.questions, place, tools)), flush=True)
+    finally:
+        progress.close()
+
+
+if __name__ == "__main__":
+    main()
