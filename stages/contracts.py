@@ -62,6 +62,13 @@ TAUGHT = _schema(
 )
 """Candidates of questions some of whose positives were hidden, judged by a model that did not see them; `lowest` and
 `best` are the scores of the positives that were left."""
+VERIFIED = _schema(
+    {"query_id": _STR, "doc_id": _STR},
+    dict.fromkeys(("teacher_score", "teacher_lowest", "teacher_best"), pa.float32())
+    | dict.fromkeys(("teacher_false", "judge"), pa.bool_())
+    | {"p_false_negative": pa.float32()},
+)
+"""What a teacher said (logits: of the pair, of its query's lowest and best positive), a judge, and the p after both."""
 VERDICTS = _schema(
     {
         "query_id": _STR,
@@ -72,7 +79,8 @@ VERDICTS = _schema(
         "verdict": _STR,
         "reason": _STR,
     },
-    dict.fromkeys(("p_false_negative", "threshold", "positive_similarity", "weight", *FEATURES), pa.float32()),
+    dict.fromkeys(("p_false_negative", "threshold", "positive_similarity", "weight", *FEATURES), pa.float32())
+    | {"teacher_score": pa.float32(), "judge": pa.bool_()},
 )
 PER_QUERY = _schema(
     {"split": _STR, "row": _STR, "query_id": _STR, "group": _STR, "metric": _STR, "value": pa.float64()}
@@ -160,6 +168,11 @@ class Tools:
     """The root of the vector store (one folder an encoder in it)."""
     logs: Path
     """For what holds times and therefore can't be part of an artifact, such as TensorBoard's event files."""
+
+    @property
+    def scores(self) -> Path:
+        """Beside the vectors: what a teacher or a judge said of a pair, for as long as the workspace lives."""
+        return self.vectors.parent / "scores"
 
 
 Digest = Callable[[Path], str]

@@ -182,7 +182,7 @@ def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> 
         "folder": stages["search"]["folder"],
         "why": ["parameters.depth: 20 -> 15"],
     }
-    assert stages["mask"]["why"] == ["search, evidence first"]
+    assert stages["mask"]["why"] == ["search, evidence, verify first"]
     (project.folder / "faq.csv").write_bytes((project.folder / "faq.csv").read_bytes() + b"\n")
     stages = {row["stage"]: row for row in result(project, "status")["stages"]}
     assert stages["pairs"]["why"] == ["table:faq.csv changed"]

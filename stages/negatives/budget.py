@@ -9,13 +9,16 @@ Prices are tried on a geometric grid, and the least that keeps the limit is take
 moves it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from stages.params import option
+from stages.negatives.blocks import of_block
+from stages.params import Params, option
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -29,6 +32,26 @@ PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 def negatives_option() -> Any:
     """The parameter `negatives`: mask and compose both go by it."""
     return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", ge=1)
+
+
+class Limits(Params):
+    """What of a query's candidates may be emitted: verify and mask both go by it."""
+
+    max_false_negatives: float = option(
+        0.02,
+        "learned: the share of false ones that you accept among the negatives written, as expected.",
+        gt=0,
+        lt=1,
+    )
+    negatives: int = negatives_option()
+    # Looked at with MiniLM on medical FAQs: from 0.98 up texts differ in a detail at most, below begin true negatives
+    # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
+    duplicate_similarity: float = option(
+        0.98,
+        "Set documents aside whose vector has at least this cosine with a positive's; above 1 switches it off.",
+        gt=0,
+        le=2,
+    )
 
 
 @dataclass(frozen=True)
@@ -145,3 +168,33 @@ def padded(query: NDArray[np.int64], score: Floats, p: Floats, room: Ints) -> tu
     scores, ps, opens = np.zeros(shape, np.float32), np.ones(shape, np.float32), np.zeros(shape, np.bool_)
     scores[query, column], ps[query, column], opens[query, column] = score, p, True
     return Lists(scores, ps, opens, room), (query, column)
+
+
+_SHUT = ("same_text", "curated", "contains_answer")
+_READ = ["query_id", "score", "p_false_negative", "positive_similarity", "own", *_SHUT]
+
+
+def open_lists(limits: Limits, rows: pl.DataFrame) -> tuple[Lists, tuple[Ints, Ints], Bools]:
+    """What of some queries' EVIDENCE is open to the estimate's verdict, as `padded` gives it, and which of the rows [n]
+    that is. The room of a query is what its curated negatives leave."""
+    rows = rows.with_columns(
+        room=(limits.negatives - pl.col("curated").fill_null(False).sum().over("query_id").cast(pl.Int64)).clip(0)
+    )
+    shut = pl.any_horizontal(pl.col("own").is_not_null(), *(pl.col(flag).fill_null(False) for flag in _SHUT))
+    shut |= (pl.col("positive_similarity") >= pl.lit(limits.duplicate_similarity, pl.Float32)).fill_null(False)
+    here = rows.select(pl.col("p_false_negative").is_not_null() & ~shut).to_series().to_numpy()
+    listed = rows.filter(here)
+    query = listed["query_id"].rle_id().cast(pl.Int64).to_numpy()
+    room = listed.group_by("query_id", maintain_order=True).agg(pl.col("room").first())["room"].to_numpy()
+    lists, at = padded(query, listed["score"].to_numpy(), listed["p_false_negative"].to_numpy(), room)
+    return lists, at, here
+
+
+def settled(limits: Limits, evidence: pl.LazyFrame, queries: pl.DataFrame, blocks: Iterable[pl.Series]) -> Limit:
+    """The limit under which the train questions of `queries` (query_id, split) are served, block by block."""
+    train = queries.filter(pl.col("split") == "train")["query_id"]
+    total = NOTHING
+    for block in blocks:
+        rows = of_block(evidence.select(_READ), block).filter(pl.col("query_id").is_in(train.implode()))
+        total += tried(open_lists(limits, rows)[0])
+    return settle(total, limits.max_false_negatives)

@@ -56,7 +56,7 @@ def identity(params: Params) -> dict[str, str]:
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Write evidence.parquet, a row for each candidate and curated negative; and what its estimator learned from.
 
-    taught.parquet: the candidates of the questions whose positives were hidden, with the p of the fold that did not see
+    shown.parquet: the candidates of the questions whose positives were hidden, with the p of the fold that did not see
     them; estimator.json: which sources the estimate has, why it can't be trusted, and the models as numbers.
     """
     from stages.retrieval.encode import Vectors
@@ -88,7 +88,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
             pairs, done = pairs + len(rows), done + len(block)
             tools.progress.advance(done, len(ids), "queries")
     taught = suspects.taught() if suspects else pl.DataFrame(pl.from_arrow(contracts.TAUGHT.empty_table()))
-    contracts.write_table(taught, contracts.TAUGHT, out / "taught.parquet")
+    contracts.write_table(taught, contracts.TAUGHT, out / "shown.parquet")
     about = suspects.about() if suspects else {"source": None, "unfit": "estimate is switched off", "models": []}
     (out / "estimator.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {"pairs": pairs, "estimated": suspects.summary if suspects else None}

@@ -10,6 +10,7 @@ A candidate takes the first line of this table that holds for it (`PRECEDENCE` i
 | curated | negative | people judged it not relevant: kept whatever its score, and added if it was not retrieved |
 | contains_answer | ignored | the document holds a known answer of the query |
 | near_duplicate | ignored | its vector is nearly that of a positive |
+| teacher | ignored | the teacher takes it for a positive, by the rule of `teacher_rule` |
 | no_positive | ignored | the rule measures from a positive and the query has none |
 | relabelled | positive | the rule takes it for a possible positive, and it is one by all that is known (`relabel`) |
 | weighted | negative | the rule does so, and it is kept with the weight that it is a negative after all |
@@ -28,7 +29,6 @@ from typing import Literal, Self
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import model_validator
 
 from stages import contracts
@@ -36,9 +36,9 @@ from stages.contracts import Summary, Tools
 from stages.errors import InputError
 from stages.negatives import budget, check, rules
 from stages.negatives.blocks import of_block, query_blocks
-from stages.negatives.budget import Limit, negatives_option
+from stages.negatives.budget import Limit, Limits
 from stages.negatives.rules import RULES, RuleName
-from stages.params import Params as BaseParams
+from stages.negatives.verify import heard
 from stages.params import option
 
 VERSION = 4
@@ -54,6 +54,7 @@ PRECEDENCE = (
     ("curated", NEGATIVE),
     ("contains_answer", IGNORED),
     ("near_duplicate", IGNORED),
+    ("teacher", IGNORED),
     ("no_positive", IGNORED),
     ("relabelled", POSITIVE),
     ("weighted", NEGATIVE),
@@ -64,7 +65,7 @@ ROWS_A_BLOCK = 1_000_000
 """Pairs looked at together; bounds memory and changes no result."""
 
 
-class Params(BaseParams):
+class Params(Limits):
     """How candidates are told from possible positives."""
 
     mask: RuleName = option(
@@ -76,13 +77,6 @@ class Params(BaseParams):
         "(TopK-Abs); infonce: more than threshold above the lowest positive (SWIFT); window: a rank outside the window "
         "(FlagEmbedding); none: no rule.",
     )
-    max_false_negatives: float = option(
-        0.02,
-        "learned: the share of false ones that you accept among the negatives written, as expected.",
-        gt=0,
-        lt=1,
-    )
-    negatives: int = negatives_option()
     threshold: float | None = option(
         None,
         "A fixed rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
@@ -92,14 +86,6 @@ class Params(BaseParams):
         10, "window: so many of the first ranks are skipped, as in FlagEmbedding's 10-210.", ge=0
     )
     window_end: int = option(210, "window: the last rank that may be a negative, as in FlagEmbedding's 10-210.", ge=1)
-    # Looked at with MiniLM on medical FAQs: from 0.98 up texts differ in a detail at most, below begin true negatives
-    # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
-    duplicate_similarity: float = option(
-        0.98,
-        "Set documents aside whose vector has at least this cosine with a positive's; above 1 switches it off.",
-        gt=0,
-        le=2,
-    )
     relabel: Literal["no", "positive", "weight"] = option(
         "no",
         "What becomes of what the rule sets aside. no: it is left out; positive: what is a false negative with a "
@@ -127,7 +113,8 @@ class Params(BaseParams):
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative."""
-    evidence = contracts.scan_table(inputs["evidence"], contracts.EVIDENCE)
+    verified = contracts.scan_table(inputs["verified"], contracts.VERIFIED)
+    evidence = heard(contracts.scan_table(inputs["evidence"], contracts.EVIDENCE), verified)
     judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
     queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "split"]).sort("query_id")
     estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
@@ -141,14 +128,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     if params.relabel != "no" and estimator["unfit"]:
         tools.progress.say(f"relabel = {params.relabel} finds nothing, since no estimate can be trusted here")
     blocks = list(query_blocks(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, ROWS_A_BLOCK))
-    limit = None
-    if rule.mask == "learned":
-        train = queries.filter(pl.col("split") == "train")["query_id"]
-        total = budget.NOTHING
-        for block in blocks:
-            rows = of_block(evidence.select(_LISTED), block).filter(pl.col("query_id").is_in(train.implode()))
-            total += budget.tried(open_lists(rule, rows)[0])
-        limit = budget.settle(total, rule.max_false_negatives)
+    limit = budget.settled(rule, evidence, queries, blocks) if rule.mask == "learned" else None
     counts: Counter[str] = Counter()
     with pq.ParquetWriter(out / "verdicts.parquet", contracts.VERDICTS, compression="zstd") as writer:
         for block in blocks:
@@ -169,28 +149,6 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     return summary
 
 
-_SHUT = ("same_text", "curated", "contains_answer")
-_LISTED = ["query_id", "score", "p_false_negative", "positive_similarity", "own", *_SHUT]
-
-
-def open_lists(
-    params: Params, rows: pl.DataFrame
-) -> tuple[budget.Lists, tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]:
-    """What of some queries' evidence is open to the learned mask's verdict, as `budget.padded` gives it, and which of
-    the rows [n] that is. The room of a query is what its curated negatives leave."""
-    rows = rows.with_columns(
-        room=(params.negatives - pl.col("curated").fill_null(False).sum().over("query_id").cast(pl.Int64)).clip(0)
-    )
-    shut = pl.any_horizontal(pl.col("own").is_not_null(), *(pl.col(flag).fill_null(False) for flag in _SHUT))
-    shut |= (pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32)).fill_null(False)
-    here = rows.select(pl.col("p_false_negative").is_not_null() & ~shut).to_series().to_numpy()
-    listed = rows.filter(here)
-    query = listed["query_id"].rle_id().cast(pl.Int64).to_numpy()
-    room = listed.group_by("query_id", maintain_order=True).agg(pl.col("room").first())["room"].to_numpy()
-    lists, at = budget.padded(query, listed["score"].to_numpy(), listed["p_false_negative"].to_numpy(), room)
-    return lists, at, here
-
-
 def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Limit | None = None) -> pl.DataFrame:
     """The verdicts on `rows` of EVIDENCE (all of their queries): the columns of VERDICTS, and `contradicted`.
 
@@ -199,7 +157,7 @@ def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Lim
     """
     rows = rules.apply(params.mask, params.limit, (params.window_start, params.window_end), rows, judged)
     if limit:
-        lists, at, here = open_lists(params, rows)
+        lists, at, here = budget.open_lists(params, rows)
         threshold = np.full(len(rows), np.nan, np.float32)
         threshold[here] = budget.allowed(lists, limit, params.max_false_negatives)[at]
         rows = rows.with_columns(pl.Series("threshold", threshold).fill_nan(None))
@@ -209,6 +167,7 @@ def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Lim
         known_positive=pl.col("own"),
         repeated_question=pl.col("own").not_(),
         near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
+        teacher=pl.col("teacher_false"),
         relabelled=pl.lit(params.relabel == "positive") & pl.col("rule") & (p >= params.above),
         weighted=pl.lit(params.relabel == "weight") & pl.col("rule") & p.is_not_null(),
     )

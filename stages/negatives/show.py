@@ -21,17 +21,32 @@ _WORDS = {
     "near_duplicate": "is nearly the same as a positive: similarity {positive_similarity}",
     "no_positive": "can't be judged: the query has no positive to measure from",
     "window": "has rank {rank}, outside the window",
+    "teacher": "is taken for a positive by the teacher: it scores it {teacher_score}",
     "relabelled": "became a positive: a false negative with probability {p_false_negative}",
     "weighted": "is kept with the weight {weight}: a false negative with probability {p_false_negative}",
     "kept": "passed every check",
 }
+
+_FIGURES = (
+    *("score", "threshold", "positive_similarity", "rank", "p_false_negative", "like_best", "weight"),
+    "teacher_score",
+)
 
 
 def explain(row: Mapping[str, Any]) -> str:
     """A row of verdicts in plain words with its figures; positives that were not retrieved have rank None."""
     figures = {
         name: "?" if row.get(name) is None else f"{row[name]:.4g}"
-        for name in ("score", "threshold", "positive_similarity", "rank", "p_false_negative", "like_best", "weight")
+        for name in (
+            "score",
+            "threshold",
+            "positive_similarity",
+            "rank",
+            "p_false_negative",
+            "like_best",
+            "weight",
+            "teacher_score",
+        )
     }
     reason = row["reason"]
     if reason in _WORDS:
@@ -96,7 +111,7 @@ def arrange(judged: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame) -
     """One query's rows of `judged` and `verdicts` with their `texts`, as `show` returns them."""
     unseen = judged.filter(pl.col("relevance") > 0).join(verdicts, on="doc_id", how="anti")
     columns = ["doc_id", "rank", "source", "score", "verdict", "reason", "threshold", "positive_similarity"]
-    columns += ["p_false_negative", "like_best", "weight"]
+    columns += ["p_false_negative", "like_best", "weight", "teacher_score", "judge"]
     extra = unseen.select(
         "doc_id",
         rank=pl.lit(None, pl.Int32),
@@ -109,6 +124,8 @@ def arrange(judged: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame) -
         p_false_negative=pl.lit(None, pl.Float32),
         like_best=pl.lit(None, pl.Float32),
         weight=pl.lit(None, pl.Float32),
+        teacher_score=pl.lit(None, pl.Float32),
+        judge=pl.lit(None, pl.Boolean),
     )
     rows = pl.concat([verdicts.select(columns), extra])
     rows = rows.with_columns(

@@ -78,6 +78,7 @@ SUMMARIES: dict[str, dict[str, Any]] = {
     "encode": {"encoder": "/home/someone/models/tiny-encoder"},
     "search": {},
     "evidence": {},
+    "verify": {},
     "mask": {
         "rule": "perc",
         "threshold": 0.95,

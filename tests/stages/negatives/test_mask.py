@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from stages import contracts
 from stages.errors import InputError
-from stages.negatives import evidence, mask
+from stages.negatives import evidence, mask, verify
 from stages.negatives.mask import Params
 from tests.stages.negatives.collection import stand_in, table, tools, write
 
@@ -66,11 +66,15 @@ def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
     lent = tools(tmp_path)
     evidence.run(evidence.Params(estimate=False, **(look or {})), inputs, out, lent)
     seen = {name: out / file for name, file in FILES.items()}
+    verify.run(verify.Params(), inputs | seen, out, lent)
     summary = mask.run(Params(**{"mask": "perc"} | given), inputs | seen, out, lent)
     return contracts.read_table(out / "verdicts.parquet", contracts.VERDICTS), summary | {"said": lent.progress.lines}
 
 
-FILES = {"evidence": "evidence.parquet", "taught": "taught.parquet", "estimator": "estimator.json"}
+FILES = {
+    "evidence": "evidence.parquet", "shown": "shown.parquet", "estimator": "estimator.json",
+    "verified": "verified.parquet", "taught": "taught.parquet",
+}  # fmt: skip
 
 
 def test_every_line_of_the_table(inputs, tmp_path):
@@ -216,6 +220,8 @@ def judged_by(p: dict[str, float | None], **given) -> pl.DataFrame:
         pl.lit(None, pl.Float32).alias("positive_similarity"),
         *(pl.lit(None, pl.Float32).alias(name) for name in contracts.FEATURES),
         pl.Series("p_false_negative", list(p.values()), pl.Float32),
+        *(pl.lit(None, kind).alias(name) for name, kind in (("teacher_score", pl.Float32), ("judge", pl.Boolean))),
+        teacher_false=pl.lit(None, pl.Boolean),
     )
     return mask.decided(
         Params(**{"mask": "perc", "threshold": 1.0} | given), rows, table(contracts.JUDGED, ("q", "x", 1, 0.8))

@@ -1,0 +1,71 @@
+"""Doubts: the candidates whose verdict a second opinion could change, and the texts that it has to read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from stages import contracts
+from stages.contracts import Tools, scan_documents
+from stages.negatives import budget
+from stages.negatives.blocks import of_block, query_blocks
+from stages.negatives.budget import Limit, Limits
+
+ROWS_A_BLOCK = 1_000_000
+"""Pairs looked at together; bounds memory and changes no result."""
+PAIR = ["query_id", "doc_id"]
+
+
+@dataclass
+class Scene:
+    """The tables behind the candidates."""
+
+    inputs: Mapping[str, Path]
+    tools: Tools
+
+    def __post_init__(self) -> None:
+        self.queries = contracts.read_table(self.inputs["queries"], contracts.QUERIES).sort("query_id")
+        judged = contracts.scan_table(self.inputs["judged"], contracts.JUDGED)
+        self.positives = judged.filter(pl.col("relevance") > 0).select(PAIR).collect()
+
+    def doubtful(self, limits: Limits) -> pl.DataFrame:
+        """The open candidates of train questions down to the last that would be emitted, as far as somebody may doubt
+        them: query_id, doc_id, score, p_false_negative, threshold, emitted, reached; sorted by query_id, doc_id."""
+        evidence = contracts.scan_table(self.inputs["evidence"], contracts.EVIDENCE)
+        total = pq.read_metadata(self.inputs["evidence"]).num_rows
+        blocks = list(query_blocks(self.queries["query_id"], total, ROWS_A_BLOCK))
+        limit = budget.settled(limits, evidence, self.queries, blocks)
+        train = self.queries.filter(pl.col("split") == "train")["query_id"]
+        found = [
+            open_rows(limits, of_block(evidence, block).filter(pl.col("query_id").is_in(train.implode())), limit)
+            for block in blocks
+        ]
+        return pl.concat(found).sort(PAIR)
+
+    def texts(self, pairs: pl.DataFrame) -> list[tuple[str, str]]:
+        """The (query, document) texts of pairs (query_id, doc_id), in their order."""
+        wanted = pairs["doc_id"].unique()
+        documents = scan_documents(self.inputs["corpus"]).filter(pl.col("doc_id").is_in(wanted.implode())).collect()
+        joined = pairs.select(PAIR).join(
+            self.queries.select("query_id", "query"), on="query_id", how="left", maintain_order="left"
+        ).join(documents, on="doc_id", how="left", maintain_order="left")  # fmt: skip
+        return list(zip(joined["query"], joined["text"], strict=True))
+
+
+def open_rows(limits: Limits, rows: pl.DataFrame, limit: Limit) -> pl.DataFrame:
+    """Of some queries' EVIDENCE what `Scene.doubtful` gives, in the order of `rows`."""
+    lists, at, here = budget.open_lists(limits, rows)
+    chosen = budget.choose(lists, limit.price) & (lists.p <= limit.ceiling)
+    width = lists.score.shape[1]
+    last = np.where(chosen.any(axis=1), width - 1 - chosen[:, ::-1].argmax(axis=1), -1) if width else np.zeros(0)
+    reached = np.arange(width)[None] <= last[:, None]
+    threshold = budget.allowed(lists, limit, limits.max_false_negatives)
+    found = rows.filter(here).select(
+        *PAIR, "score", "p_false_negative",
+        threshold=pl.Series(threshold[at], dtype=pl.Float32), emitted=pl.Series(chosen[at], dtype=pl.Boolean),
+        reached=pl.Series(reached[at], dtype=pl.Boolean),
+    )  # fmt: skip
+    return found.filter(pl.col("reached"))

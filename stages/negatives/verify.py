@@ -1,0 +1,263 @@
+"""Verify: a second opinion, asked only where the first one is unsure and only on what training may meet.
+
+A teacher (a cross-encoder, or rerankers cross-fitted on the table itself) reads the candidates in the band where
+p_false_negative decides little; a judge (an LLM) reads those whose verdict would change most. What they said stands in
+verified.parquet, beside the p that follows from it; the mask goes by that p. Without either, nothing is asked.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import polars as pl
+
+from stages import contracts
+from stages.contracts import Summary, Tools, scan_documents
+from stages.errors import InputError
+from stages.models import DEFAULT_ENCODER, model_digest, resolve_model
+from stages.negatives.budget import Floats, Limits
+from stages.negatives.doubts import PAIR, Scene
+from stages.params import option
+
+if TYPE_CHECKING:
+    from stages.negatives.teacher import Teacher
+
+VERSION = 1
+
+SELF = "self"
+SELF_QUERIES = 2_000
+"""Questions that a fold of a self-taught teacher learns from at most."""
+RELEVANT, NOT_RELEVANT = 0.98, 0.01
+"""p_false_negative after a judge's verdict: it errs now and then."""
+
+
+class Params(Limits):
+    """Who is asked for a second opinion."""
+
+    # the weights enter the key through `identity`
+    teacher: str | None = option(
+        None,
+        "Cross-encoder that reads the candidates in doubt, by folder or Hugging Face id; self: small rerankers trained "
+        "on this table, each for the questions that it did not see. Left out: none.",
+        model=True,
+        unkeyed=True,
+    )
+    teacher_rule: Literal["none", "margin", "margin_max", "perc", "perc_max", "abs"] = option(
+        "none",
+        "Sets aside what the teacher itself takes for a positive, by the rule of that name on its scores (margin: "
+        "logits; perc, abs: their sigmoid). Without it, its scores only enter p_false_negative.",
+    )
+    teacher_threshold: float | None = option(
+        None, "The teacher_rule's number; left out: margin 1, perc 0.95, abs 0.7.", allow_inf_nan=False
+    )
+    teacher_budget: int = option(
+        0, "Candidates that a teacher may be asked about, nearest to doubt first; 0: all.", ge=0
+    )
+    teacher_max_length: int = option(256, "Tokens of query and document together that a teacher reads.", ge=8)
+    teacher_base: str = option(
+        DEFAULT_ENCODER, "With teacher = self: the model that these rerankers start from.", model=True, unkeyed=True
+    )
+    folds: int = option(
+        2, "With teacher = self: so many rerankers, each scores one part and learns from the others.", ge=2
+    )
+    judge: str | None = option(
+        None, "URL of an OpenAI-compatible API that is asked about candidates, such as http://localhost:8000/v1.",
+        unkeyed=True,
+    )  # fmt: skip
+    judge_model: str | None = option(None, "Name of the model behind judge.")
+    judge_budget: int = option(
+        1000, "Pairs that the judge is asked about, those whose verdict changes most; each is paid for once.",
+        ge=1,
+    )  # fmt: skip
+
+
+def identity(params: Params) -> dict[str, str]:
+    """The weights of the teacher, or of what it starts from, and whether a judge is asked."""
+    found = {"judge": "asked"} if params.judge else {}
+    if params.teacher == SELF:
+        return found | {"teacher": f"self: {model_digest(resolve_model(params.teacher_base))}"}
+    return found | ({"teacher": model_digest(resolve_model(params.teacher))} if params.teacher else {})
+
+
+def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+    """Write verified.parquet, a row for each pair that somebody read, and taught.parquet with the p that follows."""
+    estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
+    taught = contracts.read_table(inputs["shown"], contracts.TAUGHT)
+    said: Summary = {}
+    verified = pl.DataFrame(pl.from_arrow(contracts.VERIFIED.empty_table()))
+    if params.teacher or params.judge:
+        if estimator["source"] is None or estimator["unfit"]:
+            why = estimator["unfit"]
+            raise InputError(
+                f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {why}"
+            )
+        scene = Scene(inputs, tools)
+        rows = scene.doubtful(params)
+        if params.teacher:
+            rows, taught, verified, said["teacher"] = taught_by(params, rows, taught, scene)
+        if params.judge:
+            rows, said["judge"] = judged_by(params, rows, scene)
+        verified = told(rows, verified)
+    contracts.write_table(verified, contracts.VERIFIED, out / "verified.parquet")
+    contracts.write_table(taught, contracts.TAUGHT, out / "taught.parquet")
+    return {"pairs": verified.height, **said}
+
+
+def heard(evidence: pl.LazyFrame, verified: pl.LazyFrame) -> pl.LazyFrame:
+    """`evidence` with teacher_score, teacher_false and judge, and p_false_negative as it is after these."""
+    told = verified.select(
+        *PAIR, "teacher_score", "teacher_false", "judge", after="p_false_negative"
+    )  # fmt: skip
+    rows = evidence.join(told, on=PAIR, how="left", maintain_order="left")
+    return rows.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
+
+
+class Reader(Protocol):
+    """Who scores pairs: `teacher.Teacher` and `crossfit.Cross` behind one face."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Distinct pairs: scored now, and cached."""
+
+    def scores(self, query_ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Floats:
+        """The logit of each pair."""
+
+
+def taught_by(
+    params: Params, rows: pl.DataFrame, taught: pl.DataFrame, scene: Scene
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, Summary]:
+    """`rows` and `taught` with p after the teacher, what it said of each pair, and how it did."""
+    from stages.negatives import opinion, teacher
+
+    p = rows["p_false_negative"].to_numpy()
+    unsure = rows.filter(
+        pl.Series(teacher.band(p, most=params.teacher_budget, near=rows["threshold"].to_numpy()), dtype=pl.Boolean)
+    )
+    shown = taught.filter(pl.Series(teacher.band(taught["p_false_negative"].to_numpy()), dtype=pl.Boolean))
+    reader, why = reading(params, scene, unsure)
+    if reader is None:
+        scene.tools.progress.say(f"no teacher is asked: {why}")
+        return rows, taught, rows.head(0), {"heard": False, "why": why}
+    pairs = teacher.asked(pl.concat([unsure.select(PAIR), shown.select(PAIR)]), scene.positives)
+    scored = pairs.with_columns(
+        teacher_score=pl.Series(reader.scores(pairs["query_id"].to_list(), scene.texts(pairs)), dtype=pl.Float32)
+    )
+    # what is hidden from the estimate is no positive to measure from
+    hidden = shown.filter("hidden")
+    learned_from = teacher.measured(shown, scene.positives.join(hidden, on=PAIR, how="anti"), scored)
+    verdict = opinion.fit(*figures(learned_from), learned_from["hidden"].to_numpy(), learned_from["query_id"].to_list())
+    measured = teacher.measured(rows, scene.positives, scored)
+    before, score, lowest, best = figures(measured)
+    listened, why = bool(verdict.models), verdict.why
+    if listened:
+        after = verdict.probability(before, score, lowest, best, measured["query_id"].to_list())
+        mine = verdict.probability(*figures(learned_from), learned_from["query_id"].to_list())
+        told = learned_from.select(PAIR).with_columns(after=pl.Series(mine, dtype=pl.Float32))
+        taught = taught.join(told, on=PAIR, how="left", maintain_order="left")
+        taught = taught.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
+    elif params.teacher != SELF and "auc_p" not in verdict.figures:
+        after = opinion.raised(before, score, best)
+        why = f"{why}; what it prefers to the positive is taken for a positive, nothing else hangs on it"
+    else:
+        after = before
+    scene.tools.progress.say(f"teacher: {why}")
+    wrong = np.zeros(len(measured), np.bool_)
+    if params.teacher_rule != "none":
+        wrong = teacher.teacher_false(params.teacher_rule, params.teacher_threshold, score, lowest, best)
+    rows = rows.with_columns(p_false_negative=pl.Series(after, dtype=pl.Float32))
+    marks = measured.select(*PAIR, "teacher_lowest", "teacher_best", teacher_false=pl.Series(wrong, dtype=pl.Boolean))
+    read = scored.join(marks, on=PAIR, how="left", maintain_order="left")
+    return rows, taught, read, {"heard": listened, "why": why, **reader.counts, **verdict.figures}
+
+
+def figures(measured: pl.DataFrame) -> tuple[Floats, Floats, Floats, Floats]:
+    """p and the teacher's logits of a candidate and of its query's lowest and best positive [n]; NaN where unknown."""
+    names = ("p_false_negative", "teacher_score", "teacher_lowest", "teacher_best")
+    p, score, lowest, best = (measured[name].cast(pl.Float32).fill_null(float("nan")).to_numpy() for name in names)
+    return p, score, lowest, best
+
+
+def reading(params: Params, scene: Scene, rows: pl.DataFrame) -> tuple[Reader | None, str]:
+    """The teacher, or why there is none."""
+    from stages.negatives.teacher import Teacher
+    from stages.training import train
+
+    assert params.teacher
+    cache = scene.tools.scores
+    if params.teacher != SELF:
+        found = Teacher(params.teacher, cache, "auto", params.teacher_max_length, "auto", scene.tools.progress)
+        return _Alone(found), ""
+    from stages.negatives.crossfit import Cross, Material, lessons
+
+    evidence = contracts.scan_table(scene.inputs["evidence"], contracts.EVIDENCE)
+    train_queries = scene.queries.filter(pl.col("split") == "train")
+    safe = evidence.filter(pl.col("p_false_negative").is_not_null() & pl.col("own").is_null())
+    candidates = safe.select(*PAIR, "score", "p_false_negative").filter(
+        pl.col("query_id").is_in(train_queries["query_id"].implode())
+    )
+    given = train.Params(
+        base=params.teacher_base, epochs=1, max_length=params.teacher_max_length, max_queries=SELF_QUERIES
+    )
+    mined = lessons(train_queries, candidates.collect(), scene.positives, given.seed)
+    wanted = pl.Series([d for query in mined for d in (*query.positives, *query.negatives)], dtype=pl.String).unique()
+    documents = scan_documents(scene.inputs["corpus"]).filter(pl.col("doc_id").is_in(wanted.implode())).collect()
+    material = Material(mined, dict(documents.iter_rows()), dict(scene.queries.select("query_id", "group").iter_rows()))
+    files = scene.inputs["candidates"], scene.inputs["corpus"]
+    cross = Cross(given, params.folds, material, *files, scene.tools.scratch / "self", cache, scene.tools)
+    return (None, cross.unfit) if cross.unfit else (cross, "")
+
+
+@dataclass
+class _Alone:
+    """A teacher that scores all questions alike."""
+
+    teacher: "Teacher"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.teacher.counts
+
+    def scores(self, query_ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Floats:
+        return self.teacher.scores(pairs)
+
+
+def judged_by(params: Params, rows: pl.DataFrame, scene: Scene) -> tuple[pl.DataFrame, Summary]:
+    """`rows` with judge, and p after its verdicts, where it was asked; and what that took."""
+    from stages.negatives.judge import Judge
+    from stages.negatives.worth import by_worth
+
+    judge = Judge(
+        params.judge or "",
+        params.judge_model or "",
+        scene.tools.vectors.parent / "scores" / "judge.jsonl",
+        scene.tools.progress,
+    )
+    order = by_worth(rows).head(params.judge_budget)
+    # the first N, asked before or not: so the result does not hang on what this workspace has seen
+    verdicts = judge.verdicts(scene.texts(order))
+    found = order.select(PAIR).with_columns(
+        judge=pl.Series(np.where(np.isnan(verdicts), None, verdicts == 1), dtype=pl.Boolean)
+    )
+    rows = rows.join(found, on=PAIR, how="left", maintain_order="left")
+    sure = (
+        pl.when("judge")
+        .then(pl.lit(RELEVANT, pl.Float32))
+        .when(~pl.col("judge"))
+        .then(pl.lit(NOT_RELEVANT, pl.Float32))
+    )
+    return rows.with_columns(p_false_negative=pl.coalesce(sure, "p_false_negative")), judge.summary
+
+
+def told(rows: pl.DataFrame, read: pl.DataFrame) -> pl.DataFrame:
+    """VERIFIED: every pair that a teacher `read` or a judge decided, with the p of `rows` after both; that of a
+    positive, which a teacher reads too, is null."""
+    after = rows.select(*PAIR, "p_false_negative", *(["judge"] if "judge" in rows.columns else []))
+    if read.is_empty():
+        return after.filter(pl.col("judge").is_not_null())
+    if "judge" in rows.columns:
+        asked = after.filter(pl.col("judge").is_not_null()).select(PAIR)
+        read = pl.concat([read, asked.join(read, on=PAIR, how="anti")], how="diagonal")
+    return read.join(after, on=PAIR, how="left", maintain_order="left").sort(PAIR)
