@@ -238,9 +238,8 @@ def judged_by(params: Params, rows: pl.DataFrame, scene: Scene) -> tuple[pl.Data
     order = by_worth(rows).head(params.judge_budget)
     # the first N, asked before or not: so the result does not hang on what this workspace has seen
     verdicts = judge.verdicts(scene.texts(order))
-    found = order.select(PAIR).with_columns(
-        judge=pl.Series(np.where(np.isnan(verdicts), None, verdicts == 1), dtype=pl.Boolean)
-    )
+    answered = pl.Series("judge", verdicts == 1, dtype=pl.Boolean).to_frame()
+    found = order.select(PAIR).hstack(answered).filter(pl.Series(~np.isnan(verdicts), dtype=pl.Boolean))
     rows = rows.join(found, on=PAIR, how="left", maintain_order="left")
     sure = (
         pl.when("judge")
