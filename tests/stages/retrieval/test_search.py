@@ -36,7 +36,13 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
     write_table(pl.DataFrame(corpus), CORPUS, tmp_path / "corpus.parquet")
     frame = pl.DataFrame(qrels, schema_overrides={"relevance": pl.Int32})
     write_table(frame, QRELS, tmp_path / "qrels.parquet")
-    encoding = {"encoder": "key", "dimension": 2, "title": True, "salts": {"query": "", "document": ""}}
+    encoding = {
+        "encoder": "key",
+        "model": "first",
+        "dimension": 2,
+        "title": True,
+        "salts": {"query": "", "document": ""},
+    }
     (tmp_path / "encoding.json").write_text(json.dumps(encoding))
     VectorStore(tmp_path / "vectors/key").append(text_hashes(VECTORS), floats(list(VECTORS.values())))
     yield tmp_path
@@ -52,7 +58,7 @@ def search(workspace: Path, params: Params) -> dict[str, int]:
 @pytest.mark.parametrize("block", [1, 2, 100])
 def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
     summary = search(workspace, Params(depth=2, block=block))
-    assert summary == {"queries": 2, "documents": 3, "candidates": 4, "judged": 2}
+    assert summary == {"queries": 2, "documents": 3, "candidates": 4, "by_source": {"dense": 4}, "judged": 2}
     candidates = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     near, far = float(np.float32(0.8)), float(np.float32(0.6))
     assert candidates.rows() == [
@@ -75,7 +81,8 @@ def test_the_block_size_changes_no_byte(workspace: Path) -> None:
 
 def test_no_judgements_and_a_depth_beyond_the_corpus(workspace: Path) -> None:
     write_table(read_table(workspace / "qrels.parquet", QRELS).clear(), QRELS, workspace / "qrels.parquet")
-    assert search(workspace, Params(depth=200)) == {"queries": 2, "documents": 3, "candidates": 6, "judged": 0}
+    summary = search(workspace, Params(depth=200))
+    assert summary == {"queries": 2, "documents": 3, "candidates": 6, "by_source": {"dense": 6}, "judged": 0}
     assert read_table(workspace / "out/judged.parquet", JUDGED).height == 0
 
 
