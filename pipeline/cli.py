@@ -145,6 +145,7 @@ def mine_negatives(**options: Any) -> None:
     \b
     Examples:  prep mine-negatives --mask perc --threshold 0.9
                prep mine-negatives --negatives 15 --sampling random
+               prep mine-negatives --sources dense --sources bm25:10-110 --sources random:20
     """
     from pipeline.commands import bring
 

@@ -173,8 +173,15 @@ def _relative_to(folder: Path, sections: Sections) -> None:
             for name in model.marked("path") & given.keys():
                 given[name] = _absolute(given[name], folder)
             for name in model.marked("model") & given.keys():
-                if isinstance(given[name], str) and given[name] and (folder / given[name]).is_dir():
-                    given[name] = str((folder / given[name]).absolute())
+                given[name] = _model(given[name], folder)
+
+
+def _model(value: Any, folder: Path) -> Any:
+    if isinstance(value, list | tuple):
+        return [_model(item, folder) for item in value]
+    if isinstance(value, str) and value and (folder / value).is_dir():
+        return str((folder / value).absolute())
+    return value
 
 
 def _absolute(value: Any, folder: Path) -> Any:

@@ -51,7 +51,7 @@ PIPELINE = (
         section="mine",
         inputs=("pairs/queries.parquet", "pairs/corpus.parquet", "pairs/qrels.parquet", "encode/encoding.json"),
         outputs=("candidates.parquet", "judged.parquet"),
-        libraries=("faiss-cpu", "numpy", "pyarrow"),
+        libraries=("faiss-cpu", "numpy", "pyarrow", "bm25s"),
     ),
     Stage(
         name="evidence",

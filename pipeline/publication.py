@@ -117,7 +117,7 @@ def collect(workspace: Workspace, keep: int, everything: bool = True) -> dict[st
     if not held:  # nothing is published yet: the newest artifact of each stage is work in progress, not litter
         used = {(stage.name, a.key) for stage in PIPELINE for a in workspace.artifacts(stage.name)[:1]}
     used |= {(GATE.name, a.key) for a in workspace.artifacts(GATE.name)[:keep]}
-    encoders = {encoder_of(workspace.folder("encode", key)) for stage, key in used if stage == "encode"}
+    encoders = {name for stage, key in used if stage == "encode" for name in encoders_of(workspace.folder(stage, key))}
     doomed = {
         "publications": [path for path in workspace.published.glob("[!.]*") if path not in kept],
         "artifacts": [p for p in workspace.runs.glob("*/[!.]*") if (p.parent.name, p.name) not in used],
@@ -133,12 +133,13 @@ def collect(workspace: Workspace, keep: int, everything: bool = True) -> dict[st
     return dropped
 
 
-def encoder_of(folder: Path) -> str:
-    """The vector folder that an encode artifact uses."""
+def encoders_of(folder: Path) -> list[str]:
+    """The vector folders that an encode artifact uses."""
     try:
-        return str(json.loads((folder / "encoding.json").read_text(encoding="utf-8"))["encoder"])
+        first = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
+        return [str(part["encoder"]) for part in (first, *first.get("more", []))]
     except (OSError, ValueError, KeyError):
-        return ""
+        return []
 
 
 def _leftovers(workspace: Workspace, used: set[tuple[str, str]]) -> Iterable[Path]:

@@ -86,10 +86,10 @@ def negatives(artifacts: Mapping[str, Artifact], scores: evidence.Scores | None)
     """What the mask did, how full the groups are, and where the scores lie."""
     mask, composed = artifacts["mask"], artifacts["compose"].summary
     encoder = str(artifacts["encode"].summary["encoder"]).rstrip("/").rsplit("/", 1)[-1]
-    depth = artifacts["search"].manifest["parameters"]["depth"]
+    found = ", ".join(f"{n:,} by {name}" for name, n in sorted(artifacts["search"].summary["by_source"].items()))
     out: list[str] = [
         note(
-            f"Candidates are the best {depth:,} documents of each question, of every split, by {encoder}.",
+            f"Candidates are documents found for the questions, of every split: {found} (dense goes by {encoder}).",
             f"The rule {mask.summary['rule']} accepts: {rule(mask)}.",
             "A candidate takes the first line of the table that holds for it; only those in the lines that say "
             "negative can be trained on.",

@@ -16,7 +16,7 @@ from pydantic import model_validator
 
 from stages import contracts
 from stages.contracts import Summary, Tools
-from stages.draw import draw
+from stages.draw import draw, seed_option
 from stages.errors import InputError
 from stages.negatives.blocks import of_block, query_blocks
 from stages.negatives.budget import negatives_option
@@ -42,7 +42,7 @@ class Params(BaseParams):
     quota_head: int = option(3, "quota: parts of the negatives that come from the highest-scored survivors.", ge=0)
     quota_middle: int = option(2, "quota: parts drawn from the middle third of the survivors.", ge=0)
     quota_random: int = option(2, "quota: parts drawn from all that is left.", ge=0)
-    seed: int = option(0, "Seed of the draws, which also depend on the query's id and never on its position.", ge=0)
+    seed: int = seed_option()
 
     @model_validator(mode="after")
     def _some(self) -> Self:

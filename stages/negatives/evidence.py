@@ -6,23 +6,30 @@ and p_false_negative with the features behind it (`stages.negatives.learned`).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages import contracts
-from stages.contracts import Summary, Tools
+from stages.contracts import DENSE, Summary, Tools
 from stages.models import file_digest
 from stages.negatives import known
 from stages.negatives.blocks import of_block, ordered, query_blocks
 from stages.negatives.documents import document_vectors, loose_forms, text_keys
 from stages.params import Params as BaseParams
 from stages.params import option
+from stages.retrieval.nearest import pair_scores
+from stages.retrieval.vectors import Floats
+
+if TYPE_CHECKING:
+    from stages.retrieval.encode import Vectors
 
 VERSION = 1
 
@@ -63,7 +70,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
 
     candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
     judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
-    queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query"])
+    queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query"]).sort("query_id")
     answers = contracts.read_table(inputs["answers"], contracts.ANSWERS)
     truth = Truth(
         positives=known.united_positives(queries, judged.select("query_id", "doc_id", "relevance").collect()),
@@ -78,11 +85,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         from stages.negatives.suspects import Suspects
 
         suspects = Suspects(inputs, vectors, vectorise, truth.positives, tools.progress)
-    ids, total = queries["query_id"].sort(), pq.read_metadata(inputs["candidates"]).num_rows
+    measure = dense_scores(queries, vectors, vectorise)
+    ids, total = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows
     pairs = done = 0
     with pq.ParquetWriter(out / "evidence.parquet", contracts.EVIDENCE, compression="zstd") as writer:
         for block in query_blocks(ids, total, ROWS_A_BLOCK):
-            rows = flagged(of_block(candidates, block), of_block(judged, block), truth, vectorise, forms)
+            found = united(of_block(candidates, block), measure)
+            rows = flagged(found, of_block(judged, block), truth, vectorise, forms)
             rows = suspects.judged(rows) if suspects and not suspects.unfit else rows
             writer.write_table(contracts.to_arrow(ordered(rows), contracts.EVIDENCE))
             pairs, done = pairs + len(rows), done + len(block)
@@ -104,6 +113,43 @@ class Truth:
     """doc_id, text_key: `documents.text_keys`."""
     needles: pl.DataFrame
     """query_id, needle: `known.usable_answers`."""
+
+
+def united(candidates: pl.DataFrame, measure: Callable[[pl.DataFrame], Floats]) -> pl.DataFrame:
+    """One row a pair of CANDIDATES that several sources may have found.
+
+    Its source is their names joined by "+", in their order; its rank that of the first encoder, or else the best of
+    another; its score that of the first encoder, by which the rules measure: `measure` gives it for pairs (query_id,
+    doc_id) that this one did not find.
+    """
+    if candidates["source"].is_in([DENSE]).all():
+        return candidates
+    first = pl.col("source") == DENSE
+    rows = candidates.group_by("query_id", "doc_id", maintain_order=True).agg(
+        source=pl.col("source").str.join("+"),
+        rank=pl.coalesce(pl.col("rank").filter(first).first(), pl.col("rank").min()),
+        score=pl.col("score").filter(first).first(),
+    )
+    lacking = rows.filter(pl.col("score").is_null()).select("query_id", "doc_id")
+    measured = lacking.with_columns(measured=pl.Series(measure(lacking), dtype=pl.Float32))
+    rows = rows.join(measured, on=["query_id", "doc_id"], how="left", maintain_order="left")
+    return rows.with_columns(score=pl.coalesce("score", "measured")).drop("measured")
+
+
+def dense_scores(
+    queries: pl.DataFrame, vectors: "Vectors", vectorise: known.Vectorise
+) -> Callable[[pl.DataFrame], Floats]:
+    """A function from pairs (query_id, doc_id) to their scores by the first encoder [n], as search computes them."""
+    hashes = vectors.query_hashes(queries)
+    places = queries.select("query_id").with_row_index("place")
+
+    def measure(pairs: pl.DataFrame) -> Floats:
+        if pairs.is_empty():
+            return np.empty(0, np.float32)
+        asked = pairs.join(places, on="query_id", how="left", maintain_order="left")["place"].to_numpy()
+        return pair_scores(vectors.read(hashes[asked]), vectorise(pairs))
+
+    return measure
 
 
 def flagged(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.contracts import CORPUS, QUERIES, Summary, Tools, document_text, scan_table
+from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER
 from stages.params import Params as Base
 from stages.params import option
@@ -49,6 +50,13 @@ class Params(Base):
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "Where the model runs. auto: cuda where torch and the driver offer it, else cpu.", unkeyed=True
     )
+    more_models: tuple[str, ...] = option(
+        (),
+        "Further encoders, in this order the sources dense2, dense3, ... of mine-negatives; repeat it for several. "
+        "Each goes by its own prompts, limit of tokens and similarity.",
+        model=True,
+        unkeyed=True,
+    )
     batch_tokens: int = option(
         4096, "Tokens a batch: more use more memory. It changes the speed only, never a vector.", unkeyed=True, ge=1
     )
@@ -65,18 +73,44 @@ _ROLES = {"query": QUERIES, "document": CORPUS}
 
 
 def identity(params: Params) -> dict[str, str]:
-    """What stands for the model in the artifact's key."""
-    made = _recipe(params)
-    return {"encoder": made.key, "model": made.model}
+    """What stands for the models in the artifact's key."""
+    made, *more = _recipes(params)
+    named = {"encoder": made.key, "model": made.model}
+    for number, other in enumerate(more, 2):
+        named |= {f"encoder{number}": other.key, f"model{number}": other.model}
+    return named
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Encode the texts of `queries` and `corpus` that the store lacks; write encoding.json and texts.npy.
 
-    texts.npy: the sorted distinct hashes of all texts, uint8 [n, 16]. A run that is killed loses at most what came
-    after the last flush. Raises `InputError` for a model that can't be loaded or gives no finite vector.
+    encoding.json: what the first encoder is and did, and under "more", where there are further ones, the same of each.
+    texts.npy: the sorted distinct hashes of all texts, uint8 [n, 16], of one encoder after the other. A run that is
+    killed loses at most what came after the last flush. Raises `InputError` for a model that can't be loaded or gives
+    no finite vector.
     """
-    made = _recipe(params)
+    names = (params.model, *params.more_models)
+    done = [
+        _encoded(made, name, params.batch_tokens, inputs, tools)
+        for made, name in zip(_recipes(params), names, strict=True)
+    ]
+    (encoding, summary), *more = [(encoding, summary) for encoding, summary, _ in done]
+    if more:
+        encoding = {**encoding, "more": [other for other, _ in more]}
+        summary = {**summary, "more": {f"dense{n} {s['encoder']}": _brief(s) for n, (_, s) in enumerate(more, 2)}}
+    (out / "encoding.json").write_text(json.dumps(encoding, indent=2, ensure_ascii=False) + "\n")
+    np.save(out / "texts.npy", np.concatenate([texts for _, _, texts in done]))
+    return summary
+
+
+def _brief(summary: Summary) -> Summary:
+    return {name: summary[name] for name in ("encoded", "cached", "dimension")}
+
+
+def _encoded(
+    made: Recipe, name: str, batch_tokens: int, inputs: Mapping[str, Path], tools: Tools
+) -> tuple[dict[str, Any], Summary, Hashes]:
+    """Encode with one encoder, named `name` by the user: its part of encoding.json, of the summary and of texts.npy."""
     store = VectorStore(tools.vectors / made.key)
     if store.broken:
         tools.progress.say(f"{len(store.broken)} damaged vector files were set aside; their texts are encoded again.")
@@ -87,7 +121,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     lacking = first[~store.held(texts)]
     if len(lacking):
         _describe(made, store.folder)
-        encoder = Encoder(made, params.model)
+        encoder = Encoder(made, name)
         wanted = np.zeros(len(together), np.bool_)
         wanted[lacking] = True
         flags = dict(zip(paths, np.split(wanted, [len(hashes["query"])]), strict=True))
@@ -95,7 +129,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         with Buffer(store) as buffer:
             for role, path in paths.items():
                 for window, window_hashes in _windows(path, role, flags[role], hashes[role]):
-                    for group, vectors in encoder.encode(window, role, params.batch_tokens):
+                    for group, vectors in encoder.encode(window, role, batch_tokens):
                         buffer.add(window_hashes[group], vectors)
                         done += len(group)
                         tools.progress.advance(done, len(lacking), "texts")
@@ -112,9 +146,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         "max_length": made.max_length,
         "salts": {role: made.salt(role) for role in paths},
     }
-    (out / "encoding.json").write_text(json.dumps(encoding, indent=2, ensure_ascii=False) + "\n")
-    np.save(out / "texts.npy", texts)
-    return {
+    summary = {
         "queries": len(hashes["query"]),
         "documents": len(hashes["document"]),
         "texts": len(texts),
@@ -123,23 +155,32 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         "dimension": store.dimension,
         "encoder": made.model,
     }
+    return encoding, summary, texts
 
 
 def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:
-    """Does the vector store still hold, undamaged, every vector that this artifact stands for?"""
-    encoding = json.loads((out / "encoding.json").read_text())
-    store = VectorStore(tools.vectors / encoding["encoder"])
-    return not store.broken and bool(store.held(np.load(out / "texts.npy")).all())
+    """Do the vector stores still hold, undamaged, every vector that this artifact stands for?"""
+    parts = encodings(out / "encoding.json")
+    texts = np.split(np.load(out / "texts.npy"), np.cumsum([part["texts"] for part in parts])[:-1])
+    stores = [VectorStore(tools.vectors / part["encoder"]) for part in parts]
+    return all(not store.broken and bool(store.held(hashes).all()) for store, hashes in zip(stores, texts, strict=True))
+
+
+def encodings(path: Path) -> list[dict[str, Any]]:
+    """What encoding.json says of each encoder, the first one's first."""
+    first = json.loads(path.read_text())
+    return [first, *first.get("more", [])]
 
 
 class Vectors:
     """From rows of the tables to their vectors, for the stages after this one.
 
-    `encoding` is the encode stage's encoding.json, `root` the vector store's (`tools.vectors`).
+    `encoding` is the encode stage's encoding.json, `root` the vector store's (`tools.vectors`), `number` the encoder's:
+    0 is `model`, 1 and on are `more_models`.
     """
 
-    def __init__(self, encoding: Path, root: Path) -> None:
-        self.encoding = json.loads(encoding.read_text())
+    def __init__(self, encoding: Path, root: Path, number: int = 0) -> None:
+        self.encoding = encodings(encoding)[number]
         self.store = VectorStore(root / self.encoding["encoder"])
         self.dimension: int = self.encoding["dimension"]
 
@@ -174,8 +215,9 @@ def encoder_texts(frame: pl.DataFrame, role: str) -> list[str]:
     return frame.select(document_text(frame.columns))["text"].to_list()
 
 
-def _recipe(params: Params) -> Recipe:
-    return recipe(
+def _recipes(params: Params) -> list[Recipe]:
+    """The encoders, the first one first. Raises `InputError` where two are one and the same."""
+    first = recipe(
         params.model,
         params.query_prompt,
         params.document_prompt,
@@ -184,6 +226,13 @@ def _recipe(params: Params) -> Recipe:
         params.device,
         params.similarity,
     )
+    more = [recipe(model, dtype=params.dtype, device=params.device) for model in params.more_models]
+    met = {first.key}
+    for other, name in zip(more, params.more_models, strict=True):
+        if other.key in met:
+            raise InputError(f"more_models: the encoder {name} is there already, so it would find the same again.")
+        met.add(other.key)
+    return [first, *more]
 
 
 def _table_texts(path: Path, role: str) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""BM25 over the corpus: the lexical score of given (query, document) pairs, in any script."""
+"""BM25 over the corpus, in any script: the score of given (query, document) pairs, and a query's best documents."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from stages.retrieval.sources import Found
 from stages.text import UNSPACED, loose
 
 _RUN = re.compile(f"[{UNSPACED}]+|[^\\s{UNSPACED}]+")
@@ -39,27 +40,8 @@ class Bm25:
     """
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:
-        import bm25s
-
-        words: dict[str, int] = {}
-        asked = [[words.setdefault(token, len(words)) for token in tokenise(text)] for text in queries]
-        other = len(words)  # words that no query holds can't score; they only give a document its length
-        words["\0"] = other
-        ids = [[words.get(token, other) for token in tokenise(text)] for text in documents]
-        counts = [len(tokens) for tokens in asked]
-        self._asked = scipy.sparse.csr_array(
-            (np.ones(sum(counts), np.float32), [w for tokens in asked for w in tokens], np.cumsum([0, *counts])),
-            shape=(len(asked), len(words)),
-        )
-        self._asked.sum_duplicates()
-        self._weights = scipy.sparse.csr_array((len(ids), len(words)), dtype=np.float32)
-        if any(ids):
-            index = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
-            index.index((ids, words), create_empty_token=False, show_progress=False)
-            found = index.scores
-            self._weights = scipy.sparse.csc_array(
-                (found["data"], found["indices"], found["indptr"]), shape=(len(ids), len(words))
-            ).tocsr()
+        self._asked, weights, _ = _index(queries, documents)
+        self._weights = weights.tocsr()
 
     def scores(self, query: NDArray[np.int64], document: NDArray[np.int64]) -> NDArray[np.float32]:
         """The scores of the pairs (query[i], document[i]), by their places in what the index was made of: [n]."""
@@ -68,3 +50,67 @@ class Bm25:
             part = slice(start, start + _PAIRS)
             found[part] = (self._asked[query[part]] * self._weights[document[part]]).sum(axis=1)
         return found
+
+
+class Bm25Search:
+    """The best documents of each query by the BM25 of `Bm25`: exactly, one query at a time.
+
+    A score is summed in float64 over the query's words in the order of the alphabet and rounded once, so it does not
+    depend on what else is asked; `Bm25.scores` gives the same up to float32's rounding.
+    """
+
+    def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:
+        self._asked, self._weights, words = _index(queries, documents)
+        place = {word: place for place, word in enumerate(sorted(words))}
+        self._alphabet = np.array([place[word] for word in words])
+
+    def find(self, queries: NDArray[np.int64], end: int) -> Found:
+        """The `end` best documents of each query (by its place): score falling, ties in the order of the corpus.
+
+        A document that shares no word with the query has score 0 and is none of them, so there may be fewer.
+        """
+        best = [self._best(query, end) for query in queries.tolist()]
+        ids = np.concatenate([np.empty(0, np.int64), *(found for found, _ in best)])
+        scores = np.concatenate([np.empty(0, np.float32), *(found for _, found in best)])
+        return Found.ranked([len(found) for found, _ in best], ids, scores)
+
+    def _best(self, query: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        asked = slice(*self._asked.indptr[query : query + 2])
+        words, times = self._asked.indices[asked], self._asked.data[asked].astype(np.float64)
+        indptr, indices, data = self._weights.indptr, self._weights.indices, self._weights.data
+        sums = np.zeros(self._weights.shape[0])
+        for place in np.argsort(self._alphabet[words]):
+            holding = slice(*indptr[words[place] : words[place] + 2])  # a document stands there once
+            sums[indices[holding]] += data[holding] * times[place]
+        scores = sums.astype(np.float32)
+        least = np.partition(scores, -end)[-end] if end < len(scores) else 0
+        ids = np.flatnonzero((scores >= least) & (scores > 0))
+        ids = ids[np.lexsort((ids, -scores[ids]))][:end]
+        return ids, scores[ids]
+
+
+def _index(
+    queries: Sequence[str], documents: Iterable[str]
+) -> tuple[scipy.sparse.csr_array, scipy.sparse.csc_array, list[str]]:
+    """How often each query has each word [q, w], what that word weighs in each document [d, w], and the words."""
+    import bm25s
+
+    words: dict[str, int] = {}
+    asked = [[words.setdefault(token, len(words)) for token in tokenise(text)] for text in queries]
+    other = len(words)  # words that no query holds can't score; they only give a document its length
+    words["\0"] = other
+    ids = [[words.get(token, other) for token in tokenise(text)] for text in documents]
+    sizes = [len(tokens) for tokens in asked]
+    counts = scipy.sparse.csr_array(
+        (np.ones(sum(sizes), np.float32), [w for tokens in asked for w in tokens], np.cumsum([0, *sizes])),
+        shape=(len(asked), len(words)),
+    )
+    counts.sum_duplicates()
+    shape = (len(ids), len(words))
+    if not any(ids):
+        return counts, scipy.sparse.csc_array(shape, dtype=np.float32), list(words)
+    index = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+    index.index((ids, words), create_empty_token=False, show_progress=False)
+    found = index.scores
+    weights = scipy.sparse.csc_array((found["data"], found["indices"], found["indptr"]), shape=shape)
+    return counts, weights, list(words)

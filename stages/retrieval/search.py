@@ -1,11 +1,13 @@
-"""Search: the best `depth` documents of every query, exactly, in memory bounded by a block of documents."""
+"""Search: the best documents of every query, exactly, by one retriever or several, in memory bounded by a block."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
+from pydantic import field_validator
 
 from stages.contracts import (
     CANDIDATES,
@@ -19,21 +21,44 @@ from stages.contracts import (
     to_arrow,
     write_table,
 )
+from stages.draw import seed_option
 from stages.errors import InputError
 from stages.params import Params as Base
 from stages.params import option
-from stages.retrieval.encode import Vectors
-from stages.retrieval.nearest import Ids, exact_top_k, pair_scores
-from stages.retrieval.vectors import Floats, Hashes
+from stages.retrieval.dense import Dense
+from stages.retrieval.encode import Vectors, encoder_texts, encodings
+from stages.retrieval.lexical import Bm25Search
+from stages.retrieval.ring import Ring
+from stages.retrieval.sources import Found, Ids, Source, parsed
 
 
 class Params(Base):
-    """How deep to look."""
+    """Where to look, and how deep."""
 
-    depth: int = option(200, "Candidates a query: its best documents, known positives included.", ge=1)
+    depth: int = option(
+        200, "Candidates a query, known positives included, from each source that is given without an END.", ge=1
+    )
+    sources: tuple[str, ...] = option(
+        ("dense",),
+        "Where candidates come from; repeat it for several: dense (the encoder), dense2, dense3, ... (more_models), "
+        "bm25 or random. NAME:END keeps the first END ranks of that source, NAME:START-END ranks START + 1 to END, as "
+        "FlagEmbedding's range does. dense must be among them, from its first rank on.",
+    )
+    seed: int = seed_option(unkeyed=True)  # enters the key through `identity`, where something is drawn
     block: int = option(
         32_768, "Documents held in memory at once. It changes memory and speed only.", unkeyed=True, ge=1
     )
+
+    @field_validator("sources")
+    @classmethod
+    def _spelled(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        parsed(given)
+        return given
+
+    @property
+    def windows(self) -> tuple[tuple[Source, int], ...]:
+        """The sources, each with its last rank."""
+        return tuple((source, self.depth if source.end is None else source.end) for source in parsed(self.sources))
 
 
 VERSION = 1
@@ -44,80 +69,109 @@ _ROWS = 1_024
 """Queries written at once."""
 
 
+def identity(params: Params) -> dict[str, str]:
+    """What shapes the candidates beyond the keyed parameters."""
+    return {"seed": str(params.seed)} if any(source.name == "random" for source, _ in params.windows) else {}
+
+
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
     """Search all queries in the whole corpus; write candidates.parquet and judged.parquet.
 
-    candidates: by query_id and rank (from 1), best score first, ties by doc_id; all documents where there are fewer
-    than `depth`. judged: every row of qrels with its score. Raises `InputError` where a vector is not finite.
+    candidates: by query (the tables are sorted by id), source in the order given, and rank: from 1 in the source's own
+    ranking, where a window skips ranks; ties by doc_id. There is one row for each source that found the document, with
+    that source's own score: dense the similarity, bm25 BM25, random 0. Where there are fewer documents than asked for
+    a source gives all; bm25 only those that share a word with the query. judged: every row of qrels with its score by
+    dense. Raises `InputError` where a vector is not finite or a source has no encoder.
     """
-    vectors = Vectors(inputs["encoding"], tools.vectors)
+    for line in _idle_encoders(params.windows, [part["model"] for part in encodings(inputs["encoding"])]):
+        tools.progress.say(line)
     queries = read_table(inputs["queries"], QUERIES, ["query_id", "query"])
-    query_hashes = vectors.query_hashes(queries)
-    documents = _Documents(inputs["corpus"], vectors, params.block)
-    total, rows = queries.height, 0
-    depth = min(params.depth, len(documents.ids))
+    dense = Dense(queries, inputs["corpus"], Vectors(inputs["encoding"], tools.vectors), params.block)
+    retrievers = {
+        source.name: dense if source.name == "dense" else _retriever(source, params, queries, inputs, tools)
+        for source, _ in params.windows
+    }
+    total, done = queries.height, 0
+    counts = dict.fromkeys(retrievers, 0)
     with pq.ParquetWriter(out / "candidates.parquet", CANDIDATES, compression="zstd") as writer:
         for part in np.array_split(np.arange(total), -(-total // _QUERIES) or 1):
-            found = vectors.read(query_hashes[part])
-            _require_finite(found, queries["query_id"].gather(part), "query")
-            ids, scores = exact_top_k(found, documents, depth)
+            found = {}
+            for source, end in params.windows:
+                found[source.name] = retrievers[source.name].find(part, end).after(source.start)
+                done += len(part)
+                tools.progress.advance(done, total * len(retrievers), "searches")
+            asked = queries["query_id"].gather(part)
             for start in range(0, len(part), _ROWS):
-                some = slice(start, start + _ROWS)
-                frame = _candidates(queries["query_id"].gather(part[some]), documents.ids, ids[some], scores[some])
-                writer.write_table(to_arrow(frame, CANDIDATES))
-                rows += frame.height
-            tools.progress.advance(int(part[-1]) + 1 if len(part) else 0, total, "queries")
+                some = {name: rows.of(slice(start, start + _ROWS)) for name, rows in found.items()}
+                writer.write_table(to_arrow(_candidates(asked, dense.doc_ids, some), CANDIDATES))
+                for name, rows in some.items():
+                    counts[name] += len(rows.document)
     qrels = read_table(inputs["qrels"], QRELS)
-    judged = _judged(qrels, queries["query_id"], query_hashes, documents, vectors)
-    write_table(judged, JUDGED, out / "judged.parquet")
-    return {"queries": total, "documents": len(documents.ids), "candidates": rows, "judged": judged.height}
+    pairs = _places(qrels["query_id"], queries["query_id"]), _places(qrels["doc_id"], dense.doc_ids)
+    write_table(qrels.with_columns(pl.Series("score", dense.scores(*pairs))), JUDGED, out / "judged.parquet")
+    return {
+        "queries": total,
+        "documents": len(dense.doc_ids),
+        "candidates": sum(counts.values()),
+        "by_source": counts,
+        "judged": qrels.height,
+    }
 
 
-class _Documents:
-    """The corpus as blocks of vectors; begins anew each time it is iterated. Holds ids and hashes, no texts."""
-
-    def __init__(self, corpus: Path, vectors: Vectors, block: int) -> None:
-        self._vectors, self._block = vectors, block
-        self.ids = read_table(corpus, CORPUS, ["doc_id"])["doc_id"].rechunk()
-        hashes = [np.empty((0, 16), np.uint8)]
-        with pq.ParquetFile(corpus) as file:
-            for batch in file.iter_batches(8_192, columns=["text", "title"]):
-                hashes.append(vectors.document_hashes(pl.DataFrame(pl.from_arrow(batch))))
-        self.hashes: Hashes = np.concatenate(hashes)
-
-    def __iter__(self) -> Iterator[Floats]:
-        for start in range(0, len(self.ids), self._block):
-            part = slice(start, start + self._block)
-            block = self._vectors.read(self.hashes[part])
-            _require_finite(block, self.ids[part], "document")
-            yield block
+class _Retriever(Protocol):
+    def find(self, queries: Ids, end: int) -> Found:
+        """The first `end` ranks of each of `queries`, which are places in the table."""
 
 
-def _candidates(query_ids: pl.Series, doc_ids: pl.Series, ids: Ids, scores: Floats) -> pl.DataFrame:
-    depth = ids.shape[1]
+def _retriever(
+    source: Source, params: Params, queries: pl.DataFrame, inputs: Mapping[str, Path], tools: Tools
+) -> _Retriever:
+    if source.encoder is not None:
+        vectors = Vectors(inputs["encoding"], tools.vectors, source.encoder)
+        return Dense(queries, inputs["corpus"], vectors, params.block)
+    if source.name == "bm25":
+        return Bm25Search(queries["query"].to_list(), _texts(inputs["corpus"]))
+    return Ring(params.seed, queries["query_id"], read_table(inputs["corpus"], CORPUS, ["doc_id"])["doc_id"])
+
+
+def _idle_encoders(windows: Sequence[tuple[Source, int]], encoders: Sequence[str]) -> list[str]:
+    """A line for each encoder that no source uses. Raises `InputError` for a source that has none."""
+    used = {source.encoder: source.name for source, _ in windows}
+    for place, name in used.items():
+        if place is not None and place >= len(encoders):
+            there = ", ".join(f"dense{number} is {model}" for number, model in enumerate(encoders[1:], 2)) or "none"
+            raise InputError(
+                f"the source {name} has no encoder: more_models under [encode] gives dense2, dense3, ... in its order "
+                f"(now: {there}). Name a model there, or take {name} out of sources."
+            )
+    return [
+        f"no source uses the encoder {model}: add dense{place + 1} to sources, or remove it from more_models"
+        for place, model in enumerate(encoders)
+        if place not in used
+    ]
+
+
+def _texts(corpus: Path) -> Iterator[str]:
+    """The documents as models read them, a bounded number at a time."""
+    with pq.ParquetFile(corpus) as file:
+        for batch in file.iter_batches(8_192, columns=["text", "title"]):
+            yield from encoder_texts(pl.DataFrame(pl.from_arrow(batch)), "document")
+
+
+def _candidates(query_ids: pl.Series, doc_ids: pl.Series, found: Mapping[str, Found]) -> pl.DataFrame:
+    """What the sources found, as rows by query, source and rank; the places in `found` are those in `query_ids`."""
+    query = np.concatenate([rows.query for rows in found.values()])
+    document = np.concatenate([rows.document for rows in found.values()])
+    order = np.argsort(query, kind="stable")
     return pl.DataFrame(
         {
-            "query_id": query_ids.gather(np.repeat(np.arange(len(ids)), depth)),
-            "doc_id": doc_ids.gather(ids.ravel()),
-            "source": pl.repeat("dense", ids.size, eager=True),
-            "rank": np.tile(np.arange(1, depth + 1, dtype=np.int32), len(ids)),
-            "score": scores.ravel(),
+            "query_id": query_ids.gather(query[order]),
+            "doc_id": doc_ids.gather(document[order]),
+            "source": pl.concat(pl.repeat(n, len(f.query), eager=True) for n, f in found.items()).gather(order),
+            "rank": np.concatenate([rows.rank for rows in found.values()])[order],
+            "score": np.concatenate([rows.score for rows in found.values()])[order],
         }
     )
-
-
-def _judged(
-    qrels: pl.DataFrame, query_ids: pl.Series, query_hashes: Hashes, documents: _Documents, vectors: Vectors
-) -> pl.DataFrame:
-    """qrels with the score of each row's pair, computed as the candidates' scores are."""
-    query_row = _places(qrels["query_id"], query_ids)
-    doc_row = _places(qrels["doc_id"], documents.ids)
-    scores = np.empty(qrels.height, np.float32)
-    for start in range(0, qrels.height, 8_192):
-        part = slice(start, start + 8_192)
-        q = vectors.read(query_hashes[query_row[part]])
-        scores[part] = pair_scores(q, vectors.read(documents.hashes[doc_row[part]]))
-    return qrels.with_columns(pl.Series("score", scores))
 
 
 def _places(wanted: pl.Series, ids: pl.Series) -> Ids:
@@ -127,12 +181,3 @@ def _places(wanted: pl.Series, ids: pl.Series) -> Ids:
     if found.null_count():
         raise ValueError(f"qrels names {wanted.filter(found.is_null())[0]!r}, which is not in its table")
     return found.to_numpy()
-
-
-def _require_finite(vectors: Floats, ids: pl.Series, kind: str) -> None:
-    bad = ~np.isfinite(vectors).all(axis=1)
-    if bad.any():
-        raise InputError(
-            f"the vector of {kind} {ids[int(np.argmax(bad))]!r} is not finite. "
-            f'Encode with dtype = "float32", or look at the text of that {kind}.'
-        )

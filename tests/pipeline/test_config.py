@@ -29,6 +29,14 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     assert list(params["pairs"].tables) == [str(tmp_path / "a.csv"), "/b.csv"]
 
 
+def test_model_folders_in_the_file_are_relative_to_it_in_lists_too(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    settings = settings_of(tmp_path, '[encode]\nmodel = "mine"\nmore_models = ["mine", "BAAI/bge-small-en-v1.5"]\n')
+    params = settings.params()["encode"]
+    assert params.model == str(tmp_path / "mine")
+    assert params.more_models == (str(tmp_path / "mine"), "BAAI/bge-small-en-v1.5")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -36,6 +44,7 @@ def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
         ("[mining]\ndepth = 5", r"unknown section \[mining\] \(did you mean 'mine'\?\)"),
         ('[mine]\ndepth = "deep"', r"prep.toml \[mine\] depth = 'deep': .*integer"),
         ("[mine]\ndepth = 0", r"prep.toml \[mine\] depth = 0: "),
+        ('[mine]\nsources = ["bm25"]', r"prep.toml \[mine\] sources = \['bm25'\]: dense must be among the sources"),
         ("[mine\n", r"prep.toml is not valid TOML: .*line 1"),
         ("depth = 5", r"depth = 5 stands outside a section"),
     ],

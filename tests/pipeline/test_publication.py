@@ -1,5 +1,6 @@
 """What `prep gc` keeps and drops."""
 
+import json
 import os
 from pathlib import Path
 
@@ -17,3 +18,15 @@ def test_gc_keeps_the_training_that_can_go_on_and_drops_other_half_done_work(tmp
             os.utime(workspace.scratch / name, (1e9 - age, 1e9 - age))
         collect(workspace, keep=1)
     assert [path.name for path in workspace.scratch.iterdir()] == ["train-new"]
+
+
+def test_gc_keeps_the_vectors_of_every_encoder_in_use(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "work")
+    with workspace.locked():
+        with workspace.building("encode", "key") as out:
+            (out / "encoding.json").write_text(json.dumps({"encoder": "one", "more": [{"encoder": "two"}]}))
+            workspace.commit("encode", "key", out, {})
+        for name in ("one", "two", "three"):
+            (workspace.vectors / name).mkdir(parents=True)
+        assert collect(workspace, keep=1)["encoders"] == 1
+    assert {path.name for path in workspace.vectors.iterdir()} == {"one", "two"}

@@ -76,7 +76,7 @@ SUMMARIES: dict[str, dict[str, Any]] = {
         "notes": ["the id column is not used"],
     },
     "encode": {"encoder": "/home/someone/models/tiny-encoder"},
-    "search": {},
+    "search": {"by_source": {"dense": 59610, "bm25": 1234}},
     "evidence": {},
     "verify": {},
     "mask": {
@@ -207,6 +207,7 @@ def test_the_funnel_and_the_mask_are_those_of_the_summaries(build: Build) -> Non
     assert f"{pairs} questions 1,576 train 1,211 dev 181 test 184 documents 905 curated negatives 12" in told
     assert "positives a question 1.23 at most 5" in told
     assert "the id column is not used" in told
+    assert "of every split: 1,234 by bm25, 59,610 by dense (dense goes by tiny-encoder)" in told
     verdicts = ("known_positive", "curated", "near_duplicate", "perc", "kept")
     assert [text for text in texts if text in verdicts] == list(verdicts)  # in the order of the mask's precedence
     assert "perc does not pass the rule ignored 18,153 30.5%" in told

@@ -55,6 +55,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -
         def document_hashes(self, frame: pl.DataFrame) -> np.ndarray:
             return np.array([list(doc_id.ljust(16).encode()) for doc_id in frame["doc_id"]], dtype=np.uint8)
 
+        def query_hashes(self, frame: pl.DataFrame) -> np.ndarray:
+            return np.array([list(text[:16].ljust(16).encode()) for text in frame["query"]], dtype=np.uint8)
+
         def read(self, hashes: np.ndarray) -> np.ndarray:
             return np.array([vectors[bytes(row).decode().strip()] for row in hashes], dtype=np.float32)
 

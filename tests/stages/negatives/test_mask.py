@@ -1,5 +1,6 @@
 """The precedence table of the mask, row by row, on a collection whose every verdict is worked out by hand."""
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
@@ -204,6 +205,27 @@ def test_no_candidates_at_all(inputs, tmp_path):
 def test_parameters_that_make_no_sense(given, says):
     with pytest.raises(ValidationError, match=says):
         Params(**given)
+
+
+def test_a_pair_that_several_sources_found_is_one_row():
+    found = table(
+        contracts.CANDIDATES,
+        ("q", "a", "dense", 1, 0.9),
+        ("q", "b", "dense", 2, 0.5),
+        ("q", "b", "bm25", 1, 17.0),
+        ("q", "c", "bm25", 4, 3.0),
+        ("q", "c", "random", 2, 0.0),
+        ("r", "c", "random", 7, 0.0),
+    )
+    rows = evidence.united(found, lambda pairs: np.array([0.1, 0.2], np.float32)[: len(pairs)])
+    assert rows.rows() == [
+        ("q", "a", "dense", 1, pytest.approx(0.9)),
+        ("q", "b", "dense+bm25", 2, 0.5),
+        ("q", "c", "bm25+random", 2, pytest.approx(0.1)),  # not found by the first encoder: measured
+        ("r", "c", "random", 7, pytest.approx(0.2)),
+    ]
+    alone = found.head(2)
+    assert evidence.united(alone, lambda pairs: pytest.fail("nothing to measure")).equals(alone)
 
 
 @pytest.mark.parametrize("given", [{"mask": "learned"}, {"relabel": "positive"}, {"relabel": "weight"}])

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from stages.contracts import CORPUS, QUERIES, Tools, write_table
+from stages.errors import InputError
 from stages.retrieval import encode
-from stages.retrieval.encode import Params, Vectors, encoder_texts, identity, intact, run
+from stages.retrieval.encode import Params, Vectors, encoder_texts, encodings, identity, intact, run
 from stages.retrieval.encoder import Recipe
 from stages.retrieval.vectors import VectorStore, text_hashes
 
@@ -173,6 +174,64 @@ def test_the_encoders_folder_says_what_it_is(
     assert described["model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert json.loads((tmp_path / "out/encoding.json").read_text())["encoder"] == key
     assert len(VectorStore(tools.vectors / key)) == 4
+
+
+def test_further_encoders_have_stores_of_their_own(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path
+) -> None:
+    params = Params(query_prompt="query: ", more_models=(str(tiny_model),))
+    out = fresh(tmp_path / "out")
+    summary = run(params, inputs, out, tools)
+    assert summary["texts"] == 5
+    # the second has no prompts, so a text that is a query and a document is one text
+    assert summary["more"] == {f"dense2 {tiny_model.name}": {"encoded": 4, "cached": 0, "dimension": 2}}
+    assert fake.loaded == 2
+    first, second = encodings(out / "encoding.json")
+    named = identity(params)
+    assert named == {
+        "encoder": first["encoder"],
+        "model": "sentence-transformers/all-MiniLM-L6-v2",
+        "encoder2": second["encoder"],
+        "model2": tiny_model.name,
+    }
+    assert second["salts"] == {"query": "", "document": ""}
+    assert np.load(out / "texts.npy").shape == (9, 16)
+    assert (first["texts"], second["texts"]) == (5, 4)
+    frame = pl.DataFrame(QUERY_ROWS)
+    for number in (0, 1):
+        vectors = Vectors(out / "encoding.json", tools.vectors, number)
+        assert vectors.store.folder == tools.vectors / (first, second)[number]["encoder"]
+        assert vectors.queries(frame).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
+    assert str(tmp_path) not in (out / "encoding.json").read_text()
+
+
+def test_without_further_encoders_nothing_is_said_of_them(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    summary = run(Params(), inputs, fresh(tmp_path / "out"), tools)
+    assert set(identity(Params())) == {"encoder", "model"}
+    assert "more" not in summary
+    assert "more" not in json.loads((tmp_path / "out/encoding.json").read_text())
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_damage_in_any_store_is_noticed(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path, which: int
+) -> None:
+    out = fresh(tmp_path / "out")
+    run(Params(more_models=(str(tiny_model),)), inputs, out, tools)
+    assert intact(inputs, out, tools)
+    (segment,) = (tools.vectors / encodings(out / "encoding.json")[which]["encoder"]).glob("*.npy")
+    segment.write_bytes(b"")
+    assert not intact(inputs, out, tools)
+
+
+def test_the_same_encoder_twice_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="is there already"):
+        identity(Params(model=str(tiny_model), more_models=(str(tiny_model),)))
+    with pytest.raises(InputError, match="is there already"):
+        identity(Params(more_models=(str(tiny_model), str(tiny_model))))
+    assert len(identity(Params(model=str(tiny_model), query_prompt="q: ", more_models=(str(tiny_model),)))) == 4
 
 
 def test_identity_loads_no_torch() -> None:

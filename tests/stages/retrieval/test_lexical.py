@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stages.retrieval.lexical import Bm25, tokenise
+from stages.retrieval.lexical import Bm25, Bm25Search, tokenise
 
 DOCUMENTS = ["Red apple.", "green APPLE pie", "blue sky"]
 
@@ -71,3 +73,74 @@ def test_chinese_is_found_inside_a_sentence() -> None:
     found = score("大学", ["他在北京大学学习", "他在大连学习", "天气很好"])
     assert found[0] > 0
     assert found[1:] == [0.0, 0.0]
+
+
+def best(queries: list[str], documents: list[str], end: int) -> list[list[tuple[int, float]]]:
+    found = Bm25Search(queries, documents).find(np.arange(len(queries)), end)
+    lists: list[list[tuple[int, float]]] = [[] for _ in queries]
+    for query, document, rank, score in zip(*(column.tolist() for column in found), strict=True):
+        lists[query].append((document, score))
+        assert len(lists[query]) == rank
+    return lists
+
+
+def test_the_best_documents_by_hand() -> None:
+    short, long = score("apple", DOCUMENTS)[:2]
+    assert best(["apple", "sky apple", "unknown", ""], DOCUMENTS, 2) == [
+        [(0, pytest.approx(short)), (1, pytest.approx(long))],
+        [(2, pytest.approx(score("sky", DOCUMENTS)[2])), (0, pytest.approx(short))],
+        [],
+        [],
+    ]
+
+
+def test_ties_come_in_the_order_of_the_corpus_at_the_cut_too() -> None:
+    documents = ["rope", "map", "rope map", "map rope", "rope", "map"]
+    assert [document for document, _ in best(["rope"], documents, 10)[0]] == [0, 4, 2, 3]
+    assert [document for document, _ in best(["rope"], documents, 1)[0]] == [0]
+    assert [document for document, _ in best(["rope"], documents, 3)[0]] == [0, 4, 2]
+
+
+def naive(query: str, documents: list[str], end: int) -> list[tuple[int, float]]:
+    """Each word's weight in each document by `Bm25`, added one by one."""
+    words = sorted(tokenise(query))
+    sums = [0.0] * len(documents)
+    for word in dict.fromkeys(words):
+        for place, weight in enumerate(score(word, documents)):
+            sums[place] += weight * words.count(word)
+    found = [(place, float(np.float32(total))) for place, total in enumerate(sums) if total > 0]
+    return sorted(found, key=lambda one: (-one[1], one[0]))[:end]
+
+
+texts = st.lists(st.sampled_from(["tent", "boot", "a", "the", "北京大学", "京大", "ю", "환불", "?"]), max_size=8)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(texts.map(" ".join), min_size=1, max_size=5),
+    st.lists(texts.map(" ".join), min_size=1, max_size=12),
+    st.integers(1, 14),
+    st.data(),
+)
+def test_the_best_are_those_of_the_naive_path_whatever_else_is_asked(
+    queries: list[str], documents: list[str], end: int, data: st.DataObject
+) -> None:
+    expected = [naive(query, documents, end) for query in queries]
+    assert best(queries, documents, end) == expected
+    order = data.draw(st.permutations(range(len(queries))))
+    some = order[: data.draw(st.integers(1, len(queries)))]
+    assert best([queries[i] for i in some], documents, end) == [expected[i] for i in some]
+
+
+def test_queries_in_parts_are_found_alike() -> None:
+    search = Bm25Search(["apple pie", "sky", "green sky"], DOCUMENTS)
+    whole = search.find(np.arange(3), 3)
+    for query in range(3):
+        part, same = search.find(np.array([query]), 3), whole.of(slice(query, query + 1))
+        assert part.query.tolist() == [0] * len(part.query)
+        assert [c.tolist() for c in part[1:]] == [c.tolist() for c in same[1:]]
+
+
+@pytest.mark.parametrize("documents", [[], ["..."], ["", "?"]])
+def test_nothing_to_be_found_in(documents: list[str]) -> None:
+    assert best(["apple"], documents, 3) == [[]]

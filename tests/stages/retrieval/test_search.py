@@ -8,6 +8,7 @@ import pytest
 
 from stages.contracts import CANDIDATES, CORPUS, JUDGED, QRELS, QUERIES, Tools, read_table, write_table
 from stages.errors import InputError
+from stages.retrieval import search as search_module
 from stages.retrieval.search import Params, run
 from stages.retrieval.vectors import VectorStore, text_hashes
 
@@ -16,10 +17,16 @@ def floats(rows: list[list[float]]) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
-class Quiet:
+class Said:
+    """Progress that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
     def advance(self, done: int, total: int | None, unit: str) -> None: ...
 
-    def say(self, message: str) -> None: ...
+    def say(self, message: str) -> None:
+        self.lines.append(message)
 
 
 VECTORS = {"q one": [1, 0], "q two": [0, 1], "red": [0.6, 0.8], "T green": [1, 0], "blue": [0.6, 0.8]}
@@ -36,23 +43,29 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
     write_table(pl.DataFrame(corpus), CORPUS, tmp_path / "corpus.parquet")
     frame = pl.DataFrame(qrels, schema_overrides={"relevance": pl.Int32})
     write_table(frame, QRELS, tmp_path / "qrels.parquet")
-    encoding = {"encoder": "key", "dimension": 2, "title": True, "salts": {"query": "", "document": ""}}
+    encoding = {
+        "encoder": "key",
+        "model": "first",
+        "dimension": 2,
+        "title": True,
+        "salts": {"query": "", "document": ""},
+    }
     (tmp_path / "encoding.json").write_text(json.dumps(encoding))
     VectorStore(tmp_path / "vectors/key").append(text_hashes(VECTORS), floats(list(VECTORS.values())))
     yield tmp_path
 
 
-def search(workspace: Path, params: Params) -> dict[str, int]:
+def search(workspace: Path, params: Params, progress: Said | None = None) -> dict[str, int]:
     names = {"queries": "queries.parquet", "corpus": "corpus.parquet", "qrels": "qrels.parquet"}
     inputs = {name: workspace / file for name, file in names.items()} | {"encoding": workspace / "encoding.json"}
-    tools = Tools(Quiet(), workspace / "scratch", workspace / "vectors", workspace / "logs")
+    tools = Tools(progress or Said(), workspace / "scratch", workspace / "vectors", workspace / "logs")
     return run(params, inputs, workspace / "out", tools)
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])
 def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
     summary = search(workspace, Params(depth=2, block=block))
-    assert summary == {"queries": 2, "documents": 3, "candidates": 4, "judged": 2}
+    assert summary == {"queries": 2, "documents": 3, "candidates": 4, "by_source": {"dense": 4}, "judged": 2}
     candidates = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     near, far = float(np.float32(0.8)), float(np.float32(0.6))
     assert candidates.rows() == [
@@ -75,7 +88,8 @@ def test_the_block_size_changes_no_byte(workspace: Path) -> None:
 
 def test_no_judgements_and_a_depth_beyond_the_corpus(workspace: Path) -> None:
     write_table(read_table(workspace / "qrels.parquet", QRELS).clear(), QRELS, workspace / "qrels.parquet")
-    assert search(workspace, Params(depth=200)) == {"queries": 2, "documents": 3, "candidates": 6, "judged": 0}
+    summary = search(workspace, Params(depth=200))
+    assert summary == {"queries": 2, "documents": 3, "candidates": 6, "by_source": {"dense": 6}, "judged": 0}
     assert read_table(workspace / "out/judged.parquet", JUDGED).height == 0
 
 
@@ -104,3 +118,91 @@ def test_judgements_of_an_unknown_document_are_a_defect(workspace: Path) -> None
     write_table(qrels, QRELS, workspace / "qrels.parquet")
     with pytest.raises(ValueError, match="'zzz', which is not in its table"):
         search(workspace, Params())
+
+
+def add_encoder(workspace: Path) -> None:
+    """A second encoder, which reads the two axes the other way round."""
+    VectorStore(workspace / "vectors/other").append(
+        text_hashes([f"> {text}" for text in VECTORS]), floats([vector[::-1] for vector in VECTORS.values()])
+    )
+    encoding = json.loads((workspace / "encoding.json").read_text())
+    more = {"encoder": "other", "model": "second", "dimension": 2, "salts": {"query": "> ", "document": "> "}}
+    (workspace / "encoding.json").write_text(json.dumps(encoding | {"more": [more]}))
+
+
+def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -> None:
+    corpus = read_table(workspace / "corpus.parquet", CORPUS)
+    texts = pl.Series("text", ["two reds", "green", "one and blue"])
+    write_table(corpus.with_columns(texts), CORPUS, workspace / "corpus.parquet")
+    VectorStore(workspace / "vectors/key").append(
+        text_hashes(["two reds", "T green", "one and blue"]), floats([[0.6, 0.8], [1, 0], [0.6, 0.8]])
+    )
+    params = Params(depth=2, sources=("random:1-3", "dense:1", "bm25"))
+    summary = search(workspace, params)
+    assert summary["by_source"] == {"random": 4, "dense": 2, "bm25": 2}
+    assert summary["candidates"] == 8
+    rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).rows()
+    assert [(query, source, rank) for query, _, source, rank, _ in rows] == [
+        (query, *place) for query in ("q1", "q2") for place in (("random", 2), ("random", 3), ("dense", 1), ("bm25", 1))
+    ]
+    near, idf = float(np.float32(0.8)), np.log(1 + 2.5 / 1.5)
+    assert [(query, doc, score) for query, doc, source, _, score in rows if source == "dense"] == [
+        ("q1", "b", 1.0),
+        ("q2", "a", near),
+    ]
+    weights = {length: idf / (1 + 1.2 * (0.25 + 0.75 * length / (7 / 3))) for length in (2, 3)}  # 2, 2 and 3 words
+    assert [(query, doc, score) for query, doc, source, _, score in rows if source == "bm25"] == [
+        ("q1", "c", pytest.approx(weights[3])),
+        ("q2", "a", pytest.approx(weights[2])),
+    ]
+    assert {score for *_, source, _, score in rows if source == "random"} == {0.0}
+    whole = search(workspace, Params(depth=9, sources=("dense", "random:3")))
+    assert whole["by_source"] == {"dense": 6, "random": 6}
+
+
+def test_a_second_encoder_is_a_source_of_its_own(workspace: Path) -> None:
+    add_encoder(workspace)
+    summary = search(workspace, Params(depth=2, sources=("dense", "dense2:1")))
+    assert summary["by_source"] == {"dense": 4, "dense2": 2}
+    rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).filter(pl.col("source") == "dense2").rows()
+    # the query q two is [1, 0] there, and green [0, 1]
+    assert rows == [("q1", "b", "dense2", 1, 1.0), ("q2", "a", "dense2", 1, float(np.float32(0.8)))]
+    alone = read_table(workspace / "out/judged.parquet", JUDGED)
+    assert alone["score"].to_list() == [float(np.float32(0.6)), 0.0]
+
+
+def test_a_source_without_an_encoder_is_refused_and_an_idle_encoder_said(workspace: Path) -> None:
+    with pytest.raises(InputError, match=r"the source dense2 has no encoder: .* \(now: none\)"):
+        search(workspace, Params(sources=("dense", "dense2")))
+    add_encoder(workspace)
+    with pytest.raises(InputError, match=r"the source dense3 has no encoder: .* \(now: dense2 is second\)"):
+        search(workspace, Params(sources=("dense", "dense3")))
+    said = Said()
+    search(workspace, Params(sources=("dense",)), said)
+    assert said.lines == ["no source uses the encoder second: add dense2 to sources, or remove it from more_models"]
+    said.lines.clear()
+    search(workspace, Params(sources=("dense", "dense2")), said)
+    assert said.lines == []
+
+
+@pytest.mark.parametrize(("queries", "rows"), [(1, 1), (2, 1)])
+def test_cuts_of_the_queries_change_no_row(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, queries: int, rows: int
+) -> None:
+    params = Params(depth=2, sources=("dense", "bm25", "random:2"))
+    whole = search(workspace, params)
+    expected = read_table(workspace / "out/candidates.parquet", CANDIDATES)
+    monkeypatch.setattr(search_module, "_QUERIES", queries)
+    monkeypatch.setattr(search_module, "_ROWS", rows)
+    assert search(workspace, params) == whole
+    assert read_table(workspace / "out/candidates.parquet", CANDIDATES).equals(expected)
+
+
+def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Path) -> None:
+    search(workspace, Params(depth=2))
+    alone = read_table(workspace / "out/candidates.parquet", CANDIDATES)
+    judged = (workspace / "out/judged.parquet").read_bytes()
+    search(workspace, Params(depth=2, sources=("random:1", "dense", "bm25")))
+    both = read_table(workspace / "out/candidates.parquet", CANDIDATES)
+    assert both.filter(pl.col("source") == "dense").equals(alone)
+    assert (workspace / "out/judged.parquet").read_bytes() == judged
