@@ -57,11 +57,12 @@ EVIDENCE = _schema(
 """What is known of a candidate; null where it is not so. `own`: a positive of the query (true), or of one that restates
 it (false)."""
 TAUGHT = _schema(
-    {"query_id": _STR, "doc_id": _STR, "rank": pa.int32(), "score": pa.float32(), "hidden": pa.bool_()}
-    | dict.fromkeys(("p_false_negative", "lowest", "best"), pa.float32())
+    {"query_id": _STR, "turn": pa.int32(), "doc_id": _STR, "rank": pa.int32(), "score": pa.float32()}
+    | {"hidden": pa.bool_()}
+    | dict.fromkeys(("weight", "p_false_negative", "lowest", "best"), pa.float32())
 )
-"""Candidates of questions some of whose positives were hidden, judged by a model that did not see them; `lowest` and
-`best` are the scores of the positives that were left."""
+"""Candidates of questions of whose positives one was hidden (in each turn another), judged by a model that did not see
+them; `weight`: how many positives the question has; `lowest` and `best`: the scores of those that were left."""
 VERIFIED = _schema(
     {"query_id": _STR, "doc_id": _STR},
     dict.fromkeys(("teacher_score", "teacher_lowest", "teacher_best"), pa.float32())

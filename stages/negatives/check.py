@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from stages.contracts import Summary
-from stages.negatives import budget, learned, rules
+from stages.negatives import budget, rules
 from stages.negatives.budget import Limit
 
 
@@ -15,7 +15,8 @@ def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summa
     """What the mask of `params` writes for the questions of `taught` (TAUGHT), each judged by a fold that did not see
     it: how many negatives and how many hidden positives among them, the expected share of false ones and the observed.
 
-    A hidden positive counts `learned.WEIGHT` times: only half of what is known was hidden. None where nothing was.
+    One of a question's positives is hidden at a time, so it counts as often as the question has positives
+    (`stages.negatives.learned`). None where nothing was hidden.
     """
     if taught.is_empty():
         return None
@@ -26,14 +27,15 @@ def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summa
         window = params.window_start, params.window_end
         rows = rows.filter(pl.Series(rules.passes(params.mask, figures["score"], figures["rank"], threshold, window)))
     p = rows["p_false_negative"].to_numpy()
-    query = rows["query_id"].rle_id().cast(pl.Int64).to_numpy()
-    lists, at = budget.padded(
-        query, rows["score"].to_numpy(), p, np.full(rows["query_id"].n_unique(), params.negatives)
-    )
+    query = rows.select(pl.struct("query_id", "turn").rle_id()).to_series().cast(pl.Int64).to_numpy()
+    room = np.full(int(query.max(initial=-1)) + 1, params.negatives)
+    lists, at = budget.padded(query, rows["score"].to_numpy(), p, room)
     chosen = budget.choose(lists, limit.price if limit else 0.0)[at] & (p <= (limit.ceiling if limit else 1.0))
-    n, false = int(chosen.sum()), int((chosen & rows["hidden"].to_numpy()).sum())
+    wrong = chosen & rows["hidden"].to_numpy()
+    n, false = int(chosen.sum()), int(wrong.sum())
     expected = float(p[chosen].mean(dtype=np.float64)) if n else 0.0
-    observed = learned.WEIGHT * false / max(n + (learned.WEIGHT - 1) * false, 1)
+    weighed = float(rows["weight"].to_numpy()[wrong].sum(dtype=np.float64))
+    observed = weighed / max(n - false + weighed, 1)
     return {
         "questions": taught["query_id"].n_unique(),
         "negatives": n,
@@ -51,8 +53,8 @@ def lines(estimate: Mapping[str, Any] | None) -> list[str]:
         return [f"how many negatives are false can't be told on this table: {estimate['unfit']}"]
     if said := estimate["check"]:
         return [
-            f"checked on {said['questions']:,} questions of this table with half of their positives hidden, each "
-            f"judged by a model that did not see it: expected {said['expected']:.2%} false negatives, found "
+            f"checked on {said['questions']:,} questions of this table by hiding positives, each judged by a model "
+            f"that did not see it: expected {said['expected']:.2%} false negatives, found "
             f"{said['observed']:.2%}"
         ]
     return ["the estimate of false negatives is not checked on this table: too few questions have several positives"]

@@ -1,13 +1,16 @@
 """The learned mask: how probable it is that a candidate is a false negative, learned from positives that were hidden.
 
-Half of the positives of each question that has several are hidden, and a logistic regression learns to find them among
-the candidates from `features`. Two models speak: the *prior*, fitted in this way on public data sets and shipped as
+Some positives of questions that have several are hidden, and a logistic regression learns to find them among the
+candidates from `features`. Two models speak: the *prior*, fitted in this way on public data sets and shipped as
 prior.json, and, where the table has questions with several positives, its *own*, which takes the prior's word as one
 more feature. Their log odds are mixed by how much the table could show. The own model is fitted in folds, so that no
 question is judged by a model that saw it.
 
-A hidden positive is a false negative whose label we know; that is the whole trick (as positive-unlabelled learning,
-Elkan and Noto 2008, with the labelled share set to a half).
+A hidden positive is a false negative whose label we know. A table's own positives are only what somebody labelled:
+one of a question's m positives is hidden at a time, so that the others stand to it as all of them stand to a missing
+one, and it counts m times, on the assumption that as many are missing as are known. These missing ones lie among the
+candidates too, without a label, and look the same; where nothing else does, the hidden ones come to half of the weight.
+`missing` takes that into account (positive-unlabelled learning: Elkan and Noto, KDD 2008).
 """
 
 import json
@@ -34,9 +37,10 @@ LEAST_FOUND = 30
 """With fewer hidden positives among the candidates than these, the table's own model is not asked."""
 TRUST = 100
 """With so many, it has half of the say."""
-WEIGHT = 2.0
-"""Of a hidden positive, where a table hides half of what it knows: as many are assumed to be missing as are known, and
-half of these were hidden."""
+ROUNDS = 3
+"""Times that another positive of a question is hidden."""
+CEILING = 0.95
+"""The most that the table's own model claims."""
 CLIP = 5.0
 """Features count up to so many standard deviations."""
 STRENGTH = 0.1
@@ -100,14 +104,27 @@ class Estimator:
             mixed = np.empty(len(features))
             for number, model in enumerate(self.own):
                 here = fold == number
-                own = model.log_odds(inputs(features[here], general[here], model))
+                own = missing(model.log_odds(inputs(features[here], general[here], model)))
                 mixed[here] = self.share * own + (1 - self.share) * general[here]
         out: Floats = (1 / (1 + np.exp(-mixed))).astype(np.float32)
         return out
 
 
-def fit_own(features: Floats, labels: NDArray[np.bool_], questions: Sequence[str], prior: Model) -> Estimator:
-    """The estimator of a table from candidates [n, len(FEATURES)] of which `labels` [n] are hidden positives.
+def missing(log_odds: Doubles) -> Doubles:
+    """From the log odds of the hidden positives' weight to those of being a missing one: both [n].
+
+    At one place h hidden ones (by weight), as many missing ones and n others have odds of h : (h + n); a candidate
+    there that is not hidden is a missing one with probability h / (h + n), which is those odds.
+    """
+    p = np.minimum(np.exp(np.minimum(log_odds, 0.0)), CEILING)
+    return np.log(p / (1 - p))  # type: ignore[no-any-return]
+
+
+def fit_own(
+    features: Floats, labels: NDArray[np.bool_], weights: Doubles, questions: Sequence[str], prior: Model
+) -> Estimator:
+    """The estimator of a table from candidates [n, len(FEATURES)] of which `labels` [n] are hidden positives, which
+    count `weights` [n] times.
 
     It is the prior alone where fewer than LEAST_FOUND of them are true, or a fold has none to learn from.
     """
@@ -116,7 +133,7 @@ def fit_own(features: Floats, labels: NDArray[np.bool_], questions: Sequence[str
     if found < LEAST_FOUND or any(not labels[fold != number].any() for number in range(FOLDS)):
         return Estimator(prior)
     general = prior.log_odds(features[:, : len(GENERAL)])
-    weights = np.where(labels, WEIGHT, 1.0)
+    weights = np.where(labels, weights, 1.0)
     own = []
     for number in range(FOLDS):
         seen = fold != number
@@ -136,6 +153,16 @@ def hide(positives: pl.DataFrame, seed: int, purpose: str) -> pl.DataFrame:
     order = pl.Series("order", [draw(seed, purpose, f"{query}:{document}") for query, document in pairs], pl.UInt64)
     place = pl.col("order").rank("ordinal").over("query_id")
     return positives.with_columns(order).with_columns(hidden=place <= pl.len().over("query_id") // 2).drop("order")
+
+
+def hide_one(positives: pl.DataFrame, turn: int) -> pl.DataFrame:
+    """`positives` (query_id, doc_id, ...) of the questions that have several, and more than `turn`, with `hidden`: the
+    one whose turn it is by a hash of the pair; and weight, how many positives the question has."""
+    pairs = positives.select("query_id", "doc_id").iter_rows()
+    order = pl.Series("order", [draw(0, "fit", f"{query}:{document}") for query, document in pairs], pl.UInt64)
+    place, size = pl.col("order").rank("ordinal").over("query_id") - 1, pl.len().over("query_id")
+    told = positives.with_columns(order).with_columns(hidden=place == turn, weight=size.cast(pl.Float32))
+    return told.filter(size > max(turn, 1)).drop("order")
 
 
 def folds(questions: Sequence[str]) -> NDArray[np.int64]:

@@ -43,14 +43,17 @@ class Opinion:
             return p
         rows = table(p[heard], score[heard], lowest[heard], best[heard])
         queries = [query for query, one in zip(query_ids, heard, strict=True) if one]
-        found = shares(_by_fold(self.models, rows, learned.folds(queries)))
+        found = shares(learned.missing(_by_fold(self.models, rows, learned.folds(queries))))
         out = p.astype(np.float32, copy=True)
         out[heard] = found
         return out
 
 
-def fit(p: Floats, score: Floats, lowest: Floats, best: Floats, labels: Bools, query_ids: Sequence[str]) -> Opinion:
-    """The opinion of a teacher about candidates of which `labels` [n] are hidden positives; p must not know them.
+def fit(
+    p: Floats, score: Floats, lowest: Floats, best: Floats, labels: Bools, weights: Floats, query_ids: Sequence[str]
+) -> Opinion:
+    """The opinion of a teacher about candidates of which `labels` [n] are hidden positives, which count `weights` [n]
+    times; p must not know them.
 
     All are [n]: p of folds that did not see the question, logits of the candidate and of its query's lowest and best
     *known* positive. Rows that the teacher was not asked about (NaN) are passed over.
@@ -64,16 +67,16 @@ def fit(p: Floats, score: Floats, lowest: Floats, best: Floats, labels: Bools, q
         not 0 < labels[fold != number].sum() < (fold != number).sum() for number in range(learned.FOLDS)
     ):
         return Opinion((), f"too few hidden positives lie where p is unsure ({found['hidden']}) to judge it by", found)
-    weights = np.where(labels, learned.WEIGHT, 1.0)
-    alone, told = (_fit(names, rows, labels, weights, fold) for names in (ALONE, TOLD))
+    weight = np.where(labels, weights[heard], 1.0).astype(np.float64)
+    alone, told = (_fit(names, rows, labels, weight, fold) for names in (ALONE, TOLD))
     before, after = _by_fold(alone, rows[:, : len(ALONE)], fold), _by_fold(told, rows, fold)
-    fall, error = paired(_loss(before, labels) - _loss(after, labels), weights, queries)
+    fall, error = paired(_loss(before, labels) - _loss(after, labels), weight, queries)
     found |= {
         "auc_p": round(auc(rows[:, 0], labels), 4),
         "auc_teacher": round(auc(rows[:, 1], labels), 4),
         "auc_both": round(auc(after, labels), 4),
-        "loss_p": round(float(np.average(_loss(before, labels), weights=weights)), 5),
-        "loss_both": round(float(np.average(_loss(after, labels), weights=weights)), 5),
+        "loss_p": round(float(np.average(_loss(before, labels), weights=weight)), 5),
+        "loss_both": round(float(np.average(_loss(after, labels), weights=weight)), 5),
     }
     losses = f"log loss {found['loss_both']:.4f} with it, {found['loss_p']:.4f} without"
     aucs = f"AUC {found['auc_teacher']:.3f} alone, {found['auc_p']:.3f} of p, {found['auc_both']:.3f} together"

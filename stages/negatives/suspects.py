@@ -17,7 +17,8 @@ from stages.retrieval.encode import Vectors
 from stages.retrieval.lexical import Bm25
 from stages.text import loose, normalise
 
-FIT_QUERIES = 2_000
+PAIR = ["query_id", "doc_id"]
+FIT_QUERIES = 1_000
 """Questions with several positives that the table's own model learns from, drawn by hash."""
 PAIRED = 1_024
 """Documents drawn by hash whose pairs tell how alike any two are."""
@@ -114,26 +115,33 @@ class Suspects:
         several = self._anchors.filter(pl.len().over("query_id") > 1)
         drawn = sorted(several["query_id"].unique().to_list(), key=lambda query: (draw(0, "fit", query), query))
         some = several.filter(pl.col("query_id").is_in(drawn[:FIT_QUERIES]))
-        positives = learned.hide(some, 0, "fit")
-        kept, hidden = (positives.filter(side) for side in (~pl.col("hidden"), pl.col("hidden")))
-        ends = kept.group_by("query_id").agg(lowest=pl.col("score").min(), best=pl.col("score").max())
-        rows = self._rows(kept, hidden)
-        rows = (
-            rows.join(hidden.drop("score"), on=["query_id", "doc_id"], how="left", maintain_order="left")
-            .join(ends, on="query_id", how="left", maintain_order="left")
-            .with_columns(pl.col("hidden").fill_null(False))
-        )
-        found = features.of_rows(rows, kept, self._scene)
+        turns = [self._turn(learned.hide_one(some, turn), turn) for turn in range(learned.ROUNDS)]
+        rows, found = pl.concat([rows for rows, _ in turns]), np.concatenate([found for _, found in turns])
         forms = [self._forms[query_id] for query_id in rows["query_id"]]
-        return learned.fit_own(found, rows["hidden"].to_numpy(), forms, prior), rows, found
+        weights = rows["weight"].to_numpy().astype(np.float64)
+        return learned.fit_own(found, rows["hidden"].to_numpy(), weights, forms, prior), rows, found
+
+    def _turn(self, positives: pl.DataFrame, turn: int) -> tuple[pl.DataFrame, Floats]:
+        """Of `positives` (with hidden and weight) those that are hidden, among the other candidates of their questions:
+        TAUGHT without p, and their features."""
+        kept, hidden = (positives.filter(side) for side in (~pl.col("hidden"), pl.col("hidden")))
+        ends = kept.group_by("query_id").agg(
+            pl.col("weight").first(), lowest=pl.col("score").min(), best=pl.col("score").max()
+        )
+        rows = (
+            self._rows(kept, hidden)
+            .join(hidden.select("query_id", "doc_id", "hidden"), on=PAIR, how="left", maintain_order="left")
+            .join(ends, on="query_id", how="left", maintain_order="left")
+            .with_columns(pl.col("hidden").fill_null(False), turn=pl.lit(turn, pl.Int32))
+        )
+        return rows, features.of_rows(rows, kept, self._scene)
 
     def _rows(self, anchors: pl.DataFrame, hidden: pl.DataFrame | None = None) -> pl.DataFrame:
         """The candidates of the anchors' queries as `features.of_rows` takes them, without positives but the hidden."""
-        pair = ["query_id", "doc_id"]
         asked = anchors.select("query_id").unique().lazy()
         found = self._candidates.filter(pl.col("source") == DENSE).join(asked, on="query_id", how="semi").collect()
-        left_out = self._positives if hidden is None else self._positives.join(hidden, on=pair, how="anti")
-        return ordered(found.join(left_out, on=pair, how="anti")).with_columns(listed=pl.lit(True))
+        left_out = self._positives if hidden is None else self._positives.join(hidden, on=PAIR, how="anti")
+        return ordered(found.join(left_out, on=PAIR, how="anti")).with_columns(listed=pl.lit(True))
 
     def _unfit(self) -> str | None:
         """Why no model can be trusted here, in words; None where one can."""

@@ -146,17 +146,21 @@ def taught_by(
         teacher_score=pl.Series(reader.scores(pairs["query_id"].to_list(), scene.texts(pairs)), dtype=pl.Float32)
     )
     # what is hidden from the estimate is no positive to measure from
-    hidden = shown.filter("hidden")
-    learned_from = teacher.measured(shown, scene.positives.join(hidden, on=PAIR, how="anti"), scored)
-    verdict = opinion.fit(*figures(learned_from), learned_from["hidden"].to_numpy(), learned_from["query_id"].to_list())
+    turns = [
+        teacher.measured(turn, scene.positives.join(turn.filter("hidden"), on=PAIR, how="anti"), scored)
+        for turn in shown.partition_by("turn", maintain_order=True)
+    ]
+    learned_from = pl.concat(turns) if turns else teacher.measured(shown, scene.positives, scored)
+    labels, weights = learned_from["hidden"].to_numpy(), learned_from["weight"].to_numpy()
+    verdict = opinion.fit(*figures(learned_from), labels, weights, learned_from["query_id"].to_list())
     measured = teacher.measured(rows, scene.positives, scored)
     before, score, lowest, best = figures(measured)
     listened, why = bool(verdict.models), verdict.why
     if listened:
         after = verdict.probability(before, score, lowest, best, measured["query_id"].to_list())
         mine = verdict.probability(*figures(learned_from), learned_from["query_id"].to_list())
-        told = learned_from.select(PAIR).with_columns(after=pl.Series(mine, dtype=pl.Float32))
-        taught = taught.join(told, on=PAIR, how="left", maintain_order="left")
+        told = learned_from.select(*PAIR, "turn").with_columns(after=pl.Series(mine, dtype=pl.Float32))
+        taught = taught.join(told, on=[*PAIR, "turn"], how="left", maintain_order="left")
         taught = taught.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
     elif params.teacher != SELF and "auc_p" not in verdict.figures:
         after = opinion.raised(before, score, best)

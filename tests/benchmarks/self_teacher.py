@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.progress import progress_for
-from stages.contracts import Tools, scan_documents
+from stages.contracts import JUDGED, Tools, read_table, scan_documents
 from stages.draw import draw
 from stages.models import DEFAULT_ENCODER
 from stages.negatives import bench, crossfit, opinion
@@ -59,9 +59,11 @@ def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any
     inputs |= {name: work / f"{name}.parquet" for name in ("candidates", "judged")}
     vectors = encode.Vectors(inputs["encoding"], tools.vectors)
     vectorise = document_vectors(inputs["corpus"], vectors)
-    suspects = Suspects(inputs, vectors, vectorise, tools.progress, without=collection.digest)
+    judged = read_table(inputs["judged"], JUDGED)
+    own = judged.filter(pl.col("relevance") > 0).select(*PAIR, own=pl.lit(True))
+    suspects = Suspects(inputs, vectors, vectorise, own, tools.progress, without=collection.digest)
     rows, found = suspects.candidates_of(collection.hidden)
-    p = suspects.estimator.probability(found, rows["query_id"].to_list())
+    p = suspects.probability(rows, found)
     hidden = collection.hidden.with_columns(hidden=True)
     rows = rows.select(*PAIR, "score").with_columns(p_false_negative=pl.Series(p))
     rows = rows.join(hidden, on=PAIR, how="left", maintain_order="left").with_columns(pl.col("hidden").fill_null(False))
@@ -115,7 +117,8 @@ def tried(
     for name, part in (("all", table), ("unseen", table.filter(pl.Series(fresh)))):
         names = ("p_false_negative", "teacher_score", "teacher_lowest", "teacher_best", "hidden")
         columns = [part[column].to_numpy() for column in names]
-        judged = opinion.fit(*columns, part["query_id"].to_list())
+        weights = np.full(len(part), 2.0, np.float32)  # half is hidden
+        judged = opinion.fit(*columns, weights, part["query_id"].to_list())
         line[name] = {"heard": bool(judged.models), **judged.figures}
     return line | {"margins": margins(table), "minutes": round((time.monotonic() - started) / 60, 1)}
 

@@ -9,9 +9,11 @@ import pytest
 from stages.contracts import FEATURES
 from stages.negatives import learned
 from stages.negatives.features import GENERAL
-from stages.negatives.learned import Estimator, Model, fit_own, folds, hide, read_prior
+from stages.negatives.learned import CEILING, Estimator, Model, fit_own, folds, hide, hide_one, missing, read_prior
 
 FLAT = Model(GENERAL, (0.0,) * len(GENERAL), (1.0,) * len(GENERAL), (0.0,) * len(GENERAL), -2.0)
+
+ONE = np.ones(10_000)
 
 
 def test_log_odds_by_hand() -> None:
@@ -40,29 +42,47 @@ def table(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def test_it_learns_what_the_table_shows() -> None:
-    features, labels, queries = table(200)
-    found = fit_own(features, labels, queries, FLAT)
+    features, false, queries = table(400)
+    # every other one is hidden, the others are missing: nobody knows that they are positives
+    labels = false & (np.cumsum(false) % 2 == 0)
+    found = fit_own(features, labels, ONE[: len(labels)], queries, FLAT)
     assert found.found == labels.sum()
-    p = found.probability(features, queries)
-    assert p[labels].mean() > 0.4
-    assert p[~labels].mean() < 0.1
-    # a hidden positive counts twice, for as many are assumed to be missing as are known: expected and found agree so
     own = Estimator(FLAT, found.own, 10**9).probability(features, queries)
-    assert (own * np.where(labels, 2, 1)).sum() == pytest.approx(2 * labels.sum(), rel=0.05)
+    missing_ones = false & ~labels
+    assert own[missing_ones].mean() > 10 * own[~false].mean()
+    assert own[~labels].sum() == pytest.approx(missing_ones.sum(), rel=0.2)
+
+
+def test_the_odds_of_a_hidden_one_are_the_probability_of_a_missing_one() -> None:
+    # 1 hidden, 1 missing, 3 others: odds of 1 : 4, and one in four of those that are not hidden
+    p = 1 / (1 + np.exp(-missing(np.log(np.array([0.25, 1e-9, 1.0, 5.0])))))
+    assert p.tolist() == pytest.approx([0.25, 1e-9, CEILING, CEILING])
+
+
+def test_one_positive_is_hidden_at_a_time_each_in_its_turn() -> None:
+    pairs = [("one", "a"), ("two", "b"), ("two", "c"), ("three", "d"), ("three", "e"), ("three", "f")]
+    positives = pl.DataFrame(pairs, schema=["query_id", "doc_id"], orient="row")
+    turns = [hide_one(positives, turn) for turn in range(3)]
+    assert [sorted(set(turn["query_id"])) for turn in turns] == [["three", "two"], ["three", "two"], ["three"]]
+    hidden = [tuple(row) for turn in turns for row in turn.filter("hidden").select("query_id", "doc_id").rows()]
+    assert sorted(hidden) == sorted(pairs[1:])
+    assert dict(turns[0].select("query_id", "weight").iter_rows()) == {"two": 2.0, "three": 3.0}
+    some = positives.filter(pl.col("query_id") == "three").reverse()
+    assert hide_one(some, 1).filter("hidden").rows() == turns[1].filter("hidden", query_id="three").rows()
 
 
 def test_a_query_is_judged_by_a_model_that_did_not_see_it() -> None:
     features, labels, queries = table(200)
     fold = folds(queries)
     turned = np.where(fold == 2, ~labels, labels)
-    one, other = (fit_own(features, side, queries, FLAT).own for side in (labels, turned))
+    one, other = (fit_own(features, side, ONE[: len(side)], queries, FLAT).own for side in (labels, turned))
     assert one[2] == other[2]
     assert one[0] != other[0]
 
 
 def test_with_too_little_the_prior_speaks_alone() -> None:
     features, labels, queries = table(5)
-    found = fit_own(features, labels, queries, FLAT)
+    found = fit_own(features, labels, ONE[: len(labels)], queries, FLAT)
     assert (found.own, found.share) == ((), 0.0)
     assert found.probability(features, queries) == pytest.approx(1 / (1 + np.exp(2)))
 
@@ -71,9 +91,13 @@ def test_an_owner_never_speaks_against_a_candidate() -> None:
     features, labels, queries = table(200)
     # as where every document has one question: what was hidden has no owner any more
     features[:, FEATURES.index("owner_like")] = np.where(labels, 0, 5)
-    assert all("owner_like" not in model.names for model in fit_own(features, labels, queries, FLAT).own)
+    assert all(
+        "owner_like" not in model.names for model in fit_own(features, labels, ONE[: len(labels)], queries, FLAT).own
+    )
     features[:, FEATURES.index("owner_like")] = np.where(labels, 5, 0)
-    assert all("owner_like" in model.names for model in fit_own(features, labels, queries, FLAT).own)
+    assert all(
+        "owner_like" in model.names for model in fit_own(features, labels, ONE[: len(labels)], queries, FLAT).own
+    )
 
 
 def test_the_shipped_prior_is_what_it_says() -> None:
