@@ -23,14 +23,16 @@ from stages.models import DEFAULT_ENCODER
 from stages.negatives import bench, crossfit, opinion
 from stages.negatives.documents import document_vectors
 from stages.negatives.suspects import Suspects
-from stages.negatives.teacher import asked, band, measured, teacher_false
+from stages.negatives.teacher import TeacherRule, asked, band, measured, teacher_false
 from stages.pairs.split import GIANT, components
 from stages.retrieval import encode, search
 from stages.text import loose
 from stages.training.train import Params
 
 ROOT = Path(__file__).parent.parent.parent
-MARGINS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0)
+MARGINS: tuple[tuple[TeacherRule, float], ...] = tuple(
+    (rule, value) for rule in ("margin", "margin_max") for value in (-1.0, 0.0, 0.5, 1.0, 2.0)
+)
 PAIR = ["query_id", "doc_id"]
 
 
@@ -71,18 +73,18 @@ def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any
     return {"collection": collection, "rows": rows, "inputs": inputs, "texts": texts, "source": suspects.summary}
 
 
-def margins(table: pl.DataFrame) -> list[dict[str, float]]:
+def margins(table: pl.DataFrame) -> list[dict[str, Any]]:
     """What each margin sets aside: of the hidden positives and of the others; and p, setting aside as many others."""
     score, lowest, best = (table[f"teacher_{name}"].to_numpy() for name in ("score", "lowest", "best"))
     p, hidden = table["p_false_negative"].to_numpy(), table["hidden"].to_numpy()
     out = []
-    for value in MARGINS:
-        taken = teacher_false("margin", value, score, lowest, best)
+    for rule, value in MARGINS:
+        taken = teacher_false(rule, value, score, lowest, best)
         others = float(taken[~hidden].mean())
         limit = np.quantile(p[~hidden], 1 - others)
         out.append(
             {
-                "margin": value,
+                "rule": f"{rule} {value:g}",
                 "hidden": round(float(taken[hidden].mean()), 3),
                 "others": round(others, 3),
                 "hidden_by_p": round(float((p[hidden] > limit).mean()), 3),

@@ -184,9 +184,10 @@ def test_positives_of_the_queries_at_hand_are_asked_about_too() -> None:
 @pytest.mark.parametrize(
     ("rule", "value", "expected"),
     [
-        # logits against a lowest of 2 and a best of 4: above 1 and above 3
+        # logits against a lowest of 2 and a best of 4; what equals the limit may stay
         ("margin", None, [True, True, False, False]),
-        ("margin_max", None, [True, False, False, False]),
+        ("margin_max", None, [False, False, False, False]),
+        ("margin_max", 1.0, [True, False, False, False]),
         ("margin", 2.5, [True, True, True, False]),
         # sigmoids 0.982, 0.953, 0.731, 0.269 against 0.95 x 0.881 and 0.95 x 0.982
         ("perc", None, [True, True, False, False]),
@@ -205,8 +206,9 @@ def test_the_rules_by_hand(rule: str, value: float | None, expected: list[bool])
 @pytest.mark.parametrize("rule", ["margin", "margin_max"])
 def test_a_margin_does_not_see_what_is_added_to_all_logits(rule: str) -> None:
     score, lowest, best = (np.array(side, np.float32) for side in ([4, 3, 1, -1], [2] * 4, [4] * 4))
-    plain = teacher_false(rule, None, score, lowest, best)  # type: ignore[arg-type]
-    assert np.array_equal(teacher_false(rule, None, score - 9, lowest - 9, best - 9), plain)  # type: ignore[arg-type]
+    plain = teacher_false(rule, 1.0, score, lowest, best)  # type: ignore[arg-type]
+    assert plain.any()
+    assert np.array_equal(teacher_false(rule, 1.0, score - 9, lowest - 9, best - 9), plain)  # type: ignore[arg-type]
 
 
 def test_what_is_not_known_is_not_called_false() -> None:
