@@ -11,11 +11,15 @@ from pydantic import ValidationError
 
 from stages import contracts
 from stages.errors import InputError
-from stages.negatives import compose
-from stages.negatives.compose import Params, choose, pick_positives, shares_of
+from stages.negatives import compose, composer
+from stages.negatives.compose import Params
+from stages.negatives.composer import choose, pick_positives
+from stages.negatives.quotas import shares_of
+from stages.negatives.samplings import pool_of
 from tests.stages.negatives.collection import table, tools, write
 
-SURVIVORS = {"query_id": pl.String, "doc_id": pl.String, "score": pl.Float32, "reason": pl.String}
+SURVIVORS = dict.fromkeys(("query_id", "doc_id", "score", "reason", "source"), pl.String) | {"score": pl.Float32}
+NO_THINNING = 2.0
 
 
 def verdict(query_id: str, doc_id: str, rank: int, score: float, decided: str, reason: str) -> tuple:
@@ -81,7 +85,7 @@ def run(params: Params, inputs, tmp_path) -> tuple[list[dict], dict, bytes]:
 
 
 def test_the_lines(inputs, tmp_path):
-    mined, summary, content = run(Params(negatives=3), inputs, tmp_path)
+    mined, summary, content = run(Params(negatives=3, thin_similarity=NO_THINNING), inputs, tmp_path)
     assert mined == [
         {
             "query_id": "a",
@@ -108,6 +112,7 @@ def test_the_lines(inputs, tmp_path):
     assert content.endswith(b"}\n")
     assert summary == {
         "queries": 2,
+        "lines": 2,
         "positives": 3,
         "negatives": 4,
         "asked": 3,
@@ -115,47 +120,53 @@ def test_the_lines(inputs, tmp_path):
         "fill": round(4 / 9, 4),  # a, b and e asked for three each
         "short": 1,
         "bands": {"curated": 1, "top": 3},
+        "sources": {"curated": 1, "dense": 3},
         "hardness": 0.425,  # (0.1 + 0.4 + 0.3 + 0.9) / 4
+        "thinned": 0,
+        "category": None,
+        "weighted": 0,
         "left_out": {"no positive": 1, "no negatives": 1},
+        "hubs": {"most_used": 1},
     }
 
 
-@pytest.mark.parametrize("sampling", ["top", "random", "quota"])
+@pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
-    params = Params(negatives=2, sampling=sampling)
+    params = Params(negatives=2, sampling=sampling, thin_similarity=NO_THINNING)
     _, summary, content = run(params, inputs, tmp_path)
-    monkeypatch.setattr(compose, "ROWS_A_BLOCK", rows)
+    monkeypatch.setattr(composer, "ROWS_A_BLOCK", rows)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
 
 
 def test_nothing_to_write_is_refused_with_the_counts(inputs, tmp_path):
     empty = write(tmp_path, verdicts=table(contracts.VERDICTS))
     with pytest.raises(InputError, match=r"not one negative is left for the 4 train questions \(1 have no positive\)"):
-        run(Params(), inputs | empty, tmp_path)
+        run(Params(thin_similarity=NO_THINNING), inputs | empty, tmp_path)
 
 
 def test_a_text_that_is_a_positive_is_never_a_negative():
-    survivors = pl.DataFrame([("q", "n", 0.9, "kept"), ("q", "m", 0.8, "kept")], schema=SURVIVORS, orient="row")
+    survivors = pl.DataFrame(
+        [("q", "n", 0.9, "kept", "dense"), ("q", "m", 0.8, "kept", "dense")], schema=SURVIVORS, orient="row"
+    )
     keys = pl.DataFrame({"doc_id": ["p", "n", "m"], "text_key": [1, 1, 2]}, schema_overrides={"text_key": pl.UInt64})
     positives = pick_positives(
         pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "relevance": [1], "score": [0.5]}), keys
     )
-    assert choose(Params(), survivors, positives, keys)["doc_id"].to_list() == ["m"]
+    assert choose(Params(), pool_of(survivors, positives, keys, None))[0]["doc_id"].to_list() == ["m"]
 
 
 def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id: str = "q") -> list[tuple[str, str]]:
     """(doc_id, band) chosen for one query from documents {doc_id: (score, reason)} with distinct texts."""
-    rows = [(query_id, doc_id, score, reason) for doc_id, (score, reason) in documents.items()]
+    rows = [(query_id, doc_id, score, reason, "dense") for doc_id, (score, reason) in documents.items()]
     survivors = pl.DataFrame(rows, schema=SURVIVORS, orient="row")
     keys = pl.DataFrame(
         {"doc_id": [*documents, "p"], "text_key": list(range(len(documents) + 1))},
         schema_overrides={"text_key": pl.UInt64},
     )
-    positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "text_key": [len(documents)]}).cast(
-        {"text_key": pl.UInt64}
-    )
-    return choose(params, survivors, positives, keys).select("doc_id", "band").rows()
+    positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "score": [0.95], "text_key": [len(documents)]})
+    positives = positives.cast({"text_key": pl.UInt64, "score": pl.Float32})
+    return choose(params, pool_of(survivors, positives, keys, None))[0].select("doc_id", "band").rows()
 
 
 NINE = {f"d{i}": (1 - i / 10, "kept") for i in range(9)}
@@ -179,7 +190,7 @@ def test_curated_ones_come_first_and_leave_less_to_the_quotas():
     assert one_query(documents, Params(negatives=1)) == [("y", "curated")]
 
 
-@pytest.mark.parametrize("sampling", ["top", "random", "quota"])
+@pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
 def test_too_few_are_all_kept(sampling):
     documents = {name: NINE[name] for name in ("d0", "d4")}
     assert [doc_id for doc_id, _ in one_query(documents, Params(sampling=sampling))] == ["d0", "d4"]
