@@ -141,7 +141,7 @@ def build(tmp_path: Path) -> Build:
             (frame_of(verdicts, VERDICTS), VERDICTS, put["mask"] / "verdicts.parquet"),
         ):
             write_table(frame, schema, path)
-        line = {"query_id": "q1", "neg_ids": ["k"]}
+        line = {"query_id": "q1", "neg": [texts["kept"]], "neg_ids": ["k"]}
         (put["compose"] / "mined.jsonl").write_text(json.dumps(line) + "\n" if train == "train" else "")
         (put["evaluate"] / "metrics.json").write_text(json.dumps(metrics or measured()))
         return artifacts
