@@ -14,7 +14,6 @@ from stages.errors import InputError
 from stages.negatives import compose, composer
 from stages.negatives.compose import Params
 from stages.negatives.composer import choose, pick_positives
-from stages.negatives.quotas import shares_of
 from stages.negatives.samplings import pool_of
 from tests.stages.negatives.collection import table, tools, write
 
@@ -239,21 +238,6 @@ def test_what_comes_or_goes_moves_no_one_else(others, negatives):
     after = {doc_id for doc_id, _ in one_query(more, params)}
     assert after & set(NINE) <= before
     assert len(after) == min(negatives, len(more))
-
-
-@pytest.mark.parametrize(
-    ("total", "parts", "expected"),
-    [
-        (7, (3, 2, 2), [3, 2, 2]),
-        (14, (3, 2, 2), [6, 4, 4]),
-        (10, (3, 2, 2), [4, 3, 3]),  # 4.29, 2.86, 2.86: the two larger remainders get the unit
-        (1, (1, 1, 1), [1, 0, 0]),
-        (5, (0, 1, 0), [0, 5, 0]),
-        (0, (3, 2, 2), [0, 0, 0]),
-    ],
-)
-def test_shares_by_largest_remainder(total, parts, expected):
-    assert shares_of(total, parts) == expected
 
 
 def test_quotas_of_nothing_are_refused():
