@@ -226,6 +226,19 @@ def test_an_example_says_why(build: Build) -> None:
     assert "not shown" not in told
 
 
+def test_negatives_of_all_lines_are_shown_and_need_be_no_candidates(build: Build) -> None:
+    artifacts = build()
+    lines = [
+        {"query_id": "q1", "neg_ids": [i], "neg": [t]} for i, t in (("k", TEXTS["kept"]), ("x", "A cow & a calf."))
+    ]
+    path = artifacts["compose"].folder / "mined.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = page(artifacts)
+    assert "A cow &amp; a calf." in found
+    assert "not among the candidates; drawn from all documents" in found
+    assert found.count(TEXTS["kept"]) == 1
+
+
 def test_keys_and_settings(build: Build) -> None:
     texts = Reader(page(build())).texts
     place = texts.index("0a2b3c4d")

@@ -3,6 +3,7 @@
 import json
 
 import polars as pl
+import pyarrow as pa
 import pytest
 import xxhash
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from stages.negatives import compose, composer
 from stages.negatives.compose import Params
 from stages.negatives.composer import choose, pick_positives
 from stages.negatives.samplings import pool_of
-from tests.stages.negatives.collection import table, tools, write
+from tests.stages.negatives.collection import stand_in, table, tools, write
 
 SURVIVORS = dict.fromkeys(("query_id", "doc_id", "score", "reason", "source"), pl.String) | {"score": pl.Float32}
 NO_THINNING = 2.0
@@ -243,3 +244,72 @@ def test_what_comes_or_goes_moves_no_one_else(others, negatives):
 def test_quotas_of_nothing_are_refused():
     with pytest.raises(ValidationError, match="at least one part"):
         Params(quota_head=0, quota_middle=0, quota_random=0)
+
+
+def weighted(monkeypatch, weights: tuple[float | None, ...]) -> pl.DataFrame:
+    """Verdicts of query a with a column `weight`, which the contract gets for this test where it has none yet."""
+    if "weight" not in contracts.VERDICTS.names:
+        monkeypatch.setattr(contracts, "VERDICTS", contracts.VERDICTS.append(pa.field("weight", pa.float32())))
+    rows = [verdict("a", f"n{i}", i, 0.5 - i / 10, "negative", "kept") for i in (1, 2, 3)]
+    frame = table(contracts.VERDICTS, *rows, verdict("e", "n1", 1, 0.9, "negative", "kept"))
+    return frame.with_columns(pl.Series("weight", [*weights, None], dtype=pl.Float32))
+
+
+def test_weights_are_written_in_every_line_or_in_none(inputs, tmp_path, monkeypatch):
+    params = Params(thin_similarity=NO_THINNING)
+    found = write(tmp_path, verdicts=weighted(monkeypatch, (0.25, None, 1.0)))
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert [line["neg_weights"] for line in mined] == [[0.25, 1.0, 1.0], [1.0]]
+    assert [len(line["neg"]) for line in mined] == [3, 1]
+    assert summary["weighted"] == 1
+    found = write(tmp_path, verdicts=weighted(monkeypatch, (None, 1.0, None)))
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert not any("neg_weights" in line for line in mined)
+    assert summary["weighted"] == 0
+
+
+VECTORS = {"n1": [1.0, 0.0], "n2": [0.9999, 0.01], "n3": [0.0, 1.0], "n4": [0.9999, 0.01], "n5": [1.0, 0.0]}
+
+
+def test_near_duplicates_are_thinned_by_default(inputs, tmp_path, monkeypatch):
+    stand_in(monkeypatch, VECTORS)
+    mined, summary, _ = run(Params(), inputs | {"encoding": tmp_path / "encoding.json"}, tmp_path)
+    # n5 is curated; n2 nearly equals it, n3 does not
+    assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
+    assert summary["thinned"] == 1
+    assert summary["negatives"] == 3
+
+
+def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
+    verdicts = [verdict(q, "n1", 1, s, "negative", "kept") for q, s in (("a", 0.3), ("b", 0.6), ("e", 0.9))]
+    verdicts += [verdict(q, "n2", 2, 0.2, "negative", "kept") for q in "abe"]
+    judged = pl.read_parquet(inputs["judged"]).filter(pl.col("relevance") > 0)
+    found = write(tmp_path, verdicts=table(contracts.VERDICTS, *verdicts), judged=judged)
+    params = Params(negatives=1, hub_cap=2, thin_similarity=NO_THINNING)
+    mined, summary, content = run(params, inputs | found, tmp_path)
+    assert {line["query_id"]: line["neg_ids"] for line in mined} == {"a": ["n2"], "b": ["n1"], "e": ["n1"]}
+    assert summary["hubs"] == {"most_used": 2, "capped": 1, "turned_away": 1}
+    monkeypatch.setattr(composer, "ROWS_A_BLOCK", 1)
+    assert run(params, inputs | found, tmp_path)[2] == content
+    # people's own choices count for nothing and are never turned away
+    curated = table(contracts.VERDICTS, *(verdict(q, "n1", 0, 0.5, "negative", "curated") for q in "abe"))
+    found = write(tmp_path, verdicts=curated)
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert [line["neg_ids"] for line in mined] == [["n1"]] * 3
+    assert summary["hubs"] == {"most_used": 3, "capped": 0, "turned_away": 0}
+
+
+def test_categories_are_counted(inputs, tmp_path):
+    corpus = pl.read_parquet(inputs["corpus"]).with_columns(
+        category=pl.col("doc_id").replace_strict({"p2": "x", "n3": "x", "n1": "y"}, default=None)
+    )
+    found = write(tmp_path, corpus=corpus)
+    params = Params(negatives=2, same="category", thin_similarity=NO_THINNING)
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    # n5 is curated; of the others n3 is of the category of p2, though n2 is harder
+    assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
+    assert summary["category"] == {"own": 1, "other": 1, "queries_without": 2}
+    said = tools(tmp_path)
+    found = write(tmp_path, corpus=corpus.with_columns(category=pl.lit(None, pl.String)))
+    compose.run(params, inputs | found, tmp_path / "out", said)
+    assert "no positive has a category" in said.progress.lines[-1]
