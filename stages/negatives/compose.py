@@ -73,6 +73,9 @@ class Params(BaseParams):
         gt=0,
         le=2,
     )
+    # Off by default, since it ties queries together. Looked at with MiniLM on medical FAQs: of 10,978 questions with 7
+    # negatives each, 334 had one and the same document (itself a question), while half of all documents came up at most
+    # 4 times; a cap of 50 moved 3 % of the negatives for 0.0006 of hardness.
     hub_cap: int = option(
         0,
         "A document is a negative of at most this many queries, those where it is hardest; the others take their next. "

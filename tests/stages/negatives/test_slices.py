@@ -139,6 +139,19 @@ def test_other_loaders_read_the_lines(inputs, tmp_path):
     assert pd.read_json(path, lines=True).to_dict("records") == mined
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_flagembedding_trains_on_the_lines(inputs, tmp_path, tiny_model):
+    from FlagEmbedding.abc.finetune.reranker import AbsRerankerDataArguments, AbsRerankerTrainDataset
+    from transformers import AutoTokenizer
+
+    mined, _, _ = run(small(slice=3, slices=2), inputs, tmp_path)
+    arguments = AbsRerankerDataArguments(
+        train_data=[str(tmp_path / "out" / "mined.jsonl")], cache_path=str(tmp_path), train_group_size=3
+    )
+    examples = AbsRerankerTrainDataset(arguments, AutoTokenizer.from_pretrained(tiny_model))
+    assert [len(examples[i][0]) for i in range(len(examples))] == [3] * len(mined)
+
+
 @pytest.mark.parametrize("given", [{"same": "category"}, {"hub_cap": 5}, {"quota_sources": ("dense=1",)}])
 def test_what_slices_can_not_honour_is_refused(given):
     with pytest.raises(ValidationError, match=f"draws from all documents alike: remove {next(iter(given))}"):
