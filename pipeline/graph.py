@@ -3,6 +3,10 @@
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stages.params import Params
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,15 @@ class Stage:
         """The module that holds the stage's Params, VERSION and run."""
         return importlib.import_module(self.module)
 
-    @property
-    def upstream(self) -> tuple[str, ...]:
-        """The names of the stages that this one reads from, each once, in order."""
-        return tuple(dict.fromkeys(path.split("/")[0] for path in self.inputs))
+    def reads(self, params: "Params") -> tuple[str, ...]:
+        """The inputs under these parameters: a stage's `unneeded` says which of them it would leave unread."""
+        unneeded = getattr(self.load(), "unneeded", None)
+        left_out = unneeded(params) if unneeded else frozenset()
+        return tuple(path for path in self.inputs if path not in left_out)
+
+    def upstream(self, params: "Params") -> tuple[str, ...]:
+        """The names of the stages that this one then reads from, each once, in order."""
+        return tuple(dict.fromkeys(path.split("/")[0] for path in self.reads(params)))
 
 
 PIPELINE = (
@@ -109,6 +118,7 @@ PIPELINE = (
             "pairs/qrels.parquet",
             "search/judged.parquet",
             "mask/verdicts.parquet",
+            "encode/encoding.json",
         ),
         outputs=("mined.jsonl",),
         libraries=("polars",),

@@ -44,7 +44,7 @@ class Runner:
         if name in self.done:
             return self.done[name]
         stage = STAGES[name]
-        upstream = {source: self.bring(source) for source in stage.upstream}
+        upstream = {source: self.bring(source) for source in stage.upstream(self.params[name])}
         artifact = self.run(stage, self.params[name], upstream)
         self.done[name] = artifact
         if artifact.summary.get("collapse"):
@@ -63,7 +63,7 @@ class Runner:
         extra_digests: Mapping[str, str] | None = None,
     ) -> Artifact:
         """Run one stage unless its key is committed. `extra` are inputs from outside the graph, with their digests."""
-        inputs = self._inputs(stage, upstream) | dict(extra or {})
+        inputs = self._inputs(stage, params, upstream) | dict(extra or {})
         parts = self._parts(stage, params, upstream, extra_digests)
         key = digest_of({"stage": stage.name, **parts})
         tools = self._tools(stage, key)
@@ -109,9 +109,9 @@ class Runner:
             return None
         return found
 
-    def _inputs(self, stage: Stage, upstream: Mapping[str, Artifact]) -> dict[str, Path]:
+    def _inputs(self, stage: Stage, params: Params, upstream: Mapping[str, Artifact]) -> dict[str, Path]:
         models = {name: resolve_model(getattr(self.params[source], field)) for name, source, field in stage.models}
-        return {Path(path).stem: _locate(path, upstream) for path in stage.inputs} | models
+        return {Path(path).stem: _locate(path, upstream) for path in stage.reads(params)} | models
 
     def _parts(
         self, stage: Stage, params: Params, upstream: Mapping[str, Artifact], extra: Mapping[str, str] | None = None
@@ -143,14 +143,15 @@ class Runner:
         fresh: dict[str, Artifact] = {}
         for stage in PIPELINE:
             previous = next(iter(self.workspace.artifacts(stage.name)), None)
-            waiting = [name for name in stage.upstream if name not in fresh]
+            params = self.params[stage.name]
+            waiting = [name for name in stage.upstream(params) if name not in fresh]
             if waiting:
                 state = "stale" if previous else "absent"
                 standings.append(Standing(stage.name, state, (f"{', '.join(waiting)} first",), previous))
                 continue
             try:
-                parts = self._parts(stage, self.params[stage.name], fresh)
-                found = self._hit(stage, digest_of({"stage": stage.name, **parts}), self._inputs(stage, fresh))
+                parts = self._parts(stage, params, fresh)
+                found = self._hit(stage, digest_of({"stage": stage.name, **parts}), self._inputs(stage, params, fresh))
             except InputError as error:
                 standings.append(Standing(stage.name, "stale" if previous else "absent", (str(error),), previous))
                 continue
@@ -174,7 +175,7 @@ def key_parts(
         "version": module.VERSION,
         "parameters": params.model_dump(mode="json", exclude=params.marked("unkeyed")),
         "identity": identity(params) if identity else {},
-        "inputs": {path: upstream[path.split("/")[0]].digest(path.split("/", 1)[1]) for path in stage.inputs}
+        "inputs": {path: upstream[path.split("/")[0]].digest(path.split("/", 1)[1]) for path in stage.reads(params)}
         | dict(extra_digests),
         "libraries": {name: _version(name) for name in stage.libraries},
     }

@@ -66,6 +66,7 @@ mask = "window"
 window_start = 1
 window_end = 19
 duplicate_similarity = 1.0
+thin_similarity = 1.0
 [train]
 base = "{model}"
 epochs = 3

@@ -100,7 +100,7 @@ def drawn_questions(artifacts: Mapping[str, Artifact]) -> list[Question]:
     return out
 
 
-def _question(query_id: str, text: str, rows: list[dict[str, Any]], mined: list[str]) -> Question:
+def _question(query_id: str, text: str, rows: list[dict[str, Any]], mined: list[tuple[str, str]]) -> Question:
     by_id = {row["doc_id"]: row for row in rows}
     positives = [row for row in rows if row["verdict"] == "positive"]
     masked = sorted((row for row in rows if row["verdict"] == "ignored"), key=_distance)
@@ -108,9 +108,15 @@ def _question(query_id: str, text: str, rows: list[dict[str, Any]], mined: list[
         query_id,
         text,
         Some(positives[:POSITIVES], len(positives)),
-        Some([by_id[doc_id] for doc_id in mined[:NEGATIVES]], len(mined)),
+        Some([by_id.get(doc_id) or _drawn(doc_id, text) for doc_id, text in mined[:NEGATIVES]], len(mined)),
         Some(masked[:MASKED], len(masked)),
     )
+
+
+def _drawn(doc_id: str, text: str) -> dict[str, Any]:
+    """A mined negative that is no candidate, as a row."""
+    told = {"rank": None, "score": None, "verdict": "negative", "explanation": "drawn from all documents"}
+    return {"doc_id": doc_id, "text": text, **told}
 
 
 def _distance(row: Mapping[str, Any]) -> tuple[bool, float, str]:
@@ -129,12 +135,12 @@ def _of(questions: pl.DataFrame, path: Any, schema: Any) -> pl.DataFrame:
     return scan_table(path, schema).filter(pl.col("query_id").is_in(questions["query_id"].implode())).collect()
 
 
-def _mined(compose: Artifact, wanted: set[str]) -> dict[str, list[str]]:
-    """The ids of the negatives in mined.jsonl of some questions, in its order."""
-    found = {}
+def _mined(compose: Artifact, wanted: set[str]) -> dict[str, list[tuple[str, str]]]:
+    """The negatives (id, text) in mined.jsonl of some questions, in its order."""
+    found: dict[str, list[tuple[str, str]]] = {}
     with (compose.folder / "mined.jsonl").open(encoding="utf-8", newline="\n") as file:
         for line in file:
             row = json.loads(line)
             if row["query_id"] in wanted:
-                found[row["query_id"]] = row["neg_ids"]
+                found.setdefault(row["query_id"], []).extend(zip(row["neg_ids"], row["neg"], strict=True))
     return found

@@ -197,7 +197,8 @@ def _document(row: Mapping[str, Any]) -> Html:
     rank = "not among the candidates" if row["rank"] is None else f"rank {row['rank']:,}"
     told = rank if row["verdict"] == "positive" else f"{rank}; {row['explanation']}"
     why = f'<p class="why">{esc(told)}</p>'
-    return Html(f'<li><span class="score">{row["score"]:.3f}</span><div>{prose(row["text"])}{why}</div></li>')
+    score = "" if row["score"] is None else f"{row['score']:.3f}"
+    return Html(f'<li><span class="score">{score}</span><div>{prose(row["text"])}{why}</div></li>')
 
 
 def provenance(artifacts: Mapping[str, Artifact]) -> Html:

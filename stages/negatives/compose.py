@@ -1,54 +1,123 @@
 """Compose: choose N negatives a query among those that the mask let through, and write them for trainers.
 
-Curated negatives come first. The rest is `top` (the hardest: highest score), `random` (every survivor alike) or `quota`
-(parts from the head, the middle third and anywhere). A draw orders documents by a hash of (seed, query_id, doc_id): the
-choice does not depend on other queries, nor on where a document stands, so one that comes or goes changes one place.
+Curated negatives come first. The rest is `top` (the hardest: highest score), `random` (every survivor alike), `simans`
+(drawn, those near the positive's score most), `quota` (parts from the head, the middle third and anywhere), or without
+any model `slices` (other rows' documents). What nearly equals a negative that is taken is passed over.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
 import polars as pl
-import pyarrow.parquet as pq
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from stages import contracts
 from stages.contracts import Summary, Tools
-from stages.draw import draw, seed_option
+from stages.draw import seed_option
 from stages.errors import InputError
-from stages.negatives.blocks import of_block, query_blocks
+from stages.negatives import quotas
 from stages.negatives.budget import negatives_option
-from stages.negatives.documents import text_keys
+from stages.negatives.composer import Composer
+from stages.negatives.slices import Slices
+from stages.negatives.tally import Tally, summarise
 from stages.params import Params as BaseParams
 from stages.params import option
 
-VERSION = 1
-
-ROWS_A_BLOCK = 1_000_000
-"""Verdicts looked at together; bounds memory and changes no result."""
+VERSION = 2
 
 
 class Params(BaseParams):
     """How many negatives a query gets, and which."""
 
     negatives: int = negatives_option()
-    sampling: Literal["top", "random", "quota"] = option(
+    sampling: Literal["top", "random", "simans", "quota", "slices"] = option(
         "top",
         "Which survivors are taken. top: those that the retriever scores highest; random: any, by a seeded draw; "
-        "quota: parts from the head, the middle and anywhere.",
+        "simans: by a draw that prefers scores near the positive's (SimANS); quota: parts from the head, the middle "
+        "and anywhere; slices: other rows' documents without any model (MasteringRAG's build_qa_samples), for which "
+        "nothing is encoded, searched or masked: a baseline.",
+    )
+    simans_a: float = option(
+        0.5,
+        "simans: a of the weights exp(-a (score - positive's - b)^2). The authors' 0.5 is for inner products that lie "
+        "tens apart; for cosines take some 100, or all weights are alike.",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    simans_b: float = option(
+        0.0,
+        "simans: b, how far above the (lowest) positive's score the preferred one lies; below it where negative. The "
+        "authors took 0, and -1 for NQ and TriviaQA.",
+        allow_inf_nan=False,
     )
     quota_head: int = option(3, "quota: parts of the negatives that come from the highest-scored survivors.", ge=0)
     quota_middle: int = option(2, "quota: parts drawn from the middle third of the survivors.", ge=0)
     quota_random: int = option(2, "quota: parts drawn from all that is left.", ge=0)
+    quota_sources: tuple[str, ...] = option(
+        (),
+        "Parts of the negatives by the retriever that found them, as in dense=4 and bm25=2. A pair found by several "
+        "counts for the first that has room; what a source lacks goes to the others by score. Left out: no parts.",
+    )
+    slice: int = option(16, "slices: negatives a line.", ge=1)
+    slices: int = option(5, "slices: lines a query, each with other negatives.", ge=1)
+    same: Literal["none", "category"] = option(
+        "none",
+        "category: documents of a category that a positive of the query is of come before all others (harder). A query "
+        "whose positives have no category has no preference.",
+    )
+    # Looked at with MiniLM on medical FAQs, see mask.duplicate_similarity.
+    thin_similarity: float = option(
+        0.98,
+        "Of two negatives of a query whose vectors have at least this cosine only the first is taken (curated ones "
+        "always); above 1 switches it off.",
+        gt=0,
+        le=2,
+    )
+    # Off by default, since it ties queries together. Looked at with MiniLM on medical FAQs: of 10,978 questions with 7
+    # negatives each, 334 had one and the same document (itself a question), while half of all documents came up at most
+    # 4 times; a cap of 50 moved 3 % of the negatives for 0.0006 of hardness.
+    hub_cap: int = option(
+        0,
+        "A document is a negative of at most this many queries, those where it is hardest; the others take their next. "
+        "A cap ties queries together: one that has not changed may get other negatives when others come or go. 0: no "
+        "cap.",
+        ge=0,
+    )
     seed: int = seed_option()
 
+    @field_validator("quota_sources")
+    @classmethod
+    def _parts(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        quotas.parsed(given)
+        return given
+
     @model_validator(mode="after")
-    def _some(self) -> Self:
+    def _fitting(self) -> Self:
         if self.quota_head + self.quota_middle + self.quota_random == 0:
             raise ValueError("quota_head, quota_middle and quota_random are all 0: give at least one part")
+        given = {"same": self.same != "none", "hub_cap": self.hub_cap, "quota_sources": self.quota_sources}
+        if self.sampling == "slices" and (vain := [name for name, value in given.items() if value]):
+            raise ValueError(f"sampling = 'slices' draws from all documents alike: remove {', '.join(vain)}")
         return self
+
+    @property
+    def quotas(self) -> list[tuple[str, int]]:
+        """The parts of each source, in the order given."""
+        return quotas.parsed(self.quota_sources)
+
+    @property
+    def asked(self) -> int:
+        """Negatives wanted of each query, over all its lines."""
+        return self.slice * self.slices if self.sampling == "slices" else self.negatives
+
+
+def unneeded(params: Params) -> frozenset[str]:
+    """The inputs that these parameters leave unread: what makes them need not run."""
+    if params.sampling == "slices":
+        return frozenset({"search/judged.parquet", "mask/verdicts.parquet", "encode/encoding.json"})
+    vectors = {"encode/encoding.json"} if params.thin_similarity > 1 else set()
+    return frozenset({"pairs/qrels.parquet"} | vectors)
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
@@ -56,30 +125,49 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query", "split"])
     queries = queries.filter(pl.col("split") == "train").select("query_id", "query").sort("query_id")
     corpus = contracts.scan_documents(inputs["corpus"])
-    judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
-    verdicts = contracts.scan_table(inputs["verdicts"], contracts.VERDICTS)
-    survivors = verdicts.filter(pl.col("verdict") == "negative").select("query_id", "doc_id", "score", "reason")
-    keys = text_keys(inputs["corpus"])
-    tally: Counter[str] = Counter()
-    hardness = 0.0
-    rows = pq.read_metadata(inputs["verdicts"]).num_rows
+    composer = (
+        Slices(params, queries, inputs) if params.sampling == "slices" else Composer(params, queries, inputs, tools)
+    )
+    tally = Tally(params.asked)
     with (out / "mined.jsonl").open("wb") as file:
-        for block in query_blocks(queries["query_id"], rows, ROWS_A_BLOCK):
-            asked = queries.filter(pl.col("query_id").is_in(block.implode()))
-            mine = [
-                t.join(asked, on="query_id", how="semi") for t in (of_block(judged, block), of_block(survivors, block))
-            ]
-            positives = pick_positives(mine[0], keys)
-            chosen = choose(params, mine[1], positives, keys)
-            wanted = pl.concat([positives["doc_id"], chosen["doc_id"]]).unique()
+        for block in composer.blocks():
+            wanted = pl.concat([block.positives["doc_id"], block.chosen["doc_id"]]).unique()
             texts = corpus.filter(pl.col("doc_id").is_in(wanted.implode())).collect()
-            lines(asked, positives, chosen, texts).write_ndjson(file)
-            tally += count(params, asked, positives, chosen)
-            hardness += float(chosen["score"].cast(pl.Float64).sum())
-            tools.progress.advance(tally["train"], len(queries), "queries")
-    if not tally["written"]:
-        raise InputError(_nothing(tally))
-    return summarise(params, tally, hardness)
+            lines(block.asked, block.positives, block.chosen, texts).write_ndjson(file)
+            tally.add(block)
+            tools.progress.advance(tally.n["train"], len(queries), "queries")
+    if not tally.n["written"]:
+        raise InputError(_nothing(tally.n))
+    summary = summarise(tally, params.same == "category") | composer.told
+    if params.same == "category" and tally.n["without_category"] == tally.n["with_positive"]:
+        tools.progress.say("same = category: no positive has a category, so no negative was preferred")
+    return summary
+
+
+def lines(asked: pl.DataFrame, positives: pl.DataFrame, chosen: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    """One row a query and line with both sides: query_id, query, pos, neg, pos_ids, neg_ids, pos_scores, neg_scores.
+
+    Scores are left out where `chosen` has none; neg_weights come last where it has `weight`.
+    """
+    scored = ["score"] if "score" in chosen.columns else []
+    weighted = ["weight"] if "weight" in chosen.columns else []
+    sides = [
+        side.join(texts, on="doc_id", how="left", maintain_order="left")
+        .group_by(by, maintain_order=True)
+        .agg(
+            pl.col("text").alias(name),
+            pl.col("doc_id").alias(f"{name}_ids"),
+            *(pl.col(figure).alias(f"{name}_{figure}s") for figure in figures),
+        )
+        for name, side, by, figures in (
+            ("pos", positives, ["query_id"], scored),
+            ("neg", chosen, ["query_id", "line"], [*scored, *weighted]),
+        )
+    ]
+    both = asked.join(sides[0], on="query_id").join(sides[1], on="query_id").sort("query_id", "line")
+    figures = ["pos_scores", "neg_scores"] if scored else []
+    figures += ["neg_weights"] if weighted else []
+    return both.select("query_id", "query", "pos", "neg", "pos_ids", "neg_ids", *figures)
 
 
 def _nothing(tally: Mapping[str, int]) -> str:
@@ -90,137 +178,3 @@ def _nothing(tally: Mapping[str, int]) -> str:
         f"({tally['train'] - tally['with_positive']:,} have no positive). Add documents (--corpus), or choose a mask "
         "that leaves more: `prep show QUESTION` says why each candidate was set aside."
     )
-
-
-def pick_positives(judged: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
-    """query_id, doc_id, score, text_key of the positives, best score first (ties by doc_id), each text once."""
-    found = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "score").join(keys, on="doc_id")
-    ordered = found.sort("query_id", "score", "doc_id", descending=[False, True, False])
-    return ordered.unique(["query_id", "text_key"], keep="first", maintain_order=True)
-
-
-def choose(params: Params, survivors: pl.DataFrame, positives: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
-    """query_id, doc_id, score, band of the chosen negatives: curated first, then by falling score (ties by doc_id).
-
-    `survivors`: query_id, doc_id, score, reason of negative verdicts; `positives` (query_id, text_key) are kept out;
-    `keys`: doc_id, text_key. A document or a text comes once a query. Queries without a positive get nothing.
-    """
-    pool = survivors.join(positives.select("query_id").unique(), on="query_id", how="semi").join(keys, on="doc_id")
-    pool = pool.join(positives, on=["query_id", "text_key"], how="anti")
-    pool = pool.with_columns(curated=pl.col("reason") == "curated")
-    pool = pool.sort("query_id", "curated", "score", "doc_id", descending=[False, True, True, False])
-    pool = pool.unique(["query_id", "text_key"], keep="first", maintain_order=True)
-    place = pl.int_range(pl.len()).over("query_id", "curated")
-    size = pl.len().over("query_id", "curated")
-    pool = pool.with_columns(draw=_draw(params, pool), place=place, size=size)
-    curated = pl.col("curated").sum().over("query_id")
-    pool = pool.with_columns(room=(params.negatives - curated).clip(lower_bound=0))
-    banded = pool.with_columns(band=pl.when("curated").then(pl.lit("curated")).otherwise(pl.lit(params.sampling)))
-    if params.sampling == "quota":
-        banded = _quota_bands(params, pool)
-    # Within a band: the head by score, what is drawn by its hash.
-    drawn = pl.col("band").is_in(["middle", "random"])
-    banded = banded.with_columns(
-        turn=pl.col("band").replace_strict(
-            {"curated": 0, "head": 1, "top": 1, "middle": 2, "random": 3}, return_dtype=pl.Int8
-        ),
-        within=pl.when(drawn).then(pl.col("draw")).otherwise(pl.col("place").cast(pl.UInt64)),
-    )
-    taken = banded.sort("query_id", "turn", "within", "doc_id").group_by("query_id", maintain_order=True)
-    chosen = taken.head(params.negatives)
-    return chosen.sort("query_id", "curated", "score", "doc_id", descending=[False, True, True, False]).select(
-        "query_id", "doc_id", "score", "band"
-    )
-
-
-def _quota_bands(params: Params, pool: pl.DataFrame) -> pl.DataFrame:
-    """`pool` with band: its first `head` places, `middle` drawn from its middle third, the rest open to `random`."""
-    sizes = pool.select("room").unique()["room"].to_list()
-    shares = pl.DataFrame(
-        [(room, *shares_of(room, (params.quota_head, params.quota_middle, params.quota_random))[:2]) for room in sizes],
-        schema={"room": pool.schema["room"], "head": pl.Int64, "middle": pl.Int64},
-        orient="row",
-    )
-    pool = pool.join(shares, on="room", how="left", maintain_order="left")
-    ours = ~pl.col("curated")
-    head = ours & (pl.col("place") < pl.col("head"))
-    third = ours & ~head & (pl.col("place") * 3 >= pl.col("size")) & (pl.col("place") * 3 < pl.col("size") * 2)
-    pool = pool.with_columns(zone=pl.when("curated").then(0).when(head).then(1).when(third).then(2).otherwise(3))
-    order = pl.col("draw").rank("ordinal").over("query_id", "zone")
-    middle = (pl.col("zone") == 2) & (order <= pl.col("middle"))
-    return pool.with_columns(
-        band=pl.when("curated")
-        .then(pl.lit("curated"))
-        .when(head)
-        .then(pl.lit("head"))
-        .when(middle)
-        .then(pl.lit("middle"))
-        .otherwise(pl.lit("random"))
-    )
-
-
-def shares_of(total: int, parts: tuple[int, ...]) -> list[int]:
-    """`total` in proportion to `parts`, by largest remainder; of equal remainders the earlier part gets the unit."""
-    whole = [total * part // sum(parts) for part in parts]
-    rest = sorted(range(len(parts)), key=lambda i: (-(total * parts[i] % sum(parts)), i))
-    for i in rest[: total - sum(whole)]:
-        whole[i] += 1
-    return whole
-
-
-def _draw(params: Params, pool: pl.DataFrame) -> pl.Series:
-    if params.sampling == "top":
-        return pl.Series("draw", [0], dtype=pl.UInt64).new_from_index(0, len(pool))
-    pairs = pool.select("query_id", "doc_id").iter_rows()
-    values = [draw(params.seed, "compose", f"{query_id}:{doc_id}") for query_id, doc_id in pairs]
-    return pl.Series("draw", values, dtype=pl.UInt64)
-
-
-def lines(asked: pl.DataFrame, positives: pl.DataFrame, chosen: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
-    """One row a query that has both sides: query_id, query, pos, neg, pos_ids, neg_ids, pos_scores, neg_scores."""
-    sides = [
-        side.join(texts, on="doc_id", how="left", maintain_order="left")
-        .group_by("query_id", maintain_order=True)
-        .agg(pl.col("text").alias(name), pl.col("doc_id").alias(f"{name}_ids"), pl.col("score").alias(f"{name}_scores"))
-        for name, side in (("pos", positives), ("neg", chosen))
-    ]
-    both = asked.join(sides[0], on="query_id").join(sides[1], on="query_id").sort("query_id")
-    return both.select("query_id", "query", "pos", "neg", "pos_ids", "neg_ids", "pos_scores", "neg_scores")
-
-
-def count(params: Params, asked: pl.DataFrame, positives: pl.DataFrame, chosen: pl.DataFrame) -> Counter[str]:
-    """What a block adds to the summary."""
-    sizes = chosen.group_by("query_id").len()["len"]
-    tally: Counter[str] = Counter(
-        train=len(asked), with_positive=positives["query_id"].n_unique(), written=len(sizes), negatives=len(chosen)
-    )
-    tally["positives"] = positives.join(chosen, on="query_id", how="semi").height
-    tally["short"] = int((sizes < params.negatives).sum())
-    for band, n in chosen.group_by("band").len().iter_rows():
-        tally[f"band/{band}"] = n
-    return tally
-
-
-def summarise(params: Params, tally: Mapping[str, int], hardness: float) -> Summary:
-    """The block counts as the stage's summary.
-
-    `fill` is the share of the asked-for negatives that was found, over all train queries with a positive; `hardness`
-    the mean retriever score of the negatives written; None where there is nothing to take a mean of.
-    """
-    asked = params.negatives * tally["with_positive"]
-    written, negatives = tally["written"], tally["negatives"]
-    return {
-        "queries": written,
-        "positives": tally["positives"],
-        "negatives": negatives,
-        "asked": params.negatives,
-        "negatives_per_query": round(negatives / written, 4) if written else None,
-        "fill": round(negatives / asked, 4) if asked else None,
-        "short": tally["short"],
-        "bands": {key.partition("/")[2]: tally[key] for key in sorted(tally) if key.startswith("band/")},
-        "hardness": round(hardness / negatives, 4) if negatives else None,
-        "left_out": {
-            "no positive": tally["train"] - tally["with_positive"],
-            "no negatives": tally["with_positive"] - written,
-        },
-    }

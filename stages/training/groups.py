@@ -2,9 +2,11 @@
 
 import heapq
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from stages.draw import draw
 from stages.errors import InputError
@@ -34,22 +36,23 @@ class Group:
 def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], dict[str, str], int]:
     """The queries of mined.jsonl that can be trained on, the texts of their documents by id, and how many can't.
 
+    Several lines of one query are taken together: its positives and negatives are those of all of them, each once.
     A query without a negative (or without a positive) teaches nothing about an order, so it is left out and counted.
     Of the rest, `max_queries` are kept (0: all): those of the smallest hash of (seed, query_id), so that a query's
     place in the sample does not hang on its position. Raises `InputError` where fewer than 2 are left.
     """
-    found: list[Mined] = []
+    lines: dict[str, list[dict[str, Any]]] = {}
     texts: dict[str, str] = {}
-    unusable = 0
     # by "\n" alone: str.splitlines would also split at U+2028 within a text
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             row = json.loads(line)
-            if not row["pos"] or not row["neg"]:
-                unusable += 1
-                continue
-            found.append(Mined(row["query_id"], row["query"], tuple(row["pos_ids"]), tuple(row["neg_ids"])))
-            texts.update(zip(row["pos_ids"] + row["neg_ids"], row["pos"] + row["neg"], strict=True))
+            lines.setdefault(row["query_id"], [])
+            if row["pos"] and row["neg"]:
+                lines[row["query_id"]].append({name: row[name] for name in ("query", "pos_ids", "neg_ids")})
+                texts.update(zip(row["pos_ids"] + row["neg_ids"], row["pos"] + row["neg"], strict=True))
+    found = [united(query_id, rows) for query_id, rows in lines.items() if rows]
+    unusable = len(lines) - len(found)
     if len(found) < 2:
         raise InputError(
             f"there is too little to train on: {path.name} holds {len(found)} queries with a positive and a negative "
@@ -66,6 +69,12 @@ def some(mined: Sequence[Mined], most: int, seed: int) -> list[Mined]:
     """At most `most` queries, those of the smallest hash of (seed, query_id); 0: all."""
     keys = {query.query_id: draw(seed, "sample", query.query_id) for query in mined}
     return heapq.nsmallest(most or len(mined), mined, key=lambda query: (keys[query.query_id], query.query_id))
+
+
+def united(query_id: str, rows: Sequence[Mapping[str, Any]]) -> Mined:
+    """One query from its lines."""
+    sides = (tuple(dict.fromkeys(chain.from_iterable(row[side] for row in rows))) for side in ("pos_ids", "neg_ids"))
+    return Mined(query_id, rows[0]["query"], *sides)
 
 
 def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: int, seed: int) -> list[Group]:

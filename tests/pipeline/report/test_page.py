@@ -143,7 +143,7 @@ def build(tmp_path: Path) -> Build:
             (frame_of(verdicts, VERDICTS), VERDICTS, put["mask"] / "verdicts.parquet"),
         ):
             write_table(frame, schema, path)
-        line = {"query_id": "q1", "neg_ids": ["k"]}
+        line = {"query_id": "q1", "neg": [texts["kept"]], "neg_ids": ["k"]}
         (put["compose"] / "mined.jsonl").write_text(json.dumps(line) + "\n" if train == "train" else "")
         (put["evaluate"] / "metrics.json").write_text(json.dumps(metrics or measured()))
         return artifacts
@@ -227,6 +227,19 @@ def test_an_example_says_why(build: Build) -> None:
     nearest = "0.790 Hold the button for ten seconds. rank 1; may be a positive: score 0.79 is above 0.76 (perc)"
     assert f"{nearest} 0.700 It is the button. rank 2; contains a known answer of the query" in told
     assert "not shown" not in told
+
+
+def test_negatives_of_all_lines_are_shown_and_need_be_no_candidates(build: Build) -> None:
+    artifacts = build()
+    lines = [
+        {"query_id": "q1", "neg_ids": [i], "neg": [t]} for i, t in (("k", TEXTS["kept"]), ("x", "A cow & a calf."))
+    ]
+    path = artifacts["compose"].folder / "mined.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = page(artifacts)
+    assert "A cow &amp; a calf." in found
+    assert "not among the candidates; drawn from all documents" in found
+    assert found.count(TEXTS["kept"]) == 1
 
 
 def test_keys_and_settings(build: Build) -> None:

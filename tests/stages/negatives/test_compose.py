@@ -3,6 +3,7 @@
 import json
 
 import polars as pl
+import pyarrow as pa
 import pytest
 import xxhash
 from hypothesis import given, settings
@@ -11,11 +12,14 @@ from pydantic import ValidationError
 
 from stages import contracts
 from stages.errors import InputError
-from stages.negatives import compose
-from stages.negatives.compose import Params, choose, pick_positives, shares_of
-from tests.stages.negatives.collection import table, tools, write
+from stages.negatives import compose, composer
+from stages.negatives.compose import Params
+from stages.negatives.composer import choose, pick_positives
+from stages.negatives.samplings import pool_of
+from tests.stages.negatives.collection import stand_in, table, tools, write
 
-SURVIVORS = {"query_id": pl.String, "doc_id": pl.String, "score": pl.Float32, "reason": pl.String}
+SURVIVORS = dict.fromkeys(("query_id", "doc_id", "score", "reason", "source"), pl.String) | {"score": pl.Float32}
+NO_THINNING = 2.0
 
 
 def verdict(query_id: str, doc_id: str, rank: int, score: float, decided: str, reason: str) -> tuple:
@@ -81,7 +85,7 @@ def run(params: Params, inputs, tmp_path) -> tuple[list[dict], dict, bytes]:
 
 
 def test_the_lines(inputs, tmp_path):
-    mined, summary, content = run(Params(negatives=3), inputs, tmp_path)
+    mined, summary, content = run(Params(negatives=3, thin_similarity=NO_THINNING), inputs, tmp_path)
     assert mined == [
         {
             "query_id": "a",
@@ -108,6 +112,7 @@ def test_the_lines(inputs, tmp_path):
     assert content.endswith(b"}\n")
     assert summary == {
         "queries": 2,
+        "lines": 2,
         "positives": 3,
         "negatives": 4,
         "asked": 3,
@@ -115,47 +120,53 @@ def test_the_lines(inputs, tmp_path):
         "fill": round(4 / 9, 4),  # a, b and e asked for three each
         "short": 1,
         "bands": {"curated": 1, "top": 3},
+        "sources": {"curated": 1, "dense": 3},
         "hardness": 0.425,  # (0.1 + 0.4 + 0.3 + 0.9) / 4
+        "thinned": 0,
+        "category": None,
+        "weighted": 0,
         "left_out": {"no positive": 1, "no negatives": 1},
+        "hubs": {"most_used": 1},
     }
 
 
-@pytest.mark.parametrize("sampling", ["top", "random", "quota"])
+@pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
-    params = Params(negatives=2, sampling=sampling)
+    params = Params(negatives=2, sampling=sampling, thin_similarity=NO_THINNING)
     _, summary, content = run(params, inputs, tmp_path)
-    monkeypatch.setattr(compose, "ROWS_A_BLOCK", rows)
+    monkeypatch.setattr(composer, "ROWS_A_BLOCK", rows)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
 
 
 def test_nothing_to_write_is_refused_with_the_counts(inputs, tmp_path):
     empty = write(tmp_path, verdicts=table(contracts.VERDICTS))
     with pytest.raises(InputError, match=r"not one negative is left for the 4 train questions \(1 have no positive\)"):
-        run(Params(), inputs | empty, tmp_path)
+        run(Params(thin_similarity=NO_THINNING), inputs | empty, tmp_path)
 
 
 def test_a_text_that_is_a_positive_is_never_a_negative():
-    survivors = pl.DataFrame([("q", "n", 0.9, "kept"), ("q", "m", 0.8, "kept")], schema=SURVIVORS, orient="row")
+    survivors = pl.DataFrame(
+        [("q", "n", 0.9, "kept", "dense"), ("q", "m", 0.8, "kept", "dense")], schema=SURVIVORS, orient="row"
+    )
     keys = pl.DataFrame({"doc_id": ["p", "n", "m"], "text_key": [1, 1, 2]}, schema_overrides={"text_key": pl.UInt64})
     positives = pick_positives(
         pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "relevance": [1], "score": [0.5]}), keys
     )
-    assert choose(Params(), survivors, positives, keys)["doc_id"].to_list() == ["m"]
+    assert choose(Params(), pool_of(survivors, positives, keys, None))[0]["doc_id"].to_list() == ["m"]
 
 
 def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id: str = "q") -> list[tuple[str, str]]:
     """(doc_id, band) chosen for one query from documents {doc_id: (score, reason)} with distinct texts."""
-    rows = [(query_id, doc_id, score, reason) for doc_id, (score, reason) in documents.items()]
+    rows = [(query_id, doc_id, score, reason, "dense") for doc_id, (score, reason) in documents.items()]
     survivors = pl.DataFrame(rows, schema=SURVIVORS, orient="row")
     keys = pl.DataFrame(
         {"doc_id": [*documents, "p"], "text_key": list(range(len(documents) + 1))},
         schema_overrides={"text_key": pl.UInt64},
     )
-    positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "text_key": [len(documents)]}).cast(
-        {"text_key": pl.UInt64}
-    )
-    return choose(params, survivors, positives, keys).select("doc_id", "band").rows()
+    positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "score": [0.95], "text_key": [len(documents)]})
+    positives = positives.cast({"text_key": pl.UInt64, "score": pl.Float32})
+    return choose(params, pool_of(survivors, positives, keys, None))[0].select("doc_id", "band").rows()
 
 
 NINE = {f"d{i}": (1 - i / 10, "kept") for i in range(9)}
@@ -179,7 +190,7 @@ def test_curated_ones_come_first_and_leave_less_to_the_quotas():
     assert one_query(documents, Params(negatives=1)) == [("y", "curated")]
 
 
-@pytest.mark.parametrize("sampling", ["top", "random", "quota"])
+@pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
 def test_too_few_are_all_kept(sampling):
     documents = {name: NINE[name] for name in ("d0", "d4")}
     assert [doc_id for doc_id, _ in one_query(documents, Params(sampling=sampling))] == ["d0", "d4"]
@@ -230,21 +241,75 @@ def test_what_comes_or_goes_moves_no_one_else(others, negatives):
     assert len(after) == min(negatives, len(more))
 
 
-@pytest.mark.parametrize(
-    ("total", "parts", "expected"),
-    [
-        (7, (3, 2, 2), [3, 2, 2]),
-        (14, (3, 2, 2), [6, 4, 4]),
-        (10, (3, 2, 2), [4, 3, 3]),  # 4.29, 2.86, 2.86: the two larger remainders get the unit
-        (1, (1, 1, 1), [1, 0, 0]),
-        (5, (0, 1, 0), [0, 5, 0]),
-        (0, (3, 2, 2), [0, 0, 0]),
-    ],
-)
-def test_shares_by_largest_remainder(total, parts, expected):
-    assert shares_of(total, parts) == expected
-
-
 def test_quotas_of_nothing_are_refused():
     with pytest.raises(ValidationError, match="at least one part"):
         Params(quota_head=0, quota_middle=0, quota_random=0)
+
+
+def weighted(monkeypatch, weights: tuple[float | None, ...]) -> pl.DataFrame:
+    """Verdicts of query a with a column `weight`, which the contract gets for this test where it has none yet."""
+    if "weight" not in contracts.VERDICTS.names:
+        monkeypatch.setattr(contracts, "VERDICTS", contracts.VERDICTS.append(pa.field("weight", pa.float32())))
+    rows = [verdict("a", f"n{i}", i, 0.5 - i / 10, "negative", "kept") for i in (1, 2, 3)]
+    frame = table(contracts.VERDICTS, *rows, verdict("e", "n1", 1, 0.9, "negative", "kept"))
+    return frame.with_columns(pl.Series("weight", [*weights, None], dtype=pl.Float32))
+
+
+def test_weights_are_written_in_every_line_or_in_none(inputs, tmp_path, monkeypatch):
+    params = Params(thin_similarity=NO_THINNING)
+    found = write(tmp_path, verdicts=weighted(monkeypatch, (0.25, None, 1.0)))
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert [line["neg_weights"] for line in mined] == [[0.25, 1.0, 1.0], [1.0]]
+    assert [len(line["neg"]) for line in mined] == [3, 1]
+    assert summary["weighted"] == 1
+    found = write(tmp_path, verdicts=weighted(monkeypatch, (None, 1.0, None)))
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert not any("neg_weights" in line for line in mined)
+    assert summary["weighted"] == 0
+
+
+VECTORS = {"n1": [1.0, 0.0], "n2": [0.9999, 0.01], "n3": [0.0, 1.0], "n4": [0.9999, 0.01], "n5": [1.0, 0.0]}
+
+
+def test_near_duplicates_are_thinned_by_default(inputs, tmp_path, monkeypatch):
+    stand_in(monkeypatch, VECTORS)
+    mined, summary, _ = run(Params(), inputs | {"encoding": tmp_path / "encoding.json"}, tmp_path)
+    # n5 is curated; n2 nearly equals it, n3 does not
+    assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
+    assert summary["thinned"] == 1
+    assert summary["negatives"] == 3
+
+
+def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
+    verdicts = [verdict(q, "n1", 1, s, "negative", "kept") for q, s in (("a", 0.3), ("b", 0.6), ("e", 0.9))]
+    verdicts += [verdict(q, "n2", 2, 0.2, "negative", "kept") for q in "abe"]
+    judged = pl.read_parquet(inputs["judged"]).filter(pl.col("relevance") > 0)
+    found = write(tmp_path, verdicts=table(contracts.VERDICTS, *verdicts), judged=judged)
+    params = Params(negatives=1, hub_cap=2, thin_similarity=NO_THINNING)
+    mined, summary, content = run(params, inputs | found, tmp_path)
+    assert {line["query_id"]: line["neg_ids"] for line in mined} == {"a": ["n2"], "b": ["n1"], "e": ["n1"]}
+    assert summary["hubs"] == {"most_used": 2, "capped": 1, "turned_away": 1}
+    monkeypatch.setattr(composer, "ROWS_A_BLOCK", 1)
+    assert run(params, inputs | found, tmp_path)[2] == content
+    # people's own choices count for nothing and are never turned away
+    curated = table(contracts.VERDICTS, *(verdict(q, "n1", 0, 0.5, "negative", "curated") for q in "abe"))
+    found = write(tmp_path, verdicts=curated)
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert [line["neg_ids"] for line in mined] == [["n1"]] * 3
+    assert summary["hubs"] == {"most_used": 3, "capped": 0, "turned_away": 0}
+
+
+def test_categories_are_counted(inputs, tmp_path):
+    corpus = pl.read_parquet(inputs["corpus"]).with_columns(
+        category=pl.col("doc_id").replace_strict({"p2": "x", "n3": "x", "n1": "y"}, default=None)
+    )
+    found = write(tmp_path, corpus=corpus)
+    params = Params(negatives=2, same="category", thin_similarity=NO_THINNING)
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    # n5 is curated; of the others n3 is of the category of p2, though n2 is harder
+    assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
+    assert summary["category"] == {"own": 1, "other": 1, "queries_without": 2}
+    said = tools(tmp_path)
+    found = write(tmp_path, corpus=corpus.with_columns(category=pl.lit(None, pl.String)))
+    compose.run(params, inputs | found, tmp_path / "out", said)
+    assert "no positive has a category" in said.progress.lines[-1]

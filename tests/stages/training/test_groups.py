@@ -32,6 +32,28 @@ def test_reads_ids_and_texts_and_counts_what_can_not_be_trained_on(tmp_path: Pat
     assert unusable == 1
 
 
+def test_several_lines_of_a_query_are_one_query(tmp_path: Path) -> None:
+    lines = [line("a", ["d1"], ["d2", "d3"]), line("a", ["d1"], ["d3", "d4"]), line("a", ["d1"], [])]
+    others = [line("b", ["d1"], ["d2"]), line("c", ["d1"], ["d2"]), line("d", ["d1"], [])]
+    mined, texts, unusable = read_mined(write(tmp_path, *lines, *others), 0, 0)
+    assert mined[0] == Mined("a", "about a", ("d1",), ("d2", "d3", "d4"))
+    assert [query.query_id for query in mined] == ["a", "b", "c"]
+    assert texts.keys() == {"d1", "d2", "d3", "d4"}
+    assert unusable == 1
+    # an epoch sees the query once, so that all epochs are of one length
+    groups = epoch_groups(mined, 0, 1, 3, 0)
+    assert sorted(group.query_id for group in groups) == ["a", "b", "c"]
+    (group,) = (group for group in groups if group.query_id == "a")
+    assert sorted(group.documents[1:]) == ["d2", "d3", "d4"]
+    # a sample counts queries, not lines
+    assert len(read_mined(tmp_path / "mined.jsonl", 2, 0)[0]) == 2
+
+
+def test_lines_without_scores_are_read(tmp_path: Path) -> None:
+    bare = [{k: v for k, v in json.loads(line(q, ["d1"], ["d2"])).items() if "scores" not in k} for q in "ab"]
+    assert len(read_mined(write(tmp_path, *map(json.dumps, bare)), 0, 0)[0]) == 2
+
+
 def test_a_line_separator_within_a_text_does_not_end_the_line(tmp_path: Path) -> None:
     path = write(tmp_path, line("a\u2028b", ["d1"], ["d2\x85"]), line("c", ["d1"], ["d2"]))
     assert [query.query_id for query in read_mined(path, 0, 0)[0]] == ["a\u2028b", "c"]

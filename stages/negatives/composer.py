@@ -1,0 +1,155 @@
+"""The composer: chooses each query's negatives among the survivors of the mask, block by block."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stages import contracts
+from stages.contracts import Summary, Tools
+from stages.negatives import hubs, samplings, thin
+from stages.negatives.blocks import of_block, query_blocks
+from stages.negatives.documents import document_vectors, text_keys
+from stages.negatives.known import Vectorise
+
+if TYPE_CHECKING:
+    from stages.negatives.compose import Params
+
+ROWS_A_BLOCK = 1_000_000
+"""Verdicts looked at together; bounds memory and changes no result."""
+ROWS_A_NEGATIVE = 10
+"""A negative that is wanted weighs so many verdicts: its text and its vector are held."""
+
+
+class Block(NamedTuple):
+    """What is chosen for a block of queries."""
+
+    asked: pl.DataFrame
+    """query_id, query of the block's train queries."""
+    positives: pl.DataFrame
+    """Of `pick_positives`."""
+    chosen: pl.DataFrame
+    """Of `choose`, and `line` (0, 1, ... within a query)."""
+    thinned: int
+    """Near-duplicates that were passed over."""
+
+
+class Composer:
+    """Chooses among the survivors of the mask, block by block."""
+
+    def __init__(self, params: "Params", queries: pl.DataFrame, inputs: Mapping[str, Path], tools: Tools) -> None:
+        self._params = params
+        self._queries = queries
+        self._numbers = queries.select("query_id").with_row_index("asking")
+        self._judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
+        self._survivors = survivors_of(inputs["verdicts"], queries)
+        self._rows = pq.read_metadata(inputs["verdicts"]).num_rows
+        self._keys = text_keys(inputs["corpus"]).with_row_index("document")
+        self._categories = None
+        if params.same == "category":
+            corpus = contracts.read_table(inputs["corpus"], contracts.CORPUS, ["doc_id", "category"])
+            self._categories = corpus.filter(pl.col("category").is_not_null() & (pl.col("category") != ""))
+        self._vectorise: Vectorise | None = None
+        if params.thin_similarity <= 1:
+            from stages.retrieval.encode import Vectors
+
+            self._vectorise = document_vectors(inputs["corpus"], Vectors(inputs["encoding"], tools.vectors))
+        self._caps: hubs.Caps | None = None
+        self._used = np.zeros(len(self._keys), np.int32)
+        if params.hub_cap:
+            caps = hubs.Caps(queries["query_id"], self._keys["doc_id"], params.seed)
+            self._caps = hubs.settle(caps, params.hub_cap, len(self._keys), self._wants)
+
+    @property
+    def told(self) -> Summary:
+        """What is known of the whole once all blocks have come: how often the most used document was taken."""
+        caps = self._caps
+        hub = {"most_used": int(self._used.max(initial=0))}
+        return {"hubs": hub | ({"capped": caps.capped, "turned_away": caps.turned_away} if caps else {})}
+
+    def blocks(self) -> Iterator[Block]:
+        """All train queries, in query_id order."""
+        for block in self._cut():
+            found = self._block(block, self._caps)
+            self._used += np.bincount(found.chosen["document"].to_numpy(), minlength=len(self._used)).astype(np.int32)
+            yield found
+
+    def _cut(self) -> Iterator[pl.Series]:
+        ids = self._queries["query_id"]
+        rows = self._rows + len(ids) * self._params.negatives * ROWS_A_NEGATIVE
+        return query_blocks(ids, rows, ROWS_A_BLOCK)
+
+    def _block(self, block: pl.Series, caps: hubs.Caps | None) -> Block:
+        """`block`: sorted ids of train queries; other queries between them are left alone."""
+        asked = self._queries.filter(pl.col("query_id").is_in(block.implode()))
+        ids = asked.lazy().select("query_id")
+        judged, survivors = (
+            of_block(table.join(ids, on="query_id", how="semi"), block) for table in (self._judged, self._survivors)
+        )
+        positives = pick_positives(judged, self._keys)
+        pool = samplings.pool_of(survivors, positives, self._keys, self._categories)
+        pool = pool.join(self._numbers, on="query_id", how="left", maintain_order="left")
+        barred = None
+        if caps is not None:
+            barred = caps.barred(pool.select("document", "score", query="asking")) & ~pool["curated"].to_numpy()
+        chosen, thinned = choose(self._params, pool, barred, self._vectorise)
+        if self._categories is not None:
+            own = samplings.categories_of(positives, self._categories)["query_id"].unique()
+            chosen = chosen.with_columns(categorised=pl.col("query_id").is_in(own.implode()))
+            positives = positives.with_columns(categorised=pl.col("query_id").is_in(own.implode()))
+        return Block(asked, positives, chosen.with_columns(line=pl.lit(0)), thinned)
+
+    def _wants(self, caps: hubs.Caps, some: pl.Series | None) -> pl.DataFrame:
+        """What `hubs.settle` asks for; `some`: rising numbers of queries."""
+        parts = [pl.DataFrame(schema={"query": pl.UInt32, "document": pl.UInt32, "score": pl.Float32})]
+        ids = self._queries["query_id"] if some is None else self._queries["query_id"].gather(some)
+        for block in self._cut():
+            part = ids.filter(ids.is_between(block[0], block[-1]))
+            if len(part):
+                chosen = self._block(part, caps).chosen.filter(pl.col("band") != "curated")
+                parts.append(chosen.select(pl.col("asking").alias("query"), "document", "score"))
+        return pl.concat(parts)
+
+
+def survivors_of(path: Path, queries: pl.DataFrame) -> pl.LazyFrame:
+    """query_id, doc_id, score, reason, source of the negative verdicts; and weight where one of a query is below 1.
+
+    It is in every row or in none, so that every line of mined.jsonl has the same columns. A null weight is 1.
+    """
+    verdicts = contracts.scan_table(path, contracts.VERDICTS).filter(pl.col("verdict") == "negative")
+    columns = ["query_id", "doc_id", "score", "reason", "source", "p_false_negative"]
+    weighted = verdicts.filter(pl.col("weight") < 1).join(queries.lazy(), on="query_id", how="semi")
+    if weighted.head(1).collect().is_empty():
+        return verdicts.select(columns)
+    return verdicts.select(*columns, pl.col("weight").fill_null(1.0))
+
+
+def pick_positives(judged: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """query_id, doc_id, score, text_key of the positives, best score first (ties by doc_id), each text once."""
+    found = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "score")
+    found = found.join(keys.select("doc_id", "text_key"), on="doc_id")
+    ordered = found.sort("query_id", "score", "doc_id", descending=[False, True, False])
+    return ordered.unique(["query_id", "text_key"], keep="first", maintain_order=True)
+
+
+def choose(
+    params: "Params", pool: pl.DataFrame, barred: NDArray[np.bool_] | None = None, vectorise: Vectorise | None = None
+) -> tuple[pl.DataFrame, int]:
+    """The rows of `pool` (`samplings.pool_of`) that are taken, and how many near-duplicates were passed over.
+
+    The rows have `band` too; of each query the curated ones come first, then by falling score (ties by doc_id).
+    `barred` [rows] marks what a cap keeps out; without `vectorise` nothing is passed over.
+    """
+    visits = samplings.visits(params, pool)
+    if barred is not None:
+        visits = visits.filter(~pl.Series(barred).gather(visits["row"]))
+    alike = vectorise and thin.Alike(pool["doc_id"], params.thin_similarity, vectorise)
+    taken, thinned = thin.walk(visits, pool["curated"].to_numpy(), params.negatives, alike)
+    found = visits[taken]
+    chosen = pool[found["row"].to_numpy()].with_columns(found["band"])
+    order = chosen.sort("query_id", "curated", "score", "doc_id", descending=[False, True, True, False])
+    return order, thinned
