@@ -8,16 +8,17 @@ choice does not depend on other queries, nor on where a document stands, so one 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import polars as pl
 import pyarrow.parquet as pq
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from stages import contracts
 from stages.contracts import Summary, Tools
 from stages.draw import draw
 from stages.errors import InputError
+from stages.negatives import audit
 from stages.negatives.blocks import of_block, query_blocks
 from stages.negatives.budget import negatives_option
 from stages.negatives.documents import text_keys
@@ -42,13 +43,32 @@ class Params(BaseParams):
     quota_head: int = option(3, "quota: parts of the negatives that come from the highest-scored survivors.", ge=0)
     quota_middle: int = option(2, "quota: parts drawn from the middle third of the survivors.", ge=0)
     quota_random: int = option(2, "quota: parts drawn from all that is left.", ge=0)
+    drop_positives: tuple[str, ...] = option(
+        (),
+        "Leave out of the training file the positives that `prep audit` lists as buried, outscored or contradicting; "
+        "repeat it for several. They stay positives everywhere else: in the judgements, the mask and the evaluation.",
+    )
+    audit_rank: int = audit.rank_option()
     seed: int = option(0, "Seed of the draws, which also depend on the query's id and never on its position.", ge=0)
+
+    @field_validator("drop_positives", mode="before")
+    @classmethod
+    def _findings(cls, given: Any) -> Any:
+        given = ((given,) if given else ()) if isinstance(given, str) else given
+        if unknown := [name for name in given if name not in audit.FINDINGS]:
+            raise ValueError(f"{unknown[0]!r} is no finding of the audit; take some of {', '.join(audit.FINDINGS)}")
+        return tuple(name for name in audit.FINDINGS if name in given)
 
     @model_validator(mode="after")
     def _some(self) -> Self:
         if self.quota_head + self.quota_middle + self.quota_random == 0:
             raise ValueError("quota_head, quota_middle and quota_random are all 0: give at least one part")
         return self
+
+
+def identity(params: Params) -> dict[str, str]:
+    """The audit's parameter, where something is dropped by it."""
+    return {"audit_rank": str(params.audit_rank)} if "buried" in params.drop_positives else {}
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
@@ -60,6 +80,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     verdicts = contracts.scan_table(inputs["verdicts"], contracts.VERDICTS)
     survivors = verdicts.filter(pl.col("verdict") == "negative").select("query_id", "doc_id", "score", "reason")
     keys = text_keys(inputs["corpus"])
+    dropped = pl.DataFrame(schema=audit.FOUND)
+    if params.drop_positives:
+        dropped, _ = audit.find(inputs, tools.vectors, params.audit_rank, params.negatives, params.drop_positives)
     tally: Counter[str] = Counter()
     hardness = 0.0
     rows = pq.read_metadata(inputs["verdicts"]).num_rows
@@ -69,12 +92,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
             mine = [
                 t.join(asked, on="query_id", how="semi") for t in (of_block(judged, block), of_block(survivors, block))
             ]
-            positives = pick_positives(mine[0], keys)
+            positives = pick_positives(mine[0].join(dropped, on=["query_id", "doc_id"], how="anti"), keys)
             chosen = choose(params, mine[1], positives, keys)
             wanted = pl.concat([positives["doc_id"], chosen["doc_id"]]).unique()
             texts = corpus.filter(pl.col("doc_id").is_in(wanted.implode())).collect()
             lines(asked, positives, chosen, texts).write_ndjson(file)
-            tally += count(params, asked, positives, chosen)
+            tally += count(params, asked, positives, chosen) + count_dropped(mine[0], positives, dropped)
             hardness += float(chosen["score"].cast(pl.Float64).sum())
             tools.progress.advance(tally["train"], len(queries), "queries")
     if not tally["written"]:
@@ -201,6 +224,14 @@ def count(params: Params, asked: pl.DataFrame, positives: pl.DataFrame, chosen: 
     return tally
 
 
+def count_dropped(judged: pl.DataFrame, positives: pl.DataFrame, dropped: pl.DataFrame) -> Counter[str]:
+    """What a block adds to the summary of what the audit drops: positives by finding, and queries with none left."""
+    out = judged.filter(pl.col("relevance") > 0).join(dropped, on=["query_id", "doc_id"])
+    tally: Counter[str] = Counter({f"dropped/{name}": n for name, n in out.group_by("finding").len().iter_rows()})
+    tally["emptied"] = out.join(positives, on="query_id", how="anti")["query_id"].n_unique()
+    return tally
+
+
 def summarise(params: Params, tally: Mapping[str, int], hardness: float) -> Summary:
     """The block counts as the stage's summary.
 
@@ -209,7 +240,7 @@ def summarise(params: Params, tally: Mapping[str, int], hardness: float) -> Summ
     """
     asked = params.negatives * tally["with_positive"]
     written, negatives = tally["written"], tally["negatives"]
-    return {
+    summary: Summary = {
         "queries": written,
         "positives": tally["positives"],
         "negatives": negatives,
@@ -220,7 +251,11 @@ def summarise(params: Params, tally: Mapping[str, int], hardness: float) -> Summ
         "bands": {key.partition("/")[2]: tally[key] for key in sorted(tally) if key.startswith("band/")},
         "hardness": round(hardness / negatives, 4) if negatives else None,
         "left_out": {
-            "no positive": tally["train"] - tally["with_positive"],
+            "no positive": tally["train"] - tally["with_positive"] - tally["emptied"],
             "no negatives": tally["with_positive"] - written,
         },
     }
+    if params.drop_positives:
+        summary["dropped"] = {name: tally[f"dropped/{name}"] for name in params.drop_positives}
+        summary["left_out"]["all positives dropped"] = tally["emptied"]
+    return summary
