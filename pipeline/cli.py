@@ -236,6 +236,36 @@ def calibrate(**options: Any) -> None:
     show(options, run(options))
 
 
+@command("audit", "positives that deserve a look", "mine")
+@click.option(
+    "--top", default=10, show_default=True, type=click.IntRange(min=0), help="How many to print of each kind."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all findings there, as CSV, JSON Lines or Parquet by its ending (.csv, .jsonl, .parquet).",
+)
+@click.option(
+    "--max-share", type=click.FloatRange(0, 1), help="Exit with 3 where a greater share of the positives is listed."
+)
+def audit(top: int, out: Path | None, max_share: float | None, **options: Any) -> None:
+    """List positives that may be wrong, or can't be understood by themselves; nothing is changed.
+
+    buried: the retriever scores it like any document; outscored: its hardest negatives are all ahead of it;
+    contradicting: the same question has other positives, and none is like it. Fill in the label column of what --out
+    writes (positive or negative; empty is undecided), and name the file as `decisions` under [pairs]: every later run
+    honours it. --drop-positives leaves what is listed out of the training file.
+
+    
+    Examples:  prep audit --top 20
+               prep audit --out doubtful.csv
+               prep audit --max-share 0.02
+    """
+    from pipeline.commands import audit as run
+
+    show(options, run(options, top, out, max_share))
+
+
 @prep.group("bench", short_help="what a mask leaks, measured on judged collections")
 def bench() -> None:
     """Measure masks on collections whose judgements are known.

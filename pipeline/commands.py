@@ -14,7 +14,7 @@ from pipeline.progress import progress_for
 from pipeline.runner import Runner
 from pipeline.sources import spooled
 from pipeline.store import MANIFEST, Artifact, Workspace, write_durably
-from stages.errors import InputError, WorkspaceBusy
+from stages.errors import GateRefused, InputError, WorkspaceBusy
 
 _COMMON = ("workspace", "config", "as_json", "verbose", "quiet")
 
@@ -304,6 +304,45 @@ def _expectation(row: Mapping[str, Any]) -> list[str]:
         return ["", "", "", "0.0%"]
     interval = f"[{row['low']:.2%}, {row['high']:.2%}]"
     return [f"{row['expected']:.2%}", interval, f"{row['hardness']:.3f}", f"{row['fill']:.1%}"]
+
+
+def audit(options: Mapping[str, Any], top: int, out: Path | None, max_share: float | None) -> Result:
+    """The positives that deserve a look; all of them into `out`, where it is given."""
+    from stages.negatives import audit as stage
+    from stages.negatives.findings import check_ending, counted, documented, worst, write_findings
+
+    if out:
+        check_ending(out)
+    files = {"queries": "pairs", "corpus": "pairs", "decided": "pairs", "judged": "search", "verdicts": "mask"}
+    with opened(options, "mine") as (runner, _):
+        runner.bring("mask")
+        inputs = {name: runner.done[at].folder / f"{name}.parquet" for name, at in files.items()}
+        inputs["encoding"] = runner.done["encode"].folder / "encoding.json"
+        given: Any = runner.params["compose"]
+        found, positives = stage.find(inputs, runner.workspace.vectors, given.audit_rank, given.negatives)
+        table = documented(found, inputs)
+    summary = counted(table, positives)
+    if out:
+        write_findings(table, out)
+    by_finding = ", ".join(f"{name} {n:,}" for name, n in summary["counts"].items())
+    said = f"{summary['flagged']:,} of {positives:,} positives ({summary['share']:.2%}) deserve a look: {by_finding}"
+    if max_share is not None and summary["share"] > max_share:
+        raise GateRefused(f"{said}. Accepted are {max_share:.2%} (--max-share); `prep audit --out FILE` lists them.")
+    parts: list[str | Table] = [said]
+    if summary["share"] > stage.DOUBTFUL:
+        parts.append("so many say more of the retriever, which may not fit this language or field, than of the labels")
+    header = ["question", "positive", "rank", "score", "why"]
+    for name, n in summary["counts"].items():
+        rows = [
+            [_short(row["query"]), _short(row["text"]), _rank(row), f"{row['score']:.3f}", row["explanation"]]
+            for row in worst(table, name, top)
+        ]
+        if rows:
+            title = f"{name}: the first {len(rows)} of {n:,}, worst first"
+            parts.append(Table(title, header, rows, frozenset({"question", "positive", "why"})))
+    if out:
+        parts.append(f"wrote {out}: fill in its label, positive or negative, and name it as `decisions` under [pairs]")
+    return Result({**summary, "findings": table.to_dicts()}, parts)
 
 
 def gc(options: Mapping[str, Any], keep: int | None) -> Result:

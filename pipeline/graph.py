@@ -43,7 +43,14 @@ PIPELINE = (
         module="stages.pairs.build",
         section="pairs",
         inputs=(),
-        outputs=("queries.parquet", "corpus.parquet", "qrels.parquet", "answers.parquet", "rejects.parquet"),
+        outputs=(
+            "queries.parquet",
+            "corpus.parquet",
+            "qrels.parquet",
+            "decided.parquet",
+            "answers.parquet",
+            "rejects.parquet",
+        ),
         libraries=("polars", "pyarrow"),
     ),
     Stage(
@@ -116,6 +123,7 @@ PIPELINE = (
             "pairs/queries.parquet",
             "pairs/corpus.parquet",
             "pairs/qrels.parquet",
+            "pairs/decided.parquet",
             "search/judged.parquet",
             "mask/verdicts.parquet",
             "encode/encoding.json",

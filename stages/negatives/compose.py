@@ -7,7 +7,7 @@ any model `slices` (other rows' documents). What nearly equals a negative that i
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import polars as pl
 from pydantic import field_validator, model_validator
@@ -16,7 +16,7 @@ from stages import contracts
 from stages.contracts import Summary, Tools
 from stages.draw import seed_option
 from stages.errors import InputError
-from stages.negatives import quotas
+from stages.negatives import audit, quotas
 from stages.negatives.budget import negatives_option
 from stages.negatives.composer import Composer
 from stages.negatives.slices import Slices
@@ -84,6 +84,12 @@ class Params(BaseParams):
         "cap.",
         ge=0,
     )
+    drop_positives: tuple[str, ...] = option(
+        (),
+        "Leave out of the training file the positives that `prep audit` lists as buried, outscored or contradicting; "
+        "repeat it for several. They stay positives everywhere else: in the judgements, the mask and the evaluation.",
+    )
+    audit_rank: int = audit.rank_option()
     seed: int = seed_option()
 
     @field_validator("quota_sources")
@@ -92,13 +98,22 @@ class Params(BaseParams):
         quotas.parsed(given)
         return given
 
+    @field_validator("drop_positives", mode="before")
+    @classmethod
+    def _findings(cls, given: Any) -> Any:
+        given = ((given,) if given else ()) if isinstance(given, str) else given
+        if unknown := [name for name in given if name not in audit.FINDINGS]:
+            raise ValueError(f"{unknown[0]!r} is no finding of the audit; take some of {', '.join(audit.FINDINGS)}")
+        return tuple(name for name in audit.FINDINGS if name in given)
+
     @model_validator(mode="after")
     def _fitting(self) -> Self:
         if self.quota_head + self.quota_middle + self.quota_random == 0:
             raise ValueError("quota_head, quota_middle and quota_random are all 0: give at least one part")
         given = {"same": self.same != "none", "hub_cap": self.hub_cap, "quota_sources": self.quota_sources}
+        given["drop_positives"] = self.drop_positives
         if self.sampling == "slices" and (vain := [name for name, value in given.items() if value]):
-            raise ValueError(f"sampling = 'slices' draws from all documents alike: remove {', '.join(vain)}")
+            raise ValueError(f"sampling = 'slices' knows no scores and no candidates: remove {', '.join(vain)}")
         return self
 
     @property
@@ -115,9 +130,17 @@ class Params(BaseParams):
 def unneeded(params: Params) -> frozenset[str]:
     """The inputs that these parameters leave unread: what makes them need not run."""
     if params.sampling == "slices":
-        return frozenset({"search/judged.parquet", "mask/verdicts.parquet", "encode/encoding.json"})
-    vectors = {"encode/encoding.json"} if params.thin_similarity > 1 else set()
-    return frozenset({"pairs/qrels.parquet"} | vectors)
+        return frozenset(
+            {"pairs/decided.parquet", "search/judged.parquet", "mask/verdicts.parquet", "encode/encoding.json"}
+        )
+    vectors = {"encode/encoding.json"} if params.thin_similarity > 1 and not params.drop_positives else set()
+    decided = set() if params.drop_positives else {"pairs/decided.parquet"}
+    return frozenset({"pairs/qrels.parquet"} | vectors | decided)
+
+
+def identity(params: Params) -> dict[str, str]:
+    """The audit's parameter, where something is dropped by it."""
+    return {"audit_rank": str(params.audit_rank)} if "buried" in params.drop_positives else {}
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
@@ -138,7 +161,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
             tools.progress.advance(tally.n["train"], len(queries), "queries")
     if not tally.n["written"]:
         raise InputError(_nothing(tally.n))
-    summary = summarise(tally, params.same == "category") | composer.told
+    summary = summarise(tally, params.same == "category", params.drop_positives) | composer.told
     if params.same == "category" and tally.n["without_category"] == tally.n["with_positive"]:
         tools.progress.say("same = category: no positive has a category, so no negative was preferred")
     return summary

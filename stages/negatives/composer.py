@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages import contracts
 from stages.contracts import Summary, Tools
-from stages.negatives import hubs, samplings, thin
+from stages.negatives import audit, hubs, samplings, thin
 from stages.negatives.blocks import of_block, query_blocks
 from stages.negatives.documents import document_vectors, text_keys
 from stages.negatives.known import Vectorise
@@ -36,6 +36,8 @@ class Block(NamedTuple):
     """Of `choose`, and `line` (0, 1, ... within a query)."""
     thinned: int
     """Near-duplicates that were passed over."""
+    dropped: pl.DataFrame
+    """query_id, finding of the positives that the audit took away."""
 
 
 class Composer:
@@ -47,6 +49,11 @@ class Composer:
         self._numbers = queries.select("query_id").with_row_index("asking")
         self._judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
         self._survivors = survivors_of(inputs["verdicts"], queries)
+        self._relabelled = relabelled(inputs["verdicts"])
+        self._dropped = pl.DataFrame(schema=audit.FOUND)
+        if params.drop_positives:
+            found = audit.find(inputs, tools.vectors, params.audit_rank, params.negatives, params.drop_positives)
+            self._dropped = found[0]
         self._rows = pq.read_metadata(inputs["verdicts"]).num_rows
         self._keys = text_keys(inputs["corpus"]).with_row_index("document")
         self._categories = None
@@ -87,10 +94,14 @@ class Composer:
         """`block`: sorted ids of train queries; other queries between them are left alone."""
         asked = self._queries.filter(pl.col("query_id").is_in(block.implode()))
         ids = asked.lazy().select("query_id")
-        judged, survivors = (
-            of_block(table.join(ids, on="query_id", how="semi"), block) for table in (self._judged, self._survivors)
+        judged, survivors, relabelled = (
+            of_block(table.join(ids, on="query_id", how="semi"), block)
+            for table in (self._judged, self._survivors, self._relabelled)
         )
-        positives = pick_positives(judged, self._keys)
+        right = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "score")
+        dropped = right.join(self._dropped, on=["query_id", "doc_id"]).select("query_id", "finding")
+        right = pl.concat([right.join(self._dropped, on=["query_id", "doc_id"], how="anti"), relabelled])
+        positives = pick_positives(right, self._keys)
         pool = samplings.pool_of(survivors, positives, self._keys, self._categories)
         pool = pool.join(self._numbers, on="query_id", how="left", maintain_order="left")
         barred = None
@@ -101,7 +112,7 @@ class Composer:
             own = samplings.categories_of(positives, self._categories)["query_id"].unique()
             chosen = chosen.with_columns(categorised=pl.col("query_id").is_in(own.implode()))
             positives = positives.with_columns(categorised=pl.col("query_id").is_in(own.implode()))
-        return Block(asked, positives, chosen.with_columns(line=pl.lit(0)), thinned)
+        return Block(asked, positives, chosen.with_columns(line=pl.lit(0)), thinned, dropped)
 
     def _wants(self, caps: hubs.Caps, some: pl.Series | None) -> pl.DataFrame:
         """What `hubs.settle` asks for; `some`: rising numbers of queries."""
@@ -128,9 +139,14 @@ def survivors_of(path: Path, queries: pl.DataFrame) -> pl.LazyFrame:
     return verdicts.select(*columns, pl.col("weight").fill_null(1.0))
 
 
-def pick_positives(judged: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
-    """query_id, doc_id, score, text_key of the positives, best score first (ties by doc_id), each text once."""
-    found = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "score")
+def relabelled(path: Path) -> pl.LazyFrame:
+    """query_id, doc_id, score of the candidates that the mask made positives."""
+    verdicts = contracts.scan_table(path, contracts.VERDICTS).filter(pl.col("reason") == "relabelled")
+    return verdicts.select("query_id", "doc_id", "score")
+
+
+def pick_positives(found: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """`found` (query_id, doc_id, score) with text_key, best score first (ties by doc_id), each text once."""
     found = found.join(keys.select("doc_id", "text_key"), on="doc_id")
     ordered = found.sort("query_id", "score", "doc_id", descending=[False, True, False])
     return ordered.unique(["query_id", "text_key"], keep="first", maintain_order=True)

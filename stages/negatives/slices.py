@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stages.negatives.compose import Params
 
 NEGATIVES_A_BLOCK = 100_000
+NOTHING = pl.DataFrame(schema={"query_id": pl.String, "finding": pl.String})
 
 
 class Slices:
@@ -53,7 +54,7 @@ class Slices:
                 .select("query_id", "doc_id", "text_key")
             )
             known = self._known.join(positives, on="query_id", how="semi").select("query_id", "text_key").unique()
-            yield Block(asked, positives, drawn(self._params, known, self._circle), 0)
+            yield Block(asked, positives, drawn(self._params, known, self._circle), 0, NOTHING)
 
 
 def circle_of(keys: pl.DataFrame, seed: int) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """What compose counts while blocks go by, and its summary."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -19,10 +20,13 @@ class Tally:
     bands: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
     hardness: float | None = None
+    false: float | None = None
+    """Expected false negatives."""
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def add(self, block: Block) -> None:
         """Count a block."""
-        asked, positives, chosen, thinned = block
+        asked, positives, chosen, thinned, dropped = block
         sizes = chosen.group_by("query_id").len()["len"]
         self.n.update(
             train=len(asked),
@@ -33,11 +37,15 @@ class Tally:
             positives=positives.join(chosen, on="query_id", how="semi").height,
             short=int((sizes < self.asked).sum()),
             thinned=thinned,
+            emptied=dropped.join(positives, on="query_id", how="anti")["query_id"].n_unique(),
         )
+        self.dropped.update(dict(dropped.group_by("finding").len().iter_rows()))
         self.bands.update(dict(chosen.group_by("band").len().iter_rows()))
         if "source" in chosen.columns:
             self.sources.update(dict(chosen.group_by("source").len().iter_rows()))
             self.hardness = (self.hardness or 0.0) + float(chosen["score"].cast(pl.Float64).sum())
+            if chosen["p_false_negative"].is_not_null().any():
+                self.false = (self.false or 0.0) + float(chosen["p_false_negative"].cast(pl.Float64).sum())
         if "categorised" in chosen.columns:
             self.n["without_category"] += positives.filter(~pl.col("categorised"))["query_id"].n_unique()
             self.n["own_category"] += chosen.filter("categorised", ~pl.col("foreign")).height
@@ -46,12 +54,13 @@ class Tally:
             self.n["weighted"] += chosen.filter(pl.col("weight") < 1).height
 
 
-def summarise(tally: Tally, by_category: bool) -> Summary:
+def summarise(tally: Tally, by_category: bool, drop_positives: Sequence[str] = ()) -> Summary:
     """The block counts as the stage's summary.
 
     `fill` is the share of the asked-for negatives that was found, over all train queries with a positive; `hardness`
-    the mean retriever score of the negatives written; None where there is nothing to take a mean of. `thinned` counts
-    near-duplicates that were passed over, `weighted` negatives with a weight below 1.
+    the mean retriever score of the negatives written, `false_negatives` the expected share of false ones among them (a
+    curated one is none); None where there is nothing to take a mean of. `thinned` counts near-duplicates that were
+    passed over, `weighted` negatives with a weight below 1, `dropped` positives by the findings of `drop_positives`.
     """
     n, written, negatives = tally.n, tally.n["written"], tally.n["negatives"]
     wanted = tally.asked * n["with_positive"]
@@ -68,11 +77,14 @@ def summarise(tally: Tally, by_category: bool) -> Summary:
         "bands": dict(sorted(tally.bands.items())),
         "sources": dict(sorted(tally.sources.items())),
         "hardness": round(tally.hardness / negatives, 4) if negatives and tally.hardness is not None else None,
+        "false_negatives": round(tally.false / negatives, 5) if negatives and tally.false is not None else None,
         "thinned": n["thinned"],
         "category": category | {"queries_without": n["without_category"]} if by_category else None,
         "weighted": n["weighted"],
+        "dropped": {name: tally.dropped[name] for name in drop_positives} or None,
         "left_out": {
-            "no positive": n["train"] - n["with_positive"],
+            "no positive": n["train"] - n["with_positive"] - n["emptied"],
             "no negatives": n["with_positive"] - written,
-        },
+        }
+        | ({"all positives dropped": n["emptied"]} if drop_positives else {}),
     }

@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from stages.contracts import ANSWERS, CORPUS, QRELS, QUERIES, SPLITS, Summary
+from stages.contracts import ANSWERS, CORPUS, QRELS, QUERIES, SPLITS, Summary, write_table
 from stages.errors import InputError
 from stages.pairs.beir import resolve
 from stages.pairs.chunk import best_judgements, corpus_rows, cut_frame
-from stages.pairs.decisions import decided, read_decisions, reject
+from stages.pairs.decisions import DECISION, decided, read_decisions, reject
 from stages.pairs.intake import Intake
 from stages.pairs.judgements import PARTLY, final_ids, settle, unique_keys
 from stages.pairs.rejects import Rejects
@@ -216,14 +216,16 @@ class Assembler:
     def _write_qrels(
         self, judgements: pl.DataFrame, queries: pl.DataFrame, rows: pl.DataFrame, decisions: Path | None
     ) -> int:
-        """Returns how many judgements a person decided."""
+        """Write qrels.parquet, and decided.parquet: those that a person decided. Returns how many these are."""
         found = judgements.join(rows.select("document", "chunk", "position"), on=["document", "chunk"])
-        found, count = found.select("question", "position", "relevance"), 0
+        found = found.select("question", "position", "relevance")
+        known = pl.DataFrame(schema={name: DECISION[name] for name in QRELS.names})
         if decisions:
             made = read_decisions(decisions)
             found, unknown = decided(found, made, queries, rows)
             self.notes += reject(unknown, decisions, self._rejects)
-            count = len(made) - len(unknown)
+            known = made.join(unknown, on="row", how="anti").select(known.columns)
+        write_table(known.sort("query_id", "doc_id"), QRELS, self._out / "decided.parquet")
         found = found.sort("question", "position")
         with pq.ParquetWriter(self._out / "qrels.parquet", QRELS, compression="zstd") as writer:
             for part in found.iter_slices(_SLICE):
@@ -231,7 +233,7 @@ class Assembler:
                 doc_id = rows["doc_id"].gather(part["position"])
                 frame = pl.DataFrame({"query_id": query_id, "doc_id": doc_id, "relevance": part["relevance"]})
                 write_groups(writer, frame, QRELS)
-        return count
+        return len(known)
 
     def _write_answers(self, queries: pl.DataFrame, late: pl.DataFrame) -> int:
         unused = late.filter(pl.col("reason") != PARTLY).select("row")

@@ -28,7 +28,7 @@ from stages.tables.frames import frame_source
 from stages.tables.source import Source
 from stages.tables.sql import sql_digest, sql_source
 
-VERSION = 4
+VERSION = 5
 
 _COLUMN = 'Recognised by its usual names where not given; "" uses no column.'
 
@@ -54,7 +54,8 @@ class Params(Base):
 
     decisions: str | None = option(
         None,
-        "JSON Lines of what people decided about single pairs: query_id, doc_id, label (positive or negative).",
+        "What people decided about single pairs, as JSON Lines or CSV: query_id, doc_id, label (positive or negative; "
+        "empty: not decided). What `prep audit --out` writes is such a file.",
         path=True,
         unkeyed=True,
     )
@@ -162,6 +163,7 @@ class Pairs:
     queries: pl.DataFrame
     corpus: pl.DataFrame
     qrels: pl.DataFrame
+    decided: pl.DataFrame
     answers: pl.DataFrame
     rejects: pl.DataFrame
     summary: Summary

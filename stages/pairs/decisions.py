@@ -1,11 +1,14 @@
 """What people decided about single (question, document) pairs: a JSON Lines file that outlives every refresh.
 
 A line is {"query_id": ..., "doc_id": ..., "label": "positive" | "negative"}; other keys (who, when, why) may stand
-there too. Of several lines on one pair the last holds. A decision is stronger than the table: it makes a positive, or a
+there too, and an empty label (null or "") is no decision yet. A .csv file has these keys as columns. Of several lines
+on one pair the last decision holds. A decision is stronger than the table: it makes a positive, or a
 curated negative, of whatever the table said. It does not move questions between train, dev and test.
 """
 
+import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -18,18 +21,14 @@ DECISION = {"row": pl.Int64, "query_id": pl.String, "doc_id": pl.String, "releva
 
 
 def read_decisions(path: Path) -> pl.DataFrame:
-    """row (line, from 1), query_id, doc_id, relevance (1 or 0), a row a pair. `InputError` names a bad line."""
+    """row (line, or row of a CSV), query_id, doc_id, relevance (1 or 0), a row a pair. `InputError` names a bad one."""
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the decisions can't be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
-            given = json.loads(line)
+            given = json.loads(line) if isinstance(line, str) else line
             query_id, doc_id, label = (given[name] for name in ("query_id", "doc_id", "label"))
+            if label is None or label == "":
+                continue
             relevance = LABELS[label]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
@@ -39,6 +38,19 @@ def read_decisions(path: Path) -> pl.DataFrame:
         rows.append((number, str(query_id), str(doc_id), relevance))
     frame = pl.DataFrame(rows, schema=DECISION, orient="row")
     return frame.unique(["query_id", "doc_id"], keep="last", maintain_order=True)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str | dict[str, str | None]]]:
+    """The file's lines that hold something, or its rows where it is a CSV, with their numbers."""
+    try:
+        # utf-8-sig: Excel marks what it saves as UTF-8
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                yield from enumerate(csv.DictReader(file), 1)
+            else:
+                yield from ((number, line) for number, line in enumerate(file.read().split("\n"), 1) if line.strip())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: the decisions can't be read: {error}") from error
 
 
 def decided(

@@ -125,9 +125,32 @@ def test_the_lines(inputs, tmp_path):
         "thinned": 0,
         "category": None,
         "weighted": 0,
+        "false_negatives": None,  # nothing is estimated
+        "dropped": None,
         "left_out": {"no positive": 1, "no negatives": 1},
         "hubs": {"most_used": 1},
     }
+
+
+def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(inputs, tmp_path):
+    rows = [(*verdict("a", "n1", 1, 0.9, "positive", "relabelled"), 0.95)]
+    rows += [
+        (*verdict("a", "n2", 2, 0.4, "negative", "weighted"), 0.25),
+        (*verdict("a", "n3", 3, 0.3, "negative", "kept"), 0.05),
+    ]
+    verdicts = table(contracts.VERDICTS, *rows).with_columns(
+        weight=pl.when(pl.col("reason") == "weighted").then(pl.lit(0.75, pl.Float32))
+    )
+    verdicts = verdicts.with_columns(
+        pl.lit(None, pl.Boolean if name == "judge" else pl.Float32).alias(name)
+        for name in contracts.VERDICTS.names if name not in verdicts.columns
+    ).select(contracts.VERDICTS.names)  # fmt: skip
+    changed = inputs | write(tmp_path, verdicts=verdicts)
+    [mined], summary, _ = run(Params(negatives=3, thin_similarity=NO_THINNING), changed, tmp_path)
+    assert mined["pos_ids"] == ["n1", "p2", "p1"]
+    assert (mined["neg_ids"], mined["neg_weights"]) == (["n2", "n3"], [0.75, 1.0])
+    assert summary["false_negatives"] == 0.15  # (0.25 + 0.05) / 2
+    assert summary["weighted"] == 1
 
 
 @pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
