@@ -11,6 +11,8 @@ from typing import Any
 from stages.draw import draw
 from stages.errors import InputError
 
+_READ = ("query", "pos_ids", "neg_ids", "neg_weights")
+
 
 @dataclass(frozen=True)
 class Mined:
@@ -20,6 +22,8 @@ class Mined:
     query: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    """How much each negative counts; none where all count 1."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,13 @@ class Group:
     """A positive first, then negatives; with `labels`, any."""
     labels: tuple[float, ...] = ()
     """What to score each document like (`stages.training.distill`); none where the positive is to be on top."""
+    weights: tuple[float, ...] = ()
+    """How much each document counts; none where all count 1."""
+
+    @property
+    def size(self) -> float:
+        """Documents, each as much as it counts."""
+        return sum(self.weights) or len(self.documents)
 
 
 def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], dict[str, str], int]:
@@ -49,7 +60,7 @@ def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], di
             row = json.loads(line)
             lines.setdefault(row["query_id"], [])
             if row["pos"] and row["neg"]:
-                lines[row["query_id"]].append({name: row[name] for name in ("query", "pos_ids", "neg_ids")})
+                lines[row["query_id"]].append({name: row[name] for name in _READ if name in row})
                 texts.update(zip(row["pos_ids"] + row["neg_ids"], row["pos"] + row["neg"], strict=True))
     found = [united(query_id, rows) for query_id, rows in lines.items() if rows]
     unusable = len(lines) - len(found)
@@ -73,8 +84,12 @@ def some(mined: Sequence[Mined], most: int, seed: int) -> list[Mined]:
 
 def united(query_id: str, rows: Sequence[Mapping[str, Any]]) -> Mined:
     """One query from its lines."""
-    sides = (tuple(dict.fromkeys(chain.from_iterable(row[side] for row in rows))) for side in ("pos_ids", "neg_ids"))
-    return Mined(query_id, rows[0]["query"], *sides)
+    positives, negatives = (
+        tuple(dict.fromkeys(chain.from_iterable(row[side] for row in rows))) for side in ("pos_ids", "neg_ids")
+    )
+    weight = {d: w for row in rows for d, w in zip(row["neg_ids"], row.get("neg_weights", ()), strict=False)}
+    weights = tuple(weight[d] for d in negatives) if any(w < 1 for w in weight.values()) else ()
+    return Mined(query_id, rows[0]["query"], positives, negatives, weights)
 
 
 def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: int, seed: int) -> list[Group]:
@@ -86,9 +101,11 @@ def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: 
     """
     groups: list[Group] = []
     for query in mined:
+        weight = dict(zip(query.negatives, query.weights, strict=True)) if query.weights else {}
         for positive in sample(query.positives, positives, seed, f"{epoch}:positive:{query.query_id}"):
             chosen = sample(query.negatives, negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}")
-            groups.append(Group(query.query_id, (positive, *chosen)))
+            weights = (1.0, *(weight[doc_id] for doc_id in chosen)) if weight else ()
+            groups.append(Group(query.query_id, (positive, *chosen), weights=weights))
     return in_order(groups, epoch, seed)
 
 

@@ -15,25 +15,31 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 
-def listwise(scores: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+def listwise(scores: torch.Tensor, sizes: Sequence[int], weights: torch.Tensor | None = None) -> torch.Tensor:
     """Mean over the groups of -log softmax at the group's positive, which stands first in it.
 
     `scores` [n] holds the groups one after another, `sizes` sums to n; groups may differ in size. The contrastive
     loss of FlagEmbedding's reranker, and of Gao et al. 2021 (localized contrastive estimation): the label is hard.
-    A model that tells nothing apart has the mean of ln(size).
+    A document with a weight counts so often among those that the positive is compared with. A model that tells nothing
+    apart has the mean of ln(size), where the size is the sum of the weights.
     """
+    if weights is not None:
+        scores = scores + weights.log()
     table = pad_sequence(list(scores.split(list(sizes))), batch_first=True, padding_value=-math.inf)
     return functional.cross_entropy(table, torch.zeros(len(table), dtype=torch.long, device=table.device))
 
 
-def pointwise(scores: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Mean over all pairs of the binary cross-entropy of the logit: 1 for the first of each group, 0 for the rest.
+def pointwise(scores: torch.Tensor, sizes: Sequence[int], weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over all pairs, by weight where they have one, of the binary cross-entropy of the logit: 1 for the first of
+    each group, 0 for the rest.
 
     A model that knows nothing but the share of positives has that share's entropy.
     """
     labels = torch.zeros_like(scores)
     labels[[sum(sizes[:group]) for group in range(len(sizes))]] = 1
-    return functional.binary_cross_entropy_with_logits(scores, labels)
+    if weights is None:
+        return functional.binary_cross_entropy_with_logits(scores, labels)
+    return functional.binary_cross_entropy_with_logits(scores, labels, weights, reduction="sum") / weights.sum()
 
 
 def distillation(scores: torch.Tensor, sizes: Sequence[int], labels: Sequence[Sequence[float]]) -> torch.Tensor:
@@ -50,7 +56,7 @@ def distillation(scores: torch.Tensor, sizes: Sequence[int], labels: Sequence[Se
     return (target * gap).sum(1).mean()
 
 
-LOSSES: dict[str, Callable[[torch.Tensor, Sequence[int]], torch.Tensor]] = {
+LOSSES: dict[str, Callable[[torch.Tensor, Sequence[int], torch.Tensor | None], torch.Tensor]] = {
     "listwise": listwise,
     "pointwise": pointwise,
 }
@@ -68,18 +74,22 @@ class GroupLoss(nn.Module):  # type: ignore[misc]
     def forward(
         self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None = None, **unused: Any
     ) -> torch.Tensor:
-        """`inputs`: queries [g] and their documents [g][size], the positive first where there are no labels [g][size].
+        """`inputs`: queries [g], their documents [g][size], the positive first where there are no labels [g][size], and
+        the documents' weights [g][size], where they have some.
 
         Returns a scalar.
         """
-        queries, groups = inputs
+        queries, groups, *weighed = inputs
         pairs = [(query, text) for query, texts in zip(queries, groups, strict=True) for text in texts]
         scores, sizes = logits(self.model, pairs, self.dtype), [len(texts) for texts in groups]
-        return distillation(scores, sizes, labels) if labels else LOSSES[self.name](scores, sizes)
+        if labels:
+            return distillation(scores, sizes, labels)
+        weights = scores.new_tensor([weight for group in weighed[0] for weight in group]) if weighed else None
+        return LOSSES[self.name](scores, sizes, weights)
 
 
-def chance(name: str, batches: Sequence[Sequence[int]]) -> float:
-    """The mean loss over `batches` (the sizes of their groups) of a model that tells nothing apart.
+def chance(name: str, batches: Sequence[Sequence[float]]) -> float:
+    """The mean loss over `batches` (the sizes of their groups, by weight) of a model that tells nothing apart.
 
     Listwise: mean ln(size). Pointwise: the entropy of the mean share of positives.
     """

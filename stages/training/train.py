@@ -210,7 +210,7 @@ def learn(
         )
     if history.kept:
         model = load_reranker(history.kept, params.device, params.max_length, seed=params.seed)
-    sizes = [len(group.documents) for group in epochs[-1]]
+    sizes = [group.size for group in epochs[-1]]
     guess = chance(
         params.loss, [sizes[row : row + params.batch_size] for row in range(0, len(sizes), params.batch_size)]
     )

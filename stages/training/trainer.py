@@ -159,6 +159,8 @@ class _Texts(CrossEncoderDataCollator):  # type: ignore[misc]
             "query": [self.queries[row["query"]] for row in rows],
             "documents": [[self.texts[doc_id] for doc_id in row["documents"]] for row in rows],
         }
+        if any(row["weight"] for row in rows):
+            batch["weight"] = [row["weight"] or [1.0] * len(row["documents"]) for row in rows]
         # a batch is of one epoch, so it has labels throughout or nowhere
         return batch | ({"label": [row["label"] for row in rows]} if rows[0]["label"] else {})
 
@@ -222,14 +224,16 @@ def _arguments(model: "CrossEncoder", params: "Params", learning_rate: float, sc
 
 
 def _dataset(epochs: Sequence[Sequence[Group]]) -> Any:
-    """One row a group: the ids of its query and of its documents, and the documents' labels."""
+    """One row a group: the ids of its query and of its documents, and the documents' labels and weights."""
     rows = [group for groups in epochs for group in groups]
     columns = {
         "query": [group.query_id for group in rows],
         "documents": [list(group.documents) for group in rows],
         "label": [list(group.labels) for group in rows],
+        "weight": [list(group.weights) for group in rows],
     }
-    features = {"query": Value("string"), "documents": List(Value("string")), "label": List(Value("float64"))}
+    features = {"query": Value("string"), "documents": List(Value("string"))}
+    features |= dict.fromkeys(("label", "weight"), List(Value("float64")))
     return Dataset.from_dict(columns, Features(features))
 
 

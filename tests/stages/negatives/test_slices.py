@@ -152,9 +152,10 @@ def test_flagembedding_trains_on_the_lines(inputs, tmp_path, tiny_model):
     assert [len(examples[i][0]) for i in range(len(examples))] == [3] * len(mined)
 
 
-@pytest.mark.parametrize(
-    "given", [{"same": "category"}, {"hub_cap": 5}, {"quota_sources": ("dense=1",)}, {"drop_positives": ("buried",)}]
-)
+CAN_NOT = [{"same": "category"}, {"hub_cap": 5}, {"quota_sources": ("dense=1",)}, {"drop_positives": ("buried",)}]
+
+
+@pytest.mark.parametrize("given", CAN_NOT)
 def test_what_slices_can_not_honour_is_refused(given):
     with pytest.raises(ValidationError, match=f"knows no scores and no candidates: remove {next(iter(given))}"):
         small(**given)

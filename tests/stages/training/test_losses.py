@@ -38,6 +38,18 @@ def test_pointwise_labels_the_first_of_each_group() -> None:
     assert pointwise(scores, [2, 3]).item() > 1
 
 
+def test_a_weight_says_how_often_a_document_counts() -> None:
+    scores = torch.tensor([1.0, 2.0, 0.5])
+    weights = torch.tensor([1.0, 0.5, 1.0])
+    e, e2, half = math.exp(1), math.exp(2), math.exp(0.5)
+    assert listwise(scores, [3], weights).item() == pytest.approx(-math.log(e / (e + 0.5 * e2 + half)))
+    each = [math.log1p(math.exp(-1)), 0.5 * math.log1p(e2), math.log1p(half)]
+    assert pointwise(scores, [3], weights).item() == pytest.approx(sum(each) / 2.5)
+    for loss in (listwise, pointwise):
+        assert loss(scores, [3], torch.ones(3)).item() == pytest.approx(loss(scores, [3]).item())
+    assert chance("listwise", [[2.5]]) == pytest.approx(listwise(torch.zeros(3), [3], weights).item())
+
+
 def test_distillation_by_hand() -> None:
     # teacher 3/4 and 1/4, model 1/2 each: KL = 3/4 ln(3/2) + 1/4 ln(1/2); the second group agrees but for a constant
     scores = torch.tensor([7.0, 7.0, 1.0, 2.0, 3.0])
