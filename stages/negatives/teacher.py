@@ -41,7 +41,7 @@ LOW, HIGH = 0.02, 0.9
 TeacherRule = Literal["margin", "margin_max", "perc", "perc_max", "abs"]
 USUAL: dict[TeacherRule, float] = {"margin": 0.0, "margin_max": 0.0, "perc": 0.95, "perc_max": 0.95, "abs": 0.7}
 """At a margin of 0 only the teacher's order counts, so it needs no scale: how far logits lie apart differs by teacher.
-(One taught with 100 questions had all of a question's within 0.5; a margin of 0.5 set every candidate aside.)"""
+(Of one taught with 100 questions, a margin of 0.5 set every candidate aside, and one of -1 none.)"""
 
 
 class Teacher:
