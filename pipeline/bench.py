@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,15 @@ def negatives(
                 scratch.mkdir(parents=True, exist_ok=True)
                 tools = Tools(progress, scratch, workspace.vectors, workspace.logs)
                 collection = bench.read_collection(folder, seed, most)
-                found, features, hidden = _mine(collection, encoder, k, tools)
-                shown.append((collection, features, hidden))
-                sets[folder.name] = found
+                found = mine(collection, encoder, k, tools)
+                shown.append((collection, found.features, found.hidden))
+                about = {
+                    "queries": len(found.mined.lists.room),
+                    "documents": len(collection.corpus),
+                    "hidden": len(collection.hidden),
+                    "learned": found.learned,
+                }
+                sets[folder.name] = about | bench.report(found.mined)
     finally:
         progress.close()
     if prior:
@@ -46,8 +53,24 @@ def negatives(
     )
 
 
-def _mine(collection: Any, encoder: str, k: int, tools: Tools) -> tuple[dict[str, Any], Any, Any]:
-    """One collection through encode, search and the masks: its report, the features and what is hidden."""
+@dataclass(frozen=True)
+class Found:
+    """A collection after encode, search and the learned mask."""
+
+    inputs: dict[str, Path]
+    """The tables that it went through by name, candidates and judged among them."""
+    rows: Any
+    """The candidates of the questions mined for, and of each [n] its features, and whether it is hidden."""
+    features: Any
+    hidden: Any
+    mined: Any
+    """`stages.negatives.bench.Mined` of the rows."""
+    learned: dict[str, Any]
+    """What the learned mask says of itself."""
+
+
+def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
+    """One collection through encode, search and the learned mask; mined for are its train questions."""
     from stages.negatives import bench
     from stages.negatives.documents import document_vectors
     from stages.negatives.suspects import Suspects
@@ -61,20 +84,15 @@ def _mine(collection: Any, encoder: str, k: int, tools: Tools) -> tuple[dict[str
     vectors = encode.Vectors(inputs["encoding"], tools.vectors)
     vectorise = document_vectors(inputs["corpus"], vectors)
     suspects = Suspects(inputs, vectors, vectorise, tools.progress, without=collection.digest)
-    rows, found = suspects.candidates_of(collection.hidden)
-    p = suspects.estimator.probability(found, rows["query_id"].to_list())
+    asked = collection.queries.filter(collection.queries["split"] == "train")
+    rows, features = suspects.candidates_of(asked)
+    p = suspects.estimator.probability(features, rows["query_id"].to_list())
     judged = read_table(inputs["judged"], JUDGED)
     mined = bench.as_lists(rows, p, judged, k, collection.hidden, collection.wrong)
     hidden = rows.join(
         collection.hidden.with_columns(hidden=True), on=["query_id", "doc_id"], how="left", maintain_order="left"
     )["hidden"]
-    about = {
-        "queries": len(mined.lists.room),
-        "documents": len(collection.corpus),
-        "hidden": len(collection.hidden),
-        "learned": suspects.summary,
-    }
-    return about | bench.report(mined), found, hidden.fill_null(False).to_numpy()
+    return Found(inputs, rows, features, hidden.fill_null(False).to_numpy(), mined, suspects.summary)
 
 
 def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]:

@@ -66,12 +66,26 @@ class Collection:
     """query_id, doc_id that people judged not relevant."""
 
 
-def read_collection(folder: Path, seed: int, most: int) -> Collection:
-    """A folder with queries, corpus and qrels as Parquet or as BEIR has them, with half of each question's positives
-    hidden.
+@dataclass(frozen=True)
+class Judgements:
+    """What people judged of a collection, nothing hidden."""
 
-    Mined for are the questions with two positives or more, of these at most `most` (drawn by hash). Where grades go up
-    to 3, positives begin at 2, as in TREC; a 1 is neither. Raises `InputError` naming what is missing.
+    digest: str
+    queries: pl.DataFrame
+    """query_id, query."""
+    corpus: pl.DataFrame
+    """doc_id, text, and where the collection has them title and category."""
+    positives: pl.DataFrame
+    """query_id, doc_id, relevance."""
+    wrong: pl.DataFrame
+    """query_id, doc_id that people judged not relevant."""
+
+
+def read_judgements(folder: Path) -> Judgements:
+    """A folder with queries, corpus and qrels as Parquet or as BEIR has them.
+
+    Where grades go up to 3, positives begin at 2, as in TREC; a 1 is neither. Raises `InputError` naming what is
+    missing.
     """
     queries, corpus, qrels = _beir(folder) if (folder / "corpus.jsonl").is_file() else _parquet(folder)
     if "relevance" not in qrels.columns:
@@ -81,22 +95,38 @@ def read_collection(folder: Path, seed: int, most: int) -> Collection:
     pair = ["query_id", "doc_id"]
     grades = grades.sort(*pair, "relevance").unique(pair, keep="last", maintain_order=True)
     least = 2 if (grades["relevance"].max() or 0) >= 3 else 1  # type: ignore[operator]
-    positives = learned.hide(grades.filter(pl.col("relevance") >= least), seed, "bench")
     lines = "\n".join(f"{query}\t{doc}\t{grade}" for query, doc, grade in grades.iter_rows())
+    optional = [name for name in ("title", "category") if name in corpus.columns]
+    return Judgements(
+        xxhash.xxh3_128_hexdigest(lines.encode()),
+        queries.select("query_id", "query").sort("query_id"),
+        corpus.select("doc_id", "text", *optional).sort("doc_id"),
+        grades.filter(pl.col("relevance") >= least),
+        grades.filter(pl.col("relevance") == 0).select(pair),
+    )
+
+
+def read_collection(folder: Path, seed: int, most: int) -> Collection:
+    """The judgements in `folder` with half of each question's positives hidden.
+
+    Mined for are the questions with two positives or more, of these at most `most` (drawn by hash). Raises
+    `InputError` naming what is missing.
+    """
+    found = read_judgements(folder)
+    positives = learned.hide(found.positives, seed, "bench")
     many = positives.filter("hidden")["query_id"].unique().to_list()
     kept = sorted(many, key=lambda query: (draw(seed, "bench", query), query))[:most]
     asked = pl.col("query_id").is_in(kept)
     split = pl.when(asked).then(pl.lit("train")).otherwise(pl.lit("test"))
-    optional = [name for name in ("title", "category") if name in corpus.columns]
     return Collection(
         folder.name,
-        xxhash.xxh3_128_hexdigest(lines.encode()),
-        queries.select("query_id", "query", split=split, group="query_id").sort("query_id"),
-        corpus.select("doc_id", "text", *optional).sort("doc_id"),
+        found.digest,
+        found.queries.with_columns(split=split, group="query_id"),
+        found.corpus,
         positives.filter(~pl.col("hidden")).select("query_id", "doc_id", "relevance"),
         positives.filter(pl.col("hidden") & asked).select("query_id", "doc_id"),
-        grades.filter((pl.col("relevance") == 0) & asked).select("query_id", "doc_id"),
-    )  # fmt: skip
+        found.wrong.filter(asked),
+    )
 
 
 def _parquet(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -227,14 +257,19 @@ def figures(mined: Mined, chosen: Bools) -> dict[str, float | None]:
     }
 
 
-def at_hardness(mined: Mined, hardness: float) -> dict[str, float | None]:
-    """The learned mask's figures at the price where its negatives are as hard, or just harder."""
+def price_at(mined: Mined, hardness: float) -> float:
+    """The price at which the learned mask's negatives are as hard, or just harder."""
     low, high = -14.0, 16.0
     for _ in range(40):
         middle = (low + high) / 2
         found = figures(mined, budget.choose(mined.lists, 2.0**middle))["hardness"]
         low, high = (middle, high) if found is not None and found > hardness else (low, middle)
-    return figures(mined, budget.choose(mined.lists, 2.0**low))
+    return float(2.0**low)
+
+
+def at_hardness(mined: Mined, hardness: float) -> dict[str, float | None]:
+    """The learned mask's figures at the price where its negatives are as hard, or just harder."""
+    return figures(mined, budget.choose(mined.lists, price_at(mined, hardness)))
 
 
 def report(mined: Mined) -> dict[str, Any]:
