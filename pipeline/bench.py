@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,15 @@ def negatives(
                 scratch.mkdir(parents=True, exist_ok=True)
                 tools = Tools(progress, scratch, workspace.vectors, workspace.logs)
                 collection = bench.read_collection(folder, seed, most)
-                found, features, hidden = _mine(collection, encoder, k, tools)
-                shown.append((collection, features, hidden))
-                sets[folder.name] = found
+                found = mine(collection, encoder, k, tools)
+                shown.append((collection, found.features, found.hidden))
+                about = {
+                    "queries": len(found.mined.lists.room),
+                    "documents": len(collection.corpus),
+                    "hidden": len(collection.hidden),
+                    "learned": found.learned,
+                }
+                sets[folder.name] = about | bench.report(found.mined)
     finally:
         progress.close()
     if prior:
@@ -46,12 +53,29 @@ def negatives(
     )
 
 
-def _mine(collection: Any, encoder: str, k: int, tools: Tools) -> tuple[dict[str, Any], Any, Any]:
-    """One collection through encode, search and the masks: its report, the features and what is hidden."""
+@dataclass(frozen=True)
+class Found:
+    """A collection after encode, search and the learned mask."""
+
+    inputs: dict[str, Path]
+    """The tables that it went through by name, candidates and judged among them."""
+    rows: Any
+    """The candidates of the questions mined for, and of each [n] its features, and whether it is hidden."""
+    features: Any
+    hidden: Any
+    mined: Any
+    """`stages.negatives.bench.Mined` of the rows."""
+    learned: dict[str, Any]
+    """What the learned mask says of itself."""
+
+
+def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
+    """One collection through encode, search and the learned mask; mined for are its train questions."""
     import polars as pl
 
     from stages.negatives import bench
     from stages.negatives.documents import document_vectors
+    from stages.negatives.known import positive_similarity
     from stages.negatives.suspects import Suspects
     from stages.retrieval import encode, search
 
@@ -65,19 +89,15 @@ def _mine(collection: Any, encoder: str, k: int, tools: Tools) -> tuple[dict[str
     judged = read_table(inputs["judged"], JUDGED)
     positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", own=pl.lit(True))
     suspects = Suspects(inputs, vectors, vectorise, positives, tools.progress, without=collection.digest)
-    rows, found = suspects.candidates_of(collection.hidden)
-    p = suspects.probability(rows, found)
-    mined = bench.as_lists(rows, p, judged, k, collection.hidden, collection.wrong)
+    asked = collection.queries.filter(pl.col("split") == "train")
+    rows, features = suspects.candidates_of(asked)
+    p = suspects.probability(rows, features)
+    near = positive_similarity(rows, positives, vectorise).filter(pl.col("positive_similarity") >= bench.NEAR)
+    mined = bench.as_lists(rows, p, judged, k, collection.hidden, collection.wrong, near)
     hidden = rows.join(
         collection.hidden.with_columns(hidden=True), on=["query_id", "doc_id"], how="left", maintain_order="left"
     )["hidden"]
-    about = {
-        "queries": len(mined.lists.room),
-        "documents": len(collection.corpus),
-        "hidden": len(collection.hidden),
-        "learned": suspects.summary,
-    }
-    return about | bench.report(mined), found, hidden.fill_null(False).to_numpy()
+    return Found(inputs, rows, features, hidden.fill_null(False).to_numpy(), mined, suspects.summary)
 
 
 def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]:
@@ -89,7 +109,7 @@ def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]
                 rule,
                 *(_percent(of_rule[f]) for f in ("leak", "rows")),
                 _number(of_rule["hardness"]),
-                _percent(of_rule["fill"]),
+                *(_percent(of_rule[f]) for f in ("fill", "near_duplicates", "judged_negatives")),
             ]
             for rule, of_rule in found["rules"].items()
         ]
@@ -100,7 +120,7 @@ def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]
             Table(
                 f"{name}: {found['queries']:,} questions, {found['hidden']:,} positives hidden; learned from "
                 f"{found['learned']['source']}",
-                ["rule", "leak", "rows", "hardness", "fill", "learned, as hard"],
+                ["rule", "leak", "rows", "hardness", "fill", "near", "judged", "learned, as hard"],
                 rows,
             )
         )

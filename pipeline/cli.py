@@ -54,6 +54,23 @@ class SectionCommand(click.Command):
         return section_flags(self.section)
 
 
+class ParamsCommand(SectionCommand):
+    """A command whose flags are the fields of one Params that prep.toml does not hold."""
+
+    def __init__(self, *arguments: Any, module: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.module = module
+
+    @cached_property
+    def section_flags(self) -> list[click.Option]:
+        """One flag for each field."""
+        from importlib import import_module
+
+        from pipeline.flags import flag
+
+        return [flag(name, field) for name, field in import_module(self.module).Params.model_fields.items()]
+
+
 class InOrder(click.Group):
     """Commands are listed in the order of the way of the data, not of the alphabet."""
 
@@ -272,6 +289,7 @@ def bench() -> None:
 
     \b
     Example:  prep bench negatives data/stackfaq data/bioasq
+              prep bench downstream data/stackfaq
     """
 
 
@@ -307,6 +325,32 @@ def bench_negatives(
     from stages.models import DEFAULT_ENCODER
 
     show(options, negatives(options, folders, seed, k, queries, encoder or DEFAULT_ENCODER, write_prior))
+
+
+@bench.command(
+    "downstream", cls=ParamsCommand, module="stages.negatives.downstream",
+    short_help="train a small reranker under each rule, and test it",
+)  # fmt: skip
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+def bench_downstream(folders: tuple[Path, ...], **options: Any) -> None:
+    """Train the same small reranker on the negatives of each rule, and measure it on questions that it never saw.
+
+    FOLDERS are as for `prep bench negatives`. Half of the positives of the train questions are hidden; in test all
+    judgements count. Questions, positives, pairs, steps and seeds are the same for all rules. The rerankers rank the
+    retriever's best documents, ties count against them, differences come with a 95 % interval from a paired bootstrap.
+    What is trained is kept in the workspace, so the command can be stopped and repeated.
+
+    \b
+    Examples:  prep bench downstream data/stackfaq data/bioasq
+               prep bench downstream data/bioasq --rule naive --rule learned --seeds 5 --train-queries 600
+    """
+    from pipeline.config import Settings
+    from pipeline.downstream import downstream
+    from stages.negatives.downstream import Params
+
+    given = {name: options[name] for name in Params.model_fields if options[name] not in (None, ())}
+    settings = Settings({"bench": given}, {("bench", name): f"--{name.replace('_', '-')}" for name in given})
+    show(options, downstream(options, folders, settings.check("bench", Params)))
 
 
 @command("gc", "drop what no publication uses")

@@ -58,13 +58,14 @@ class Settings:
 
     def params(self) -> dict[str, Params]:
         """Stage name -> its checked Params. Raises `InputError` naming the section, the key and the value."""
-        return {stage.name: self._check(stage.section, stage.load().Params) for stage in (*PIPELINE, GATE)}
+        return {stage.name: self.check(stage.section, stage.load().Params) for stage in (*PIPELINE, GATE)}
 
     def refresh(self) -> RefreshParams:
         """What a refresh keeps, checked."""
-        return self._check("refresh", RefreshParams)
+        return self.check("refresh", RefreshParams)
 
-    def _check(self, section: str, model: type[P]) -> P:
+    def check(self, section: str, model: type[P]) -> P:
+        """The values of `section` as `model`. Raises `InputError` naming each that is wrong, and where it was given."""
         values = {name: v for name, v in self.sections.get(section, {}).items() if name in model.model_fields}
         try:
             return model(**values)

@@ -47,6 +47,7 @@ FIXED: dict[str, Fixed] = {
     "window 10-210": Fixed("window", window=(10, 210), source="FlagEmbedding; sentence-transformers range_min 10"),
 }  # fmt: skip
 BUDGETS = (0.01, 0.02, 0.05)
+NEAR = 0.98
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,26 @@ class Collection:
     """query_id, doc_id that people judged not relevant."""
 
 
-def read_collection(folder: Path, seed: int, most: int) -> Collection:
-    """A folder with queries, corpus and qrels as Parquet or as BEIR has them, with half of each question's positives
-    hidden.
+@dataclass(frozen=True)
+class Judgements:
+    """What people judged of a collection, nothing hidden."""
 
-    Mined for are the questions with two positives or more, of these at most `most` (drawn by hash). Where grades go up
-    to 3, positives begin at 2, as in TREC; a 1 is neither. Raises `InputError` naming what is missing.
+    digest: str
+    queries: pl.DataFrame
+    """query_id, query."""
+    corpus: pl.DataFrame
+    """doc_id, text, and where the collection has them title and category."""
+    positives: pl.DataFrame
+    """query_id, doc_id, relevance."""
+    wrong: pl.DataFrame
+    """query_id, doc_id that people judged not relevant."""
+
+
+def read_judgements(folder: Path) -> Judgements:
+    """A folder with queries, corpus and qrels as Parquet or as BEIR has them.
+
+    Where grades go up to 3, positives begin at 2, as in TREC; a 1 is neither. Raises `InputError` naming what is
+    missing.
     """
     queries, corpus, qrels = _beir(folder) if (folder / "corpus.jsonl").is_file() else _parquet(folder)
     if "relevance" not in qrels.columns:
@@ -81,22 +96,38 @@ def read_collection(folder: Path, seed: int, most: int) -> Collection:
     pair = ["query_id", "doc_id"]
     grades = grades.sort(*pair, "relevance").unique(pair, keep="last", maintain_order=True)
     least = 2 if (grades["relevance"].max() or 0) >= 3 else 1  # type: ignore[operator]
-    positives = learned.hide(grades.filter(pl.col("relevance") >= least), seed, "bench")
     lines = "\n".join(f"{query}\t{doc}\t{grade}" for query, doc, grade in grades.iter_rows())
+    optional = [name for name in ("title", "category") if name in corpus.columns]
+    return Judgements(
+        xxhash.xxh3_128_hexdigest(lines.encode()),
+        queries.select("query_id", "query").sort("query_id"),
+        corpus.select("doc_id", "text", *optional).sort("doc_id"),
+        grades.filter(pl.col("relevance") >= least),
+        grades.filter(pl.col("relevance") == 0).select(pair),
+    )
+
+
+def read_collection(folder: Path, seed: int, most: int) -> Collection:
+    """The judgements in `folder` with half of each question's positives hidden.
+
+    Mined for are the questions with two positives or more, of these at most `most` (drawn by hash). Raises
+    `InputError` naming what is missing.
+    """
+    found = read_judgements(folder)
+    positives = learned.hide(found.positives, seed, "bench")
     many = positives.filter("hidden")["query_id"].unique().to_list()
     kept = sorted(many, key=lambda query: (draw(seed, "bench", query), query))[:most]
     asked = pl.col("query_id").is_in(kept)
     split = pl.when(asked).then(pl.lit("train")).otherwise(pl.lit("test"))
-    optional = [name for name in ("title", "category") if name in corpus.columns]
     return Collection(
         folder.name,
-        xxhash.xxh3_128_hexdigest(lines.encode()),
-        queries.select("query_id", "query", split=split, group="query_id").sort("query_id"),
-        corpus.select("doc_id", "text", *optional).sort("doc_id"),
+        found.digest,
+        found.queries.with_columns(split=split, group="query_id"),
+        found.corpus,
         positives.filter(~pl.col("hidden")).select("query_id", "doc_id", "relevance"),
         positives.filter(pl.col("hidden") & asked).select("query_id", "doc_id"),
-        grades.filter((pl.col("relevance") == 0) & asked).select("query_id", "doc_id"),
-    )  # fmt: skip
+        found.wrong.filter(asked),
+    )
 
 
 def _parquet(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -146,6 +177,8 @@ class Mined:
     """[q, width], the known positives counted among the ranks."""
     hidden: Bools
     wrong: Bools
+    near: Bools
+    """Nearly equal to a known positive."""
     lowest: Floats
     best: Floats
     """[q]: scores of the lowest and the best known positive."""
@@ -158,10 +191,11 @@ def as_lists(
     k: int,
     hidden: pl.DataFrame | None = None,
     wrong: pl.DataFrame | None = None,
+    near: pl.DataFrame | None = None,
 ) -> Mined:
     """`rows` (query_id, doc_id, rank, score) in the order of lists, with p_false_negative [n], as `Mined`.
 
-    `judged` holds the known positives' scores; `hidden` and `wrong` (query_id, doc_id) what is known besides.
+    `judged` holds the known positives' scores; `hidden`, `wrong` and `near` (query_id, doc_id) what is known besides.
     """
     query = rows["query_id"].rle_id().cast(pl.Int64).to_numpy()
     ids = rows.select(pl.col("query_id").unique(maintain_order=True))
@@ -169,7 +203,7 @@ def as_lists(
     lists, at = budget.padded(query, score, p, np.full(len(ids), k))
     pair = ["query_id", "doc_id"]
     marks = []
-    for side in (hidden, wrong):
+    for side in (hidden, wrong, near):
         known = rows.select(pair).clear() if side is None else side.select(pair)
         held = rows.join(known.with_columns(held=True), on=pair, how="left", maintain_order="left")["held"]
         marks.append(_table(held.fill_null(False).to_numpy(), lists.open.shape, at))
@@ -185,6 +219,7 @@ def as_lists(
         _table(rows["rank"].cast(pl.Int32).to_numpy(), lists.open.shape, at),
         marks[0],
         marks[1],
+        marks[2],
         ends["lowest"].to_numpy(),
         ends["best"].to_numpy(),
     )
@@ -213,7 +248,8 @@ def emitted(mined: Mined, fixed: Fixed) -> Bools:
 
 
 def figures(mined: Mined, chosen: Bools) -> dict[str, float | None]:
-    """leak, rows (the share of questions with a leak), hardness, fill, and wrong: judged negatives kept, of all."""
+    """leak; rows, the share of questions with a leak; hardness; fill; near_duplicates, the share with a cosine of at
+    least NEAR with a known positive; judged_negatives, those kept of the candidates that people judged not relevant."""
     n, false = int(chosen.sum()), chosen & mined.hidden
     true = chosen & ~mined.hidden
     wanted = int(mined.lists.room.sum())
@@ -223,18 +259,24 @@ def figures(mined: Mined, chosen: Bools) -> dict[str, float | None]:
         "rows": float(false.any(axis=1).mean()) if len(false) else None,
         "hardness": float(mined.lists.score[true].mean(dtype=np.float64)) if true.any() else None,
         "fill": n / wanted if wanted else None,
+        "near_duplicates": int((chosen & mined.near).sum()) / n if n else None,
         "judged_negatives": int((chosen & mined.wrong).sum()) / wrong if wrong else None,
     }
 
 
-def at_hardness(mined: Mined, hardness: float) -> dict[str, float | None]:
-    """The learned mask's figures at the price where its negatives are as hard, or just harder."""
+def price_at(mined: Mined, hardness: float) -> float:
+    """The price at which the learned mask's negatives are as hard, or just harder."""
     low, high = -14.0, 16.0
     for _ in range(40):
         middle = (low + high) / 2
         found = figures(mined, budget.choose(mined.lists, 2.0**middle))["hardness"]
         low, high = (middle, high) if found is not None and found > hardness else (low, middle)
-    return figures(mined, budget.choose(mined.lists, 2.0**low))
+    return float(2.0**low)
+
+
+def at_hardness(mined: Mined, hardness: float) -> dict[str, float | None]:
+    """The learned mask's figures at the price where its negatives are as hard, or just harder."""
+    return figures(mined, budget.choose(mined.lists, price_at(mined, hardness)))
 
 
 def report(mined: Mined) -> dict[str, Any]:
