@@ -2,6 +2,7 @@
 all that shaped them, so a kill costs one training at most and a repeated command trains nothing."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -76,7 +77,9 @@ def _bench(folder: Path, params: "Params", workspace: Workspace, progress: Any) 
             kept = _studied(epochs, queries, texts, asked, training, workspace, tools, said)
             scores = pairs.with_columns(reranker=np.array(kept.pop("scores"), np.float32))
             values[rule].append(downstream.measured(fixed, scores))
-            told[rule] = {"pairs": sum(len(group.documents) for groups in epochs for group in groups), **kept}
+            losses = [*told.get(rule, {}).get("loss", []), kept["loss"]]
+            count = sum(len(group.documents) for groups in epochs for group in groups)
+            told[rule] = {"pairs": count, "steps": kept["steps"], "loss": losses}
     report = downstream.report(
         {rule: np.stack(of_rule) for rule, of_rule in values.items()},
         downstream.of_run(fixed, fixed.lists, "embedder"),
@@ -91,6 +94,7 @@ def _bench(folder: Path, params: "Params", workspace: Workspace, progress: Any) 
         "test_queries": len(fixed.queries),
         "test_units": fixed.queries["group"].n_unique(),
         "documents": len(documents),
+        "chance_loss": math.log(1 + params.negatives),
         "learned_from": found.learned,
         "notes": trial.notes,
     }
@@ -161,7 +165,8 @@ def tables(sets: Mapping[str, Any]) -> list[str | Table]:
         parts.append(Table(title, columns, rows))
     return [
         *parts,
-        "A difference comes with its 95 % interval (paired bootstrap by unit); one that holds 0 may be luck.",
+        "A difference comes with its 95 % interval over test questions (paired bootstrap); one that holds 0 may be",
+        "luck. It knows nothing of the seeds: --json has each seed's figures (by_seed), and more seeds make it surer.",
     ]
 
 

@@ -147,9 +147,9 @@ class Lessons:
 
 
 def compose(trial: Trial, rows: pl.DataFrame, mined: Mined, params: Params) -> Lessons:
-    """The negatives of every rule for `train_queries` questions that all rules fill.
+    """The negatives of every rule for `train_queries` questions that all rules fill; `mined` is made of `rows`.
 
-    `rows` are the candidates behind `mined`. Raises `InputError` where fewer than 2 questions are left.
+    Raises `InputError` where fewer than 2 questions are left.
     """
     ids = rows["query_id"].unique(maintain_order=True)
     kept, taken = settle(mined, params.rule, params.max_false_negatives)
@@ -227,7 +227,8 @@ def report(values: Mapping[str, Doubles], embedder: Doubles, group: NDArray[Any]
 
     `values`: rule -> [seeds, q, 4] of `measured`; `embedder` [q, 2]; `group` [q] the questions' units. A difference is
     the learned mask's less the rule's (or the embedder's), [mean, low, high]: a question's metrics are averaged over
-    the seeds first, then come the paired bootstrap by unit and its 95 % interval (None with too few units).
+    the seeds first, then come the paired bootstrap by unit and its 95 % interval (None with too few units). That is
+    over questions; how far seeds lie apart, `by_seed` says.
     """
     names = (*METRICS, *FUSED)
     found = {
@@ -239,9 +240,8 @@ def report(values: Mapping[str, Doubles], embedder: Doubles, group: NDArray[Any]
     others = {rule: of_rule.mean(axis=0) for rule, of_rule in values.items() if rule != ours}
     others["embedder"] = np.concatenate([embedder, embedder], axis=1)
     differences = {}
-    for rule, theirs in others.items():
-        if ours is None:
-            break
+    for rule, theirs in others.items() if ours else ():
+        assert ours
         compared = compare(values[ours].mean(axis=0) - theirs, group, samples=params.samples, seed=params.seed)
         differences[rule] = {name: [c.difference, c.low, c.high] for name, c in zip(names, compared, strict=True)}
     return {

@@ -46,6 +46,7 @@ def test_the_command_reports_and_trains_nothing_twice(tmp_path: Path, tiny_model
     assert found["rules"]["naive"]["leak"] > 0
     for name, expected in (("pairs", 12 * 4 * 2), ("steps", 2 * 2), ("fill", 1.0)):
         assert [of_rule[name] for of_rule in found["rules"].values()] == [expected] * 3
+    assert [len(of_rule["loss"]) for of_rule in found["rules"].values()] == [2] * 3
     assert found["train_queries"] == 12
     for of_rule in (*found["rules"].values(), found["embedder"]):
         assert 0 <= of_rule["nDCG@10"] <= 1 and 0 <= of_rule["MRR@10"] <= 1
