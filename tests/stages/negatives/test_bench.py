@@ -98,7 +98,8 @@ def mined(k: int = 2):
     p = np.array([0.9, 0.0, 0.0, 0.0, 0.5, 0.0], np.float32)
     hidden = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["h", "h"]})
     wrong = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["y", "z"]})
-    return as_lists(rows, p, judged, k, hidden, wrong)
+    near = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["x", "z"]})
+    return as_lists(rows, p, judged, k, hidden, wrong, near)
 
 
 def test_figures_by_hand() -> None:
@@ -108,6 +109,7 @@ def test_figures_by_hand() -> None:
         "rows": 1.0,
         "hardness": pytest.approx((0.8 + 0.7) / 2),
         "fill": 1.0,
+        "near_duplicates": 0.25,  # of h and x for a, x and h for b: one
         "judged_negatives": 0.0,
     }
     # the lowest positives are 0.8 and 0.6: up to 0.76 and 0.57
