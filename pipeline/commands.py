@@ -145,10 +145,13 @@ def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
         title = f"test: {lists['queries']:,} questions, the retriever's best {metrics['parameters']['top_k']} reranked"
         header, *rows = metrics_table(metrics) or [["test: no questions"]]
         return [Table(title, header, rows), f"{finding(metrics)}.", *advice(metrics)]
-    return [
-        f"{stage}: "
-        + ", ".join(f"{name.replace('_', ' ')} {_number(v)}" for name, v in summary.items() if v is not None)
-    ]
+    shown = {name: value for name, value in summary.items() if value is not None}
+    false = shown.pop("false_negatives", None)
+    line = f"{stage}: " + ", ".join(f"{name.replace('_', ' ')} {_number(v)}" for name, v in shown.items())
+    expected = (
+        [] if false is None else [f"false ones expected among the {summary['negatives']:,} negatives: {false:.2%}"]
+    )
+    return [line, *expected]
 
 
 def _number(value: Any) -> str:

@@ -162,7 +162,9 @@ def filling(composed: Mapping[str, Any]) -> Html:
     if none:
         told += f"{count(none, 'further question')} got none and {'is' if none == 1 else 'are'} not trained on. "
     if composed["hardness"] is not None:
-        told += f"The mean retriever score of the negatives (their hardness) is {composed['hardness']:.3f}."
+        told += f"The mean retriever score of the negatives (their hardness) is {composed['hardness']:.3f}. "
+    if composed.get("false_negatives") is not None:
+        told += f"Of these, {composed['false_negatives']:.2%} are expected to be false."
     return Html(f"<p>{esc(told.strip())}</p>")
 
 

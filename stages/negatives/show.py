@@ -35,6 +35,11 @@ _FIGURES = (
 
 def explain(row: Mapping[str, Any]) -> str:
     """A row of verdicts in plain words with its figures; positives that were not retrieved have rank None."""
+    judge = {True: "; the judge says that it answers", False: "; the judge says that it does not answer"}
+    return _decided(row) + judge.get(row.get("judge"), "")  # type: ignore[arg-type]
+
+
+def _decided(row: Mapping[str, Any]) -> str:
     figures = {
         name: "?" if row.get(name) is None else f"{row[name]:.4g}"
         for name in (

@@ -80,3 +80,11 @@ def test_every_reason_has_words():
         assert " " in words
     assert "0.99" in explain(row | {"reason": "near_duplicate"})
     assert "rank 3" in explain(row | {"reason": "window"})
+
+
+def test_what_the_judge_said_is_said():
+    row = {"reason": "kept", "rank": 1, "score": 0.5, "threshold": 0.6, "p_false_negative": 0.01}
+    assert explain(row | {"judge": False}) == (
+        "passed every check: a false negative with probability 0.01; the judge says that it does not answer"
+    )
+    assert explain(row | {"judge": None}) == explain(row)
