@@ -12,6 +12,7 @@ from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
 from pipeline.store import Workspace, write_durably
 from stages.contracts import JUDGED, Tools, read_table
+from stages.errors import InputError
 
 
 def negatives(
@@ -21,6 +22,8 @@ def negatives(
     from stages.models import model_name
     from stages.negatives import bench
 
+    if len({folder.name for folder in folders}) < len(folders):
+        raise InputError("two of the folders have the same name, by which the report tells them apart: rename one")
     workspace = Workspace(options["workspace"])
     progress = progress_for(options["quiet"], options["verbose"])
     sets: dict[str, Any] = {}

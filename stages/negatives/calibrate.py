@@ -6,6 +6,7 @@ the questions and not an error of the model.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stages.draw import draw
 from stages.errors import InputError
 from stages.negatives import budget
 from stages.negatives.bench import FIXED, as_lists, emitted
-from stages.negatives.budget import Bools, Lists
+from stages.negatives.budget import Bools, Ints, Lists
 from stages.negatives.mask import NEGATIVE
 
 BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -44,6 +45,7 @@ def trade(inputs: Mapping[str, Path], room: int) -> dict[str, Any]:
     table = table.sort("query_id", "score", "doc_id", descending=[False, True, False])
     judged = contracts.read_table(inputs["judged"], contracts.JUDGED)
     mined = as_lists(table, table["p_false_negative"].to_numpy(), judged, room)
+    mined = replace(mined, lists=replace(mined.lists, room=rooms(table, judged, room)))
     total = budget.tried(mined.lists)
     budgets = []
     for share in BUDGETS:
@@ -52,6 +54,14 @@ def trade(inputs: Mapping[str, Path], room: int) -> dict[str, Any]:
         budgets.append({"max_false_negatives": share, **line(mined.lists, chosen)})
     found = [{"rule": name, **line(mined.lists, emitted(mined, fixed))} for name, fixed in FIXED.items()]
     return {"queries": len(mined.lists.room), "of": len(train), "budgets": budgets, "rules": found}
+
+
+def rooms(table: pl.DataFrame, judged: pl.DataFrame, room: int) -> Ints:
+    """What a query's curated negatives leave of `room`, for each query of `table` in its order: [q]."""
+    curated = judged.filter(pl.col("relevance") == 0).group_by("query_id").agg(curated=pl.len())
+    queries = table.select(pl.col("query_id").unique(maintain_order=True))
+    taken = queries.join(curated, on="query_id", how="left", maintain_order="left")["curated"]
+    return (room - taken.fill_null(0).cast(pl.Int64)).clip(0).to_numpy()  # type: ignore[no-any-return]
 
 
 def line(lists: Lists, chosen: Bools) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ import polars as pl
 
 from stages import contracts
 from stages.contracts import Summary, Tools, scan_documents
+from stages.draw import draw
 from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER, model_digest, resolve_model
 from stages.negatives.budget import Floats, Limits
@@ -95,7 +96,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
                 f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {why}"
             )
         scene = Scene(inputs, tools)
-        rows = scene.doubtful(params)
+        rows = scene.doubtful(params).with_columns(judge=pl.lit(None, pl.Boolean))
         if params.teacher:
             rows, taught, verified, said["teacher"] = taught_by(params, rows, taught, scene)
         if params.judge:
@@ -108,9 +109,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
 
 def heard(evidence: pl.LazyFrame, verified: pl.LazyFrame) -> pl.LazyFrame:
     """`evidence` with teacher_score, teacher_false and judge, and p_false_negative as it is after these."""
-    told = verified.select(
-        *PAIR, "teacher_score", "teacher_false", "judge", after="p_false_negative"
-    )  # fmt: skip
+    told = verified.select(*PAIR, "teacher_score", "teacher_false", "judge", after="p_false_negative")
     rows = evidence.join(told, on=PAIR, how="left", maintain_order="left")
     return rows.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
 
@@ -137,7 +136,7 @@ def taught_by(
         pl.Series(teacher.band(p, most=params.teacher_budget, near=rows["threshold"].to_numpy()), dtype=pl.Boolean)
     )
     shown = taught.filter(pl.Series(teacher.band(taught["p_false_negative"].to_numpy()), dtype=pl.Boolean))
-    reader, why = reading(params, scene, unsure)
+    reader, why = reading(params, scene)
     if reader is None:
         scene.tools.progress.say(f"no teacher is asked: {why}")
         return rows, taught, rows.head(0), {"heard": False, "why": why}
@@ -184,9 +183,9 @@ def figures(measured: pl.DataFrame) -> tuple[Floats, Floats, Floats, Floats]:
     return p, score, lowest, best
 
 
-def reading(params: Params, scene: Scene, rows: pl.DataFrame) -> tuple[Reader | None, str]:
+def reading(params: Params, scene: Scene) -> tuple[Reader | None, str]:
     """The teacher, or why there is none."""
-    from stages.negatives.teacher import Teacher
+    from stages.negatives.teacher import LOW, Teacher
     from stages.training import train
 
     assert params.teacher
@@ -197,15 +196,17 @@ def reading(params: Params, scene: Scene, rows: pl.DataFrame) -> tuple[Reader | 
     from stages.negatives.crossfit import Cross, Material, lessons
 
     evidence = contracts.scan_table(scene.inputs["evidence"], contracts.EVIDENCE)
-    train_queries = scene.queries.filter(pl.col("split") == "train")
-    safe = evidence.filter(pl.col("p_false_negative").is_not_null() & pl.col("own").is_null())
+    asked = scene.queries.filter(pl.col("split") == "train")
+    drawn = sorted(asked["query_id"].to_list(), key=lambda query: (draw(0, "self", query), query))
+    asked = asked.filter(pl.col("query_id").is_in(drawn[: params.folds * SELF_QUERIES]))
+    safe = evidence.filter((pl.col("p_false_negative") <= LOW) & pl.col("own").is_null())
     candidates = safe.select(*PAIR, "score", "p_false_negative").filter(
-        pl.col("query_id").is_in(train_queries["query_id"].implode())
+        pl.col("query_id").is_in(asked["query_id"].implode())
     )
     given = train.Params(
         base=params.teacher_base, epochs=1, max_length=params.teacher_max_length, max_queries=SELF_QUERIES
     )
-    mined = lessons(train_queries, candidates.collect(), scene.positives, given.seed)
+    mined = lessons(asked, candidates.collect(), scene.positives, given.seed)
     wanted = pl.Series([d for query in mined for d in (*query.positives, *query.negatives)], dtype=pl.String).unique()
     documents = scan_documents(scene.inputs["corpus"]).filter(pl.col("doc_id").is_in(wanted.implode())).collect()
     material = Material(mined, dict(documents.iter_rows()), dict(scene.queries.select("query_id", "group").iter_rows()))
@@ -236,7 +237,7 @@ def judged_by(params: Params, rows: pl.DataFrame, scene: Scene) -> tuple[pl.Data
     judge = Judge(
         params.judge or "",
         params.judge_model or "",
-        scene.tools.vectors.parent / "scores" / "judge.jsonl",
+        scene.tools.scores / "judge.jsonl",
         scene.tools.progress,
     )
     order = by_worth(rows).head(params.judge_budget)
@@ -244,7 +245,7 @@ def judged_by(params: Params, rows: pl.DataFrame, scene: Scene) -> tuple[pl.Data
     verdicts = judge.verdicts(scene.texts(order))
     answered = pl.Series("judge", verdicts == 1, dtype=pl.Boolean).to_frame()
     found = order.select(PAIR).hstack(answered).filter(pl.Series(~np.isnan(verdicts), dtype=pl.Boolean))
-    rows = rows.join(found, on=PAIR, how="left", maintain_order="left")
+    rows = rows.drop("judge").join(found, on=PAIR, how="left", maintain_order="left")
     sure = (
         pl.when("judge")
         .then(pl.lit(RELEVANT, pl.Float32))
@@ -257,10 +258,9 @@ def judged_by(params: Params, rows: pl.DataFrame, scene: Scene) -> tuple[pl.Data
 def told(rows: pl.DataFrame, read: pl.DataFrame) -> pl.DataFrame:
     """VERIFIED: every pair that a teacher `read` or a judge decided, with the p of `rows` after both; that of a
     positive, which a teacher reads too, is null."""
-    after = rows.select(*PAIR, "p_false_negative", *(["judge"] if "judge" in rows.columns else []))
+    after = rows.select(*PAIR, "p_false_negative", "judge")
+    asked = after.filter(pl.col("judge").is_not_null())
     if read.is_empty():
-        return after.filter(pl.col("judge").is_not_null())
-    if "judge" in rows.columns:
-        asked = after.filter(pl.col("judge").is_not_null()).select(PAIR)
-        read = pl.concat([read, asked.join(read, on=PAIR, how="anti")], how="diagonal")
+        return asked
+    read = pl.concat([read, asked.select(PAIR).join(read, on=PAIR, how="anti")], how="diagonal")
     return read.join(after, on=PAIR, how="left", maintain_order="left").sort(PAIR)

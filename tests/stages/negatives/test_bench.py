@@ -20,6 +20,7 @@ from stages.negatives.bench import (
     prior_file,
     read_collection,
 )
+from stages.negatives.calibrate import rooms
 
 
 def collection(folder: Path, grades: list[tuple[str, str, int]]) -> Path:
@@ -147,3 +148,9 @@ def test_medians_leave_out_sets_where_the_rule_leaks_nothing() -> None:
         return {"equal_hardness": [{"rule": "r", "leak_rule": rule, "leak_learned": ours}]}
 
     assert medians({"a": of(0.1, 0.05), "b": of(0.1, 0.01), "c": of(0.0, 0.0), "d": of(0.1, 0.0)}) == {"r": 10.0}
+
+
+def test_curated_negatives_leave_less_room() -> None:
+    table = pl.DataFrame({"query_id": ["a", "a", "b", "c"]})
+    judged = pl.DataFrame({"query_id": ["a", "b", "b", "b", "c"], "relevance": [0, 0, 0, 0, 1]})
+    assert rooms(table, judged, 2).tolist() == [1, 0, 2]

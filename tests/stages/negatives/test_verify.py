@@ -131,6 +131,16 @@ def test_both_are_heard(inputs: dict[str, Path], tmp_path: Path) -> None:
     assert found["worse"]["p_false_negative"] == pytest.approx(0.1)
 
 
+def test_a_table_too_small_for_a_self_taught_teacher_goes_on_without_one(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    write(tmp_path, candidates=table(contracts.CANDIDATES))
+    given = inputs | {"candidates": tmp_path / "candidates.parquet"}
+    found, summary = verified(given, tmp_path, teacher="self")
+    assert found == {}
+    assert "too few" in summary["teacher"]["why"]
+
+
 def test_without_an_estimate_there_is_no_doubt_to_ask_about(inputs: dict[str, Path], tmp_path: Path) -> None:
     inputs["estimator"].write_text(json.dumps({"source": None, "unfit": "estimate is switched off", "models": {}}))
     with pytest.raises(InputError, match="estimate is switched off"):
