@@ -61,7 +61,7 @@ def rooms(table: pl.DataFrame, judged: pl.DataFrame, room: int) -> Ints:
     curated = judged.filter(pl.col("relevance") == 0).group_by("query_id").agg(curated=pl.len())
     queries = table.select(pl.col("query_id").unique(maintain_order=True))
     taken = queries.join(curated, on="query_id", how="left", maintain_order="left")["curated"]
-    return (room - taken.fill_null(0).cast(pl.Int64)).clip(0).to_numpy()  # type: ignore[no-any-return]
+    return (room - taken.fill_null(0).cast(pl.Int64)).clip(0).to_numpy()
 
 
 def line(lists: Lists, chosen: Bools) -> dict[str, float | None]:
