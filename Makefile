@@ -7,8 +7,9 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constra
 demo: .venv/installed
 	$(BIN)/prep refresh --config data_samples/prep.toml
 
+# two at a time: most of the tests wait for processes of their own
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -52,7 +52,7 @@ class Params(Limits):
         "logits; perc, abs: their sigmoid). Without it, its scores only enter p_false_negative.",
     )
     teacher_threshold: float | None = option(
-        None, "The teacher_rule's number; left out: margin 1, perc 0.95, abs 0.7.", allow_inf_nan=False
+        None, "The teacher_rule's number; left out: margin 0, perc 0.95, abs 0.7.", allow_inf_nan=False
     )
     teacher_budget: int = option(
         0, "Candidates that a teacher may be asked about, nearest to doubt first; 0: all.", ge=0
@@ -74,13 +74,20 @@ class Params(Limits):
         ge=1,
     )  # fmt: skip
 
+    @classmethod
+    def marked(cls, mark: str) -> set[str]:
+        """The limits enter the key through `identity` too: where nobody is asked, they shape nothing here."""
+        return super().marked(mark) | (set(Limits.model_fields) if mark == "unkeyed" else set())
+
 
 def identity(params: Params) -> dict[str, str]:
-    """The weights of the teacher, or of what it starts from, and whether a judge is asked."""
+    """Who is asked (the weights of the teacher, or of what it starts from), and within what limits."""
     found = {"judge": "asked"} if params.judge else {}
     if params.teacher == SELF:
-        return found | {"teacher": f"self: {model_digest(resolve_model(params.teacher_base))}"}
-    return found | ({"teacher": model_digest(resolve_model(params.teacher))} if params.teacher else {})
+        found["teacher"] = f"self: {model_digest(resolve_model(params.teacher_base))}"
+    elif params.teacher:
+        found["teacher"] = model_digest(resolve_model(params.teacher))
+    return found | ({name: str(getattr(params, name)) for name in Limits.model_fields} if found else {})
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:

@@ -299,7 +299,7 @@ def test_a_model_whose_scores_are_all_alike_is_a_collapse(
 def test_a_loss_that_is_no_number_is_a_collapse(
     params: Params, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(losses.LOSSES, "listwise", lambda scores, sizes: scores.sum() * float("nan"))
+    monkeypatch.setitem(losses.LOSSES, "listwise", lambda scores, sizes, weights: scores.sum() * float("nan"))
     summary, report = run(params, inputs, tmp_path)
     assert summary["collapse"] == "the loss of epoch 1 is no number (not finite)"
     assert report["steps"] < 2 * STEPS
