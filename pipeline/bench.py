@@ -15,6 +15,12 @@ from stages.contracts import JUDGED, Tools, read_table
 from stages.errors import InputError
 
 
+def require_names(folders: Sequence[Path]) -> None:
+    """Raise `InputError` where two folders bear the same name."""
+    if len({folder.resolve().name for folder in folders}) < len(folders):
+        raise InputError("two of the folders have the same name, by which the report tells them apart: rename one")
+
+
 def negatives(
     options: dict[str, Any], folders: Sequence[Path], seed: int, k: int, most: int, encoder: str, prior: Path | None
 ) -> Result:
@@ -22,8 +28,7 @@ def negatives(
     from stages.models import model_name
     from stages.negatives import bench
 
-    if len({folder.name for folder in folders}) < len(folders):
-        raise InputError("two of the folders have the same name, by which the report tells them apart: rename one")
+    require_names(folders)
     workspace = Workspace(options["workspace"])
     progress = progress_for(options["quiet"], options["verbose"])
     sets: dict[str, Any] = {}

@@ -265,7 +265,8 @@ def calibrate(**options: Any) -> None:
 @click.option(
     "--max-share", type=click.FloatRange(0, 1), help="Exit with 3 where a greater share of the positives is listed."
 )
-def audit(top: int, out: Path | None, max_share: float | None, **options: Any) -> None:
+@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+def audit(top: int, out: Path | None, max_share: float | None, force: bool, **options: Any) -> None:
     """List positives that may be wrong, or can't be understood by themselves; nothing is changed.
 
     buried: the retriever scores it like any document; outscored: its hardest negatives are all ahead of it;
@@ -273,14 +274,14 @@ def audit(top: int, out: Path | None, max_share: float | None, **options: Any) -
     writes (positive or negative; empty is undecided), and name the file as `decisions` under [pairs]: every later run
     honours it. --drop-positives leaves what is listed out of the training file.
 
-    
+    \b
     Examples:  prep audit --top 20
                prep audit --out doubtful.csv
                prep audit --max-share 0.02
     """
     from pipeline.commands import audit as run
 
-    show(options, run(options, top, out, max_share))
+    show(options, run(options, top, out, max_share, force))
 
 
 @prep.group("bench", short_help="what a mask leaks, measured on judged collections")

@@ -309,13 +309,19 @@ def _expectation(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['expected']:.2%}", interval, f"{row['hardness']:.3f}", f"{row['fill']:.1%}"]
 
 
-def audit(options: Mapping[str, Any], top: int, out: Path | None, max_share: float | None) -> Result:
+def audit(
+    options: Mapping[str, Any], top: int, out: Path | None, max_share: float | None, force: bool = False
+) -> Result:
     """The positives that deserve a look; all of them into `out`, where it is given."""
     from stages.negatives import audit as stage
     from stages.negatives.findings import check_ending, counted, documented, worst, write_findings
 
     if out:
         check_ending(out)
+        if out.exists() and not force:
+            raise InputError(
+                f"--out {out} is there already, and may hold what somebody decided. --force overwrites it."
+            )
     files = {"queries": "pairs", "corpus": "pairs", "decided": "pairs", "judged": "search", "verdicts": "mask"}
     with opened(options, "mine") as (runner, _):
         runner.bring("mask")
@@ -344,7 +350,8 @@ def audit(options: Mapping[str, Any], top: int, out: Path | None, max_share: flo
             title = f"{name}: the first {len(rows)} of {n:,}, worst first"
             parts.append(Table(title, header, rows, frozenset({"question", "positive", "why"})))
     if out:
-        parts.append(f"wrote {out}: fill in its label, positive or negative, and name it as `decisions` under [pairs]")
+        marked = ": fill in its label, positive or negative, and name it as `decisions` under [pairs]"
+        parts.append(f"wrote {out}{'' if out.suffix.lower() == '.parquet' else marked}")
     return Result({**summary, "findings": table.to_dicts()}, parts)
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.bench import mine
+from pipeline.bench import mine, require_names
 from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
 from pipeline.store import Workspace, digest_of
@@ -23,6 +23,7 @@ LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 def downstream(options: Mapping[str, Any], folders: Sequence[Path], params: "Params") -> Result:
     """Bench the rules on `folders`."""
+    require_names(folders)
     workspace = Workspace(options["workspace"])
     progress = progress_for(options["quiet"], options["verbose"])
     sets: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.graph import GATE, PIPELINE, PUBLISHED
+from pipeline.graph import GATE, PIPELINE, PUBLISHED, STAGES
 from pipeline.store import MANIFEST, Artifact, Workspace, digest_of, sync, write_durably
 from stages.models import file_digest
 
@@ -120,7 +120,11 @@ def collect(workspace: Workspace, keep: int, everything: bool = True) -> dict[st
     encoders = {name for stage, key in used if stage == "encode" for name in encoders_of(workspace.folder(stage, key))}
     doomed = {
         "publications": [path for path in workspace.published.glob("[!.]*") if path not in kept],
-        "artifacts": [p for p in workspace.runs.glob("*/[!.]*") if (p.parent.name, p.name) not in used],
+        "artifacts": [
+            p
+            for p in workspace.runs.glob("*/[!.]*")
+            if (p.parent.name, p.name) not in used and (everything or p.parent.name in STAGES | {GATE.name: GATE})
+        ],
         "encoders": [p for p in workspace.vectors.glob("[!.]*") if everything and p.name not in encoders],
     }
     leftovers = list(_leftovers(workspace, used)) if everything else []

@@ -44,6 +44,8 @@ def test_audit_lists_writes_refuses_and_its_file_comes_back_as_decisions(lived_i
     assert refused.returncode == 3
     assert "deserve a look" in refused.stderr
     assert project.prep("audit", "--max-share", "1", "-q").returncode == 0
+    again = project.prep("audit", "--out", "found.csv", "-q")
+    assert (again.returncode, "--force overwrites it" in again.stderr) == (2, True)
     unknown = project.prep("audit", "--out", "found.docx", "-q")
     assert unknown.returncode == 2
     assert ".jsonl" in unknown.stderr

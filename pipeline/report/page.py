@@ -25,6 +25,7 @@ REASONS = {
     "curated": "was judged not relevant by people",
     "contains_answer": "holds a known answer of the question",
     "near_duplicate": "is nearly the same as a positive",
+    "judged": "answers the question, as the judge says",
     "teacher": "is taken for a positive by the teacher",
     "no_positive": "the rule has no positive to measure from",
     "relabelled": "became a positive: it is one by all that is known",

@@ -22,11 +22,13 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages import contracts
+from stages.contracts import DENSE
 from stages.draw import draw
 from stages.negatives.blocks import of_block, query_blocks
 from stages.negatives.documents import document_vectors
 from stages.negatives.features import Spread
 from stages.negatives.known import Vectorise
+from stages.negatives.quotas import found_by
 from stages.negatives.telling import Telling
 from stages.params import option
 from stages.text import loose, normalise
@@ -132,7 +134,7 @@ def standing(judged: pl.DataFrame, candidates: pl.DataFrame, documents: int) -> 
     exact where the list holds the whole corpus. On 300 positives of medquad (200 of 15,809 documents) the estimate
     differed from 1,000 random documents' by 0.3 in the median of the lowest 15. Null where all scores are equal.
     """
-    dense = candidates.filter(pl.col("source") == "dense").sort("query_id", "rank", "doc_id")
+    dense = candidates.filter(found_by(DENSE)).sort("query_id", "rank", "doc_id")
     lists = dense.group_by("query_id", maintain_order=True).agg(
         n=pl.len().cast(pl.Int64),
         best=pl.col("score").max(),
@@ -190,7 +192,7 @@ def ahead(positives: pl.DataFrame, candidates: pl.DataFrame, negatives: int) -> 
 
     `positives` as `standing` gives them; `candidates` (query_id, doc_id, source, score, verdict) of the same queries.
     """
-    ours = pl.col("source").is_in(["dense", "curated"]) & (pl.col("verdict") == "negative")
+    ours = (found_by(DENSE) | (pl.col("source") == "curated")) & (pl.col("verdict") == "negative")
     hardest = candidates.filter(ours).sort("query_id", "score", "doc_id", descending=[False, True, False])
     hardest = hardest.group_by("query_id", maintain_order=True).head(negatives)
     last = hardest.group_by("query_id").agg(n=pl.len(), last=pl.col("score").min()).filter(pl.col("n") == negatives)

@@ -264,6 +264,13 @@ def figures(mined: Mined, chosen: Bools) -> dict[str, float | None]:
     }
 
 
+def unit_of(mined: Mined) -> float:
+    """`budget.spread` of the candidates."""
+    query, column = np.nonzero(mined.lists.open)
+    rows = pl.DataFrame({"query_id": query, "score": mined.lists.score[query, column]})
+    return budget.spread(rows.lazy())
+
+
 def price_at(mined: Mined, hardness: float) -> float:
     """The price at which the learned mask's negatives are as hard, or just harder."""
     low, high = -14.0, 16.0
@@ -297,10 +304,11 @@ def report(mined: Mined) -> dict[str, Any]:
                 "fill_learned": ours["fill"],
             }
         )
-    total = budget.tried(mined.lists)
+    unit = unit_of(mined)
+    total = budget.tried(mined.lists, unit)
     budgets = []
     for share in BUDGETS:
-        limit = budget.settle(total, share)
+        limit = budget.settle(total, share, unit)
         chosen = budget.choose(mined.lists, limit.price) & (mined.lists.p <= limit.ceiling)
         budgets.append({"max_false_negatives": share, "expected": limit.expected, **figures(mined, chosen)})
     return {"rules": found, "equal_hardness": equal, "budgets": budgets, "bins": bins(mined)}

@@ -26,7 +26,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
-"""In the retriever's own unit; at the last, only p counts, whatever the encoder."""
+"""In units of the scores' spread within a query (`spread`); at the last, only p counts."""
 
 
 def negatives_option() -> Any:
@@ -108,9 +108,9 @@ def choose(lists: Lists, price: float) -> Bools:
     return lists.open & (place < lists.room[:, None])
 
 
-def tried(lists: Lists) -> Choice:
-    """What each price chooses."""
-    chosen = [choose(lists, price) for price in PRICES]
+def tried(lists: Lists, unit: float) -> Choice:
+    """What each of PRICES chooses, in `unit`s of score."""
+    chosen = [choose(lists, price * unit) for price in PRICES]
     return Choice(
         np.array([c.sum() for c in chosen]),
         np.array([lists.p[c].sum(dtype=np.float64) for c in chosen]),
@@ -119,15 +119,15 @@ def tried(lists: Lists) -> Choice:
     )
 
 
-def settle(total: Choice, share: float) -> Limit:
-    """The least price at which at most `share` of the negatives are expected to be false.
+def settle(total: Choice, share: float, unit: float) -> Limit:
+    """The least price at which at most `share` of the negatives are expected to be false; `unit` is that of `tried`.
 
     Where none is high enough, the highest, and of what it chooses the least probable up to `share` in the mean.
     """
     n = np.maximum(total.n, 1)
     for place in np.flatnonzero(total.p / n <= share):
         expected, hardness = float(total.p[place] / n[place]), float(total.score[place] / n[place])
-        return Limit(float(PRICES[place]), 1.0, expected, hardness, int(total.n[place]))
+        return Limit(float(PRICES[place] * unit), 1.0, expected, hardness, int(total.n[place]))
     rising = np.sort(total.dearest).astype(np.float64)
     means = np.cumsum(rising) / np.arange(1, len(rising) + 1)
     kept = int((means <= share).sum())
@@ -135,7 +135,7 @@ def settle(total: Choice, share: float) -> Limit:
         kept = int(np.searchsorted(rising, rising[kept]))
     ceiling = float(rising[kept - 1]) if kept else 0.0
     expected = float(means[kept - 1]) if kept else 0.0
-    return Limit(float(PRICES[-1]), ceiling, expected, float(total.score[-1] / n[-1]), kept)
+    return Limit(float(PRICES[-1] * unit), ceiling, expected, float(total.score[-1] / n[-1]), kept)
 
 
 def allowed(lists: Lists, limit: Limit, share: float) -> Floats:
@@ -170,19 +170,22 @@ def padded(query: NDArray[np.int64], score: Floats, p: Floats, room: Ints) -> tu
     return Lists(scores, ps, opens, room), (query, column)
 
 
-_SHUT = ("same_text", "curated", "contains_answer")
+LIKELY = 0.5
+"""What is likelier false than not is never emitted, however hard it is and however much the budget leaves."""
+_SHUT = ("same_text", "curated", "contains_answer", "teacher_false", "judge")
 _READ = ["query_id", "score", "p_false_negative", "positive_similarity", "own", *_SHUT]
 
 
 def open_lists(limits: Limits, rows: pl.DataFrame) -> tuple[Lists, tuple[Ints, Ints], Bools]:
-    """What of some queries' EVIDENCE is open to the estimate's verdict, as `padded` gives it, and which of the rows [n]
+    """What of some queries' EVIDENCE may be emitted by the estimate, as `padded` gives it, and which of the rows [n]
     that is. The room of a query is what its curated negatives leave."""
     rows = rows.with_columns(
         room=(limits.negatives - pl.col("curated").fill_null(False).sum().over("query_id").cast(pl.Int64)).clip(0)
     )
-    shut = pl.any_horizontal(pl.col("own").is_not_null(), *(pl.col(flag).fill_null(False) for flag in _SHUT))
+    flags = [pl.col(flag).fill_null(False) for flag in _SHUT if flag in rows.columns]
+    shut = pl.any_horizontal(pl.col("own").is_not_null(), *flags)
     shut |= (pl.col("positive_similarity") >= pl.lit(limits.duplicate_similarity, pl.Float32)).fill_null(False)
-    here = rows.select(pl.col("p_false_negative").is_not_null() & ~shut).to_series().to_numpy()
+    here = rows.select((pl.col("p_false_negative") <= LIKELY).fill_null(False) & ~shut).to_series().to_numpy()
     listed = rows.filter(here)
     query = listed["query_id"].rle_id().cast(pl.Int64).to_numpy()
     room = listed.group_by("query_id", maintain_order=True).agg(pl.col("room").first())["room"].to_numpy()
@@ -190,11 +193,21 @@ def open_lists(limits: Limits, rows: pl.DataFrame) -> tuple[Lists, tuple[Ints, I
     return lists, at, here
 
 
+def spread(rows: pl.LazyFrame) -> float:
+    """The mean standard deviation of the scores of a query's candidates (query_id, score), rounded to a power of 2 so
+    that a price rarely moves when the table does; 1 where all scores of each query are equal."""
+    deviations = rows.group_by("query_id").agg(pl.col("score").cast(pl.Float64).std(ddof=0)).sort("query_id").collect()
+    mean = float(deviations["score"].fill_null(0.0).to_numpy().mean()) if len(deviations) else 0.0
+    return float(2.0 ** round(np.log2(mean))) if mean > 0 else 1.0
+
+
 def settled(limits: Limits, evidence: pl.LazyFrame, queries: pl.DataFrame, blocks: Iterable[pl.Series]) -> Limit:
     """The limit under which the train questions of `queries` (query_id, split) are served, block by block."""
     train = queries.filter(pl.col("split") == "train")["query_id"]
+    found = [name for name in _READ if name in evidence.collect_schema().names()]
+    unit = spread(evidence.select("query_id", "score"))
     total = NOTHING
     for block in blocks:
-        rows = of_block(evidence.select(_READ), block).filter(pl.col("query_id").is_in(train.implode()))
-        total += tried(open_lists(limits, rows)[0])
-    return settle(total, limits.max_false_negatives)
+        rows = of_block(evidence.select(found), block).filter(pl.col("query_id").is_in(train.implode()))
+        total += tried(open_lists(limits, rows)[0], unit)
+    return settle(total, limits.max_false_negatives, unit)

@@ -17,7 +17,7 @@ from stages import contracts
 from stages.draw import draw
 from stages.errors import InputError
 from stages.negatives import budget
-from stages.negatives.bench import FIXED, as_lists, emitted
+from stages.negatives.bench import FIXED, as_lists, emitted, unit_of
 from stages.negatives.budget import Bools, Ints, Lists
 from stages.negatives.mask import NEGATIVE
 
@@ -46,10 +46,11 @@ def trade(inputs: Mapping[str, Path], room: int) -> dict[str, Any]:
     judged = contracts.read_table(inputs["judged"], contracts.JUDGED)
     mined = as_lists(table, table["p_false_negative"].to_numpy(), judged, room)
     mined = replace(mined, lists=replace(mined.lists, room=rooms(table, judged, room)))
-    total = budget.tried(mined.lists)
+    unit = unit_of(mined)
+    total = budget.tried(mined.lists, unit)
     budgets = []
     for share in BUDGETS:
-        limit = budget.settle(total, share)
+        limit = budget.settle(total, share, unit)
         chosen = budget.choose(mined.lists, limit.price) & (mined.lists.p <= limit.ceiling)
         budgets.append({"max_false_negatives": share, **line(mined.lists, chosen)})
     found = [{"rule": name, **line(mined.lists, emitted(mined, fixed))} for name, fixed in FIXED.items()]

@@ -15,8 +15,9 @@ def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summa
     """What the mask of `params` writes for the questions of `taught` (TAUGHT), each judged by a fold that did not see
     it: how many negatives and how many hidden positives among them, the expected share of false ones and the observed.
 
-    One of a question's positives is hidden at a time, so it counts as often as the question has positives
-    (`stages.negatives.learned`). None where nothing was hidden.
+    One of a question's positives is hidden at a time, so it stands for as many that nobody labelled as the question has
+    positives (`stages.negatives.learned`), and both shares are of what is chosen beside it. None where nothing was
+    hidden.
     """
     if taught.is_empty():
         return None
@@ -33,9 +34,10 @@ def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summa
     chosen = budget.choose(lists, limit.price if limit else 0.0)[at] & (p <= (limit.ceiling if limit else 1.0))
     wrong = chosen & rows["hidden"].to_numpy()
     n, false = int(chosen.sum()), int(wrong.sum())
-    expected = float(p[chosen].mean(dtype=np.float64)) if n else 0.0
+    left = chosen & ~wrong
+    expected = float(p[left].mean(dtype=np.float64)) if left.any() else 0.0
     weighed = float(rows["weight"].to_numpy()[wrong].sum(dtype=np.float64))
-    observed = weighed / max(n - false + weighed, 1)
+    observed = min(weighed / max(n - false, 1), 1.0)
     return {
         "questions": taught["query_id"].n_unique(),
         "negatives": n,

@@ -24,7 +24,7 @@ from stages.negatives.tally import Tally, summarise
 from stages.params import Params as BaseParams
 from stages.params import option
 
-VERSION = 2
+VERSION = 3
 
 
 class Params(BaseParams):
@@ -36,7 +36,8 @@ class Params(BaseParams):
         "Which survivors are taken. top: those that the retriever scores highest; random: any, by a seeded draw; "
         "simans: by a draw that prefers scores near the positive's (SimANS); quota: parts from the head, the middle "
         "and anywhere; slices: other rows' documents without any model (MasteringRAG's build_qa_samples), for which "
-        "nothing is encoded, searched or masked: a baseline.",
+        "nothing is encoded, searched or masked, so no curated negative comes first: a baseline. (Training a new head "
+        "learns the retriever's scores first: distill_epochs = 0 leaves that out too.)",
     )
     simans_a: float = option(
         0.5,
@@ -63,8 +64,8 @@ class Params(BaseParams):
     slices: int = option(5, "slices: lines a query, each with other negatives.", ge=1)
     same: Literal["none", "category"] = option(
         "none",
-        "category: documents of a category that a positive of the query is of come before all others (harder). A query "
-        "whose positives have no category has no preference.",
+        "category: documents of a category that a positive of the query is of come before all others: harder than "
+        "random ones, easier than the top. A query whose positives have no category has no preference.",
     )
     # Looked at with MiniLM on medical FAQs, see mask.duplicate_similarity.
     thin_similarity: float = option(
@@ -79,9 +80,9 @@ class Params(BaseParams):
     # 4 times; a cap of 50 moved 3 % of the negatives for 0.0006 of hardness.
     hub_cap: int = option(
         0,
-        "A document is a negative of at most this many queries, those where it is hardest; the others take their next. "
-        "A cap ties queries together: one that has not changed may get other negatives when others come or go. 0: no "
-        "cap.",
+        "A document is a negative of at most this many queries (where people judged it wrong aside), those where it is "
+        "hardest; the others take their next. A cap ties queries together: one that has not changed may get other "
+        "negatives when others come or go. 0: no cap.",
         ge=0,
     )
     drop_positives: tuple[str, ...] = option(

@@ -27,7 +27,7 @@ def text_keys(corpus: Path) -> pl.DataFrame:
         pl.DataFrame(
             {"doc_id": ids, "text_key": [xxhash.xxh3_64_intdigest(normalise(text).encode()) for text in texts]}, schema
         )
-        for ids, texts in _texts(corpus)
+        for ids, texts in document_texts(corpus)
     ]
     return pl.concat([pl.DataFrame(schema=schema), *parts])
 
@@ -39,7 +39,7 @@ def loose_forms(corpus: Path, path: Path) -> pa.Table:
     """
     schema = pa.schema({"doc_id": pa.large_string(), "loose": pa.large_string()})
     with pa.ipc.new_file(path, schema) as writer:
-        for ids, texts in _texts(corpus):
+        for ids, texts in document_texts(corpus):
             forms = pa.array([f" {loose(text)} " for text in texts], pa.large_string())
             writer.write_batch(pa.record_batch([pa.array(ids, pa.large_string()), forms], schema=schema))
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
@@ -62,7 +62,8 @@ def document_vectors(corpus: Path, vectors: "Vectors") -> Vectorise:
     return vectorise
 
 
-def _texts(corpus: Path) -> Iterator[tuple[list[str], list[str]]]:
+def document_texts(corpus: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """The ids and texts of a corpus file, some at a time, as models read them."""
     with pq.ParquetFile(corpus) as file:
         for batch in file.iter_batches(_ROWS, columns=["doc_id", "text", "title"]):
             frame = pl.DataFrame(pl.from_arrow(batch))

@@ -13,6 +13,7 @@ from stages.contracts import Tools, scan_documents
 from stages.negatives import budget
 from stages.negatives.blocks import of_block, query_blocks
 from stages.negatives.budget import Limit, Limits
+from stages.text import loose, normalise
 
 ROWS_A_BLOCK = 1_000_000
 """Pairs looked at together; bounds memory and changes no result."""
@@ -44,6 +45,12 @@ class Scene:
             for block in blocks
         ]
         return pl.concat(found).sort(PAIR)
+
+    def forms(self, rows: pl.DataFrame) -> list[str]:
+        """The questions of rows (query_id) by their loose form, as the estimate's folds go by."""
+        texts = self.queries.select("query_id", "query").iter_rows()
+        known = {query_id: loose(text) or normalise(text) for query_id, text in texts}
+        return [known[query_id] for query_id in rows["query_id"]]
 
     def texts(self, pairs: pl.DataFrame) -> list[tuple[str, str]]:
         """The (query, document) texts of pairs (query_id, doc_id), in their order."""

@@ -45,6 +45,8 @@ FAR = 30.0
 """No feature goes farther: where a query's candidates all score the same, any distance is endless in their unit."""
 _TINY = 1e-6
 _PAIRS = 8_192
+_AT_ONCE = 8_192
+_BITS = 18
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
     )
     known = pl.concat([rows["doc_id"], anchors["doc_id"]]).unique().sort().to_frame()
     vectors = scene.documents(known).astype(np.float32, copy=False)
-    probed = vectors @ scene.probes.T
-    level, width = probed.mean(axis=1), np.maximum(probed.std(axis=1), _TINY)
+    level, width = usual_scores(vectors, scene.probes)
     unit = scaled(vectors)
     place = known.with_row_index("place")
     at, anchor_at = (
@@ -184,6 +185,28 @@ def of_query(
     )
     out: Floats = np.clip(np.stack(columns, axis=1), -FAR, FAR).astype(np.float32)
     return out
+
+
+def usual_scores(vectors: Floats, probes: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each document's scores for the probes: [n] each.
+
+    A product of matrices depends in its last bits on where a row stands; so these are taken in float64 and kept to
+    _BITS, and a document's figures depend on nothing else that is asked.
+    """
+    level, width = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.float32)
+    asked = probes.T.astype(np.float64)
+    for start in range(0, len(vectors), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        scores = vectors[part].astype(np.float64) @ asked
+        level[part] = _kept(scores.mean(axis=1))
+        width[part] = np.maximum(_kept(scores.std(axis=1)), _TINY)
+    return level, width
+
+
+def _kept(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    mantissa, exponent = np.frexp(values)
+    kept: NDArray[np.float64] = np.ldexp(np.round(np.ldexp(mantissa, _BITS)), exponent - _BITS)
+    return kept
 
 
 def usual_ones(listed: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -126,11 +126,13 @@ def fit_own(
     """The estimator of a table from candidates [n, len(FEATURES)] of which `labels` [n] are hidden positives, which
     count `weights` [n] times.
 
-    It is the prior alone where fewer than LEAST_FOUND of them are true, or a fold has none to learn from.
+    It is the prior alone where fewer than LEAST_FOUND of them are true, or a fold has only one kind to learn from.
     """
     fold = folds(questions)
     found = int(labels.sum())
-    if found < LEAST_FOUND or any(not labels[fold != number].any() for number in range(FOLDS)):
+    if found < LEAST_FOUND or any(
+        not 0 < labels[fold != number].sum() < (fold != number).sum() for number in range(FOLDS)
+    ):
         return Estimator(prior)
     general = prior.log_odds(features[:, : len(GENERAL)])
     weights = np.where(labels, weights, 1.0)

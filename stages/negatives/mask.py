@@ -10,10 +10,11 @@ A candidate takes the first line of this table that holds for it (`PRECEDENCE` i
 | curated | negative | people judged it not relevant: kept whatever its score, and added if it was not retrieved |
 | contains_answer | ignored | the document holds a known answer of the query |
 | near_duplicate | ignored | its vector is nearly that of a positive |
-| teacher | ignored | the teacher takes it for a positive, by the rule of `teacher_rule` |
 | no_positive | ignored | the rule measures from a positive and the query has none |
 | relabelled | positive | the rule takes it for a possible positive, and it is one by all that is known (`relabel`) |
+| judged | ignored | the judge says that it answers |
 | weighted | negative | the rule does so, and it is kept with the weight that it is a negative after all |
+| teacher | ignored | the teacher takes it for a positive, by the rule of `teacher_rule` |
 | the rule's name | ignored | the rule of `mask` takes it for a possible positive |
 | kept | negative | none of the above |
 
@@ -54,10 +55,11 @@ PRECEDENCE = (
     ("curated", NEGATIVE),
     ("contains_answer", IGNORED),
     ("near_duplicate", IGNORED),
-    ("teacher", IGNORED),
     ("no_positive", IGNORED),
     ("relabelled", POSITIVE),
+    ("judged", IGNORED),
     ("weighted", NEGATIVE),
+    ("teacher", IGNORED),
     (RULE, IGNORED),
 )
 
@@ -160,16 +162,22 @@ def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Lim
         lists, at, here = budget.open_lists(params, rows)
         threshold = np.full(len(rows), np.nan, np.float32)
         threshold[here] = budget.allowed(lists, limit, params.max_false_negatives)[at]
-        rows = rows.with_columns(pl.Series("threshold", threshold).fill_nan(None))
+        most = pl.lit(budget.LIKELY, pl.Float32)
+        rows = rows.with_columns(pl.Series("threshold", threshold).fill_nan(None)).with_columns(
+            threshold=pl.when(pl.col("p_false_negative") > most).then(most).otherwise("threshold")
+        )
         rows = rows.with_columns(rule=(pl.col("p_false_negative") > pl.col("threshold")).fill_null(False))
     p = pl.col("p_false_negative")
+    doubted = pl.col("rule") | pl.col("teacher_false").fill_null(False)
+    answers = pl.col("judge").fill_null(False)
     rows = rows.with_columns(
         known_positive=pl.col("own"),
         repeated_question=pl.col("own").not_(),
         near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
         teacher=pl.col("teacher_false"),
-        relabelled=pl.lit(params.relabel == "positive") & pl.col("rule") & (p >= params.above),
-        weighted=pl.lit(params.relabel == "weight") & pl.col("rule") & p.is_not_null(),
+        judged=answers,
+        relabelled=pl.lit(params.relabel == "positive") & (doubted | answers) & (p >= params.above),
+        weighted=pl.lit(params.relabel == "weight") & doubted & p.is_not_null(),
     )
     decided = rows.with_columns(
         verdict=pl.coalesce(*(pl.when(flag).then(pl.lit(v)) for flag, v in PRECEDENCE), pl.lit(NEGATIVE)),

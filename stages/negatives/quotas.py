@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from stages.retrieval.sources import NAME
+
 
 def shares_of(total: int, parts: Sequence[int]) -> list[int]:
     """`total` in proportion to `parts`, by largest remainder; of equal remainders the earlier part gets the unit."""
@@ -23,6 +25,10 @@ def parsed(quotas: Sequence[str]) -> list[tuple[str, int]]:
             raise ValueError(f"{quota!r} is no NAME=PARTS, such as dense=4")
         found.append((name.strip(), int(parts)))
     names = [name for name, _ in found]
+    if strange := next((name for name in names if not NAME.fullmatch(name)), None):
+        raise ValueError(
+            f"there is no source {strange!r}: take some of those of `sources` (dense, bm25, random, dense2)"
+        )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"{twice!r} comes twice")
     if found and not any(parts for _, parts in found):

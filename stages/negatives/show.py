@@ -21,6 +21,7 @@ _WORDS = {
     "near_duplicate": "is nearly the same as a positive: similarity {positive_similarity}",
     "no_positive": "can't be judged: the query has no positive to measure from",
     "window": "has rank {rank}, outside the window",
+    "judged": "may not be trained on: a false negative with probability {p_false_negative}",
     "teacher": "is taken for a positive by the teacher: it scores it {teacher_score}",
     "relabelled": "became a positive: a false negative with probability {p_false_negative}",
     "weighted": "is kept with the weight {weight}: a false negative with probability {p_false_negative}",

@@ -1,5 +1,6 @@
 """Suspects: the estimate of false negatives over whole tables: gathers what its model needs, learns from the table."""
 
+import heapq
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from stages.contracts import DENSE, FEATURES, Progress, Summary
 from stages.draw import draw
 from stages.negatives import features, learned
 from stages.negatives.blocks import ordered
+from stages.negatives.documents import document_texts
 from stages.negatives.features import GENERAL, Floats, Scene, Spread
 from stages.negatives.known import Vectorise
 from stages.retrieval.encode import Vectors
@@ -22,6 +24,8 @@ FIT_QUERIES = 1_000
 """Questions with several positives that the table's own model learns from, drawn by hash."""
 PAIRED = 1_024
 """Documents drawn by hash whose pairs tell how alike any two are."""
+OWN = 0.9
+"""A table whose own model has so much of the say is not asked whether it is like those of the prior."""
 STRANGE = 3.0
 """A feature whose mean lies so many of the prior's standard deviations off is out of what the prior has seen."""
 
@@ -43,14 +47,18 @@ class Suspects:
         without: str | None = None,
     ) -> None:
         self._candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
-        queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query"])
+        queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query", "split"])
         judged = contracts.read_table(inputs["judged"], contracts.JUDGED)
         self._positives = positives
         self._anchors = judged.filter(pl.col("relevance") > 0).drop("relevance").sort("query_id", "doc_id")
-        self._scene = scene(inputs["corpus"], queries, vectors, vectorise, self._anchors)
-        # questions that restate one another are told to different folds by nothing but their spelling
         forms = [loose(text) or normalise(text) for text in queries["query"]]
         self._forms = dict(zip(queries["query_id"], forms, strict=True))
+        # dev and test teach nothing; nor does a question that is there twice: what is hidden of it, its other row owns
+        alone = queries.with_columns(pl.Series("form", forms, dtype=pl.String)).filter(pl.len().over("form") == 1)
+        train = queries.filter(pl.col("split") == "train").select("query_id")
+        owners = self._anchors.join(train, on="query_id", how="semi", maintain_order="left")
+        self._lessons = owners.join(alone, on="query_id", how="semi", maintain_order="left")
+        self._scene = scene(inputs["corpus"], queries, vectors, vectorise, owners)
         self.estimator, self._shown, self._features = self._learn(learned.read_prior(without))
         self.unfit = self._unfit()
         own, several = self.estimator.share, self._shown["query_id"].n_unique()
@@ -72,13 +80,13 @@ class Suspects:
     def judged(self, rows: pl.DataFrame) -> pl.DataFrame:
         """`rows` (of `evidence.flagged`) with p_false_negative and its features where a candidate has them.
 
-        It has none where its query has no positive, where it is one itself, and where no retriever found it.
+        It has none where its query has no positive, where it is one itself, and where people judged it.
         """
         asked = ordered(
-            rows.filter(pl.col("own").is_null() & (pl.col("source") != "curated")).join(
+            rows.filter(pl.col("own").is_null() & pl.col("curated").is_null()).join(
                 self._anchors.select("query_id").unique(), on="query_id", how="semi"
             )
-        ).select("query_id", "doc_id", "score", listed=pl.col("source").str.split("+").list.first() == DENSE)
+        ).select("query_id", "doc_id", "score", listed=pl.col("source").str.split("+").list.contains(DENSE))
         found = features.of_rows(asked, self._anchors, self._scene)
         p = self.probability(asked, found)
         figures = pl.DataFrame(found, schema=dict.fromkeys(FEATURES, pl.Float32), orient="row")
@@ -112,7 +120,7 @@ class Suspects:
 
     def _learn(self, prior: learned.Model) -> tuple[learned.Estimator, pl.DataFrame, Floats]:
         """The estimator; the rows it was taught with (TAUGHT without p), and their features."""
-        several = self._anchors.filter(pl.len().over("query_id") > 1)
+        several = self._lessons.filter(pl.len().over("query_id") > 1)
         drawn = sorted(several["query_id"].unique().to_list(), key=lambda query: (draw(0, "fit", query), query))
         some = several.filter(pl.col("query_id").is_in(drawn[:FIT_QUERIES]))
         turns = [self._turn(learned.hide_one(some, turn), turn) for turn in range(learned.ROUNDS)]
@@ -147,7 +155,7 @@ class Suspects:
         """Why no model can be trusted here, in words; None where one can."""
         if self._anchors.is_empty():
             return "no question has a positive"
-        if self.estimator.own:
+        if self.estimator.share > OWN:
             return None
         some = sorted(self._anchors["query_id"].unique().to_list(), key=lambda query: (draw(0, "look", query), query))
         _, table = self.candidates_of(pl.DataFrame({"query_id": some[:200]}))
@@ -163,10 +171,11 @@ class Suspects:
 
 
 def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vectorise, anchors: pl.DataFrame) -> Scene:
-    """What the features need of a whole collection: `queries` (query_id, query), `anchors` (query_id, doc_id)."""
+    """What the features need of a whole collection: `queries` (query_id, query), `anchors` (query_id, doc_id) of those
+    that count as owners."""
     places = queries.select("query_id").with_row_index("query").select("query_id", pl.col("query").cast(pl.Int64))
-    documents = contracts.scan_documents(corpus).collect()
-    doc_ids = documents.select("doc_id").with_row_index("document").select("doc_id", pl.col("document").cast(pl.Int64))
+    ids = contracts.read_table(corpus, contracts.CORPUS, ["doc_id"])
+    doc_ids = ids.with_row_index("document").select("doc_id", pl.col("document").cast(pl.Int64))
     hashes = vectors.query_hashes(queries)
     owners = (
         anchors.join(places, on="query_id")
@@ -184,7 +193,7 @@ def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vect
         doc_ids,
         lambda rows: vectors.read(hashes[rows]),
         vectorise,
-        Bm25(queries["query"].to_list(), documents["text"]),
+        Bm25(queries["query"].to_list(), (text for _, texts in document_texts(corpus) for text in texts)),
         owners,
         probes,
         Spread.of(vectorise(pairs)),
@@ -194,4 +203,4 @@ def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vect
 
 def _drawn(ids: list[str], size: int, purpose: str) -> list[int]:
     """The places of `size` ids, drawn by hash, in the order of the draw."""
-    return sorted(range(len(ids)), key=lambda i: (draw(0, purpose, ids[i]), ids[i]))[:size]
+    return heapq.nsmallest(size, range(len(ids)), key=lambda i: (draw(0, purpose, ids[i]), ids[i]))

@@ -44,8 +44,9 @@ class Tally:
         if "source" in chosen.columns:
             self.sources.update(dict(chosen.group_by("source").len().iter_rows()))
             self.hardness = (self.hardness or 0.0) + float(chosen["score"].cast(pl.Float64).sum())
-            if chosen["p_false_negative"].is_not_null().any():
-                self.false = (self.false or 0.0) + float(chosen["p_false_negative"].cast(pl.Float64).sum())
+            p = chosen.filter(~pl.col("curated"))["p_false_negative"].cast(pl.Float64)
+            if p.is_not_null().any():
+                self.false = (self.false or 0.0) + float(p.sum())
         if "categorised" in chosen.columns:
             self.n["without_category"] += positives.filter(~pl.col("categorised"))["query_id"].n_unique()
             self.n["own_category"] += chosen.filter("categorised", ~pl.col("foreign")).height

@@ -21,6 +21,7 @@ from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER, model_digest, resolve_model
 from stages.negatives.budget import Floats, Limits
 from stages.negatives.doubts import PAIR, Scene
+from stages.negatives.learned import hide_one
 from stages.params import option
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Params(Limits):
     teacher: str | None = option(
         None,
         "Cross-encoder that reads the candidates in doubt, by folder or Hugging Face id; self: small rerankers trained "
-        "on this table, each for the questions that it did not see. Left out: none.",
+        "on this table, each for the questions that it did not see. In doubt is what the learned mask might emit. Left "
+        "out: none.",
         model=True,
         unkeyed=True,
     )
@@ -114,6 +116,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     return {"pairs": verified.height, **said}
 
 
+def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:
+    """Has the judge answered whatever it was asked? Where not, it is asked again in the next run."""
+    summary = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["summary"]
+    return not summary.get("judge", {}).get("failed")
+
+
 def heard(evidence: pl.LazyFrame, verified: pl.LazyFrame) -> pl.LazyFrame:
     """`evidence` with teacher_score, teacher_false and judge, and p_false_negative as it is after these."""
     told = verified.select(*PAIR, "teacher_score", "teacher_false", "judge", after="p_false_negative")
@@ -151,20 +159,20 @@ def taught_by(
     scored = pairs.with_columns(
         teacher_score=pl.Series(reader.scores(pairs["query_id"].to_list(), scene.texts(pairs)), dtype=pl.Float32)
     )
-    # what is hidden from the estimate is no positive to measure from
+    # what is hidden from the estimate is no positive to measure from, be it among the rows or not
     turns = [
-        teacher.measured(turn, scene.positives.join(turn.filter("hidden"), on=PAIR, how="anti"), scored)
-        for turn in shown.partition_by("turn", maintain_order=True)
+        teacher.measured(rows_of, hide_one(scene.positives, turn).filter(~pl.col("hidden")).select(PAIR), scored)
+        for turn, rows_of in ((int(part["turn"][0]), part) for part in shown.partition_by("turn", maintain_order=True))
     ]
     learned_from = pl.concat(turns) if turns else teacher.measured(shown, scene.positives, scored)
     labels, weights = learned_from["hidden"].to_numpy(), learned_from["weight"].to_numpy()
-    verdict = opinion.fit(*figures(learned_from), labels, weights, learned_from["query_id"].to_list())
+    verdict = opinion.fit(*figures(learned_from), labels, weights, scene.forms(learned_from))
     measured = teacher.measured(rows, scene.positives, scored)
     before, score, lowest, best = figures(measured)
     listened, why = bool(verdict.models), verdict.why
     if listened:
-        after = verdict.probability(before, score, lowest, best, measured["query_id"].to_list())
-        mine = verdict.probability(*figures(learned_from), learned_from["query_id"].to_list())
+        after = verdict.probability(before, score, lowest, best, scene.forms(measured))
+        mine = verdict.probability(*figures(learned_from), scene.forms(learned_from))
         told = learned_from.select(*PAIR, "turn").with_columns(after=pl.Series(mine, dtype=pl.Float32))
         taught = taught.join(told, on=[*PAIR, "turn"], how="left", maintain_order="left")
         taught = taught.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
@@ -206,7 +214,8 @@ def reading(params: Params, scene: Scene) -> tuple[Reader | None, str]:
     asked = scene.queries.filter(pl.col("split") == "train")
     drawn = sorted(asked["query_id"].to_list(), key=lambda query: (draw(0, "self", query), query))
     asked = asked.filter(pl.col("query_id").is_in(drawn[: params.folds * SELF_QUERIES]))
-    safe = evidence.filter((pl.col("p_false_negative") <= LOW) & pl.col("own").is_null())
+    known = pl.any_horizontal(pl.col(flag).fill_null(False) for flag in ("same_text", "contains_answer"))
+    safe = evidence.filter((pl.col("p_false_negative") <= LOW) & pl.col("own").is_null() & ~known)
     candidates = safe.select(*PAIR, "score", "p_false_negative").filter(
         pl.col("query_id").is_in(asked["query_id"].implode())
     )

@@ -29,7 +29,7 @@ def read_decisions(path: Path) -> pl.DataFrame:
             query_id, doc_id, label = (given[name] for name in ("query_id", "doc_id", "label"))
             if label is None or label == "":
                 continue
-            relevance = LABELS[label]
+            relevance = LABELS[str(label).strip().casefold()]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f'{path}, line {number}: no decision ({error}). A line is {{"query_id": ..., "doc_id": ..., '
@@ -46,7 +46,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str | dict[str, str | None]]]:
         # utf-8-sig: Excel marks what it saves as UTF-8
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".csv":
-                yield from enumerate(csv.DictReader(file), 1)
+                head = file.readline()
+                file.seek(0)
+                # with a comma as decimal sign, spreadsheets part columns by semicolons
+                delimiter = max(",;\t", key=head.count)
+                yield from enumerate(csv.DictReader(file, delimiter=delimiter), 1)
             else:
                 yield from ((number, line) for number, line in enumerate(file.read().split("\n"), 1) if line.strip())
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-_SPELLING = re.compile(r"(dense|dense[2-9]|dense[1-9][0-9]+|bm25|random)(?::(?:([0-9]+)-)?([0-9]+))?")
+NAME = re.compile(r"dense|dense[2-9]|dense[1-9][0-9]+|bm25|random")
+_SPELLING = re.compile(rf"({NAME.pattern})(?::(?:([0-9]+)-)?([0-9]+))?")
 
 
 class Source(NamedTuple):

@@ -197,3 +197,12 @@ def test_what_is_written_reads_back(tmp_path, ending):
     write_findings(found, path)
     read = {"csv": pl.read_csv, "jsonl": pl.read_ndjson, "parquet": pl.read_parquet}[ending](path)
     assert read.cast({"label": pl.String, "query_id": pl.String}).rows() == found.rows()
+
+
+def test_a_pair_that_other_retrievers_found_too_stands_where_the_first_one_put_it():
+    alone = candidates(0.9, 0.8, 0.2, 0.1)
+    united = alone.with_columns(source=pl.when(pl.col("rank") < 3).then(pl.lit("bm25+dense")).otherwise("source"))
+    extra = alone.head(1).with_columns(doc_id=pl.lit("other"), source=pl.lit("bm25"), rank=pl.lit(9, pl.Int32))
+    given = judged(("1", "d1", 1, 0.9), ("1", "d3", 1, 0.2))
+    expected = standing(given, alone, 100)
+    assert standing(given, pl.concat([united, extra.select(united.columns)]), 100).equals(expected)

@@ -3,11 +3,23 @@
 import itertools
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.negatives.budget import PRICES, Lists, allowed, choose, padded, settle, tried
+from stages.negatives.budget import (
+    PRICES,
+    Limits,
+    Lists,
+    allowed,
+    choose,
+    open_lists,
+    padded,
+    settle,
+    spread,
+    tried,
+)
 
 
 def lists(scores: list[list[float]], ps: list[list[float]], room: int, shut: tuple[tuple[int, int], ...] = ()) -> Lists:
@@ -34,23 +46,23 @@ def test_of_equal_values_the_first_is_taken() -> None:
 def test_the_least_price_within_the_budget() -> None:
     two = lists([[0.9, 0.5], [0.9, 0.2]], [[0.4, 0.0], [0.4, 0.0]], room=1)
     # 0.9 gives way to 0.5 at a price of 1, to 0.2 at 1.75; a share of 0.21 is met when the first has
-    limit = settle(tried(two), 0.21)
+    limit = settle(tried(two, 1.0), 0.21, 1.0)
     assert limit.price == 1.0
     assert limit.expected == pytest.approx(0.2)
     assert limit.hardness == pytest.approx((0.5 + 0.9) / 2)
-    assert settle(tried(two), 0.41).price == 0.0
-    assert settle(tried(two), 0.01).expected == 0.0
+    assert settle(tried(two, 1.0), 0.41, 1.0).price == 0.0
+    assert settle(tried(two, 1.0), 0.01, 1.0).expected == 0.0
 
 
 def test_where_no_price_is_enough_the_least_probable_are_kept() -> None:
     crowd = lists([[0.9], [0.8], [0.7]], [[0.5], [0.02], [0.04]], room=1)
-    limit = settle(tried(crowd), 0.03)
+    limit = settle(tried(crowd, 1.0), 0.03, 1.0)
     assert limit.ceiling == pytest.approx(0.04)
     assert (limit.n, limit.expected) == (2, pytest.approx(0.03))
-    assert settle(tried(crowd), 0.001).n == 0
+    assert settle(tried(crowd, 1.0), 0.001, 1.0).n == 0
     # of equal ones all or none: two of 0.04 would do with 0.0, three would not
     alike = lists([[0.9], [0.8], [0.7], [0.6]], [[0.0], [0.04], [0.04], [0.04]], room=1)
-    assert settle(tried(alike), 0.028).n == 1
+    assert settle(tried(alike, 1.0), 0.028, 1.0).n == 1
 
 
 @given(st.data())
@@ -60,7 +72,7 @@ def test_no_other_choice_of_as_little_risk_is_harder(data: st.DataObject) -> Non
     ps = [data.draw(st.lists(numbers, min_size=4, max_size=4)) for _ in range(2)]
     table = lists(scores, ps, room=2)
     place = data.draw(st.integers(0, len(PRICES) - 1))
-    total = tried(table)
+    total = tried(table, 1.0)
     for chosen in itertools.product(itertools.combinations(range(4), 2), repeat=2):
         risk = sum(ps[q][d] for q, documents in enumerate(chosen) for d in documents)
         score = sum(scores[q][d] for q, documents in enumerate(chosen) for d in documents)
@@ -76,7 +88,7 @@ def test_what_is_allowed_is_what_is_chosen_and_what_comes_after(data: st.DataObj
     ]
     table = lists([[s for s, _ in row] for row in rows], [[p for _, p in row] for row in rows], room=2)
     share = 0.1
-    limit = settle(tried(table), share)
+    limit = settle(tried(table, 1.0), share, 1.0)
     chosen = choose(table, limit.price) & (table.p <= limit.ceiling)
     passed = table.p <= allowed(table, limit, share)
     for mine, through, p in zip(chosen, passed, table.p, strict=True):
@@ -97,3 +109,39 @@ def test_rows_become_lists() -> None:
     assert table.score.shape == (3, 2)
     assert table.open.tolist() == [[True, True], [False, False], [True, False]]
     assert table.p[at].tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e5])
+def test_the_budget_is_the_same_in_any_unit(scale: float) -> None:
+    rows = pl.DataFrame({"query_id": ["a", "a", "b", "b"], "score": [0.9, 0.5, 0.9, 0.2]})
+    unit = spread(rows.with_columns(pl.col("score") * scale).lazy())
+    assert unit / scale == pytest.approx(0.25, rel=0.5)  # (0.2 + 0.35) / 2, to a power of 2
+    two = lists([[0.9 * scale, 0.5 * scale], [0.9 * scale, 0.2 * scale]], [[0.4, 0.0], [0.4, 0.0]], room=1)
+    limit = settle(tried(two, unit), 0.21, unit)
+    assert (limit.n, limit.expected) == (2, pytest.approx(0.2))
+
+
+def open_of(*rows: tuple[object, ...]) -> list[bool]:
+    names = ["score", "p_false_negative", "own", "curated", "judge", "teacher_false"]
+    frame = pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None).with_columns(
+        pl.col("score", "p_false_negative").cast(pl.Float32), query_id=pl.lit("q"),
+        positive_similarity=pl.lit(0.1, pl.Float32), same_text=pl.lit(None, pl.Boolean),
+        contains_answer=pl.lit(None, pl.Boolean),
+    )  # fmt: skip
+    found, _, here = open_lists(Limits(negatives=2), frame)
+    assert found.room.tolist() == [2 - sum(row[3] is True for row in rows)]
+    return here.tolist()  # type: ignore[no-any-return]
+
+
+def test_what_may_be_emitted_at_all() -> None:
+    assert open_of(
+        (0.9, 0.1, None, None, None, None),
+        (0.8, 0.51, None, None, None, None),  # likelier false than not
+        (0.7, 0.1, True, None, None, None),
+        (0.6, 0.1, False, None, None, None),
+        (0.5, 0.1, None, True, None, None),
+        (0.4, 0.1, None, None, True, None),  # the judge says that it answers
+        (0.3, 0.1, None, None, False, None),
+        (0.2, 0.1, None, None, None, True),
+        (0.1, None, None, None, None, None),
+    ) == [True, False, False, False, False, False, True, False, False]

@@ -87,6 +87,12 @@ def test_with_too_little_the_prior_speaks_alone() -> None:
     assert found.probability(features, queries) == pytest.approx(1 / (1 + np.exp(2)))
 
 
+def test_where_all_candidates_are_hidden_positives_there_is_nothing_to_learn_from() -> None:
+    features, labels, queries = table(200)
+    every = np.ones(len(labels), np.bool_)
+    assert fit_own(features, every, ONE[: len(every)], queries, FLAT).own == ()
+
+
 def test_an_owner_never_speaks_against_a_candidate() -> None:
     features, labels, queries = table(200)
     # as where every document has one question: what was hidden has no owner any more

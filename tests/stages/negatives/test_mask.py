@@ -234,7 +234,7 @@ def test_what_goes_by_the_estimate_needs_one(given, inputs, tmp_path):
         verdicts(inputs, tmp_path, **given)
 
 
-def judged_by(p: dict[str, float | None], **given) -> pl.DataFrame:
+def judged_by(p: dict[str, float | None], judge: dict[str, bool] | None = None, **given) -> pl.DataFrame:
     """Verdicts on candidates of one query with these p, scores falling from 0.9 by 0.1; its positive scores 0.8."""
     rows = [("q", doc, "dense", i + 1, 0.9 - 0.1 * i) for i, doc in enumerate(p)]
     rows = table(contracts.CANDIDATES, *rows).with_columns(
@@ -242,12 +242,13 @@ def judged_by(p: dict[str, float | None], **given) -> pl.DataFrame:
         pl.lit(None, pl.Float32).alias("positive_similarity"),
         *(pl.lit(None, pl.Float32).alias(name) for name in contracts.FEATURES),
         pl.Series("p_false_negative", list(p.values()), pl.Float32),
-        *(pl.lit(None, kind).alias(name) for name, kind in (("teacher_score", pl.Float32), ("judge", pl.Boolean))),
+        pl.lit(None, pl.Float32).alias("teacher_score"),
+        pl.Series("judge", [(judge or {}).get(name) for name in p], pl.Boolean),
         teacher_false=pl.lit(None, pl.Boolean),
     )
-    return mask.decided(
-        Params(**{"mask": "perc", "threshold": 1.0} | given), rows, table(contracts.JUDGED, ("q", "x", 1, 0.8))
-    )
+    given = {"mask": "perc"} | given
+    params = Params(**given, threshold=1.0 if given["mask"] == "perc" else None)
+    return mask.decided(params, rows, table(contracts.JUDGED, ("q", "x", 1, 0.8)))
 
 
 def test_what_the_rule_sets_aside_can_become_a_positive():
@@ -258,6 +259,15 @@ def test_what_the_rule_sets_aside_can_become_a_positive():
         ("b", "negative", "kept", None),
     ]
     assert judged_by({"a": 0.95}, relabel="positive", above=0.96)["reason"].to_list() == ["perc"]
+
+
+def test_what_the_judge_calls_relevant_is_never_a_negative():
+    for given in ({"mask": "none"}, {"mask": "perc"}, {"mask": "none", "relabel": "weight"}):
+        found = judged_by({"a": 0.98, "b": 0.01}, judge={"a": True, "b": False}, **given)
+        reasons = dict(found.select("doc_id", "reason").iter_rows())
+        assert reasons == {"a": "judged", "b": "kept"}
+    found = judged_by({"a": 0.98}, judge={"a": True}, relabel="positive", mask="none")
+    assert found.select("verdict", "reason").rows() == [("positive", "relabelled")]
 
 
 def test_what_the_rule_sets_aside_can_stay_with_a_weight():

@@ -92,7 +92,7 @@ def test_bands_within_each_source():
 
 
 def test_parsing():
-    assert parsed(["dense=4", "a=b=2"]) == [("dense", 4), ("a=b", 2)]
+    assert parsed(["dense=4", "dense12=2"]) == [("dense", 4), ("dense12", 2)]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def test_parsing():
         (("=3",), "is no NAME=PARTS"),
         (("dense=1", "dense=2"), "'dense' comes twice"),
         (("dense=0",), "at least one part"),
+        (("bm52=1",), "there is no source 'bm52'"),
     ],
 )
 def test_what_is_no_quota_is_refused(given, said):

@@ -204,6 +204,20 @@ def test_a_resumed_run_gives_the_bytes_of_an_undisturbed_one(
     assert digests(tmp_path / "out") == digests(undisturbed[0] / "out")
 
 
+def test_the_weights_of_negatives_reach_the_loss(params: Params, inputs: dict[str, Path], tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in inputs["mined"].read_text().splitlines()]
+    weighed = [line | {"neg_weights": [0.25] * len(line["neg"])} for line in lines]
+    (tmp_path / "mined.jsonl").write_text("".join(json.dumps(line) + "\n" for line in weighed))
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        plain = losses.listwise
+        patch.setitem(losses.LOSSES, "listwise", lambda *given: (seen.append(given[1:]), plain(*given))[1])
+        run(params.model_copy(update={"epochs": 1}), inputs | {"mined": tmp_path / "mined.jsonl"}, tmp_path / "weighed")
+    assert len(seen) == STEPS
+    for sizes, weights in seen:
+        assert weights.tolist() == [weight for size in sizes for weight in [1.0] + [0.25] * (size - 1)]
+
+
 def test_a_new_head_learns_the_retriever_first_and_a_kill_changes_nothing(
     params: Params, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

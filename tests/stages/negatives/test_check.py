@@ -1,0 +1,47 @@
+"""The check by hand: what comes back of the positives that were hidden."""
+
+import polars as pl
+import pytest
+
+from stages import contracts
+from stages.negatives.budget import Limit
+from stages.negatives.check import found_again
+from stages.negatives.mask import Params
+from tests.stages.negatives.collection import table
+
+
+def taught() -> pl.DataFrame:
+    """One question with four positives, one of which is hidden; the others score 0.9, 0.8 and 0.7."""
+    rows = [("x", 1, 0.85, False, 0.1), ("h", 2, 0.84, True, 0.4), ("y", 3, 0.6, False, 0.2), ("z", 4, 0.5, False, 0.0)]
+    return table(
+        contracts.TAUGHT,
+        *(("q", 0, doc, rank, score, hidden, 4.0, p, 0.7, 0.9) for doc, rank, score, hidden, p in rows),
+    )
+
+
+def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
+    # none: the three best, x, h and y. h stands for four that nobody labelled, beside two that are written
+    assert found_again(Params(mask="none", negatives=3), None, taught()) == {
+        "questions": 1,
+        "negatives": 3,
+        "hidden": 1,
+        "expected": pytest.approx(0.15),  # of x and y
+        "observed": 1.0,  # 4 / 2, at most 1
+    }
+    # perc: at most 0.95 x 0.7; y and z
+    assert found_again(Params(mask="perc", negatives=3), None, taught()) == {
+        "questions": 1, "negatives": 2, "hidden": 0, "expected": pytest.approx(0.1), "observed": 0.0,
+    }  # fmt: skip
+    # learned at a price of 1: 0.85 - 0.1, 0.84 - 0.4, 0.6 - 0.2, 0.5: x and z
+    limit = Limit(1.0, 1.0, 0.05, 0.5, 2)
+    assert found_again(Params(mask="learned", negatives=2), limit, taught()) == {
+        "questions": 1, "negatives": 2, "hidden": 0, "expected": pytest.approx(0.05), "observed": 0.0,
+    }  # fmt: skip
+
+
+def test_each_turn_is_a_question_of_its_own() -> None:
+    twice = pl.concat([taught(), taught().with_columns(turn=pl.lit(1, pl.Int32))])
+    found = found_again(Params(mask="none", negatives=2), None, twice)
+    assert found is not None
+    assert (found["questions"], found["negatives"], found["hidden"]) == (1, 4, 2)
+    assert found_again(Params(), None, taught().clear()) is None
