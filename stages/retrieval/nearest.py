@@ -106,6 +106,9 @@ def _sweep(queries: Floats, blocks: Iterable[Floats], k: int) -> tuple[Floats, I
     """FAISS's k best: scores and ids [q, min(k, documents)] unordered, and the greatest length of a document vector."""
     import faiss
 
+    # Below this (queries x dimension; 128,000 by default) FAISS goes without BLAS, and takes several times as long for
+    # the 20 to 300 queries that are new after a change.
+    faiss.cvar.distance_compute_blas_threshold = 1
     heap = faiss.ResultHeap(len(queries), k, keep_max=True)
     start, longest = 0, 0.0
     for block in blocks:

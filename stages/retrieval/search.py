@@ -65,7 +65,7 @@ class Params(Base):
 VERSION = 1
 
 _QUERIES = 16_384
-"""Queries searched at once: enough for FAISS to multiply matrices (queries x dimension >= 128,000), 45 MB of heaps."""
+"""Queries searched at once, or their lists read."""
 _ROWS = 1_024
 """Queries written at once."""
 

@@ -256,15 +256,15 @@ def test_documents_in_another_order_are_searched_anew(world: World) -> None:
 
 
 ids = st.sampled_from([f"d{i:02}" for i in range(24)])
-edits = st.dictionaries(ids, st.none() | st.sampled_from(TEXTS), max_size=5)
-asked = st.dictionaries(st.sampled_from("pqrstu"), st.sampled_from(TEXTS), max_size=6)
+edits = st.dictionaries(ids, st.none() | st.sampled_from(TEXTS), min_size=1, max_size=5)
+asked = st.dictionaries(st.sampled_from("pqrstu"), st.sampled_from(TEXTS), max_size=2)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    first=st.dictionaries(ids, st.sampled_from(TEXTS), min_size=4),
-    history=st.lists(st.tuples(edits, asked), min_size=1, max_size=5),
-    questions=st.dictionaries(st.sampled_from("pqrstu"), st.sampled_from(TEXTS), min_size=2),
+    first=st.dictionaries(ids, st.sampled_from(TEXTS), min_size=12),
+    history=st.lists(st.tuples(edits, asked), min_size=2, max_size=5),
+    questions=st.dictionaries(st.sampled_from("pqrstu"), st.sampled_from(TEXTS), min_size=4),
     depths=st.lists(st.integers(1, 12), min_size=1, max_size=2),
     reserve=st.integers(0, 3),
 )
@@ -284,7 +284,7 @@ def test_any_history_gives_the_bytes_of_a_search_from_nothing(  # type: ignore[n
             else:
                 world.documents[doc_id] = text
         world.queries |= more
-        if len(more) == 3:
+        if len(more) == 2:
             world.queries.pop(min(world.queries))
         world.search(depth)
         assert world.equal(depth)
