@@ -1,7 +1,10 @@
 """A workspace with a history gives the bytes of a workspace from nothing, whatever the history was."""
 
 import csv
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from pipeline.config import load_settings
 from pipeline.progress import Quiet
 from pipeline.runner import Runner
 from pipeline.store import Artifact, Workspace
+from tests.conftest import Project
 
 WORDS = ["tent", "boot", "refund", "parcel", "rope", "stove", "map", "card"]
 row = st.tuples(
@@ -68,3 +72,47 @@ def test_the_order_of_rows_changes_nothing(tiny_model: Path, tmp_path: Path) -> 
     assert second is not None
     for stage in ("search", "mask", "compose"):
         assert first[stage].manifest["files"] == second[stage].manifest["files"]
+
+
+def searched(project: Project, work: str) -> tuple[dict[str, int], dict[str, Any]]:
+    """What a search by `prep mine-negatives` says of its lists, and what every artifact holds."""
+    done = project.prep("mine-negatives", "--json", "--workspace", work)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    folders = {name: project.folder / folder for name, folder in told["artifacts"].items()}
+    files = {name: json.loads((folder / "manifest.json").read_text())["files"] for name, folder in folders.items()}
+    return told["summary"]["search"]["lists"]["dense"], files
+
+
+def test_a_changed_row_searches_what_changed(project: Project) -> None:
+    first, _ = searched(project, "work")
+    queries = first["in full"]
+    assert first["merged"] == 0
+    table = project.folder / "faq.csv"
+    with table.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    rows[5] = [f"{cell} Really." for cell in rows[5]]
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows[:-1]])
+    told, lived = searched(project, "work")
+    assert 1 <= told["new documents"] <= 3
+    assert 1 <= told["in full"] < queries / 4
+    assert told["merged"] + told["in full"] in (queries - 1, queries)
+    nothing, fresh = searched(project, "fresh")
+    assert nothing["merged"] == 0
+    assert lived == fresh
+
+
+def test_damaged_lists_are_searched_anew(project: Project) -> None:
+    told, files = searched(project, "work")
+    shutil.rmtree(project.work / "runs/search")
+    (lists,) = (project.work / "vectors").glob("*/lists")
+    path = max(lists.glob("*.npy"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert searched(project, "work") == (told, files)
+    shutil.rmtree(project.work / "runs/search")
+    again, files_again = searched(project, "work")
+    assert again == {"new documents": 0, "merged": told["in full"], "in full": 0}
+    assert files_again == files

@@ -10,61 +10,77 @@ import pyarrow.parquet as pq
 from stages.contracts import CORPUS, read_table
 from stages.errors import InputError
 from stages.retrieval.encode import Vectors
-from stages.retrieval.nearest import exact_top_k, pair_scores
-from stages.retrieval.sources import Found, Ids
+from stages.retrieval.nearest import best_above, exact_top_k, pair_scores
+from stages.retrieval.sources import Ids
 from stages.retrieval.vectors import Floats, Hashes
 
 
 class Dense:
     """The queries (query_id, query) and documents of the tables, in their order, by the vectors of one encoder.
 
-    `block` documents are held in memory at once.
+    `block` documents are held in memory at once. Whatever meets a vector that is not finite raises `InputError`.
     """
 
     def __init__(self, queries: pl.DataFrame, corpus: Path, vectors: Vectors, block: int) -> None:
         self.doc_ids = read_table(corpus, CORPUS, ["doc_id"])["doc_id"].rechunk()
-        self._query_ids = queries["query_id"]
-        self._vectors = vectors
-        self._hashes = vectors.query_hashes(queries)
-        self._documents = _Documents(corpus, self.doc_ids, vectors, block)
+        self.vectors = vectors
+        self.query_hashes = vectors.query_hashes(queries)
+        self.document_hashes = _document_hashes(corpus, vectors)
+        self._query_ids, self._block = queries["query_id"], block
 
-    def find(self, queries: Ids, end: int) -> Found:
-        """The `end` best documents of each query, by their places; all where there are fewer.
+    def best(self, queries: Ids, k: int) -> tuple[Ids, Floats]:
+        """The k best documents of each query, all where there are fewer: places and scores, [q, k]."""
+        documents = _Blocks(self, np.arange(len(self.doc_ids)))
+        return exact_top_k(self._asked(queries), documents, min(k, len(self.doc_ids)))
 
-        Raises `InputError` where a vector is not finite.
+    def above(self, queries: Ids, documents: Ids, k: int, least: Floats) -> tuple[Ids, Ids, Floats]:
+        """Of each query the k best of some documents (places that rise) with a score of at least its `least` [q].
+
+        Flat, by query and best first: the place of the query in `queries`, that of the document in the corpus, the
+        score.
         """
-        asked = self._vectors.read(self._hashes[queries])
-        _require_finite(asked, self._query_ids.gather(queries), "query")
-        ids, scores = exact_top_k(asked, self._documents, min(end, len(self.doc_ids)))
-        return Found.ranked(np.full(len(ids), ids.shape[1]), ids.ravel(), scores.ravel())
+        row, found, scores = best_above(self._asked(queries), _Blocks(self, documents), k, least)
+        return row, documents[found], scores
 
     def scores(self, queries: Ids, documents: Ids) -> Floats:
-        """The scores of the pairs (queries[i], documents[i]), computed as those that `find` gives: [n]."""
+        """The scores of the pairs (queries[i], documents[i]), computed as those that `best` gives: [n]."""
         out = np.empty(len(queries), np.float32)
         for start in range(0, len(queries), 8_192):
             part = slice(start, start + 8_192)
-            asked = self._vectors.read(self._hashes[queries[part]])
-            out[part] = pair_scores(asked, self._vectors.read(self._documents.hashes[documents[part]]))
+            asked = self.vectors.read(self.query_hashes[queries[part]])
+            out[part] = pair_scores(asked, self.vectors.read(self.document_hashes[documents[part]]))
         return out
 
+    def read(self, documents: Ids) -> Iterator[Floats]:
+        """The vectors of some documents, a block at a time."""
+        for start in range(0, len(documents), self._block):
+            places = documents[start : start + self._block]
+            block = self.vectors.read(self.document_hashes[places])
+            _require_finite(block, self.doc_ids.gather(places), "document")
+            yield block
 
-class _Documents:
-    """The corpus as blocks of vectors; begins anew each time it is iterated. Holds ids and hashes, no texts."""
+    def _asked(self, queries: Ids) -> Floats:
+        asked = self.vectors.read(self.query_hashes[queries])
+        _require_finite(asked, self._query_ids.gather(queries), "query")
+        return asked
 
-    def __init__(self, corpus: Path, doc_ids: pl.Series, vectors: Vectors, block: int) -> None:
-        self._doc_ids, self._vectors, self._block = doc_ids, vectors, block
-        hashes = [np.empty((0, 16), np.uint8)]
-        with pq.ParquetFile(corpus) as file:
-            for batch in file.iter_batches(8_192, columns=["text", "title"]):
-                hashes.append(vectors.document_hashes(pl.DataFrame(pl.from_arrow(batch))))
-        self.hashes: Hashes = np.concatenate(hashes)
+
+class _Blocks:
+    """Documents as blocks of vectors; begins anew each time it is iterated."""
+
+    def __init__(self, dense: Dense, documents: Ids) -> None:
+        self._dense, self._documents = dense, documents
 
     def __iter__(self) -> Iterator[Floats]:
-        for start in range(0, len(self.hashes), self._block):
-            part = slice(start, start + self._block)
-            block = self._vectors.read(self.hashes[part])
-            _require_finite(block, self._doc_ids[part], "document")
-            yield block
+        return self._dense.read(self._documents)
+
+
+def _document_hashes(corpus: Path, vectors: Vectors) -> Hashes:
+    hashes = [np.empty((0, 16), np.uint8)]
+    with pq.ParquetFile(corpus) as file:
+        for batch in file.iter_batches(8_192, columns=["text", "title"]):
+            hashes.append(vectors.document_hashes(pl.DataFrame(pl.from_arrow(batch))))
+    return np.concatenate(hashes)
 
 
 def _require_finite(vectors: Floats, ids: pl.Series, kind: str) -> None:

@@ -6,7 +6,7 @@ cut and ties follow those scores, so the result is one and the same for every bl
 history, and a run that searches only what is new can equal a run from nothing bit for bit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ _MARGIN = 32
 """Documents swept beyond k, so that rounding and short ties at the cut are settled without a second sweep."""
 _PAIRS = 512
 """Pairs scored at once: their vectors in float64 stay in the cache."""
+_TILE = 1_024, 2_048
+"""Queries and documents multiplied at once where all that reach a score are wanted: 8 MB of scores."""
 
 
 def exact_top_k(queries: Floats, blocks: Iterable[Floats], k: int, margin: int = _MARGIN) -> tuple[Ids, Floats]:
@@ -47,10 +49,41 @@ def exact_top_k(queries: Floats, blocks: Iterable[Floats], k: int, margin: int =
     cut = scores[:, -1].astype(np.float64)
     bound = _rounding(queries, longest)
     unsure = np.flatnonzero(swept.min(axis=1) + bound >= cut)
-    for part in np.array_split(unsure, -(-len(unsure) // 64) or 1):
-        if len(part):
-            ids[part], scores[part] = _above(queries[part], blocks, k, cut[part] - bound[part])
+    if len(unsure):
+        _, above, found = best_above(queries[unsure], blocks, k, scores[unsure, -1])  # at least k reach the kth score
+        ids[unsure], scores[unsure] = above.reshape(-1, k), found.reshape(-1, k)
     return ids, scores
+
+
+def best_above(queries: Floats, blocks: Iterable[Floats], k: int, least: Floats) -> tuple[Ids, Ids, Floats]:
+    """The k best documents of each query among those whose score reaches its `least` [q]; fewer where fewer do.
+
+    Three flat arrays, by query and then as `exact_top_k` orders: the query's row, the document's id, the score. What
+    can't reach `least` costs no more than one float32 inner product, so a high `least` makes this cheap.
+    """
+    reached = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    start = held = 0
+    for block in blocks:
+        bound = _rounding(queries, float(_lengths(block).max(initial=0)))
+        enough = np.nextafter((least - bound).astype(np.float32), np.float32(-np.inf))
+        for first in range(0, len(block), _TILE[1]):
+            documents = block[first : first + _TILE[1]]
+            for top in range(0, len(queries), _TILE[0]):
+                asked = slice(top, top + _TILE[0])
+                near = np.flatnonzero(queries[asked] @ documents.T >= enough[asked, None])
+                rows, columns = near // len(documents) + top, near % len(documents)
+                scores = np.empty(len(near), np.float32)
+                for begin in range(0, len(near), _PAIRS):
+                    part = slice(begin, begin + _PAIRS)
+                    scores[part] = pair_scores(queries[rows[part]], documents[columns[part]])
+                kept = scores >= least[rows]
+                reached.append((rows[kept], columns[kept] + start + first, scores[kept]))
+                held += int(kept.sum())
+                if held > 2 * k * len(queries):
+                    reached = [_best(reached, k)]
+                    held = len(reached[0][0])
+        start += len(block)
+    return _best(reached, k)
 
 
 def pair_scores(queries: Floats, documents: Floats) -> Floats:
@@ -73,6 +106,9 @@ def _sweep(queries: Floats, blocks: Iterable[Floats], k: int) -> tuple[Floats, I
     """FAISS's k best: scores and ids [q, min(k, documents)] unordered, and the greatest length of a document vector."""
     import faiss
 
+    # Below this (queries x dimension; 128,000 by default) FAISS goes without BLAS, and takes several times as long for
+    # the 20 to 300 queries that are new after a change.
+    faiss.cvar.distance_compute_blas_threshold = 1
     heap = faiss.ResultHeap(len(queries), k, keep_max=True)
     start, longest = 0, 0.0
     for block in blocks:
@@ -100,24 +136,13 @@ def _rescored(queries: Floats, blocks: Iterable[Floats], ids: Ids) -> Floats:
     return scores.reshape(ids.shape)
 
 
-def _above(queries: Floats, blocks: Iterable[Floats], k: int, least: npt.NDArray[np.float64]) -> tuple[Ids, Floats]:
-    """The k best among all documents whose float32 score reaches `least` [q]; there are at least k of them."""
-    row, ids, scores = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-    start = 0
-    for block in blocks:
-        rows, columns = np.nonzero(queries @ block.T >= least[:, None])
-        found = np.empty(len(rows), np.float32)
-        for first in range(0, len(rows), _PAIRS):
-            part = slice(first, first + _PAIRS)
-            found[part] = pair_scores(queries[rows[part]], block[columns[part]])
-        row, ids = np.concatenate([row, rows]), np.concatenate([ids, columns + start])
-        scores = np.concatenate([scores, found])
-        order = np.lexsort((ids, -scores, row))
-        place = np.arange(len(order)) - np.searchsorted(row[order], row[order])
-        kept = order[place < k]
-        row, ids, scores = row[kept], ids[kept], scores[kept]
-        start += len(block)
-    return ids.reshape(len(queries), k), scores.reshape(len(queries), k)
+def _best(found: Sequence[tuple[Ids, Ids, Floats]], k: int) -> tuple[Ids, Ids, Floats]:
+    """The k best of each row, by row, of arrays (row, id, score)."""
+    row, ids, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((ids, -scores, row))
+    place = np.arange(len(order)) - np.searchsorted(row[order], row[order])
+    kept = order[place < k]
+    return row[kept], ids[kept], scores[kept]
 
 
 def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:

@@ -27,6 +27,7 @@ from stages.params import Params as Base
 from stages.params import option
 from stages.retrieval.dense import Dense
 from stages.retrieval.encode import Vectors, encoder_texts, encodings
+from stages.retrieval.incremental import Incremental
 from stages.retrieval.lexical import Bm25Search
 from stages.retrieval.ring import Ring
 from stages.retrieval.sources import Found, Ids, Source, parsed
@@ -64,7 +65,7 @@ class Params(Base):
 VERSION = 1
 
 _QUERIES = 16_384
-"""Queries searched at once: enough for FAISS to multiply matrices (queries x dimension >= 128,000), 45 MB of heaps."""
+"""Queries searched at once, or their lists read."""
 _ROWS = 1_024
 """Queries written at once."""
 
@@ -82,14 +83,19 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     that source's own score: dense the similarity, bm25 BM25, random 0. Where there are fewer documents than asked for
     a source gives all; bm25 only those that share a word with the query. judged: every row of qrels with its score by
     dense. Raises `InputError` where a vector is not finite or a source has no encoder.
+
+    A dense source goes on from its last search in this workspace. bm25 is searched anew, because its weights change
+    with every document, and so is random, which costs nothing.
     """
     for line in _idle_encoders(params.windows, [part["model"] for part in encodings(inputs["encoding"])]):
         tools.progress.say(line)
     queries = read_table(inputs["queries"], QUERIES, ["query_id", "query"])
     dense = Dense(queries, inputs["corpus"], Vectors(inputs["encoding"], tools.vectors), params.block)
     retrievers = {
-        source.name: dense if source.name == "dense" else _retriever(source, params, queries, inputs, tools)
-        for source, _ in params.windows
+        source.name: Incremental(dense, end, VERSION, tools.progress)
+        if source.name == "dense"
+        else _retriever(source, end, params, queries, inputs, tools)
+        for source, end in params.windows
     }
     total, done = queries.height, 0
     counts = dict.fromkeys(retrievers, 0)
@@ -115,6 +121,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         "candidates": sum(counts.values()),
         "by_source": counts,
         "judged": qrels.height,
+        "lists": {name: one.summary for name, one in retrievers.items() if isinstance(one, Incremental)},
     }
 
 
@@ -124,11 +131,12 @@ class _Retriever(Protocol):
 
 
 def _retriever(
-    source: Source, params: Params, queries: pl.DataFrame, inputs: Mapping[str, Path], tools: Tools
+    source: Source, end: int, params: Params, queries: pl.DataFrame, inputs: Mapping[str, Path], tools: Tools
 ) -> _Retriever:
     if source.encoder is not None:
         vectors = Vectors(inputs["encoding"], tools.vectors, source.encoder)
-        return Dense(queries, inputs["corpus"], vectors, params.block)
+        dense = Dense(queries, inputs["corpus"], vectors, params.block)
+        return Incremental(dense, end, VERSION, tools.progress)
     if source.name == "bm25":
         return Bm25Search(queries["query"].to_list(), _texts(inputs["corpus"]))
     return Ring(params.seed, queries["query_id"], read_table(inputs["corpus"], CORPUS, ["doc_id"])["doc_id"])

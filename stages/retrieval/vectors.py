@@ -50,6 +50,8 @@ class VectorStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.broken: list[str] = []
+        self.names: list[str] = []
+        """The segments' names. While one of these is there, the vectors that came from it are the same bits."""
         self._segments: list[npt.NDArray[np.void]] = []
         self.dimension = 0
         """Length of the vectors; 0 while the store is empty."""
@@ -125,6 +127,7 @@ class VectorStore:
             return
         self.dimension = dimension
         self._segments.append(records)
+        self.names.append(path.stem)
 
     def _index(self) -> None:
         """Sorted distinct hashes, and for each its place in the segments laid end to end."""

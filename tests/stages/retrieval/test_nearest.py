@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.retrieval.nearest import exact_top_k, pair_scores
+from stages.retrieval import nearest
+from stages.retrieval.nearest import best_above, exact_top_k, pair_scores
 
 
 def floats(rows: list[list[float]]) -> np.ndarray:
@@ -92,3 +94,25 @@ def test_a_pair_scores_the_same_alone_and_in_company() -> None:
         )
         assert together.tobytes() == pair_scores(np.asfortranarray(a), b).tobytes()
         assert np.allclose(together, [np.dot(x.astype(float), y.astype(float)) for x, y in zip(a, b, strict=True)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), tile=st.sampled_from([(1, 1), (2, 3), (1_024, 2_048)]))
+def test_the_best_above_a_score_equal_a_full_sort(data: st.DataObject, tile: tuple[int, int]) -> None:
+    d = data.draw(st.integers(1, 3))
+    value = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1 / 3])
+    vectors = st.lists(st.lists(value, min_size=d, max_size=d), min_size=1, max_size=40)
+    documents, queries = floats(data.draw(vectors)), floats(data.draw(vectors))[:4]
+    k, size = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 41))
+    wanted = naive(queries, documents, len(documents))
+    # a score that stands there, one between, none and all
+    least = [data.draw(st.sampled_from([*scores, 0.4, float("inf"), float("-inf")])) for scores in wanted[1]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "_TILE", tile)
+        row, ids, scores = best_above(queries, in_blocks(documents, size), k, np.array(least, np.float32))
+    expected = [
+        (i, place, score)
+        for i, (places, all_scores) in enumerate(zip(*wanted, strict=True))
+        for place, score in [(p, s) for p, s in zip(places, all_scores, strict=True) if s >= least[i]][:k]
+    ]
+    assert list(zip(row.tolist(), ids.tolist(), scores.tolist(), strict=True)) == expected
