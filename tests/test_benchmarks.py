@@ -83,12 +83,13 @@ def test_flops_are_those_counted_by_hand() -> None:
 
 def test_a_goal_is_judged_by_medians() -> None:
     runs = {
-        "ours": [{"seconds": s, "peak_gb": 1.0} for s in (1.0, 3.0, 2.0)],
-        "peer": [{"seconds": s, "peak_gb": 5.0} for s in (4.0, 5.0, 9.0)],
+        "ours": [{"seconds": s, "cpu_seconds": 2 * s, "peak_gb": 1.0} for s in (1.0, 3.0, 2.0)],
+        "peer": [{"seconds": s, "cpu_seconds": s, "peak_gb": 5.0} for s in (4.0, 5.0, 9.0)],
     }
     row = judged(Goal("peer", over="peer", under="ours", at_least=2.5), runs)
     assert (row["ours"], row["theirs"], row["ratio"]) == (2.0, 5.0, 2.5)
     assert (row["ratio_min"], row["ratio_max"]) == (5 / 3, 4.5)
+    assert row["cpu_ratio"] == 1.25
     assert row["met"]
     assert not judged(Goal("peer", over="peer", under="ours", at_least=2.6), runs)["met"]
     assert judged(Goal("memory", over="ours", under="peer", figure="peak_gb", at_most=0.2), runs)["met"]

@@ -20,7 +20,7 @@ from stages.device import device_type
 from tests.benchmarks.turns import WORKS, compare, work_of
 
 NO_GPU = "no GPU here: not run"
-HEAD = ("work / against", "ours", "theirs", "ratio", "goal", "met", "peak ours, GB", "theirs")
+HEAD = ("work / against", "ours", "theirs", "ratio", "of CPU time", "goal", "met", "peak ours, GB", "theirs")
 
 
 def machine() -> dict[str, Any]:
@@ -42,6 +42,7 @@ def rows(name: str, found: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _figure(row["ours"], row["figure"]),
             _figure(row["theirs"], row["figure"]),
             f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})",
+            "" if row["cpu_ratio"] is None else f"{row['cpu_ratio']:.3g}",
             row["goal"],
             "yes" if row["met"] else "no",
             _figure(row["peak_gb"]["ours"], ""),

@@ -6,11 +6,11 @@ encode gives them. Both look at 200 candidates a query, set aside what scores ab
 is off, so that both must choose the same negatives.
 """
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks import collection
+from tests.benchmarks.clock import Clock
 from tests.benchmarks.work import Goal, Result, Sizes, Work
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def ours(folder: Path, sizes: Sizes) -> Result:
     import faiss  # noqa: F401
     import polars as pl  # noqa: F401
 
-    started = time.perf_counter()
+    clock = Clock()
     stages = collection.mine(STAGES, SETTINGS, folder, folder / "ours")
-    return {"seconds": time.perf_counter() - started, "stages": stages}
+    return {**clock.result(), "stages": stages}
 
 
 def theirs(folder: Path, sizes: Sizes) -> Result:
@@ -48,7 +48,7 @@ def theirs(folder: Path, sizes: Sizes) -> Result:
     from datasets import Dataset
     from sentence_transformers.util import mine_hard_negatives
 
-    started = time.perf_counter()
+    clock = Clock()
     tables = {name: pl.read_parquet(folder / "pairs" / f"{name}.parquet") for name in ("queries", "corpus", "qrels")}
     pairs = tables["qrels"].join(tables["queries"], on="query_id").join(tables["corpus"], on="doc_id").sort("query_id")
     dataset = Dataset.from_dict({"query": pairs["query"].to_list(), "positive": pairs["text"].to_list()})
@@ -65,7 +65,7 @@ def theirs(folder: Path, sizes: Sizes) -> Result:
         verbose=False,
     )
     mined.to_json(folder / "theirs.jsonl")
-    return {"seconds": time.perf_counter() - started}
+    return clock.result()
 
 
 class _Stored:

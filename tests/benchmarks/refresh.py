@@ -9,10 +9,10 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.clock import Clock
 from tests.benchmarks.work import Goal, Result, Sizes, Work
 
 TABLE = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "squad_dev" / "qa_table.csv"
@@ -81,7 +81,7 @@ def _prep(place: Path) -> Result:
     """`prep mine-negatives` in a folder: its seconds as a process, and those of each stage as events.jsonl has them."""
     events = place / "work" / "events.jsonl"
     before = len(events.read_text().splitlines()) if events.exists() else 0
-    started = time.perf_counter()
+    clock = Clock()
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "mine-negatives", "--json", "-q"],
         cwd=place,
@@ -89,12 +89,12 @@ def _prep(place: Path) -> Result:
         text=True,
         check=False,
     )
-    seconds = time.perf_counter() - started
+    took = clock.result()
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
     told: list[dict[str, Any]] = [json.loads(line) for line in events.read_text().splitlines()[before:]]
     stages = {event["stage"]: event["seconds"] for event in told if event["event"] == "done"}
-    return {"seconds": seconds, "stages": stages}
+    return {**took, "stages": stages}
 
 
 WORK = Work(

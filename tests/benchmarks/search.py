@@ -6,11 +6,11 @@ and scores as Python lists. faiss.knn: all queries and documents in one call, no
 length 1, in memory before the clock starts.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.benchmarks.clock import Clock
 from tests.benchmarks.work import Goal, Result, Sizes, Work
 
 if TYPE_CHECKING:
@@ -49,12 +49,11 @@ def measured(name: str, search: "Callable[[], Search]") -> Callable[[Path, Sizes
 
         queries, documents = (np.load(folder / f"{what}.npy") for what in ("queries", "documents"))
         run = search()
-        started = time.perf_counter()
+        clock = Clock()
         ids = run(queries, documents, sizes["k"])
-        seconds = time.perf_counter() - started
+        took = clock.result()
         np.save(folder / f"{name}.ids.npy", np.asarray(ids))
-        flops = 2 * len(queries) * documents.size
-        return {"seconds": seconds, "gflops": flops / seconds / 1e9}
+        return {**took, "gflops": 2 * len(queries) * documents.size / took["seconds"] / 1e9}
 
     return side
 

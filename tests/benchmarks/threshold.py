@@ -4,10 +4,10 @@ Mining again is what a script does that kept no candidates: search, and all that
 stages. The stored candidates are those that the last such run left; vectors are given to both.
 """
 
-import time
 from pathlib import Path
 
 from tests.benchmarks import collection
+from tests.benchmarks.clock import Clock
 from tests.benchmarks.mine import SETTINGS, STAGES
 from tests.benchmarks.work import Goal, Result, Sizes, Work
 
@@ -19,22 +19,22 @@ def again(folder: Path, sizes: Sizes) -> Result:
     import faiss  # noqa: F401
     import polars as pl  # noqa: F401
 
-    started = time.perf_counter()
+    clock = Clock()
     stages = collection.mine(STAGES, SETTINGS, folder, folder / "stored")
-    seconds = time.perf_counter() - started
+    took = clock.result()
     for name in STAGES:
         if not (folder / name).exists():
             (folder / name).symlink_to(folder / "stored" / name)
-    return {"seconds": seconds, "stages": stages}
+    return {**took, "stages": stages}
 
 
 def ours(folder: Path, sizes: Sizes) -> Result:
     """The mask with another threshold, and compose."""
     import polars as pl  # noqa: F401
 
-    started = time.perf_counter()
+    clock = Clock()
     stages = collection.mine(("mask", "compose"), NEW, folder, folder / "ours")
-    return {"seconds": time.perf_counter() - started, "stages": stages}
+    return {**clock.result(), "stages": stages}
 
 
 def check(folder: Path, sizes: Sizes) -> Result:

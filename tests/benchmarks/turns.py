@@ -48,7 +48,7 @@ def compare(name: str, folder: Path, sizes: Sizes, turns: int, threads: int) -> 
     """Prepare a work in `folder`, give each side its turns, check that they agree; all that was measured.
 
     "goals": work/goal -> ours, theirs (medians of the figure), ratio of the medians, least and greatest ratio of one
-    turn, goal, met and peak memory; "sides": every turn's figures.
+    turn, that of processor time, goal, met and peak memory; "sides": every turn's figures.
     """
     work = work_of(name)
     prepared = step(name, "prepare", folder, sizes, threads)
@@ -81,15 +81,22 @@ def judged(goal: Goal, runs: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
     return {
         "against": other,
         "figure": goal.figure,
-        "ours": statistics.median(run[goal.figure] for run in runs["ours"]),
-        "theirs": statistics.median(run[goal.figure] for run in runs[other]) if other else None,
+        "ours": _median(runs["ours"], goal.figure),
+        "theirs": _median(runs[other], goal.figure) if other else None,
         "ratio": ratio,
+        "cpu_ratio": _median(runs[goal.over], "cpu_seconds") / _median(runs[goal.under], "cpu_seconds")
+        if goal.under and goal.figure == "seconds"
+        else None,
         "ratio_min": min(each),
         "ratio_max": max(each),
         "goal": goal.words,
         "met": goal.met(ratio),
         "peak_gb": {"ours": peaks["ours"], "theirs": peaks[other] if other else None},
     }
+
+
+def _median(runs: Sequence[Result], figure: str) -> float:
+    return statistics.median(run[figure] for run in runs)
 
 
 def main() -> None:

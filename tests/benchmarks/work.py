@@ -11,7 +11,7 @@ from typing import Any
 
 Sizes = Mapping[str, int]
 Result = dict[str, Any]
-"""What a side says of one turn: at least `seconds`; `peak_gb` is added by who waits for its process."""
+"""What a side says of one turn: the figures that goals ask for; `peak_gb` is added by who waits for its process."""
 Step = Callable[[Path, Sizes], Result]
 """Is given the folder that `prepare` filled, and the sizes."""
 
