@@ -17,6 +17,12 @@ class Clock:
         return {"seconds": time.perf_counter() - self._wall, "cpu_seconds": _cpu() - self._cpu}
 
 
+def rated(took: Result, flops: int) -> Result:
+    """`took` with its rates: `gflops` by the clock, and `cpu_gflops` a second of processor time."""
+    gflops = {"gflops": "seconds", "cpu_gflops": "cpu_seconds"}
+    return took | {rate: flops / max(took[time], 1e-9) / 1e9 for rate, time in gflops.items()}
+
+
 def _cpu() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)

@@ -34,9 +34,7 @@ SAME = 0.999
 
 def ours(folder: Path, sizes: Sizes) -> Result:
     """The stages from search to compose."""
-    import faiss  # noqa: F401
-    import polars as pl  # noqa: F401
-
+    collection.load(STAGES)
     clock = Clock()
     stages = collection.mine(STAGES, SETTINGS, folder, folder / "ours")
     return {**clock.result(), "stages": stages}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.benchmarks.clock import Clock
+from tests.benchmarks.clock import Clock, rated
 from tests.benchmarks.work import Goal, Result, Sizes, Work
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def measured(name: str, search: "Callable[[], Search]") -> Callable[[Path, Sizes
         ids = run(queries, documents, sizes["k"])
         took = clock.result()
         np.save(folder / f"{name}.ids.npy", np.asarray(ids))
-        return {**took, "gflops": 2 * len(queries) * documents.size / took["seconds"] / 1e9}
+        return rated(took, 2 * len(queries) * documents.size)
 
     return side
 

@@ -16,9 +16,7 @@ NEW = {**SETTINGS, "threshold": 0.9}
 
 def again(folder: Path, sizes: Sizes) -> Result:
     """Everything from search on; what it leaves is what `ours` finds stored."""
-    import faiss  # noqa: F401
-    import polars as pl  # noqa: F401
-
+    collection.load(STAGES)
     clock = Clock()
     stages = collection.mine(STAGES, SETTINGS, folder, folder / "stored")
     took = clock.result()
@@ -30,8 +28,7 @@ def again(folder: Path, sizes: Sizes) -> Result:
 
 def ours(folder: Path, sizes: Sizes) -> Result:
     """The mask with another threshold, and compose."""
-    import polars as pl  # noqa: F401
-
+    collection.load(("mask", "compose"))
     clock = Clock()
     stages = collection.mine(("mask", "compose"), NEW, folder, folder / "ours")
     return {**clock.result(), "stages": stages}

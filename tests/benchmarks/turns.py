@@ -84,8 +84,8 @@ def judged(goal: Goal, runs: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
         "ours": _median(runs["ours"], goal.figure),
         "theirs": _median(runs[other], goal.figure) if other else None,
         "ratio": ratio,
-        "cpu_ratio": _median(runs[goal.over], "cpu_seconds") / _median(runs[goal.under], "cpu_seconds")
-        if goal.under and goal.figure == "seconds"
+        "cpu_ratio": _median(runs[goal.over], f"cpu_{goal.figure}") / _median(runs[goal.under], f"cpu_{goal.figure}")
+        if goal.under and goal.figure in ("seconds", "gflops")
         else None,
         "ratio_min": min(each),
         "ratio_max": max(each),
