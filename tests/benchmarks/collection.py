@@ -1,0 +1,125 @@
+"""A made-up collection of any size whose mask has work to do, as the stages read it, with its vectors stored.
+
+Documents lie around centres, a question near its one positive: cosine about 0.64 to it and 0.5 to its neighbours, so
+that `perc` sets some of them aside and leaves others. Texts are words drawn at random, so no two are alike.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.work import Result, Sizes
+
+CHARS = 300
+"""Length of a document."""
+CROWD = 500
+"""Documents around a centre."""
+ROWS = 65_536
+
+
+def write(folder: Path, sizes: Sizes) -> Result:
+    """Write the tables under pairs/, vectors into vectors/, queries.npy and documents.npy, and encode/encoding.json."""
+    import numpy as np
+    import polars as pl
+
+    from pipeline.progress import Quiet
+    from stages import contracts
+    from stages.contracts import Tools
+    from stages.models import DEFAULT_ENCODER
+    from stages.retrieval import encode
+    from stages.retrieval.encoder import recipe
+    from stages.retrieval.vectors import VectorStore, text_hashes
+
+    random = np.random.default_rng(0)
+    queries, documents, dimension = sizes["queries"], sizes["documents"], sizes["dimension"]
+    pairs = folder / "pairs"
+    pairs.mkdir()
+    words = np.array(["".join(random.choice(list("abcdefghijklmnopqrstuvwxyz"), 6)) for _ in range(5_000)])
+    pool = " ".join(random.choice(words, 200_000))
+    starts = random.integers(0, len(pool) - CHARS, documents)
+    positive = np.arange(queries) * documents // queries
+    query_ids = pl.Series([f"q{i:08d}" for i in range(queries)])
+    doc_ids = pl.Series([f"d{i:08d}" for i in range(documents)])
+    asked = [f"question {i} {pool[s : s + 60]}" for i, s in enumerate(starts[positive].tolist())]
+    texts = [f"document {i} {pool[s : s + CHARS]}" for i, s in enumerate(starts.tolist())]
+    frames = {
+        "queries": pl.DataFrame({"query_id": query_ids, "query": asked, "split": "train", "group": query_ids}),
+        "corpus": pl.DataFrame({"doc_id": doc_ids, "text": texts}),
+        "qrels": pl.DataFrame({"query_id": query_ids, "doc_id": doc_ids.gather(positive), "relevance": 1}),
+        "answers": pl.DataFrame({"query_id": [], "answer": []}, schema={"query_id": pl.String, "answer": pl.String}),
+    }
+    frames["decided"] = frames["qrels"].clear()
+    for name, frame in frames.items():
+        schema = contracts.QRELS if name == "decided" else getattr(contracts, name.upper())
+        contracts.write_table(frame, schema, pairs / f"{name}.parquet")
+
+    made = recipe(DEFAULT_ENCODER)
+    store = VectorStore(folder / "vectors" / made.key)
+    centres = random.standard_normal((max(1, documents // CROWD), dimension), np.float32)
+    vectors = np.lib.format.open_memmap(folder / "documents.npy", "w+", np.float32, (documents, dimension))
+    questions = np.lib.format.open_memmap(folder / "queries.npy", "w+", np.float32, (queries, dimension))
+    for start in range(0, documents, ROWS):
+        part = vectors[start : start + ROWS]
+        own = random.standard_normal(part.shape, np.float32)
+        centre = centres[random.integers(0, len(centres), len(part))]
+        part[:] = _unit(centre + own)
+        store.append(text_hashes(texts[start : start + ROWS], made.salt("document")), part)
+        here = slice(*np.searchsorted(positive, [start, start + len(part)]))
+        rows = positive[here] - start
+        noise = random.standard_normal((len(rows), dimension), np.float32)
+        questions[here] = _unit(centre[rows] + np.float32(0.3) * own[rows] + noise)
+    for start in range(0, queries, ROWS):
+        part = slice(start, start + ROWS)
+        store.append(text_hashes(asked[part], made.salt("query")), questions[part])
+    (folder / "encode").mkdir()
+    tools = Tools(Quiet(), folder / "scratch", folder / "vectors", folder / "logs")
+    inputs = {name: pairs / f"{name}.parquet" for name in ("queries", "corpus")}
+    summary = encode.run(encode.Params(), inputs, folder / "encode", tools)
+    assert summary["encoded"] == 0, "the stored vectors are not those that encode looks for"
+    return {"positives": queries, "text_mb": round(sum(map(len, texts)) / 1e6, 1)}
+
+
+def _unit(vectors: Any) -> Any:
+    import numpy as np
+
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def load(names: tuple[str, ...]) -> None:
+    """Import what these stages are made of, so that no clock counts it."""
+    import faiss  # noqa: F401
+
+    from pipeline.graph import STAGES
+
+    for name in names:
+        STAGES[name].load()
+
+
+def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out: Path) -> dict[str, float]:
+    """Run these stages, each into a new folder of `out`; inputs that are not there come from `folder`. Seconds of each.
+
+    `settings` are those of [mine], for whichever stage has them.
+    """
+    import shutil
+    import time
+
+    from pipeline.graph import STAGES
+    from pipeline.progress import Quiet
+    from stages.contracts import Tools
+
+    seconds = {}
+    for name in names:
+        stage = STAGES[name]
+        module = stage.load()
+        params = module.Params(**{key: value for key, value in settings.items() if key in module.Params.model_fields})
+        made, scratch = out / name, out / "scratch"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        scratch.mkdir(exist_ok=True)
+        places = {path: out / path for path in stage.reads(params)}
+        inputs = {place.stem: place if place.exists() else folder / path for path, place in places.items()}
+        started = time.perf_counter()
+        module.run(params, inputs, made, Tools(Quiet(), scratch, folder / "vectors", out / "logs"))
+        seconds[name] = round(time.perf_counter() - started, 3)
+        shutil.rmtree(scratch)
+    return seconds
