@@ -13,7 +13,7 @@ import pytest
 from tests.benchmarks import encode, search
 from tests.benchmarks.turns import WORKS, judged, work_of
 from tests.benchmarks.work import Goal
-from tests.conftest import ROOT, SHARED
+from tests.conftest import ROOT
 
 
 def bench(*arguments: str, folder: Path) -> tuple[str, dict[str, Any]]:
@@ -65,14 +65,6 @@ def test_both_sides_choose_the_same_negatives(name: str, tmp_path: Path) -> None
         assert found["goals"]["mine/3 GB"]["theirs"] is None
     else:
         assert agreement["same_bytes"] > 60 * 8 * 300
-
-
-def test_encode_gives_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:
-    if not SHARED.exists():
-        pytest.skip("../shared/data is not there: it holds the texts of this work")
-    _, found = bench("--only", "encode", "--size", "texts=60", "--turns", "1", folder=tmp_path)
-    assert found["works"]["encode"]["agreement"]["theirs"]["least_cosine"] > 0.999
-    assert found["goals"]["encode/matrix rate"]["figure"] == "gflops"
 
 
 def test_flops_are_those_counted_by_hand() -> None:
