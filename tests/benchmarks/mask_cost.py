@@ -1,0 +1,70 @@
+"""What the estimate, a mask and composing cost on a judged collection: `python -m tests.benchmarks.mask_cost FOLDER`.
+
+FOLDER holds queries, corpus and qrels as `prep bench negatives` reads them. All questions are train questions, all
+judgements are known. Prints a line a stage: seconds, peak memory so far, and what its summary says of the negatives.
+"""
+
+import argparse
+import resource
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import polars as pl
+
+from pipeline.progress import progress_for
+from stages import contracts
+from stages.contracts import Tools
+from stages.negatives import bench, compose, evidence, mask, verify
+from stages.retrieval import encode, search
+
+SAID = ("candidates", "pairs", "estimated", "estimate", "fill", "hardness", "false_negatives")
+
+
+def write_inputs(folder: Path, work: Path) -> dict[str, Path]:
+    """The collection as the stages read it."""
+    found = bench.read_judgements(folder)
+    wrong = found.wrong.with_columns(relevance=pl.lit(0, pl.Int32))
+    frames = {
+        "queries": found.queries.with_columns(split=pl.lit("train"), group="query_id"),
+        "corpus": found.corpus,
+        "qrels": pl.concat([found.positives, wrong]).sort("query_id", "doc_id"),
+        "answers": pl.DataFrame(pl.from_arrow(contracts.ANSWERS.empty_table())),
+    }
+    for name, frame in frames.items():
+        contracts.write_table(frame, getattr(contracts, name.upper()), work / f"{name}.parquet")
+    return {name: work / f"{name}.parquet" for name in frames}
+
+
+def main() -> None:
+    """Run the stages one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("collection", type=Path)
+    parser.add_argument("--folder", type=Path, default=Path("mask-cost"), help="where vectors and tables are kept")
+    given = parser.parse_args()
+    work = given.folder.absolute() / given.collection.name
+    work.mkdir(parents=True, exist_ok=True)
+    tools = Tools(progress_for(False, False), work, given.folder.absolute() / "vectors", work)
+    inputs = write_inputs(given.collection, work)
+
+    def run(stage: ModuleType, params: Any, *outputs: str) -> None:
+        started = time.monotonic()
+        summary = stage.run(params, inputs, work, tools)
+        seconds, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        said = {name: summary[name] for name in SAID if name in summary}
+        print(f"{stage.__name__}: {seconds:.1f} s, {peak:.2f} GiB, {said}", flush=True)
+        inputs.update({name.partition(".")[0]: work / name for name in outputs})
+
+    run(encode, encode.Params(), "encoding.json")
+    run(search, search.Params(), "candidates.parquet", "judged.parquet")
+    run(evidence, evidence.Params(), "evidence.parquet", "shown.parquet", "estimator.json")
+    run(verify, verify.Params(), "verified.parquet", "taught.parquet")
+    for chosen in (mask.Params(), mask.Params(max_false_negatives=0.01), mask.Params(mask="perc")):
+        run(mask, chosen, "verdicts.parquet")
+        run(compose, compose.Params())
+    tools.progress.close()  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
