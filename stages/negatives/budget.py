@@ -176,16 +176,16 @@ _SHUT = ("same_text", "curated", "contains_answer", "teacher_false", "judge")
 _READ = ["query_id", "score", "p_false_negative", "positive_similarity", "own", *_SHUT]
 
 
-def open_lists(limits: Limits, rows: pl.DataFrame) -> tuple[Lists, tuple[Ints, Ints], Bools]:
+def open_lists(limits: Limits, rows: pl.DataFrame, likely: float = LIKELY) -> tuple[Lists, tuple[Ints, Ints], Bools]:
     """What of some queries' EVIDENCE may be emitted by the estimate, as `padded` gives it, and which of the rows [n]
-    that is. The room of a query is what its curated negatives leave."""
+    that is: what has a p of at most `likely`. The room of a query is what its curated negatives leave."""
     rows = rows.with_columns(
         room=(limits.negatives - pl.col("curated").fill_null(False).sum().over("query_id").cast(pl.Int64)).clip(0)
     )
     flags = [pl.col(flag).fill_null(False) for flag in _SHUT if flag in rows.columns]
     shut = pl.any_horizontal(pl.col("own").is_not_null(), *flags)
     shut |= (pl.col("positive_similarity") >= pl.lit(limits.duplicate_similarity, pl.Float32)).fill_null(False)
-    here = rows.select((pl.col("p_false_negative") <= LIKELY).fill_null(False) & ~shut).to_series().to_numpy()
+    here = rows.select((pl.col("p_false_negative") <= likely).fill_null(False) & ~shut).to_series().to_numpy()
     listed = rows.filter(here)
     query = listed["query_id"].rle_id().cast(pl.Int64).to_numpy()
     room = listed.group_by("query_id", maintain_order=True).agg(pl.col("room").first())["room"].to_numpy()

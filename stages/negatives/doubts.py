@@ -1,7 +1,7 @@
 """Doubts: the candidates whose verdict a second opinion could change, and the texts that it has to read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +64,14 @@ class Scene:
 
 def open_rows(limits: Limits, rows: pl.DataFrame, limit: Limit) -> pl.DataFrame:
     """Of some queries' EVIDENCE what `Scene.doubtful` gives, in the order of `rows`."""
-    lists, at, here = budget.open_lists(limits, rows)
-    chosen = budget.choose(lists, limit.price) & (lists.p <= limit.ceiling)
+    # what is too likely to be emitted may be won back by whoever is asked
+    lists, at, here = budget.open_lists(limits, rows, likely=1.0)
+    emitting = replace(lists, open=lists.open & (lists.p <= budget.LIKELY))
+    chosen = budget.choose(emitting, limit.price) & (lists.p <= limit.ceiling)
     width = lists.score.shape[1]
     last = np.where(chosen.any(axis=1), width - 1 - chosen[:, ::-1].argmax(axis=1), -1) if width else np.zeros(0)
     reached = np.arange(width)[None] <= last[:, None]
-    threshold = budget.allowed(lists, limit, limits.max_false_negatives)
+    threshold = budget.allowed(emitting, limit, limits.max_false_negatives)
     found = rows.filter(here).select(
         *PAIR, "score", "p_false_negative",
         threshold=pl.Series(threshold[at], dtype=pl.Float32), emitted=pl.Series(chosen[at], dtype=pl.Boolean),

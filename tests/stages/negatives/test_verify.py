@@ -48,8 +48,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     monkeypatch.setattr(teacher, "Teacher", Reader)
     monkeypatch.setattr(judge, "Judge", Court)
     monkeypatch.setattr(verify, "model_digest", lambda _: "digest")
-    # of q's five candidates, three are to be emitted; t is of test
-    p = {"sure": 0.95, "good": 0.5, "bad": 0.4, "worse": 0.1, "easy": 0.001}
+    # of q's five candidates, three are to be emitted; good is likelier false than not and may be won back; t is of test
+    p = {"sure": 0.95, "good": 0.6, "bad": 0.4, "worse": 0.1, "easy": 0.001}
     rows = [("q", doc, "dense", i + 1, 0.9 - 0.1 * i) for i, doc in enumerate(p)] + [("t", "good", "dense", 1, 0.9)]
     evidence = table(contracts.EVIDENCE, *[(*row, *[None] * 5, p[row[1]]) for row in rows]).with_columns(
         *(pl.lit(None, pl.Float32).alias(name) for name in contracts.FEATURES)
