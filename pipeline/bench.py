@@ -27,6 +27,7 @@ def negatives(
     """Bench the rules on `folders`; with `prior`, fit the shipped prior on them and write it there as well."""
     from stages.models import model_name
     from stages.negatives import bench
+    from stages.negatives.collections import read_collection
 
     require_names(folders)
     workspace = Workspace(options["workspace"])
@@ -40,7 +41,7 @@ def negatives(
                 scratch = workspace.scratch / f"bench-{folder.name}"
                 scratch.mkdir(parents=True, exist_ok=True)
                 tools = Tools(progress, scratch, workspace.vectors, workspace.logs)
-                collection = bench.read_collection(folder, seed, most)
+                collection = read_collection(folder, seed, most)
                 found = mine(collection, encoder, k, tools)
                 shown.append((collection, found.features, found.hidden))
                 about = {
@@ -82,12 +83,13 @@ def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
     import polars as pl
 
     from stages.negatives import bench
+    from stages.negatives.collections import write_inputs
     from stages.negatives.documents import document_vectors
     from stages.negatives.known import positive_similarity
     from stages.negatives.suspects import Suspects
     from stages.retrieval import encode, search
 
-    inputs = bench.write_inputs(collection, tools.scratch)
+    inputs = write_inputs(collection, tools.scratch)
     encode.run(encode.Params(model=encoder), inputs, tools.scratch, tools)
     inputs["encoding"] = tools.scratch / "encoding.json"
     search.run(search.Params(), inputs, tools.scratch, tools)
@@ -127,7 +129,7 @@ def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]
         parts.append(
             Table(
                 f"{name}: {found['queries']:,} questions, {found['hidden']:,} positives hidden; learned from "
-                f"{found['learned']['source']}",
+                f"{found['learned']['source']}{'; perc would be used here' if found['learned']['unfit'] else ''}",
                 ["rule", "leak", "rows", "hardness", "fill", "near", "judged", "learned, as hard"],
                 rows,
             )

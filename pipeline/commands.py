@@ -275,7 +275,7 @@ def calibrate(options: Mapping[str, Any]) -> Result:
     from stages.negatives.calibrate import trade
 
     with opened(options, "mine") as (runner, _):  # on the mask alone, so that nothing else takes it for a setting
-        given = runner.params["mask"]
+        given: Any = runner.params["mask"]
         learned = given.model_copy(update={"mask": "learned", "threshold": None, "relabel": "no"})
         runner = Runner(runner.workspace, {**runner.params, "mask": learned}, runner.progress)
         runner.bring("mask")
@@ -286,7 +286,7 @@ def calibrate(options: Mapping[str, Any]) -> Result:
         files = {"queries": "pairs", "judged": "search", "verdicts": "mask"}
         found = trade(
             {name: folders[stage] / f"{name}.parquet" for name, stage in files.items()},
-            learned.negatives,  # type: ignore[attr-defined]
+            learned.negatives,
         )
     header = ["expected", "95 %", "hardness", "fill"]
     budgets = [[f"{row['max_false_negatives']:.1%}", *_expectation(row)] for row in found["budgets"]]

@@ -7,20 +7,16 @@ against the learned mask's at the same hardness (the price of `stages.negatives.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
-import xxhash
 from numpy.typing import NDArray
 
-from stages import contracts
-from stages.draw import draw
-from stages.errors import InputError
 from stages.negatives import budget, learned, rules
-from stages.negatives.budget import Bools, Floats, Lists
+from stages.negatives.budget import Bools, Floats, Limit, Lists
+from stages.negatives.collections import Collection
 from stages.negatives.rules import RuleName
 
 
@@ -48,124 +44,6 @@ FIXED: dict[str, Fixed] = {
 }  # fmt: skip
 BUDGETS = (0.01, 0.02, 0.05)
 NEAR = 0.98
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A judged collection with half of its positives hidden."""
-
-    name: str
-    digest: str
-    """Of its judgements; tells a set that the prior was fitted on."""
-    queries: pl.DataFrame
-    corpus: pl.DataFrame
-    known: pl.DataFrame
-    """query_id, doc_id, relevance: the positives that are left."""
-    hidden: pl.DataFrame
-    """query_id, doc_id."""
-    wrong: pl.DataFrame
-    """query_id, doc_id that people judged not relevant."""
-
-
-@dataclass(frozen=True)
-class Judgements:
-    """What people judged of a collection, nothing hidden."""
-
-    digest: str
-    queries: pl.DataFrame
-    """query_id, query."""
-    corpus: pl.DataFrame
-    """doc_id, text, and where the collection has them title and category."""
-    positives: pl.DataFrame
-    """query_id, doc_id, relevance."""
-    wrong: pl.DataFrame
-    """query_id, doc_id that people judged not relevant."""
-
-
-def read_judgements(folder: Path) -> Judgements:
-    """A folder with queries, corpus and qrels as Parquet or as BEIR has them.
-
-    Where grades go up to 3, positives begin at 2, as in TREC; a 1 is neither. Raises `InputError` naming what is
-    missing.
-    """
-    queries, corpus, qrels = _beir(folder) if (folder / "corpus.jsonl").is_file() else _parquet(folder)
-    if "relevance" not in qrels.columns:
-        qrels = qrels.with_columns(relevance=pl.lit(1))
-    grades = qrels.select("query_id", "doc_id", pl.col("relevance").cast(pl.Int32))
-    grades = grades.join(queries, on="query_id", how="semi").join(corpus, on="doc_id", how="semi")
-    pair = ["query_id", "doc_id"]
-    grades = grades.sort(*pair, "relevance").unique(pair, keep="last", maintain_order=True)
-    least = 2 if (grades["relevance"].max() or 0) >= 3 else 1  # type: ignore[operator]
-    lines = "\n".join(f"{query}\t{doc}\t{grade}" for query, doc, grade in grades.iter_rows())
-    optional = [name for name in ("title", "category") if name in corpus.columns]
-    return Judgements(
-        xxhash.xxh3_128_hexdigest(lines.encode()),
-        queries.select("query_id", "query").sort("query_id"),
-        corpus.select("doc_id", "text", *optional).sort("doc_id"),
-        grades.filter(pl.col("relevance") >= least),
-        grades.filter(pl.col("relevance") == 0).select(pair),
-    )
-
-
-def read_collection(folder: Path, seed: int, most: int) -> Collection:
-    """The judgements in `folder` with half of each question's positives hidden.
-
-    Mined for are the questions with two positives or more, of these at most `most` (drawn by hash). Raises
-    `InputError` naming what is missing.
-    """
-    found = read_judgements(folder)
-    positives = learned.hide(found.positives, seed, "bench")
-    many = positives.filter("hidden")["query_id"].unique().to_list()
-    kept = sorted(many, key=lambda query: (draw(seed, "bench", query), query))[:most]
-    asked = pl.col("query_id").is_in(kept)
-    split = pl.when(asked).then(pl.lit("train")).otherwise(pl.lit("test"))
-    return Collection(
-        folder.name,
-        found.digest,
-        found.queries.with_columns(split=split, group="query_id"),
-        found.corpus,
-        positives.filter(~pl.col("hidden")).select("query_id", "doc_id", "relevance"),
-        positives.filter(pl.col("hidden") & asked).select("query_id", "doc_id"),
-        found.wrong.filter(asked),
-    )
-
-
-def _parquet(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    wanted = {"queries": ("query_id", "query"), "corpus": ("doc_id", "text"), "qrels": ("query_id", "doc_id")}
-    found = []
-    for name, columns in wanted.items():
-        path = folder / f"{name}.parquet"
-        if not path.is_file():
-            raise InputError(
-                f"{path} is not there: a bench folder holds queries, corpus and qrels, or is a BEIR folder"
-            )
-        found.append(pl.read_parquet(path))
-        if missing := [column for column in columns if column not in found[-1].columns]:
-            raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(found[-1].columns)}")
-    return found[0], found[1], found[2]
-
-
-def _beir(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    texts = {"_id": pl.String, "title": pl.String, "text": pl.String}
-    paths = sorted((folder / "qrels").glob("*.tsv"))
-    try:
-        corpus = pl.read_ndjson(folder / "corpus.jsonl", schema=texts)
-        queries = pl.read_ndjson(folder / "queries.jsonl", schema={"_id": pl.String, "text": pl.String})
-        judged = [pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False) for path in paths]
-        qrels = pl.concat(judged).select(
-            query_id="query-id", doc_id="corpus-id", relevance=pl.col("score").cast(pl.Int32)
-        )
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{folder} is no BEIR folder (corpus.jsonl, queries.jsonl, qrels/*.tsv): {error}") from error
-    return queries.rename({"_id": "query_id", "text": "query"}), corpus.rename({"_id": "doc_id"}), qrels
-
-
-def write_inputs(collection: Collection, folder: Path) -> dict[str, Path]:
-    """The collection as the stages read it, with the known positives as its only judgements."""
-    frames = {"queries": collection.queries, "corpus": collection.corpus, "qrels": collection.known}
-    for name, frame in frames.items():
-        contracts.write_table(frame, getattr(contracts, name.upper()), folder / f"{name}.parquet")
-    return {name: folder / f"{name}.parquet" for name in frames}
 
 
 @dataclass(frozen=True)
@@ -264,6 +142,15 @@ def figures(mined: Mined, chosen: Bools) -> dict[str, float | None]:
     }
 
 
+def within(mined: Mined, shares: Sequence[float]) -> list[tuple[Limit, Bools]]:
+    """What the learned mask takes within each of `shares`, as the mask does: the limit and the choice [q, width]."""
+    unit = unit_of(mined)
+    lists = replace(mined.lists, open=mined.lists.open & (mined.lists.p <= budget.LIKELY))
+    total = budget.tried(lists, unit)
+    limits = [budget.settle(total, share, unit) for share in shares]
+    return [(limit, budget.choose(lists, limit.price) & (lists.p <= limit.ceiling)) for limit in limits]
+
+
 def unit_of(mined: Mined) -> float:
     """`budget.spread` of the candidates."""
     query, column = np.nonzero(mined.lists.open)
@@ -273,12 +160,12 @@ def unit_of(mined: Mined) -> float:
 
 def price_at(mined: Mined, hardness: float) -> float:
     """The price at which the learned mask's negatives are as hard, or just harder."""
-    low, high = -14.0, 16.0
+    unit, low, high = unit_of(mined), -14.0, 16.0
     for _ in range(40):
         middle = (low + high) / 2
-        found = figures(mined, budget.choose(mined.lists, 2.0**middle))["hardness"]
+        found = figures(mined, budget.choose(mined.lists, unit * 2.0**middle))["hardness"]
         low, high = (middle, high) if found is not None and found > hardness else (low, middle)
-    return float(2.0**low)
+    return float(unit * 2.0**low)
 
 
 def at_hardness(mined: Mined, hardness: float) -> dict[str, float | None]:
@@ -304,13 +191,10 @@ def report(mined: Mined) -> dict[str, Any]:
                 "fill_learned": ours["fill"],
             }
         )
-    unit = unit_of(mined)
-    total = budget.tried(mined.lists, unit)
-    budgets = []
-    for share in BUDGETS:
-        limit = budget.settle(total, share, unit)
-        chosen = budget.choose(mined.lists, limit.price) & (mined.lists.p <= limit.ceiling)
-        budgets.append({"max_false_negatives": share, "expected": limit.expected, **figures(mined, chosen)})
+    budgets = [
+        {"max_false_negatives": share, "expected": limit.expected, **figures(mined, chosen)}
+        for share, (limit, chosen) in zip(BUDGETS, within(mined, BUDGETS), strict=True)
+    ]
     return {"rules": found, "equal_hardness": equal, "budgets": budgets, "bins": bins(mined)}
 
 
@@ -327,7 +211,7 @@ def bins(mined: Mined, n: int = 10) -> list[dict[str, float]]:
 
 
 def ratio(one: Mapping[str, Any]) -> float | None:
-    """How many times lower the learned mask's leak is; one leaked negative less than none counts as a tenth of 1 %."""
+    """How many times lower the learned mask's leak is; no leak counts as 0.01 %."""
     if not one["leak_rule"]:
         return None
     return float(one["leak_rule"] / max(one["leak_learned"], 1e-4))

@@ -16,8 +16,7 @@ import polars as pl
 from stages import contracts
 from stages.draw import draw
 from stages.errors import InputError
-from stages.negatives import budget
-from stages.negatives.bench import FIXED, as_lists, emitted, unit_of
+from stages.negatives.bench import FIXED, as_lists, emitted, within
 from stages.negatives.budget import Bools, Ints, Lists
 from stages.negatives.mask import NEGATIVE
 
@@ -46,13 +45,10 @@ def trade(inputs: Mapping[str, Path], room: int) -> dict[str, Any]:
     judged = contracts.read_table(inputs["judged"], contracts.JUDGED)
     mined = as_lists(table, table["p_false_negative"].to_numpy(), judged, room)
     mined = replace(mined, lists=replace(mined.lists, room=rooms(table, judged, room)))
-    unit = unit_of(mined)
-    total = budget.tried(mined.lists, unit)
-    budgets = []
-    for share in BUDGETS:
-        limit = budget.settle(total, share, unit)
-        chosen = budget.choose(mined.lists, limit.price) & (mined.lists.p <= limit.ceiling)
-        budgets.append({"max_false_negatives": share, **line(mined.lists, chosen)})
+    budgets = [
+        {"max_false_negatives": share, **line(mined.lists, chosen)}
+        for share, (_, chosen) in zip(BUDGETS, within(mined, BUDGETS), strict=True)
+    ]
     found = [{"rule": name, **line(mined.lists, emitted(mined, fixed))} for name, fixed in FIXED.items()]
     return {"queries": len(mined.lists.room), "of": len(train), "budgets": budgets, "rules": found}
 

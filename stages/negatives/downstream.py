@@ -109,9 +109,7 @@ def take(mined: Mined, rule: str, share: float) -> Bools:
     if rule == AS_HARD:
         hardness = bench.figures(mined, bench.emitted(mined, FIXED[REFERENCE]))["hardness"]
         return budget.choose(mined.lists, bench.price_at(mined, hardness or 0.0))
-    unit = bench.unit_of(mined)
-    limit = budget.settle(budget.tried(mined.lists, unit), share, unit)
-    return budget.choose(mined.lists, limit.price) & (mined.lists.p <= limit.ceiling)
+    return bench.within(mined, [share])[0][1]
 
 
 def settle(mined: Mined, rules: Sequence[str], share: float) -> tuple[Bools, dict[str, Bools]]:

@@ -53,13 +53,14 @@ def check_ending(path: Path) -> None:
 def write_findings(table: pl.DataFrame, path: Path) -> None:
     """Write CSV, JSON Lines or Parquet, by the file's ending; raises `InputError` where it can't be written."""
     check_ending(path)
-    ending = path.suffix.lower()
+    ending, partial = path.suffix.lower(), path.with_name(f".{path.name}.tmp")
     try:
         if ending == ".csv":
-            table.write_csv(path)
+            table.write_csv(partial)
         elif ending == ".jsonl":
-            table.write_ndjson(path)
+            table.write_ndjson(partial)
         else:
-            table.write_parquet(path)
+            table.write_parquet(partial)
+        partial.replace(path)
     except OSError as error:
         raise InputError(f"--out {path} can't be written: {error}") from error

@@ -75,31 +75,29 @@ class Judge:
 
     @property
     def summary(self) -> Summary:
-        """Of all pairs so far, each counted once a call: cached + asked + left_out (by the budget) = pairs, answered +
-        failed = asked, relevant is among cached + answered; retried counts HTTP requests beyond the first attempts."""
-        names = ("pairs", "cached", "asked", "left_out", "answered", "failed", "relevant", "requests", "retried")
+        """Of all pairs so far, each counted once a call: cached + asked = pairs, answered + failed = asked, relevant is
+        among cached + answered; retried counts HTTP requests beyond the first attempts."""
+        names = ("pairs", "cached", "asked", "answered", "failed", "relevant", "requests", "retried")
         return {"model": self._model, **{name: self.counts[name] for name in names}}
 
-    def verdicts(self, pairs: Sequence[tuple[str, str]], budget: int | None = None) -> Floats:
+    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> Floats:
         """For each (query, document): 1.0 relevant (it answers the query), 0.0 not, NaN where no verdict came.
 
-        At most `budget` pairs are asked, the first ones that no earlier run has asked; they are asked in batches of one
-        query. The first verdict on a pair stands for good, so it does not hang on the order in which answers come.
+        Those that no earlier run has asked are asked in batches of one query. The first verdict on a pair stands for
+        good, so it does not hang on the order in which answers come.
         Raises `InputError` where the first request can't be answered, or most requests fail.
         """
         read = [(cut(query), cut(document)) for query, document in pairs]
         keys = [pair_key(self._model, *pair) for pair in read]
         distinct = dict(zip(keys, read, strict=True))
-        new = [key for key in distinct if key not in self._ledger.held]
-        asked = new[:budget]
+        asked = [key for key in distinct if key not in self._ledger.held]
         if asked:
             self._ask(batches({key: distinct[key] for key in asked}), len(asked))
         answered = sum(key in self._ledger.held for key in asked)
         self.counts.update(
             pairs=len(distinct),
-            cached=len(distinct) - len(new),
+            cached=len(distinct) - len(asked),
             asked=len(asked),
-            left_out=len(new) - len(asked),
             answered=answered,
             failed=len(asked) - answered,
             relevant=sum(self._ledger.held.get(key, False) for key in distinct),

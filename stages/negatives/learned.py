@@ -104,7 +104,7 @@ class Estimator:
             mixed = np.empty(len(features))
             for number, model in enumerate(self.own):
                 here = fold == number
-                own = missing(model.log_odds(inputs(features[here], general[here], model)))
+                own = missing(model.log_odds(columns(features[here], general[here], model.names)))
                 mixed[here] = self.share * own + (1 - self.share) * general[here]
         out: Floats = (1 / (1 + np.exp(-mixed))).astype(np.float32)
         return out
@@ -117,7 +117,8 @@ def missing(log_odds: Doubles) -> Doubles:
     there that is not hidden is a missing one with probability h / (h + n), which is those odds.
     """
     p = np.minimum(np.exp(np.minimum(log_odds, 0.0)), CEILING)
-    return np.log(p / (1 - p))  # type: ignore[no-any-return]
+    out: Doubles = np.log(p / (1 - p))
+    return out
 
 
 def fit_own(
@@ -171,11 +172,6 @@ def folds(questions: Sequence[str]) -> NDArray[np.int64]:
     """The fold of each question, by a hash of its name: [n]."""
     known = {question: draw(0, "fold", question) % FOLDS for question in set(questions)}
     return np.array([known[question] for question in questions], np.int64)
-
-
-def inputs(features: Floats, prior: Doubles, model: Model) -> Floats:
-    """What an own model reads of features [n, len(FEATURES)] and the prior's log odds [n]."""
-    return columns(features, prior, model.names)
 
 
 def columns(features: Floats, prior: Doubles, names: Sequence[str]) -> Floats:

@@ -8,8 +8,8 @@ import polars as pl
 
 from stages.draw import draw
 from stages.errors import InputError
-from stages.negatives import bench, learned
-from stages.negatives.bench import Collection
+from stages.negatives import learned
+from stages.negatives.collections import Collection, read_judgements
 from stages.pairs.split import Shares, Ties, assign
 from stages.text import loose
 
@@ -32,8 +32,8 @@ class Trial:
 
 
 def read_trial(folder: Path, seed: int) -> Trial:
-    """Read a folder as `bench.read_judgements` does, split its questions and hide. Raises `InputError`."""
-    found = bench.read_judgements(folder)
+    """Read a folder as `read_judgements` does, split its questions and hide. Raises `InputError`."""
+    found = read_judgements(folder)
     queries = found.queries.join(found.positives, on="query_id", how="semi").sort("query_id")
     side, notes = sides(queries, found.positives, seed)
     test = side.filter("test").select("query_id")

@@ -18,9 +18,9 @@ from stages.negatives.bench import (
     figures,
     medians,
     prior_file,
-    read_collection,
 )
 from stages.negatives.calibrate import rooms
+from stages.negatives.collections import read_collection
 
 
 def collection(folder: Path, grades: list[tuple[str, str, int]]) -> Path:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from stages.contracts import CANDIDATES, Tools
 from stages.errors import InputError
 from stages.evaluation.lists import Fixed
-from stages.negatives.bench import Collection, Mined, as_lists
+from stages.negatives.bench import Mined, as_lists
+from stages.negatives.collections import Collection
 from stages.negatives.downstream import Params, compose, epochs_of, measured, of_run, report, settle, some, study
 from stages.negatives.trial import Trial
 from tests.stages.negatives.collection import Said, write

@@ -144,7 +144,6 @@ def test_documents_of_one_query_go_together_and_answers_come_in_the_order_of_the
         "pairs": 4,
         "cached": 0,
         "asked": 4,
-        "left_out": 0,
         "answered": 4,
         "failed": 0,
         "relevant": 2,
@@ -170,17 +169,6 @@ def test_what_is_cached_needs_no_server(server: Server, tmp_path: Path) -> None:
     judge(server, tmp_path).verdicts(PAIRS)
     away = Judge("http://127.0.0.1:1/v1", "model-a", tmp_path / "judge.jsonl", Lines())
     assert away.verdicts(PAIRS).tolist() == TRUE
-
-
-def test_a_budget_counts_pairs_asked_anew_and_takes_the_first(server: Server, tmp_path: Path) -> None:
-    judge(server, tmp_path).verdicts(PAIRS[1:2])
-    server.bodies.clear()
-    made = judge(server, tmp_path)
-    np.testing.assert_array_equal(made.verdicts(PAIRS, budget=2), [1.0, 0.0, 0.0, np.nan])
-    assert server.asked() == ["RIGHT a", "wrong c"]
-    assert [made.counts[name] for name in ("pairs", "cached", "asked", "left_out")] == [4, 1, 2, 1]
-    np.testing.assert_array_equal(judge(server, tmp_path).verdicts(PAIRS, budget=0), [1.0, 0.0, 0.0, np.nan])
-    assert len(server.bodies) == 1
 
 
 @pytest.mark.parametrize(
