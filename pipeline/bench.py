@@ -27,7 +27,7 @@ def negatives(
     """Bench the rules on `folders`; with `prior`, fit the shipped prior on them and write it there as well."""
     from stages.models import model_name
     from stages.negatives import bench
-    from stages.negatives.collections import read_collection
+    from stages.negatives.collection import read_collection
 
     require_names(folders)
     workspace = Workspace(options["workspace"])
@@ -83,7 +83,7 @@ def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
     import polars as pl
 
     from stages.negatives import bench
-    from stages.negatives.collections import write_inputs
+    from stages.negatives.collection import write_inputs
     from stages.negatives.documents import document_vectors
     from stages.negatives.known import positive_similarity
     from stages.negatives.suspects import Suspects

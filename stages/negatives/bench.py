@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stages.negatives import budget, learned, rules
 from stages.negatives.budget import Bools, Floats, Limit, Lists
-from stages.negatives.collections import Collection
+from stages.negatives.collection import Collection
 from stages.negatives.rules import RuleName
 
 

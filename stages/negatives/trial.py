@@ -9,7 +9,7 @@ import polars as pl
 from stages.draw import draw
 from stages.errors import InputError
 from stages.negatives import learned
-from stages.negatives.collections import Collection, read_judgements
+from stages.negatives.collection import Collection, read_judgements
 from stages.pairs.split import Shares, Ties, assign
 from stages.text import loose
 

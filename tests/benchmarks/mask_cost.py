@@ -16,7 +16,8 @@ import polars as pl
 from pipeline.progress import progress_for
 from stages import contracts
 from stages.contracts import Tools
-from stages.negatives import collections, compose, evidence, mask, verify
+from stages.negatives import compose, evidence, mask, verify
+from stages.negatives.collection import read_judgements
 from stages.retrieval import encode, search
 
 SAID = ("candidates", "pairs", "estimated", "estimate", "fill", "hardness", "false_negatives")
@@ -24,7 +25,7 @@ SAID = ("candidates", "pairs", "estimated", "estimate", "fill", "hardness", "fal
 
 def write_inputs(folder: Path, work: Path) -> dict[str, Path]:
     """The collection as the stages read it."""
-    found = collections.read_judgements(folder)
+    found = read_judgements(folder)
     wrong = found.wrong.with_columns(relevance=pl.lit(0, pl.Int32))
     frames = {
         "queries": found.queries.with_columns(split=pl.lit("train"), group="query_id"),

@@ -20,7 +20,8 @@ from pipeline.progress import progress_for
 from stages.contracts import JUDGED, Tools, read_table, scan_documents
 from stages.draw import draw
 from stages.models import DEFAULT_ENCODER
-from stages.negatives import collections, crossfit, opinion
+from stages.negatives import crossfit, opinion
+from stages.negatives.collection import Collection, read_collection, write_inputs
 from stages.negatives.documents import document_vectors
 from stages.negatives.suspects import Suspects
 from stages.negatives.teacher import TeacherRule, asked, band, measured, teacher_false
@@ -36,7 +37,7 @@ MARGINS: tuple[tuple[TeacherRule, float], ...] = tuple(
 PAIR = ["query_id", "doc_id"]
 
 
-def groups(collection: collections.Collection) -> dict[str, str]:
+def groups(collection: Collection) -> dict[str, str]:
     """As build-pairs groups questions: those that restate one another or share a positive; a giant is taken apart."""
     ids = collection.queries["query_id"].to_list()
     place = {query_id: i for i, query_id in enumerate(ids)}
@@ -53,8 +54,8 @@ def groups(collection: collections.Collection) -> dict[str, str]:
 
 def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any]:
     """The set with p for every candidate of the questions whose positives were hidden."""
-    collection = collections.read_collection(folder, 0, most)
-    inputs = collections.write_inputs(collection, work)
+    collection = read_collection(folder, 0, most)
+    inputs = write_inputs(collection, work)
     encode.run(encode.Params(), inputs, work, tools)
     inputs["encoding"] = work / "encoding.json"
     search.run(search.Params(), inputs, work, tools)

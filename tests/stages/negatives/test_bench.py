@@ -20,7 +20,7 @@ from stages.negatives.bench import (
     prior_file,
 )
 from stages.negatives.calibrate import rooms
-from stages.negatives.collections import read_collection
+from stages.negatives.collection import read_collection
 
 
 def collection(folder: Path, grades: list[tuple[str, str, int]]) -> Path:

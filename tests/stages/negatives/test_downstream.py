@@ -11,7 +11,7 @@ from stages.contracts import CANDIDATES, Tools
 from stages.errors import InputError
 from stages.evaluation.lists import Fixed
 from stages.negatives.bench import Mined, as_lists
-from stages.negatives.collections import Collection
+from stages.negatives.collection import Collection
 from stages.negatives.downstream import Params, compose, epochs_of, measured, of_run, report, settle, some, study
 from stages.negatives.trial import Trial
 from tests.stages.negatives.collection import Said, write
