@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
 from pipeline.store import Workspace, write_durably
 from stages.contracts import JUDGED, Tools, read_table
 from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from stages.negatives.learned import Left
 
 
 def require_names(folders: Sequence[Path]) -> None:
@@ -22,7 +25,14 @@ def require_names(folders: Sequence[Path]) -> None:
 
 
 def negatives(
-    options: dict[str, Any], folders: Sequence[Path], seed: int, k: int, most: int, encoder: str, prior: Path | None
+    options: dict[str, Any],
+    folders: Sequence[Path],
+    seed: int,
+    k: int,
+    most: int,
+    left: "Left",
+    encoder: str,
+    prior: Path | None,
 ) -> Result:
     """Bench the rules on `folders`; with `prior`, fit the shipped prior on them and write it there as well."""
     from stages.models import model_name
@@ -33,7 +43,8 @@ def negatives(
     workspace = Workspace(options["workspace"])
     progress = progress_for(options["quiet"], options["verbose"])
     sets: dict[str, Any] = {}
-    shown = []
+    shown: dict[str, list[bench.Shown]] = {"half": [], "one": []}
+    sides: tuple[Left, ...] = ("half", "one") if prior else (left,)
     try:
         with workspace.locked():
             for folder in folders:
@@ -41,21 +52,18 @@ def negatives(
                 scratch = workspace.scratch / f"bench-{folder.name}"
                 scratch.mkdir(parents=True, exist_ok=True)
                 tools = Tools(progress, scratch, workspace.vectors, workspace.logs)
-                collection = read_collection(folder, seed, most)
-                found = mine(collection, encoder, k, tools)
-                shown.append((collection, found.features, found.hidden))
-                about = {
-                    "queries": len(found.mined.lists.room),
-                    "documents": len(collection.corpus),
-                    "hidden": len(collection.hidden),
-                    "learned": found.learned,
-                }
-                sets[folder.name] = about | bench.report(found.mined)
+                for side in sides:
+                    collection = read_collection(folder, seed, most, side)
+                    found = mine(collection, encoder, k, tools)
+                    shown[side].append((collection, found.features, found.hidden))
+                    if side == left:
+                        sets[folder.name] = _about(collection, found) | bench.report(found.mined)
     finally:
         progress.close()
     if prior:
         command = f"prep {shlex.join(sys.argv[1:])}"
-        write_durably(prior, json.dumps(bench.prior_file(shown, command, model_name(encoder)), indent=1) + "\n")
+        held = bench.prior_file(shown["half"], shown["one"], command, model_name(encoder))
+        write_durably(prior, json.dumps(held, indent=1) + "\n")
     medians = bench.medians(sets)
     return Result(
         {"sets": sets, "median_ratio": medians.get("perc_max 0.9"), "medians": medians}, tables(sets, medians)
@@ -108,6 +116,15 @@ def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
         collection.hidden.with_columns(hidden=True), on=["query_id", "doc_id"], how="left", maintain_order="left"
     )["hidden"]
     return Found(inputs, rows, features, hidden.fill_null(False).to_numpy(), mined, suspects.summary)
+
+
+def _about(collection: Any, found: Found) -> dict[str, Any]:
+    return {
+        "queries": len(found.mined.lists.room),
+        "documents": len(collection.corpus),
+        "hidden": len(collection.hidden),
+        "learned": found.learned,
+    }
 
 
 def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]:

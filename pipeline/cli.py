@@ -9,11 +9,14 @@ import traceback
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stages.errors import GateRefused, InputError, PrepError, WorkspaceBusy
+
+if TYPE_CHECKING:
+    from stages.negatives.learned import Left
 
 EXIT_CODES: dict[type[PrepError], int] = {InputError: 2, GateRefused: 3, WorkspaceBusy: 75}
 ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -307,14 +310,21 @@ def bench() -> None:
     help="At most so many questions a folder are mined for, drawn by hash.",
 )
 @click.option(
+    "--left",
+    type=click.Choice(["half", "one"]),
+    default="half",
+    show_default=True,
+    help="Known positives left a question: half of them, or one, as in most tables. The prior speaks alone then.",
+)
+@click.option(
     "--write-prior", type=click.Path(path_type=Path, dir_okay=False),
     help="Fit the prior of the learned mask on these folders as well, and write it there.",
 )  # fmt: skip
 def bench_negatives(
-    folders: tuple[Path, ...], encoder: str | None, seed: int, k: int, queries: int, write_prior: Path | None,
-    **options: Any,
+    folders: tuple[Path, ...], encoder: str | None, seed: int, k: int, queries: int, left: "Left",
+    write_prior: Path | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Hide half of each question's positives, mine under every rule, and count how many hidden ones are mined.
+    """Hide some of each question's positives, mine under every rule, and count how many hidden ones are mined.
 
     FOLDERS hold queries.parquet (query_id, query), corpus.parquet (doc_id, text) and qrels.parquet (query_id, doc_id,
     relevance), or are BEIR folders. A folder that the shipped prior was fitted on is read with a prior of the others.
@@ -325,7 +335,7 @@ def bench_negatives(
     from pipeline.bench import negatives
     from stages.models import DEFAULT_ENCODER
 
-    show(options, negatives(options, folders, seed, k, queries, encoder or DEFAULT_ENCODER, write_prior))
+    show(options, negatives(options, folders, seed, k, queries, left, encoder or DEFAULT_ENCODER, write_prior))
 
 
 @bench.command(

@@ -45,6 +45,9 @@ FIXED: dict[str, Fixed] = {
 BUDGETS = (0.01, 0.02, 0.05)
 NEAR = 0.98
 
+Shown = tuple[Collection, Floats, Bools]
+"""A collection, the features [n, len(FEATURES)] of its candidates, and which of these are hidden [n]."""
+
 
 @dataclass(frozen=True)
 class Mined:
@@ -227,28 +230,36 @@ def medians(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {rule: float(np.median(values)) for rule, values in found.items()}
 
 
-def prior_file(sets: Sequence[tuple[Collection, Floats, Bools]], command: str, encoder: str) -> dict[str, Any]:
-    """prior.json: one model of all sets, and for each set one of the others, for reading it on that set.
+def prior_file(half: Sequence[Shown], one: Sequence[Shown], command: str, encoder: str) -> dict[str, Any]:
+    """prior.json: the models of all sets, and for each set those of the others, for reading them on that set.
 
-    `sets`: collections with the features [n, len(FEATURES)] of their candidates and which of these are hidden.
+    `half` and `one`: the same sets with as many positives left.
     """
-    tables = [(features, hidden) for _, features, hidden in sets]
-    without = [
-        {
-            "digest": collection.digest,
-            "name": collection.name,
-            "model": learned.written(learned.fit_prior([*tables[:place], *tables[place + 1 :]])),
+
+    def fitted(sets: Sequence[int]) -> dict[str, Any]:
+        return {
+            name: learned.written(learned.fit_prior([side[place][1:] for place in sets]))
+            for name, side in (("one", one), ("several", half))
         }
-        for place, (collection, _, _) in enumerate(sets if len(sets) > 1 else [])
-    ]
+
+    every = list(range(len(half)))
     return {
         "what": "log odds that a candidate is a false negative: stages/negatives/learned.py reads this",
         "command": command,
         "encoder": encoder,
         "sets": {
-            collection.name: {"candidates": len(hidden), "hidden": int(hidden.sum()), "digest": collection.digest}
-            for collection, _, hidden in sets
+            collection.name: {
+                "candidates": len(hidden),
+                "hidden": int(hidden.sum()),
+                "hidden_all_but_one": int(single[2].sum()),
+                "digest": collection.digest,
+            }
+            for (collection, _, hidden), single in zip(half, one, strict=True)
         },
-        "all": {"model": learned.written(learned.fit_prior(tables))},
-        "without": without,
+        "all": fitted(every),
+        "without": [
+            {"digest": half[place][0].digest, "name": half[place][0].name}
+            | fitted([other for other in every if other != place])
+            for place in (every if len(every) > 1 else [])
+        ],
     }

@@ -10,11 +10,12 @@ from stages import contracts
 from stages.draw import draw
 from stages.errors import InputError
 from stages.negatives import learned
+from stages.negatives.learned import Left
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A judged collection with half of its positives hidden."""
+    """A judged collection of which some positives are hidden."""
 
     name: str
     digest: str
@@ -69,14 +70,14 @@ def read_judgements(folder: Path) -> Judgements:
     )
 
 
-def read_collection(folder: Path, seed: int, most: int) -> Collection:
-    """The judgements in `folder` with half of each question's positives hidden.
+def read_collection(folder: Path, seed: int, most: int, left: Left = "half") -> Collection:
+    """The judgements in `folder` with half of each question's positives hidden, or all but one.
 
     Mined for are the questions with two positives or more, of these at most `most` (drawn by hash). Raises
     `InputError` naming what is missing.
     """
     found = read_judgements(folder)
-    positives = learned.hide(found.positives, seed, "bench")
+    positives = learned.hide(found.positives, seed, "bench", left)
     many = positives.filter("hidden")["query_id"].unique().to_list()
     kept = sorted(many, key=lambda query: (draw(seed, "bench", query), query))[:most]
     asked = pl.col("query_id").is_in(kept)

@@ -6,6 +6,9 @@ prior.json, and, where the table has questions with several positives, its *own*
 more feature. Their log odds are mixed by how much the table could show. The own model is fitted in folds, so that no
 question is judged by a model that saw it.
 
+The prior is two models: one for questions with a single known positive, fitted where all but one were hidden, and one
+for those with several, fitted where half were. With one positive there is less to measure by, and more is missing.
+
 A hidden positive is a false negative whose label we know. A table's own positives are only what somebody labelled:
 one of a question's m positives is hidden at a time, so that the others stand to it as all of them stand to a missing
 one, and it counts m times, on the assumption that as many are missing as are known. These missing ones lie among the
@@ -14,10 +17,11 @@ candidates too, without a label, and look the same; where nothing else does, the
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -29,6 +33,8 @@ from stages.negatives.features import GENERAL
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Left = Literal["half", "one"]
+"""How many of a query's positives `hide` leaves."""
 
 PRIOR = Path(__file__).with_name("prior.json")
 
@@ -45,7 +51,9 @@ CLIP = 5.0
 """Features count up to so many standard deviations."""
 STRENGTH = 0.1
 """Inverse weight of the L2 penalty (scikit-learn's C) of the table's own model."""
-OWNER = FEATURES.index("owner_like")
+LEAST = 1e-5
+"""A feature with a smaller standard deviation is taken for constant, and isn't scaled."""
+OWNER, ANCHORS = FEATURES.index("owner_like"), FEATURES.index("log_anchors")
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,8 @@ class Model:
         from sklearn.linear_model import LogisticRegression
 
         mean = table.mean(axis=0, dtype=np.float64)
-        scale = np.maximum(table.std(axis=0, dtype=np.float64), 1e-9)
+        scale = table.std(axis=0, dtype=np.float64)
+        scale[scale < LEAST] = 1.0
         found = LogisticRegression(C=strength, max_iter=1000)
         found.fit(standardised(table, mean, scale), labels, sample_weight=weights)
         weight = found.coef_[0].tolist()
@@ -79,10 +88,31 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """What public data sets taught."""
+
+    one: Model
+    """For questions with a single known positive."""
+    several: Model
+
+    def parts(self, features: Floats) -> list[tuple[Model, NDArray[np.bool_]]]:
+        """Each model, and which of features [n, len(FEATURES)] it judges [n]."""
+        single = features[:, ANCHORS] == 0
+        return [(self.one, single), (self.several, ~single)]
+
+    def log_odds(self, features: Floats) -> Doubles:
+        """Of features [n, len(FEATURES)]: float64 [n]."""
+        out = np.empty(len(features))
+        for model, here in self.parts(features):
+            out[here] = model.log_odds(features[here, : len(GENERAL)])
+        return out
+
+
+@dataclass(frozen=True)
 class Estimator:
     """The prior, and the table's own models by fold where it could show enough."""
 
-    prior: Model
+    prior: Prior
     own: tuple[Model, ...] = ()
     found: int = 0
     """Hidden positives among the candidates that the own models learned from."""
@@ -97,14 +127,13 @@ class Estimator:
 
         `questions` [n] name them: what restates one another bears the same name, as it does in `fit_own`.
         """
-        general = self.prior.log_odds(features[:, : len(GENERAL)])
-        mixed = general
+        general = mixed = self.prior.log_odds(features)
         if self.own:
-            fold = folds(questions)
+            fold, word = folds(questions), self.prior.several.log_odds(features[:, : len(GENERAL)])
             mixed = np.empty(len(features))
             for number, model in enumerate(self.own):
                 here = fold == number
-                own = missing(model.log_odds(columns(features[here], general[here], model.names)))
+                own = missing(model.log_odds(columns(features[here], word[here], model.names)))
                 mixed[here] = self.share * own + (1 - self.share) * general[here]
         out: Floats = (1 / (1 + np.exp(-mixed))).astype(np.float32)
         return out
@@ -122,7 +151,7 @@ def missing(log_odds: Doubles) -> Doubles:
 
 
 def fit_own(
-    features: Floats, labels: NDArray[np.bool_], weights: Doubles, questions: Sequence[str], prior: Model
+    features: Floats, labels: NDArray[np.bool_], weights: Doubles, questions: Sequence[str], prior: Prior
 ) -> Estimator:
     """The estimator of a table from candidates [n, len(FEATURES)] of which `labels` [n] are hidden positives, which
     count `weights` [n] times.
@@ -135,13 +164,13 @@ def fit_own(
         not 0 < labels[fold != number].sum() < (fold != number).sum() for number in range(FOLDS)
     ):
         return Estimator(prior)
-    general = prior.log_odds(features[:, : len(GENERAL)])
+    word = prior.several.log_odds(features[:, : len(GENERAL)])  # it is questions with several that teach
     weights = np.where(labels, weights, 1.0)
     own = []
     for number in range(FOLDS):
         seen = fold != number
         for names in ((*FEATURES, "prior"), (*GENERAL, "prior")):
-            table = columns(features[seen], general[seen], names)
+            table = columns(features[seen], word[seen], names)
             model = Model.fit(names, table, labels[seen], weights[seen], STRENGTH)
             # hiding a positive leaves it without an owner, so an owner may speak for a candidate and never against it
             if "owner_like" not in names or model.weight[OWNER] >= 0:
@@ -150,12 +179,15 @@ def fit_own(
     return Estimator(prior, tuple(own), found)
 
 
-def hide(positives: pl.DataFrame, seed: int, purpose: str) -> pl.DataFrame:
-    """`positives` (query_id, doc_id, ...) with `hidden`: half of each query's, rounded down, by a hash of the pair."""
+def hide(positives: pl.DataFrame, seed: int, purpose: str, left: Left = "half") -> pl.DataFrame:
+    """`positives` (query_id, doc_id, ...) with `hidden`: half of each query's, rounded down, by a hash of the pair; or
+    all but one."""
     pairs = positives.select("query_id", "doc_id").iter_rows()
     order = pl.Series("order", [draw(seed, purpose, f"{query}:{document}") for query, document in pairs], pl.UInt64)
     place = pl.col("order").rank("ordinal").over("query_id")
-    return positives.with_columns(order).with_columns(hidden=place <= pl.len().over("query_id") // 2).drop("order")
+    size = pl.len().over("query_id")
+    hidden = place <= size // 2 if left == "half" else place < size
+    return positives.with_columns(order).with_columns(hidden=hidden).drop("order")
 
 
 def hide_one(positives: pl.DataFrame, turn: int) -> pl.DataFrame:
@@ -186,14 +218,17 @@ def standardised(table: Floats, mean: Doubles, scale: Doubles) -> Doubles:
     return out
 
 
-def read_prior(without: str | None = None) -> Model:
-    """The shipped model; `without` the digest of a data set: one that was fitted on the others alone."""
+def read_prior(without: str | None = None) -> Prior:
+    """The shipped prior; `without` the digest of a data set: one that was fitted on the others alone."""
     held = json.loads(PRIOR.read_text(encoding="utf-8"))
-    found = next((model for model in held["without"] if model["digest"] == without), held["all"])
-    model = found["model"]
-    return Model(
-        tuple(model["names"]), tuple(model["mean"]), tuple(model["scale"]), tuple(model["weight"]), model["bias"]
-    )
+    found = next((models for models in held["without"] if models["digest"] == without), held["all"])
+    return Prior(read(found["one"]), read(found["several"]))
+
+
+def read(model: Mapping[str, Any]) -> Model:
+    """A model as `written` gave it."""
+    names, mean, scale, weight = (tuple(model[name]) for name in ("names", "mean", "scale", "weight"))
+    return Model(names, mean, scale, weight, model["bias"])
 
 
 def fit_prior(sets: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> Model:

@@ -114,11 +114,12 @@ class Suspects:
 
     def about(self) -> Summary:
         """What the estimate hangs on, with the models as numbers that a person can read."""
-        models = {"prior": learned.written(self.estimator.prior)}
-        models |= {f"own, fold {fold}": learned.written(model) for fold, model in enumerate(self.estimator.own)}
-        return self.summary | {"models": models}
+        prior = self.estimator.prior
+        models = {"prior, one positive": prior.one, "prior, several": prior.several}
+        models |= {f"own, fold {fold}": model for fold, model in enumerate(self.estimator.own)}
+        return self.summary | {"models": {name: learned.written(model) for name, model in models.items()}}
 
-    def _learn(self, prior: learned.Model) -> tuple[learned.Estimator, pl.DataFrame, Floats]:
+    def _learn(self, prior: learned.Prior) -> tuple[learned.Estimator, pl.DataFrame, Floats]:
         """The estimator; the rows it was taught with (TAUGHT without p), and their features."""
         several = self._lessons.filter(pl.len().over("query_id") > 1)
         drawn = sorted(several["query_id"].unique().to_list(), key=lambda query: (draw(0, "fit", query), query))
@@ -159,14 +160,16 @@ class Suspects:
             return None
         some = sorted(self._anchors["query_id"].unique().to_list(), key=lambda query: (draw(0, "look", query), query))
         _, table = self.candidates_of(pl.DataFrame({"query_id": some[:200]}))
-        found = table[:, : len(GENERAL)]
-        if not len(found):
+        if not len(table):
             return "there is no candidate beside the positives"
-        prior = self.estimator.prior
-        off = np.abs(found.mean(axis=0) - np.array(prior.mean)) / np.array(prior.scale)
-        if off.max() > STRANGE:
-            name = GENERAL[int(off.argmax())]
-            return f"{name} lies {off.max():.1f} standard deviations off what the prior was fitted on"
+        for model, here in self.estimator.prior.parts(table):
+            if not here.any():
+                continue
+            found = table[here, : len(GENERAL)]
+            off = np.abs(found.mean(axis=0) - np.array(model.mean)) / np.array(model.scale)
+            if off.max() > STRANGE:
+                name = GENERAL[int(off.argmax())]
+                return f"{name} lies {off.max():.1f} standard deviations off what the prior was fitted on"
         return None
 
 

@@ -46,6 +46,13 @@ def test_half_is_hidden_of_questions_with_several_positives(tmp_path: Path) -> N
     assert len(hidden) > 1
 
 
+def test_or_one_is_left_of_each(tmp_path: Path) -> None:
+    grades = [("one", "a", 1), *(("four", document, 1) for document in "abcd")]
+    found = read_collection(collection(tmp_path, grades), 0, 10, "one")
+    assert len(found.hidden) == 3
+    assert sorted(found.known["query_id"]) == ["four", "one"]
+
+
 def test_where_grades_reach_three_a_one_is_neither(tmp_path: Path) -> None:
     grades = [("q", "a", 3), ("q", "b", 2), ("q", "c", 1), ("q", "d", 0)]
     found = read_collection(collection(tmp_path, grades), 0, 10)
@@ -138,9 +145,11 @@ def test_a_prior_of_one_set_has_no_other_to_leave_it_out_of(tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     features, hidden = rng.normal(size=(200, len(FEATURES))).astype(np.float32), rng.random(200) < 0.2
     one = read_collection(collection(tmp_path, [("q", "a", 1), ("q", "b", 1)]), 0, 1)
-    held = prior_file([(one, features, hidden)], "prep bench negatives x", "m")
+    half, single = [(one, features, hidden)], [(one, features, ~hidden)]
+    held = prior_file(half, single, "prep bench negatives x", "m")
     assert held["without"] == []
-    assert len(prior_file([(one, features, hidden)] * 2, "", "")["without"]) == 2
+    assert held["all"]["one"]["bias"] > 0 > held["all"]["several"]["bias"]  # most are hidden where one is left
+    assert len(prior_file(half * 2, single * 2, "", "")["without"]) == 2
 
 
 def test_medians_leave_out_sets_where_the_rule_leaks_nothing() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from stages import contracts
 from stages.negatives.budget import Limit
-from stages.negatives.check import found_again
+from stages.negatives.check import found_again, lines
 from stages.negatives.mask import Params
 from tests.stages.negatives.collection import table
 
@@ -45,3 +45,12 @@ def test_each_turn_is_a_question_of_its_own() -> None:
     assert found is not None
     assert (found["questions"], found["negatives"], found["hidden"]) == (1, 4, 2)
     assert found_again(Params(), None, taught().clear()) is None
+
+
+def test_how_it_is_known_is_said() -> None:
+    check = {"questions": 1234, "negatives": 9, "hidden": 1, "expected": 0.02, "observed": 0.018}
+    assert "1,234 questions of this table" in lines({"unfit": None, "check": check})[0]
+    assert "expected 2.00% false negatives, found 1.80%" in lines({"unfit": None, "check": check})[0]
+    assert "not checked on this table" in lines({"unfit": None, "check": None})[0]
+    assert "can't be told on this table: odd" in lines({"unfit": "odd", "check": None})[0]
+    assert lines(None) == []

@@ -9,9 +9,25 @@ import pytest
 from stages.contracts import FEATURES
 from stages.negatives import learned
 from stages.negatives.features import GENERAL
-from stages.negatives.learned import CEILING, Estimator, Model, fit_own, folds, hide, hide_one, missing, read_prior
+from stages.negatives.learned import (
+    CEILING,
+    Estimator,
+    Model,
+    Prior,
+    fit_own,
+    folds,
+    hide,
+    hide_one,
+    missing,
+    read_prior,
+)
 
-FLAT = Model(GENERAL, (0.0,) * len(GENERAL), (1.0,) * len(GENERAL), (0.0,) * len(GENERAL), -2.0)
+
+def flat(bias: float) -> Model:
+    return Model(GENERAL, (0.0,) * len(GENERAL), (1.0,) * len(GENERAL), (0.0,) * len(GENERAL), bias)
+
+
+FLAT = Prior(flat(-2.0), flat(-2.0))
 
 ONE = np.ones(10_000)
 
@@ -31,6 +47,32 @@ def test_half_is_hidden_by_a_draw_of_the_pair() -> None:
     some = hide(positives.filter(pl.col("query_id") > "q3").reverse(), 0, "x")
     assert some.sort("query_id", "doc_id").equals(found.filter(pl.col("query_id") > "q3").sort("query_id", "doc_id"))
     assert not hide(positives, 1, "x").equals(found)
+
+
+def test_or_all_but_one_are() -> None:
+    pairs = [(f"q{q}", f"d{d}") for q in range(50) for d in range(q % 5 + 1)]
+    found = hide(pl.DataFrame(pairs, schema=["query_id", "doc_id"], orient="row"), 0, "x", "one")
+    left = found.filter(~pl.col("hidden"))
+    assert sorted(left["query_id"]) == sorted(f"q{q}" for q in range(50))
+    assert left["doc_id"].n_unique() > 1
+
+
+def test_a_question_is_judged_by_the_prior_for_as_many_positives() -> None:
+    features = np.zeros((3, len(FEATURES)), np.float32)
+    features[:, FEATURES.index("log_anchors")] = np.log([1, 2, 5])
+    found = Prior(flat(1.0), flat(-1.0))
+    assert found.log_odds(features).tolist() == [1.0, -1.0, -1.0]
+    assert Estimator(found).probability(features, ["a", "b", "c"]).tolist() == pytest.approx(
+        [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), 1 / (1 + np.exp(1))]
+    )
+
+
+def test_what_never_varies_is_not_scaled() -> None:
+    rng = np.random.default_rng(0)
+    features = np.stack([rng.normal(size=50), np.full(50, 7.0)], axis=1).astype(np.float32)
+    model = Model.fit(("a", "b"), features, features[:, 0] > 0, np.ones(50), 1.0)
+    assert model.scale[1] == 1.0
+    assert learned.read(learned.written(model)).log_odds(features) == pytest.approx(model.log_odds(features), abs=1e-4)
 
 
 def table(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -110,10 +152,13 @@ def test_the_shipped_prior_is_what_it_says() -> None:
     held = json.loads(learned.PRIOR.read_text())
     assert held["command"].startswith("prep bench negatives")
     prior = read_prior()
-    assert prior.names == GENERAL
-    weight = dict(zip(prior.names, prior.weight, strict=True))
-    assert weight["like_best"] + weight["like_mean"] > 0
-    assert weight["log_rank"] < 0.5
+    for model in (prior.one, prior.several):
+        assert model.names == GENERAL
+        weight = dict(zip(model.names, model.weight, strict=True))
+        assert weight["like_best"] + weight["like_mean"] > 0
+        assert weight["log_rank"] < 0.5
     for without in held["without"]:
-        assert read_prior(without["digest"]) != prior
+        other = read_prior(without["digest"])
+        assert other.one != prior.one
+        assert other.several != prior.several
     assert read_prior("of a set that it never saw") == prior
