@@ -11,12 +11,16 @@ UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Scripts that do not part words by spaces, as ranges of a regular expression: Han and kana, and Thai to Burmese and
 Khmer; with them Hangul, whose particles cling to the word."""
 
-_WHITE_SPACE = re.compile(r"\s+")
+_ASCII = str.maketrans({code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")})
 
 
 def normalise(text: str) -> str:
     """Unicode NFC with white space folded to single spaces and trimmed: the form that is stored and hashed."""
-    return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
+    if not text.isascii():  # ASCII is NFC already
+        text = unicodedata.normalize("NFC", text)
+    if text.isprintable() and "  " not in text and text[:1] != " " and text[-1:] != " ":
+        return text  # of all white space, only the plain space is printable
+    return " ".join(text.split())
 
 
 def text_id(text: str) -> str:
@@ -26,6 +30,8 @@ def text_id(text: str) -> str:
 
 def loose(text: str) -> str:
     """Case, punctuation and compatibility forms taken away (NFKC, casefold, words only): for restated questions."""
+    if text.isascii():  # several times faster, and the same: NFKC changes nothing, and a table finds words
+        return " ".join(text.lower().translate(_ASCII).split())
     return " ".join(_words().findall(unicodedata.normalize("NFKC", text).casefold()))
 
 

@@ -28,6 +28,9 @@ Ints = NDArray[np.int64]
 PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 """In units of the scores' spread within a query (`spread`); at the last, only p counts."""
 
+_AT_ONCE = 256
+"""Queries looked at together at every price: their candidates stay in the cache."""
+
 
 def negatives_option() -> Any:
     """The parameter `negatives`: mask and compose both go by it."""
@@ -102,21 +105,30 @@ class Limit:
 def choose(lists: Lists, price: float) -> Bools:
     """The chosen candidates [q, width]: in each query the `room` best by score - price x p, of equals the first."""
     value = np.where(lists.open, lists.score.astype(np.float64) - price * lists.p, -np.inf)
-    order = np.argsort(-value, axis=1, kind="stable")
-    place = np.empty_like(order)
-    np.put_along_axis(place, order, np.broadcast_to(np.arange(value.shape[1]), order.shape), axis=1)
-    return lists.open & (place < lists.room[:, None])
+    most = min(int(lists.room.max(initial=0)), value.shape[1])
+    if not most:
+        return np.zeros_like(lists.open)
+    best = np.sort(np.partition(value, value.shape[1] - most, axis=1)[:, value.shape[1] - most :], axis=1)
+    last = np.where(lists.room > 0, best[np.arange(len(best)), np.clip(most - lists.room, 0, most - 1)], np.inf)
+    above, equal = value > last[:, None], value == last[:, None]
+    left = lists.room - above.sum(axis=1)
+    chosen: Bools = lists.open & (above | (equal & (equal.cumsum(axis=1) <= left[:, None])))
+    return chosen
 
 
 def tried(lists: Lists, unit: float) -> Choice:
     """What each of PRICES chooses, in `unit`s of score."""
-    chosen = [choose(lists, price * unit) for price in PRICES]
-    return Choice(
-        np.array([c.sum() for c in chosen]),
-        np.array([lists.p[c].sum(dtype=np.float64) for c in chosen]),
-        np.array([lists.score[c].sum(dtype=np.float64) for c in chosen]),
-        lists.p[chosen[-1]],
-    )
+    total = NOTHING
+    for start in range(0, len(lists.room), _AT_ONCE):
+        some = Lists(*(part[start : start + _AT_ONCE] for part in vars(lists).values()))
+        chosen = [choose(some, price * unit) for price in PRICES]
+        total += Choice(
+            np.array([c.sum() for c in chosen]),
+            np.array([some.p[c].sum(dtype=np.float64) for c in chosen]),
+            np.array([some.score[c].sum(dtype=np.float64) for c in chosen]),
+            some.p[chosen[-1]],
+        )
+    return total
 
 
 def settle(total: Choice, share: float, unit: float) -> Limit:

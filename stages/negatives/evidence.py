@@ -88,7 +88,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     measure = dense_scores(queries, vectors, vectorise)
     ids, total = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows
     pairs = done = 0
-    with pq.ParquetWriter(out / "evidence.parquet", contracts.EVIDENCE, compression="zstd") as writer:
+    with contracts.writer(out / "evidence.parquet", contracts.EVIDENCE) as writer:
         for block in query_blocks(ids, total, ROWS_A_BLOCK):
             found = united(of_block(candidates, block), measure)
             rows = flagged(found, of_block(judged, block), truth, vectorise, forms)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from stages.contracts import FEATURES
 from stages.negatives.known import Vectorise
 from stages.retrieval.lexical import Bm25
-from stages.retrieval.nearest import pair_scores
+from stages.retrieval.nearest import pair_scores_at
 
 Floats = NDArray[np.float32]
 
@@ -44,7 +44,8 @@ OWNERS = 32
 FAR = 30.0
 """No feature goes farther: where a query's candidates all score the same, any distance is endless in their unit."""
 _TINY = 1e-6
-_PAIRS = 8_192
+_PAIRS = 131_072
+"""Pairs of questions compared at once: few of them are distinct, and each vector is read once."""
 _AT_ONCE = 8_192
 _BITS = 18
 
@@ -228,8 +229,9 @@ def of_owners(rows: pl.DataFrame, scene: Scene) -> Floats:
         return out
     cosines = []
     for some in pairs.iter_slices(_PAIRS):
-        query, owner = (scaled(scene.queries(some[side].to_numpy())) for side in ("query", "owner"))
-        cosines.append(pair_scores(query, owner))
+        places, at = np.unique(np.concatenate([some["query"], some["owner"]]), return_inverse=True)
+        vectors = scaled(scene.queries(places))
+        cosines.append(pair_scores_at(vectors, vectors, at[: len(some)], at[len(some) :]))
     nearest = pairs.with_columns(cosine=pl.Series(np.concatenate(cosines))).group_by("row").agg(pl.col("cosine").max())
     out[nearest["row"].to_numpy()] = np.maximum(scene.query_spread(nearest["cosine"].to_numpy()), 0)
     return out

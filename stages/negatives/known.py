@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.retrieval.nearest import pair_scores
+from stages.retrieval.nearest import pair_scores_at
 from stages.text import UNSPACED, loose, normalise
 
 Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]
@@ -89,7 +89,7 @@ def positive_similarity(rows: pl.DataFrame, positives: pl.DataFrame, vectorise: 
     for part in rows.with_row_index("row").join(place, on="doc_id", maintain_order="left").iter_slices(_ROWS):
         pairs = part.select("row", "query_id", "place").join(ours, on="query_id", maintain_order="left")
         cosine = [
-            pair_scores(vectors[some["place"].to_numpy()], vectors[some["theirs"].to_numpy()])
+            pair_scores_at(vectors, vectors, some["place"].to_numpy(), some["theirs"].to_numpy())
             for some in pairs.iter_slices(_ROWS)
         ]
         scored = pairs.with_columns(

@@ -132,7 +132,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     blocks = list(query_blocks(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, ROWS_A_BLOCK))
     limit = budget.settled(rule, evidence, queries, blocks) if rule.mask == "learned" else None
     counts: Counter[str] = Counter()
-    with pq.ParquetWriter(out / "verdicts.parquet", contracts.VERDICTS, compression="zstd") as writer:
+    with contracts.writer(out / "verdicts.parquet", contracts.VERDICTS) as writer:
         for block in blocks:
             verdicts = decided(rule, of_block(evidence, block), of_block(judged, block), limit)
             writer.write_table(contracts.to_arrow(verdicts.drop("contradicted"), contracts.VERDICTS))

@@ -2,11 +2,11 @@
 
 import json
 import re
-import unicodedata
 
 import xxhash
 
 from stages.tables.source import Cell
+from stages.text import normalise
 
 BIG = 1_000_000
 """Characters from which a cell is counted as unusually large (it is kept whole)."""
@@ -18,15 +18,6 @@ _WIDE = re.compile(f"[{WIDE}]")
 
 class Unusable(Exception):
     """A row that can't be used; its text is the reason, one of a small set, as rejects.parquet has it."""
-
-
-def fold(text: str) -> str:
-    """`stages.text.normalise`, faster: ASCII is NFC already, and most texts have single spaces and no other white."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-    if text.isprintable() and "  " not in text and text[:1] != " " and text[-1:] != " ":
-        return text  # of all white space, only the plain space is printable
-    return " ".join(text.split())
 
 
 def digest(text: str) -> bytes:
@@ -59,9 +50,9 @@ def values(cell: Cell, separator: str | None = None) -> list[str]:
         elif cell[0] == "[" and (several := _json_texts(cell)) is not None:
             cell = several
         else:
-            text = fold(cell)
+            text = normalise(cell)
             return [text] if text else []
-    return [text for text in map(fold, cell) if text]
+    return [text for text in map(normalise, cell) if text]
 
 
 def _json_texts(cell: str) -> list[str] | None:
@@ -78,7 +69,7 @@ def single(cell: Cell) -> str:
     """The one text of a cell, folded, checked for dirt; a list of several is joined by spaces."""
     if not cell:
         return ""
-    text = fold(cell if isinstance(cell, str) else " ".join(cell))
+    text = normalise(cell if isinstance(cell, str) else " ".join(cell))
     check(text)
     return text
 

@@ -7,11 +7,12 @@ import polars as pl
 
 from stages.errors import InputError
 from stages.pairs.chunk import holding
-from stages.pairs.clean import BIG, Unusable, check, digest, fold, long_enough, single, values
+from stages.pairs.clean import BIG, Unusable, check, digest, long_enough, single, values
 from stages.pairs.columns import own_split, relevance
 from stages.pairs.rejects import ROW_BITS, Rejects
 from stages.pairs.textstore import META, NO_META, Meta, TextStore, high, strings
 from stages.tables.source import Batch, Cell, Source
+from stages.text import normalise
 
 _NOT_GRADED = "relevance is not a whole number"
 
@@ -179,7 +180,7 @@ class Intake:
             if len(cell) > 1:
                 raise Unusable("several questions in one cell")
             cell = cell[0]
-        text = fold(cell)
+        text = normalise(cell)
         if not text:
             raise Unusable("no question")
         if not long_enough(text, self._min_chars):

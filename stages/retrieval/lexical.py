@@ -22,8 +22,11 @@ def tokenise(text: str) -> list[str]:
     Character bigrams for Chinese, Japanese and Korean are what Lucene's CJKAnalyzer does; a run of one character
     stands for itself. Nothing is stemmed and no stop word removed, so every language is treated alike.
     """
+    form = loose(text)
+    if form.isascii():
+        return form.split()
     tokens: list[str] = []
-    for run in _RUN.findall(loose(text)):
+    for run in _RUN.findall(form):
         if len(run) > 1 and _IS_UNSPACED.match(run):
             tokens.extend(run[i : i + 2] for i in range(len(run) - 1))
         else:

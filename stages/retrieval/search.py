@@ -20,6 +20,7 @@ from stages.contracts import (
     read_table,
     to_arrow,
     write_table,
+    writer,
 )
 from stages.draw import seed_option
 from stages.errors import InputError
@@ -99,7 +100,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     }
     total, done = queries.height, 0
     counts = dict.fromkeys(retrievers, 0)
-    with pq.ParquetWriter(out / "candidates.parquet", CANDIDATES, compression="zstd") as writer:
+    with writer(out / "candidates.parquet", CANDIDATES) as file:
         for part in np.array_split(np.arange(total), -(-total // _QUERIES) or 1):
             found = {}
             for source, end in params.windows:
@@ -109,7 +110,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
             asked = queries["query_id"].gather(part)
             for start in range(0, len(part), _ROWS):
                 some = {name: rows.of(slice(start, start + _ROWS)) for name, rows in found.items()}
-                writer.write_table(to_arrow(_candidates(asked, dense.doc_ids, some), CANDIDATES))
+                file.write_table(to_arrow(_candidates(asked, dense.doc_ids, some), CANDIDATES))
                 for name, rows in some.items():
                     counts[name] += len(rows.document)
     qrels = read_table(inputs["qrels"], QRELS)

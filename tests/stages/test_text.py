@@ -1,6 +1,12 @@
 """Text as prep compares it."""
 
-from stages.text import loose, normalise, text_id
+import re
+import unicodedata
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from stages.text import _words, loose, normalise, text_id
 
 
 def test_normalise_folds_white_space_and_composes() -> None:
@@ -20,3 +26,15 @@ def test_loose_drops_case_punctuation_and_width() -> None:
 def test_loose_keeps_words_whole_whose_vowels_are_combining_marks() -> None:
     assert loose("किताब कहाँ है?") == "किताब कहाँ है"
     assert loose("ราคาเท่าไหร่") == "ราคาเท่าไหร่"
+
+
+@given(st.one_of(st.text(), st.text(alphabet=" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2003\u3000ab_-.éé")))
+@example("a\u0301  b\u3000")
+def test_normalise_folds_all_white_space(text: str) -> None:
+    assert normalise(text) == re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()
+
+
+@given(st.one_of(st.text(), st.text(alphabet=" \t\n\x0b\x1c\x1f\x7fABab_-.'09éß")))
+@example("What's C++ -- _x_?")
+def test_the_loose_form_of_ascii_is_that_of_any_text(text: str) -> None:
+    assert loose(text) == " ".join(_words().findall(unicodedata.normalize("NFKC", text).casefold()))

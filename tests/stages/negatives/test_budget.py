@@ -39,6 +39,35 @@ def test_a_price_by_hand() -> None:
     assert choose(lists([[0.9, 0.8]], [[0, 0]], 2, shut=((0, 0),)), 0.0).tolist() == [[False, True]]
 
 
+ROWS = st.integers(1, 6).flatmap(
+    lambda width: st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 4), st.booleans()), min_size=width, max_size=width),
+            st.integers(0, 4),
+        ),
+        max_size=6,
+    )
+)
+
+
+@given(ROWS, st.sampled_from([0.0, 0.25, 1.0, 1e4]))
+def test_it_chooses_as_sorting_does(rows: list[tuple[list[tuple[int, int, bool]], int]], price: float) -> None:
+    wide = len(rows[0][0]) if rows else 1
+    cells = np.array([cells for cells, _ in rows], np.float64).reshape(len(rows), wide, 3)
+    table = Lists(
+        (cells[:, :, 0] / 4).astype(np.float32),
+        (cells[:, :, 1] / 4).astype(np.float32),
+        cells[:, :, 2] > 0,
+        np.array([room for _, room in rows], np.int64),
+    )
+    expected = np.zeros(table.open.shape, np.bool_)
+    for query, room in enumerate(table.room):
+        value = table.score[query].astype(np.float64) - price * table.p[query]
+        there = [place for place in range(wide) if table.open[query, place]]
+        expected[query, sorted(there, key=lambda place: (-value[place], place))[:room]] = True
+    assert choose(table, price).tolist() == expected.tolist()
+
+
 def test_of_equal_values_the_first_is_taken() -> None:
     assert choose(lists([[0.5, 0.5, 0.5]], [[0, 0, 0]], 1), 3.0).tolist() == [[True, False, False]]
 

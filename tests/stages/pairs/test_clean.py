@@ -1,27 +1,9 @@
 """Cells to clean texts."""
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from stages.pairs.clean import Unusable, check, digest, fold, long_enough, single, values
-from stages.pairs.textstore import loose_bytes
-from stages.text import loose, normalise, text_id
-
-TEXTS = st.one_of(st.text(), st.text(alphabet=" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u2003\u3000ab_-.éé"))
-
-
-@given(TEXTS)
-@example("a\u0301  b\u3000")
-def test_fold_is_normalise(text: str) -> None:
-    assert fold(text) == normalise(text)
-
-
-@given(TEXTS)
-@example("What's C++ -- _x_?")
-def test_loose_bytes_is_loose(text: str) -> None:
-    if not any("\ud800" <= char <= "\udfff" for char in text):
-        assert loose_bytes(text) == loose(text).encode()
+from stages.pairs.clean import Unusable, check, digest, long_enough, single, values
+from stages.text import text_id
 
 
 def test_digest_is_the_text_id() -> None:
