@@ -1,8 +1,11 @@
 """An engine: where a stage's items of work are done, and by how many at once. The result is the same by every one."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,3 +40,13 @@ class InProcess:
         work = worker.make()
         for item in items:
             yield from work(item)
+
+
+def pieces(sizes: Sequence[int], most: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Cut work into items of like parts: the places of parts whose `sizes` come to about `most`, the largest parts'
+    first; the places of an item rise."""
+    given = np.asarray(sizes, np.int64)
+    order = np.argsort(-given, kind="stable")
+    before = np.cumsum(given[order]) - given[order]
+    for places in np.split(order, np.flatnonzero(np.diff(before // most)) + 1):
+        yield np.sort(places)

@@ -23,9 +23,6 @@ class Local(InProcess):
         gpus = visible_gpus() if worker.device == "cuda" else []
         return spread(worker, items, gpus) if len(gpus) > 1 else super().map(worker, items)
 
-    def close(self) -> None:
-        """Nothing outlives a map."""
-
 
 def visible_gpus() -> list[str]:
     """The GPUs that torch can use, as CUDA_VISIBLE_DEVICES names them."""

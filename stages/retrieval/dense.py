@@ -30,11 +30,11 @@ class Dense:
         self.vectors = vectors
         self.query_hashes = vectors.query_hashes(queries)
         self.document_hashes = _document_hashes(corpus, vectors)
-        self._query_ids, self._block, self._engine = queries["query_id"], block, engine
+        self._query_ids, self.block, self._engine = queries["query_id"], block, engine
 
     def best(self, parts: Iterable[Ids], k: int) -> Iterator[tuple[Ids, Floats]]:
-        """The k best documents of each query of each part, all where there are fewer: places and scores, [q, k]."""
-        documents = _Blocks(self, np.arange(len(self.doc_ids)), self._block)
+        """Of each part the k best documents of each query, all where there are fewer: places and scores, [q, k]."""
+        documents = _Blocks(self, np.arange(len(self.doc_ids)))
         return each_top_k(map(self._asked, parts), documents, min(k, len(self.doc_ids)), engine=self._engine)
 
     def above(self, queries: Ids, documents: Ids, k: int, least: Floats) -> tuple[Ids, Ids, Floats]:
@@ -43,7 +43,7 @@ class Dense:
         Flat, by query and best first: the place of the query in `queries`, that of the document in the corpus, the
         score.
         """
-        row, found, scores = best_above(self._asked(queries), _Blocks(self, documents, self._block), k, least)
+        row, found, scores = best_above(self._asked(queries), _Blocks(self, documents), k, least)
         return row, documents[found], scores
 
     def scores(self, queries: Ids, documents: Ids) -> Floats:
@@ -57,8 +57,8 @@ class Dense:
 
     def read(self, documents: Ids) -> Iterator[Floats]:
         """The vectors of some documents, a block at a time."""
-        for start in range(0, len(documents), self._block):
-            places = documents[start : start + self._block]
+        for start in range(0, len(documents), self.block):
+            places = documents[start : start + self.block]
             block = self.vectors.read(self.document_hashes[places])
             _require_finite(block, self.doc_ids.gather(places), "document")
             yield block
@@ -72,11 +72,11 @@ class Dense:
 class _Blocks:
     """Documents as blocks of vectors; begins anew each time it is iterated."""
 
-    def __init__(self, dense: Dense, documents: Ids, size: int) -> None:
-        self._dense, self._documents, self._size = dense, documents, size
+    def __init__(self, dense: Dense, documents: Ids) -> None:
+        self._dense, self._documents = dense, documents
 
     def __len__(self) -> int:
-        return -(-len(self._documents) // self._size)
+        return -(-len(self._documents) // self._dense.block)
 
     def __iter__(self) -> Iterator[Floats]:
         return self._dense.read(self._documents)

@@ -1,7 +1,7 @@
 """Encode: every query and document becomes a vector, once. The vectors go to the store; the artifact says which."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.contracts import CORPUS, QUERIES, Summary, Tools, document_text, scan_table
-from stages.engine import Worker
+from stages.engine import Worker, pieces
 from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER, model_digest, portable, resolve_model
 from stages.params import Params as Base
@@ -134,7 +134,7 @@ def _encoded(
             Texts(role, [window[i] for i in piece], window_hashes[piece])
             for role, path in paths.items()
             for window, window_hashes in _windows(path, role, flags[role], hashes[role])
-            for piece in pieces(window, 4 * _BATCHES * batch_tokens)
+            for piece in pieces([min(len(text), _LONGEST) for text in window], 4 * _BATCHES * batch_tokens)
         )
         done = 0
         with Buffer(store) as buffer:
@@ -188,15 +188,6 @@ class Embedding:
         """Hashes and vectors, a batch at a time."""
         for group, vectors in self._encoder.encode(item.texts, item.role, self._batch_tokens):
             yield item.hashes[group], vectors
-
-
-def pieces(texts: Sequence[str], size: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Places of texts, the longest texts' first, about `size` characters a piece; each piece in the texts' order."""
-    lengths = np.minimum([len(text) for text in texts], _LONGEST)
-    order = np.argsort(-lengths, kind="stable")
-    before = np.cumsum(lengths[order]) - lengths[order]
-    for places in np.split(order, np.flatnonzero(np.diff(before // size)) + 1):
-        yield np.sort(places)
 
 
 def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:

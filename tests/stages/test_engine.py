@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 
-from stages.engine import InProcess, Worker
+from stages.engine import InProcess, Worker, pieces
 
 
 def test_each_item_is_done_when_its_results_are_asked_for() -> None:
@@ -22,3 +22,9 @@ def test_each_item_is_done_when_its_results_are_asked_for() -> None:
     assert done == ["made", "a"]
     assert list(results) == ["B", "C"]
     assert done == ["made", "a", "b", "c"]
+
+
+def test_pieces_are_of_like_parts_the_largest_first() -> None:
+    sizes = [1, 4, 2, 3, 6, 2, 0, 1]  # the largest first: places 4 1 3 2 5 0 7 6, before each 0 6 10 13 15 17 18 19
+    assert [piece.tolist() for piece in pieces(sizes, 8)] == [[1, 4], [2, 3, 5], [0, 6, 7]]
+    assert [piece.tolist() for piece in pieces(sizes, 100)] == [[0, 1, 2, 3, 4, 5, 6, 7]]

@@ -13,7 +13,7 @@ import pytest
 from stages.contracts import CORPUS, QUERIES, Tools, write_table
 from stages.errors import InputError
 from stages.retrieval import encode
-from stages.retrieval.encode import Params, Vectors, encoder_texts, encodings, identity, intact, pieces, run
+from stages.retrieval.encode import Params, Vectors, encoder_texts, encodings, identity, intact, run
 from stages.retrieval.encoder import Recipe
 from stages.retrieval.vectors import VectorStore, text_hashes
 
@@ -129,13 +129,6 @@ def test_windows_smaller_than_the_tables_encode_the_same(
     expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
     vectors = Vectors(tmp_path / "out/encoding.json", tools.vectors)
     assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
-
-
-def test_pieces_hold_texts_of_like_length_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "_LONGEST", 6)
-    texts = ["a", "bbbb", "cc", "ddd", "e" * 100, "ff", "", "g"]  # 1 4 2 3 6 2 0 1, longest first: 4 1 3 2 5 0 7 6
-    assert [piece.tolist() for piece in pieces(texts, 8)] == [[1, 4], [2, 3, 5], [0, 6, 7]]
-    assert [piece.tolist() for piece in pieces(texts, 100)] == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
 def test_pieces_smaller_than_a_window_encode_the_same(

@@ -1,0 +1,266 @@
+"""Ray: the work is done by actors on the nodes of a cluster; what a lost one had in hand is done again by another.
+
+Items and results travel through Ray's object store. So the nodes share no disk: they need prep, the same libraries and
+the model. Only the process that runs `prep` reads tables and the workspace, and writes there.
+"""
+
+import importlib.metadata
+import importlib.util
+import io
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, redirect_stdout, suppress
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+from stages.contracts import Progress
+from stages.engine import Item, Result, Worker
+from stages.errors import InputError, PrepError
+
+_CPUS = 4
+"""An actor's, where the node has so many: one process makes poor use of more."""
+_AHEAD = 2
+"""Items that an actor has in hand, so that it need not wait for the next."""
+_TRIES = 3
+"""Actors that an item may cost before it is taken for the cause."""
+_LIBRARIES = ("faiss-cpu", "numpy", "sentence-transformers", "torch", "transformers")
+"""Must be the same everywhere, or vectors could differ in their last bits."""
+
+
+class Ray:
+    """The cluster at `address` (host:port; None: Ray is started on this machine), joined when there is work for it.
+
+    Raises `InputError` where Ray is not installed, the cluster can't be reached, or a node has other libraries.
+    """
+
+    def __init__(self, address: str | None, progress: Progress) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise InputError("--engine ray needs the extra: pip install 'prep[ray]'")
+        self._address, self._progress, self._joined = address or "local", progress, False
+        self._until_left = ExitStack()
+
+    def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The results in the items' order. Actors are there for as long as this lasts."""
+        items = iter(items)
+        first = list(islice(items, 1))
+        if not first:
+            return
+        self._join()
+        crew = _Crew(worker, self._progress)
+        try:
+            yield from crew.results(chain(first, items))
+        finally:
+            crew.dismiss()
+
+    def close(self) -> None:
+        """Leave the cluster; what was started on this machine ends."""
+        import ray
+
+        with self._until_left:
+            if self._joined:
+                ray.shutdown()
+
+    def _join(self) -> None:
+        import ray
+
+        if self._joined:
+            return
+        _require_listener(self._address)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # ray prints what it hears of nodes to stdout, which is for the command's result
+        self._until_left.enter_context(redirect_stdout(io.StringIO()))
+        here = {"include_dashboard": False} if self._address == "local" else {}
+        try:
+            ray.init(self._address, logging_level="ERROR", log_to_driver=False, **here)
+        except (Exception, SystemExit) as error:  # ray exits where a cluster does not answer
+            raise _unreachable(self._address, str(error)) from error
+        self._joined = True
+
+
+class _Task(NamedTuple):
+    """What an actor has in hand: item `number`, which lies in the object store; None: it is only asked if it is fit."""
+
+    actor: Any
+    number: int | None
+    item: Any
+
+
+class _Crew:
+    """The actors of one map. They are recruited anew when none is left, on whatever nodes there are then."""
+
+    def __init__(self, worker: Worker[Any, Any], progress: Progress) -> None:
+        import ray
+
+        self._worker, self._progress = worker, progress
+        self._made = ray.put(worker)
+        self._recruited: list[Any] = []
+        self._actors: list[Any] = []
+        """Those of them that are not lost."""
+        self._free: list[Any] = []
+        """An actor stands here once for each item that it could take."""
+        self._under_way: dict[Any, _Task] = {}
+        self._again: list[tuple[int, Any]] = []
+        self._tries: dict[int | str | None, int] = {}
+
+    def results(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The results of the items, in their order."""
+        import ray
+
+        coming = ((number, ray.put(item)) for number, item in enumerate(items))
+        done: dict[int, list[Any]] = {}
+        taken = following = 0
+        more = True
+        while more or following < taken:
+            if not self._actors:
+                self._recruit()
+            while self._free and (self._again or (more and taken - following < 2 * _AHEAD * len(self._actors))):
+                task = self._again.pop(0) if self._again else next(coming, None)
+                if task is None:
+                    more = False
+                    break
+                taken = max(taken, task[0] + 1)
+                self._give(self._free.pop(0), *task)
+            if more or following < taken:
+                done |= self._finished()
+            while following in done:
+                yield from done.pop(following)
+                following += 1
+
+    def dismiss(self) -> None:
+        """End the actors."""
+        import ray
+
+        for actor in self._recruited:
+            with suppress(Exception):  # it, or the cluster, may be gone by now
+                ray.kill(actor)
+
+    def _recruit(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        made = ray.remote(_Actor)
+        gpu = self._worker.device.startswith("cuda")
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        for node in nodes:
+            cpus, gpus = (int(node["Resources"].get(name, 0)) for name in ("CPU", "GPU"))
+            size = min(cpus, _CPUS)
+            count = gpus if gpu else cpus // max(size, 1)
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            for _ in range(count):
+                needs = {"num_cpus": min(size, cpus / count), "num_gpus": int(gpu)}
+                actor = made.options(scheduling_strategy=there, **needs).remote(self._made)
+                self._recruited.append(actor)
+                self._actors.append(actor)
+                self._under_way[actor.fit.remote(_versions())] = _Task(actor, None, None)
+        if not self._actors:
+            raise InputError(
+                f"none of the {len(nodes)} nodes of the Ray cluster offers a {'GPU' if gpu else 'CPU'}: "
+                f"start them with `ray start --num-{'gpus' if gpu else 'cpus'}=N`, or use --engine local."
+            )
+
+    def _give(self, actor: Any, number: int, item: Any) -> None:
+        self._under_way[actor.do.remote(item)] = _Task(actor, number, item)
+
+    def _finished(self) -> dict[int, list[Any]]:
+        """Wait for a task to end: the results by the item's number, none where an actor was lost or said it is fit."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        ended, _ = ray.wait(list(self._under_way), timeout=60)
+        if not ended and not self._free and all(task.number is None for task in self._under_way.values()):
+            self._progress.say("the Ray cluster has no room for a worker yet; waiting")
+        done = {}
+        for reference in ended:
+            task = self._under_way.pop(reference)
+            try:
+                found = ray.get(reference)
+            except RayTaskError as error:
+                if task.number is None:
+                    raise InputError(f"a node of the Ray cluster can't work for prep: {_last_line(error)}") from error
+                raise
+            except RayError as error:
+                self._lost(task, error)
+                continue
+            if isinstance(found, PrepError):
+                raise found
+            self._free += [task.actor] * (_AHEAD if task.number is None else 1)
+            if task.number is not None:
+                done[task.number] = found
+        return done
+
+    def _lost(self, task: _Task, error: Exception) -> None:
+        """Take the item back, and give the actor none any more."""
+        if task.actor in self._actors:
+            self._progress.say(f"a Ray worker was lost; what it had in hand is done again ({_first_line(error)})")
+            self._actors.remove(task.actor)
+            self._free = [actor for actor in self._free if actor is not task.actor]
+        if task.number is not None:
+            self._again = sorted([*self._again, (task.number, task.item)], key=lambda one: one[0])
+        # an item that costs every actor, or actors that never get to work
+        work = "to begin" if task.number is None and not self._actors else task.number
+        self._tries[work] = self._tries.get(work, 0) + 1
+        if work is not None and self._tries[work] >= _TRIES:
+            raise InputError(
+                f"Ray workers are lost again and again ({_first_line(error)}). Are all nodes up (`ray status`)? Where "
+                "their memory runs out, lower batch_tokens under [encode] or block under [mine]."
+            )
+
+
+class _Actor:
+    """A process on a node. What the person at the keyboard can mend comes back as a value: Ray would wrap it."""
+
+    def __init__(self, worker: Worker[Any, Any]) -> None:
+        self._worker = worker
+        self._work: Callable[[Any], Iterable[Any]] | None = None
+
+    def fit(self, versions: dict[str, str]) -> InputError | None:
+        """Whether this node has the libraries of the process that runs `prep`."""
+        found = _versions()
+        if found == versions:
+            return None
+        wrong = ", ".join(
+            f"{name} {found[name]}, not {versions[name]}" for name in found if found[name] != versions[name]
+        )
+        return InputError(f"the node {socket.gethostname()} has {wrong}: install the same versions on every node.")
+
+    def do(self, item: Any) -> list[Any] | PrepError:
+        """The results of an item."""
+        try:
+            self._work = self._work or self._worker.make()
+            return list(self._work(item))
+        except PrepError as error:
+            return type(error)(f"{error} (On the node {socket.gethostname()}.)")
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def _require_listener(address: str) -> None:
+    """Raise `InputError` where nothing listens at host:port; Ray itself would try for two minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, why: str) -> InputError:
+    if address == "local":
+        return InputError(f"Ray could not be started on this machine: {why}. Try --engine local.")
+    return InputError(
+        f"the Ray cluster at {address} can't be reached ({why}). Is it up (`ray status --address {address}`), and does "
+        f"this machine belong to it (`ray start --address {address} --num-cpus 0`)? Without --ray-address and "
+        "RAY_ADDRESS, Ray is started on this machine."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
