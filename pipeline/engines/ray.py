@@ -148,7 +148,7 @@ class _Crew:
             count = gpus if gpu else cpus // max(size, 1)
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             for _ in range(count):
-                needs = {"num_cpus": min(size, cpus / count), "num_gpus": int(gpu)}
+                needs = {"num_cpus": min(size, cpus // count), "num_gpus": int(gpu)}
                 actor = made.options(scheduling_strategy=there, **needs).remote(self._made)
                 self._recruited.append(actor)
                 self._actors.append(actor)
