@@ -94,9 +94,8 @@ class _Crew:
 
         self._worker, self._progress = worker, progress
         self._made = ray.put(worker)
-        self._recruited: list[Any] = []
         self._actors: list[Any] = []
-        """Those of them that are not lost."""
+        """Those that are not lost."""
         self._free: list[Any] = []
         """An actor stands here once for each item that it could take."""
         self._under_way: dict[Any, _Task] = {}
@@ -129,11 +128,8 @@ class _Crew:
 
     def dismiss(self) -> None:
         """End the actors."""
-        import ray
-
-        for actor in self._recruited:
-            with suppress(Exception):  # it, or the cluster, may be gone by now
-                ray.kill(actor)
+        for actor in self._actors:
+            _end(actor)
 
     def _recruit(self) -> None:
         import ray
@@ -150,7 +146,6 @@ class _Crew:
             for _ in range(count):
                 needs = {"num_cpus": min(size, cpus // count), "num_gpus": int(gpu)}
                 actor = made.options(scheduling_strategy=there, **needs).remote(self._made)
-                self._recruited.append(actor)
                 self._actors.append(actor)
                 self._under_way[actor.fit.remote(_versions())] = _Task(actor, None, None)
         if not self._actors:
@@ -184,7 +179,8 @@ class _Crew:
                 continue
             if isinstance(found, PrepError):
                 raise found
-            self._free += [task.actor] * (_AHEAD if task.number is None else 1)
+            if task.actor in self._actors:
+                self._free += [task.actor] * (_AHEAD if task.number is None else 1)
             if task.number is not None:
                 done[task.number] = found
         return done
@@ -195,6 +191,7 @@ class _Crew:
             self._progress.say(f"a Ray worker was lost; what it had in hand is done again ({_first_line(error)})")
             self._actors.remove(task.actor)
             self._free = [actor for actor in self._free if actor is not task.actor]
+            _end(task.actor)  # one that only can't be reached would keep others off its CPUs
         if task.number is not None:
             self._again = sorted([*self._again, (task.number, task.item)], key=lambda one: one[0])
         # an item that costs every actor, or actors that never get to work
@@ -231,6 +228,13 @@ class _Actor:
             return list(self._work(item))
         except PrepError as error:
             return type(error)(f"{error} (On the node {socket.gethostname()}.)")
+
+
+def _end(actor: Any) -> None:
+    import ray
+
+    with suppress(Exception):  # it, or the cluster, may be gone by now
+        ray.kill(actor)
 
 
 def _versions() -> dict[str, str]:
