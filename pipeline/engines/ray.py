@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, redirect_stdout, suppress
@@ -74,7 +75,8 @@ class Ray:
         try:
             ray.init(self._address, logging_level="ERROR", log_to_driver=False, **here)
         except (Exception, SystemExit) as error:  # ray exits where a cluster does not answer
-            raise _unreachable(self._address, str(error)) from error
+            why = str(error) if isinstance(error, Exception) else "it does not answer as a Ray cluster does"
+            raise _unreachable(self._address, why) from error
         self._joined = True
 
 
@@ -170,11 +172,14 @@ class _Crew:
             task = self._under_way.pop(reference)
             try:
                 found = ray.get(reference)
-            except RayTaskError as error:
-                if task.number is None:
-                    raise InputError(f"a node of the Ray cluster can't work for prep: {_last_line(error)}") from error
+            except RayTaskError:
                 raise
             except RayError as error:
+                if "error raised in its creation" in str(error):
+                    raise InputError(
+                        f"a node of the Ray cluster can't work for prep: {_last_line(error)}. Is the same prep "
+                        "installed on every node, with the same Python?"
+                    ) from error
                 self._lost(task, error)
                 continue
             if isinstance(found, PrepError):
@@ -257,14 +262,19 @@ def _unreachable(address: str, why: str) -> InputError:
         return InputError(f"Ray could not be started on this machine: {why}. Try --engine local.")
     return InputError(
         f"the Ray cluster at {address} can't be reached ({why}). Is it up (`ray status --address {address}`), and does "
-        f"this machine belong to it (`ray start --address {address} --num-cpus 0`)? Without --ray-address and "
-        "RAY_ADDRESS, Ray is started on this machine."
+        f"this machine belong to it (`ray start --address {address} --num-cpus 0`)? Where it asks for a token, set "
+        "RAY_AUTH_MODE=token here too. Without --ray-address and RAY_ADDRESS, Ray is started on this machine."
     )
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _lines(error)[0]
 
 
 def _last_line(error: BaseException) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
+    return [line for line in lines if line] or [type(error).__name__]

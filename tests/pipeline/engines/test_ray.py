@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -77,6 +78,8 @@ def nodes() -> Iterator[Nodes]:
         for name, value in {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)  # workers get it from their node
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "token")  # or whoever can reach this machine could run code on it meanwhile
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         made = Nodes()
         try:
             yield made
