@@ -16,7 +16,8 @@ import polars as pl
 import psutil
 import pytest
 
-from pipeline.engines.ray import Ray, _Actor, _versions
+from pipeline.engines.crew import Actor, versions
+from pipeline.engines.ray import Ray
 from stages.contracts import CORPUS, QRELS, QUERIES, Tools, write_table
 from stages.engine import Engine, InProcess, Worker
 from stages.errors import InputError
@@ -107,7 +108,7 @@ class Killer(Said):
     def advance(self, done: int, total: int | None, unit: str) -> None:
         until = time.monotonic() + 0.5
         while not self.worked and time.monotonic() < until:
-            self.worked = any("_Actor.do" in " ".join(child.cmdline()) for child in self.node.children())
+            self.worked = any("Actor.do" in " ".join(child.cmdline()) for child in self.node.children())
             time.sleep(0.01)
         if self.worked and done >= 100 and not self.killed_at:
             self.nodes.processes()
@@ -232,8 +233,8 @@ def test_a_cluster_that_is_not_there_is_said(project: Project) -> None:
 
 
 def test_a_node_with_other_libraries_is_not_fit() -> None:
-    actor = _Actor(Worker(partial(squares, "")))
-    assert actor.fit(_versions()) is None
-    said = str(actor.fit({**_versions(), "torch": "0.1"}))
-    assert f"has torch {_versions()['torch']}, not 0.1" in said
+    actor = Actor(Worker(partial(squares, "")))
+    assert actor.fit(versions()) is None
+    said = str(actor.fit({**versions(), "torch": "0.1"}))
+    assert f"has torch {versions()['torch']}, not 0.1" in said
     assert "numpy" not in said
