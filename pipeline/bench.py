@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engines.named import engine_for
 from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
 from pipeline.store import Workspace, write_durably
@@ -46,12 +47,12 @@ def negatives(
     shown: dict[str, list[bench.Shown]] = {"half": [], "one": []}
     sides: tuple[Left, ...] = ("half", "one") if prior else (left,)
     try:
-        with workspace.locked():
+        with workspace.locked(), engine_for(options, progress) as engine:
             for folder in folders:
                 progress.say(f"{folder.name}: reading, encoding and searching")
                 scratch = workspace.scratch / f"bench-{folder.name}"
                 scratch.mkdir(parents=True, exist_ok=True)
-                tools = Tools(progress, scratch, workspace.vectors, workspace.logs)
+                tools = Tools(progress, scratch, workspace.vectors, workspace.logs, engine)
                 for side in sides:
                     collection = read_collection(folder, seed, most, side)
                     found = mine(collection, encoder, k, tools)

@@ -35,6 +35,17 @@ COMMON = (
     click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
 )  # fmt: skip
 
+ENGINE = (
+    click.Option(
+        ["--engine"], type=click.Choice(["local", "ray"]), default="local", show_default=True, envvar="PREP_ENGINE",
+        help="Who encodes, searches and asks a teacher: this machine, or the nodes of a Ray cluster.",
+    ),
+    click.Option(
+        ["--ray-address"], envvar="RAY_ADDRESS",
+        help="The cluster, as host:port. [default: RAY_ADDRESS; without it, Ray is started on this machine]",
+    ),
+)  # fmt: skip
+
 
 class SectionCommand(click.Command):
     """A command whose flags are the keys of one section of prep.toml; they are made when they are first needed, so
@@ -43,9 +54,10 @@ class SectionCommand(click.Command):
     section: str | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own options, its section's, the common ones and --help."""
+        """The command's own options, its section's, the engine's where it has work for one, the common ones, --help."""
         *own, help_option = super().get_params(ctx)
-        return [*own, *self.section_flags, *COMMON, help_option]
+        engine = () if self.section in (None, "pairs") else ENGINE
+        return [*own, *self.section_flags, *engine, *COMMON, help_option]
 
     @cached_property
     def section_flags(self) -> list[click.Option]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Settings, commented_toml, load_settings, remember
+from pipeline.engines.named import engine_for
 from pipeline.graph import PIPELINE, STAGES
 from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
@@ -16,7 +17,7 @@ from pipeline.sources import spooled
 from pipeline.store import MANIFEST, Artifact, Workspace, write_durably
 from stages.errors import GateRefused, InputError, WorkspaceBusy
 
-_COMMON = ("workspace", "config", "as_json", "verbose", "quiet")
+_COMMON = ("workspace", "config", "as_json", "verbose", "quiet", "engine", "ray_address")
 
 
 def write_config(path: Path, force: bool) -> Result:
@@ -38,12 +39,12 @@ def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Ru
     given = {name: v for name, v in options.items() if name not in _COMMON and v is not None and v != ()}
     progress = progress_for(options["quiet"], options["verbose"])
     try:
-        with workspace.locked():
+        with workspace.locked(), engine_for(options, progress) as engine:
             given = spooled(workspace, given)
             settings, from_file = load_settings(options["config"], workspace, section, given)
             if held := settings.remembered():
                 progress.say(held)
-            yield Runner(workspace, settings.params(), progress), settings
+            yield Runner(workspace, settings.params(), progress, engine), settings
             if section and not from_file:
                 remember(workspace, section, given)
     finally:
@@ -277,7 +278,7 @@ def calibrate(options: Mapping[str, Any]) -> Result:
     with opened(options, "mine") as (runner, _):  # on the mask alone, so that nothing else takes it for a setting
         given: Any = runner.params["mask"]
         learned = given.model_copy(update={"mask": "learned", "threshold": None, "relabel": "no"})
-        runner = Runner(runner.workspace, {**runner.params, "mask": learned}, runner.progress)
+        runner = Runner(runner.workspace, {**runner.params, "mask": learned}, runner.progress, runner.engine)
         runner.bring("mask")
         folders = {name: artifact.folder for name, artifact in runner.done.items()}
         said = runner.done["mask"].summary

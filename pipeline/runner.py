@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.graph import PIPELINE, STAGES, Stage
 from pipeline.store import Artifact, Workspace, digest_of
 from stages.contracts import Progress, Tools
+from stages.engine import Engine, InProcess
 from stages.errors import GateRefused, InputError
 from stages.models import model_digest, resolve_model
 from stages.params import Params
@@ -32,10 +33,13 @@ class Standing:
 class Runner:
     """Brings stages of one workspace up to date under one set of parameters (stage name -> its Params)."""
 
-    def __init__(self, workspace: Workspace, params: Mapping[str, Params], progress: Progress) -> None:
+    def __init__(
+        self, workspace: Workspace, params: Mapping[str, Params], progress: Progress, engine: Engine | None = None
+    ) -> None:
         self.workspace = workspace
         self.params = params
         self.progress = progress
+        self.engine = engine or InProcess()
         self.done: dict[str, Artifact] = {}
         self.ran: list[str] = []
 
@@ -125,6 +129,7 @@ class Runner:
             scratch=self.workspace.scratch / f"{stage.name}-{key}",
             vectors=self.workspace.vectors,
             logs=self.workspace.logs / stage.name / key,
+            engine=self.engine,
         )
 
     def _require_unchanged(self, stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

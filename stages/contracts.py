@@ -1,5 +1,6 @@
 """What stages hand to one another: table schemas, checked reading and writing, and what a stage is given to run."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any, Protocol
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from stages.engine import Engine, InProcess
 
 
 def _schema(required: dict[str, pa.DataType], optional: dict[str, pa.DataType] | None = None) -> pa.Schema:
@@ -178,6 +181,8 @@ class Tools:
     """The root of the vector store (one folder an encoder in it)."""
     logs: Path
     """For what holds times and therefore can't be part of an artifact, such as TensorBoard's event files."""
+    engine: Engine = dataclasses.field(default_factory=InProcess)
+    """What does the work that other processes and machines can share."""
 
     @property
     def scores(self) -> Path:

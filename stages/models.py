@@ -39,6 +39,12 @@ def resolve_model(name: str) -> Path:
     return _from_hub(name)
 
 
+def portable(name: str) -> str:
+    """A name that means the same model in a process with another working directory: of a folder its absolute path."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.exists() else name
+
+
 def model_name(name: str) -> str:
     """What a model is called in results: its hub id as given, of a folder only the last part of its path."""
     folder = Path(name).expanduser()

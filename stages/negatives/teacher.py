@@ -11,10 +11,10 @@ in 0..1) read sigmoids.
 """
 
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,13 +23,11 @@ from numpy.typing import NDArray
 
 from stages.contracts import Progress
 from stages.device import Dtype, pick_device, use_bfloat16
+from stages.engine import Engine, InProcess, Worker, pieces
 from stages.errors import InputError
-from stages.models import model_digest, model_name, resolve_model
+from stages.models import model_digest, model_name, portable, resolve_model
 from stages.negatives import rules
 from stages.retrieval.vectors import Buffer, Hashes, VectorStore, replace_synced, text_hashes, unique
-
-if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -37,6 +35,11 @@ Pair = tuple[str, str]
 
 LOW, HIGH = 0.02, 0.9
 """Below, a candidate is good enough for the usual budget; above, nobody would train on it."""
+
+_PASSES = 64
+"""Forward passes that an item of work fills, at four characters a token."""
+_LONGEST = 4_096
+"""Characters of a pair that count for that: few cross-encoders read more."""
 
 TeacherRule = Literal["margin", "margin_max", "perc", "perc_max", "abs"]
 USUAL: dict[TeacherRule, float] = {"margin": 0.0, "margin_max": 0.0, "perc": 0.95, "perc_max": 0.95, "abs": 0.7}
@@ -54,24 +57,32 @@ class Teacher:
     """
 
     def __init__(
-        self, model: str, cache: Path, device: str, max_length: int | None, dtype: Dtype, progress: Progress
+        self,
+        model: str,
+        cache: Path,
+        device: str,
+        max_length: int | None,
+        dtype: Dtype,
+        progress: Progress,
+        engine: Engine | None = None,
     ) -> None:
         from stages.training.reranker import has_head
 
-        self._path = resolve_model(model)
-        if not has_head(self._path):
+        path = resolve_model(model)
+        if not has_head(path):
             raise InputError(
                 f"the teacher {model} is an encoder without a ranking head, so it can't score a pair. Name a "
                 "cross-encoder (…ForSequenceClassification with one output), such as BAAI/bge-reranker-v2-m3."
             )
         self._device = pick_device(device)
-        self._max_length = max_length
-        self._dtype: Dtype = "bfloat16" if use_bfloat16(self._device, dtype) else "float32"
-        self._progress = progress
+        used: Dtype = "bfloat16" if use_bfloat16(self._device, dtype) else "float32"
+        self._progress, self._engine = progress, engine or InProcess()
+        weights = model_digest(path)
+        self._worker = Worker(partial(Scoring, portable(model), weights, self._device, max_length, used), self._device)
         self.identity = {
-            "weights": model_digest(self._path),
+            "weights": weights,
             "max_length": max_length,
-            "dtype": self._dtype,
+            "dtype": used,
             "device": self._device.partition(":")[0],
         }
         """All that decides what score a pair gets."""
@@ -86,8 +97,8 @@ class Teacher:
     def scores(self, pairs: Sequence[Pair]) -> Floats:
         """The logit of each (query, document): float32 [n], in the order of `pairs`.
 
-        New pairs are computed in the order of their length in tokens, over all that is asked at once. A kill loses at
-        most a minute. Raises `InputError` where the model gives a score that is not finite.
+        New pairs are computed in the order of their length, over all that is asked at once. A kill loses at most a
+        minute. Raises `InputError` where the model gives a score that is not finite.
         """
         if not pairs:
             return np.empty(0, np.float32)
@@ -102,36 +113,20 @@ class Teacher:
         return found
 
     def _compute(self, pairs: Sequence[Pair], hashes: Hashes) -> None:
-        from stages.training.reranker import score_pairs, token_counts
+        from stages.training.reranker import pass_tokens
 
         self._describe()
-        order = np.argsort(-token_counts(self._model, pairs), kind="stable")
+        sizes = [min(len(query) + len(document), _LONGEST) for query, document in pairs]
+        items = (
+            Pairs([pairs[i] for i in piece], hashes[piece])
+            for piece in pieces(sizes, 4 * _PASSES * pass_tokens(self._device))
+        )
         done = 0
         with Buffer(self._store) as buffer:
-
-            def keep(places: Sequence[int], logits: Floats) -> None:
-                nonlocal done
-                rows = order[places]
-                if not np.isfinite(logits).all():
-                    query, document = pairs[rows[int(np.argmin(np.isfinite(logits)))]]
-                    raise InputError(
-                        f"the teacher {self.name} gives no finite score for the query {query[:80]!r} and the document "
-                        f"{document[:80]!r}. " + self._remedy()
-                    )
-                buffer.add(hashes[rows], logits[:, None])
-                done += len(rows)
+            for some, logits in self._engine.map(self._worker, items):
+                buffer.add(some, logits[:, None])
+                done += len(some)
                 self._progress.advance(done, len(pairs), "pairs")
-
-            score_pairs(self._model, [pairs[i] for i in order], self._dtype, keep=keep)
-
-    def _remedy(self) -> str:
-        return 'Use dtype = "float32".' if self._dtype == "bfloat16" else "Are its weights damaged?"
-
-    @cached_property
-    def _model(self) -> "CrossEncoder":
-        from stages.training.reranker import load_reranker
-
-        return load_reranker(self._path, self._device, self._max_length)
 
     def _describe(self) -> None:
         """Say in the folder, in words, what its name stands for."""
@@ -140,6 +135,42 @@ class Teacher:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = json.dumps({"model": self.name, **self.identity}, indent=2, ensure_ascii=False) + "\n"
             replace_synced(path, content.encode(), path.with_suffix(".tmp"))
+
+
+class Pairs(NamedTuple):
+    """An item of work: pairs and their hashes, uint8 [n, 16]."""
+
+    pairs: list[Pair]
+    hashes: Hashes
+
+
+class Scoring:
+    """A worker's cross-encoder. Raises `InputError` where the model's files are not those of the digest `weights`."""
+
+    def __init__(self, model: str, weights: str, device: str, max_length: int | None, dtype: Dtype) -> None:
+        from stages.training.reranker import load_reranker
+
+        path = resolve_model(model)
+        if model_digest(path) != weights:
+            raise InputError(f"the teacher {model} is not the same everywhere: give each node the same files of it.")
+        self._name, self._dtype = model_name(model), dtype
+        self._model = load_reranker(path, device, max_length)
+
+    def __call__(self, item: Pairs) -> Iterator[tuple[Hashes, Floats]]:
+        """Hashes and logits, a forward pass at a time, the pairs with the most tokens first."""
+        from stages.training.reranker import score_passes, token_counts
+
+        order = np.argsort(-token_counts(self._model, item.pairs), kind="stable")
+        for places, logits in score_passes(self._model, [item.pairs[i] for i in order], self._dtype):
+            rows = order[places]
+            if not np.isfinite(logits).all():
+                query, document = item.pairs[rows[int(np.argmin(np.isfinite(logits)))]]
+                raise InputError(
+                    f"the teacher {self._name} gives no finite score for the query {query[:80]!r} and the document "
+                    f"{document[:80]!r}. "
+                    + ('Use dtype = "float32".' if self._dtype == "bfloat16" else "Are its weights damaged?")
+                )
+            yield item.hashes[rows], logits
 
 
 def pair_hashes(pairs: Sequence[Pair]) -> Hashes:

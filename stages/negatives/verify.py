@@ -206,7 +206,8 @@ def reading(params: Params, scene: Scene) -> tuple[Reader | None, str]:
     assert params.teacher
     cache = scene.tools.scores
     if params.teacher != SELF:
-        found = Teacher(params.teacher, cache, "auto", params.teacher_max_length, "auto", scene.tools.progress)
+        tools = scene.tools
+        found = Teacher(params.teacher, cache, "auto", params.teacher_max_length, "auto", tools.progress, tools.engine)
         return _Alone(found), ""
     from stages.negatives.crossfit import Cross, Material, lessons
 

@@ -1,6 +1,6 @@
 """Dense retrieval: the best documents of a query by the vectors of one encoder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +8,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.contracts import CORPUS, read_table
+from stages.engine import Engine
 from stages.errors import InputError
 from stages.retrieval.encode import Vectors
-from stages.retrieval.nearest import best_above, exact_top_k, pair_scores
+from stages.retrieval.nearest import best_above, each_top_k, pair_scores
 from stages.retrieval.sources import Ids
 from stages.retrieval.vectors import Floats, Hashes
 
@@ -18,20 +19,23 @@ from stages.retrieval.vectors import Floats, Hashes
 class Dense:
     """The queries (query_id, query) and documents of the tables, in their order, by the vectors of one encoder.
 
-    `block` documents are held in memory at once. Whatever meets a vector that is not finite raises `InputError`.
+    `block` documents are held in memory at once, and are an item of work of `engine`. Whatever meets a vector that is
+    not finite raises `InputError`.
     """
 
-    def __init__(self, queries: pl.DataFrame, corpus: Path, vectors: Vectors, block: int) -> None:
+    def __init__(
+        self, queries: pl.DataFrame, corpus: Path, vectors: Vectors, block: int, engine: Engine | None = None
+    ) -> None:
         self.doc_ids = read_table(corpus, CORPUS, ["doc_id"])["doc_id"].rechunk()
         self.vectors = vectors
         self.query_hashes = vectors.query_hashes(queries)
         self.document_hashes = _document_hashes(corpus, vectors)
-        self._query_ids, self._block = queries["query_id"], block
+        self._query_ids, self.block, self._engine = queries["query_id"], block, engine
 
-    def best(self, queries: Ids, k: int) -> tuple[Ids, Floats]:
-        """The k best documents of each query, all where there are fewer: places and scores, [q, k]."""
+    def best(self, parts: Iterable[Ids], k: int) -> Iterator[tuple[Ids, Floats]]:
+        """Of each part the k best documents of each query, all where there are fewer: places and scores, [q, k]."""
         documents = _Blocks(self, np.arange(len(self.doc_ids)))
-        return exact_top_k(self._asked(queries), documents, min(k, len(self.doc_ids)))
+        return each_top_k(map(self._asked, parts), documents, min(k, len(self.doc_ids)), engine=self._engine)
 
     def above(self, queries: Ids, documents: Ids, k: int, least: Floats) -> tuple[Ids, Ids, Floats]:
         """Of each query the k best of some documents (places that rise) with a score of at least its `least` [q].
@@ -53,8 +57,8 @@ class Dense:
 
     def read(self, documents: Ids) -> Iterator[Floats]:
         """The vectors of some documents, a block at a time."""
-        for start in range(0, len(documents), self._block):
-            places = documents[start : start + self._block]
+        for start in range(0, len(documents), self.block):
+            places = documents[start : start + self.block]
             block = self.vectors.read(self.document_hashes[places])
             _require_finite(block, self.doc_ids.gather(places), "document")
             yield block
@@ -70,6 +74,9 @@ class _Blocks:
 
     def __init__(self, dense: Dense, documents: Ids) -> None:
         self._dense, self._documents = dense, documents
+
+    def __len__(self) -> int:
+        return -(-len(self._documents) // self._dense.block)
 
     def __iter__(self) -> Iterator[Floats]:
         return self._dense.read(self._documents)

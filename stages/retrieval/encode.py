@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,9 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.contracts import CORPUS, QUERIES, Summary, Tools, document_text, scan_table
+from stages.engine import Worker, pieces
 from stages.errors import InputError
-from stages.models import DEFAULT_ENCODER
+from stages.models import DEFAULT_ENCODER, model_digest, portable, resolve_model
 from stages.params import Params as Base
 from stages.params import option
 from stages.retrieval.encoder import Encoder, Floats, Recipe, recipe
@@ -68,6 +70,10 @@ _WINDOW = 16_384
 """Texts held in memory at once to be sorted by length."""
 _ROWS = 8_192
 """Rows of a table read at once."""
+_BATCHES = 32
+"""Batches that an item of work fills, at four characters a token."""
+_LONGEST = 2_048
+"""Characters of a text that count for that: most encoders read no more of it."""
 
 _ROLES = {"query": QUERIES, "document": CORPUS}
 
@@ -121,18 +127,22 @@ def _encoded(
     lacking = first[~store.held(texts)]
     if len(lacking):
         _describe(made, store.folder)
-        encoder = Encoder(made, name)
         wanted = np.zeros(len(together), np.bool_)
         wanted[lacking] = True
         flags = dict(zip(paths, np.split(wanted, [len(hashes["query"])]), strict=True))
+        items = (
+            Texts(role, [window[i] for i in piece], window_hashes[piece])
+            for role, path in paths.items()
+            for window, window_hashes in _windows(path, role, flags[role], hashes[role])
+            for piece in pieces([min(len(text), _LONGEST) for text in window], 4 * _BATCHES * batch_tokens)
+        )
         done = 0
         with Buffer(store) as buffer:
-            for role, path in paths.items():
-                for window, window_hashes in _windows(path, role, flags[role], hashes[role]):
-                    for group, vectors in encoder.encode(window, role, batch_tokens):
-                        buffer.add(window_hashes[group], vectors)
-                        done += len(group)
-                        tools.progress.advance(done, len(lacking), "texts")
+            worker = Worker(partial(Embedding, made, portable(name), batch_tokens), made.device)
+            for some, vectors in tools.engine.map(worker, items):
+                buffer.add(some, vectors)
+                done += len(some)
+                tools.progress.advance(done, len(lacking), "texts")
     encoding = {
         "encoder": made.key,
         "model": made.model,
@@ -156,6 +166,28 @@ def _encoded(
         "encoder": made.model,
     }
     return encoding, summary, texts
+
+
+class Texts(NamedTuple):
+    """An item of work: texts of one role ("query" or "document") and their hashes, uint8 [n, 16]."""
+
+    role: str
+    texts: list[str]
+    hashes: Hashes
+
+
+class Embedding:
+    """A worker's encoder. Raises `InputError` where the model has other files here than where its recipe was made."""
+
+    def __init__(self, made: Recipe, name: str, batch_tokens: int) -> None:
+        if model_digest(resolve_model(name)) != made.weights:
+            raise InputError(f"the encoder {name} is not the same everywhere: give each node the same files of it.")
+        self._encoder, self._batch_tokens = Encoder(made, name), batch_tokens
+
+    def __call__(self, item: Texts) -> Iterator[tuple[Hashes, Floats]]:
+        """Hashes and vectors, a batch at a time."""
+        for group, vectors in self._encoder.encode(item.texts, item.role, self._batch_tokens):
+            yield item.hashes[group], vectors
 
 
 def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:

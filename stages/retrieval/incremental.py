@@ -43,9 +43,9 @@ class Incremental:
         old = read_lists(folder, made_of, store.names)
         draft = Draft(folder, dense.query_hashes, self._width)
         lacking, new = self._merge(old, documents, draft)
-        for start in range(0, len(lacking), _QUERIES):
-            part = lacking[start : start + _QUERIES]
-            draft.put(part, entries(*dense.best(part, self._width)))
+        parts = [lacking[start : start + _QUERIES] for start in range(0, len(lacking), _QUERIES)]
+        for part, best in zip(parts, dense.best(parts, self._width), strict=True):
+            draft.put(part, entries(*best))
             self._advance(len(part))
         self._lists = draft.commit(documents, made_of, store.names)
         self.summary: Summary = {

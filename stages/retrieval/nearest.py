@@ -6,11 +6,15 @@ cut and ties follow those scores, so the result is one and the same for every bl
 history, and a run that searches only what is new can equal a run from nothing bit for bit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice, tee
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from stages.engine import Engine, InProcess, Worker
 from stages.retrieval.vectors import Floats
 
 Ids = npt.NDArray[np.int64]
@@ -23,13 +27,19 @@ _TILE = 1_024, 2_048
 """Queries and documents multiplied at once where all that reach a score are wanted: 8 MB of scores."""
 
 
-def exact_top_k(queries: Floats, blocks: Iterable[Floats], k: int, margin: int = _MARGIN) -> tuple[Ids, Floats]:
+class Blocks(Protocol):
+    """Vectors of documents [b, d] in the order of their ids 0, 1, 2, ...; begins anew each time it is iterated."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Floats]: ...
+
+
+def exact_top_k(queries: Floats, blocks: Blocks, k: int, margin: int = _MARGIN) -> tuple[Ids, Floats]:
     """The k best documents of each query by inner product: ids int64 [q, k] and scores float32 [q, k].
 
-    `blocks` are the documents' vectors [b, d] in the order of their ids 0, 1, 2, ...; it is gone through two or three
-    times, so it must be a collection (or begin anew when iterated), not a generator. Exactly `pair_scores` orders the
-    result: score falling, then id rising, at the cut too. With fewer than k documents the arrays are that much
-    narrower.
+    `blocks` is gone through two or three times. Exactly `pair_scores` orders the result: score falling, then id rising,
+    at the cut too. With fewer than k documents the arrays are that much narrower.
 
     Method: FAISS keeps the k + margin best of its own float32 scores. Such a score is off by at most the usual bound of
     an inner product, d u |q| |x| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). So a document that was
@@ -38,7 +48,23 @@ def exact_top_k(queries: Floats, blocks: Iterable[Floats], k: int, margin: int =
     """
     if not len(queries):
         return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
-    swept, ids, longest = _sweep(queries, blocks, k + margin)
+    (found,) = each_top_k([queries], blocks, k, margin)
+    return found
+
+
+def each_top_k(
+    parts: Iterable[Floats], blocks: Blocks, k: int, margin: int = _MARGIN, engine: Engine | None = None
+) -> Iterator[tuple[Ids, Floats]]:
+    """`exact_top_k` of each of `parts`, which are queries, at least one each. `engine` sweeps: it may be any machine's,
+    because what it finds is scored again here."""
+    for queries, swept, ids, longest in _sweeps(parts, blocks, k + margin, engine or InProcess()):
+        yield _settled(queries, swept, ids, longest, blocks, k, margin)
+
+
+def _settled(
+    queries: Floats, swept: Floats, ids: Ids, longest: float, blocks: Blocks, k: int, margin: int
+) -> tuple[Ids, Floats]:
+    """The k best, from the k + margin that were swept."""
     if not ids.shape[1]:
         return ids, swept
     scores = _rescored(queries, blocks, ids)
@@ -55,7 +81,7 @@ def exact_top_k(queries: Floats, blocks: Iterable[Floats], k: int, margin: int =
     return ids, scores
 
 
-def best_above(queries: Floats, blocks: Iterable[Floats], k: int, least: Floats) -> tuple[Ids, Ids, Floats]:
+def best_above(queries: Floats, blocks: Blocks, k: int, least: Floats) -> tuple[Ids, Ids, Floats]:
     """The k best documents of each query among those whose score reaches its `least` [q]; fewer where fewer do.
 
     Three flat arrays, by query and then as `exact_top_k` orders: the query's row, the document's id, the score. What
@@ -111,26 +137,57 @@ def pair_scores_at(queries: Floats, documents: Floats, query: Ids, document: Ids
     return out
 
 
-def _sweep(queries: Floats, blocks: Iterable[Floats], k: int) -> tuple[Floats, Ids, float]:
-    """FAISS's k best: scores and ids [q, min(k, documents)] unordered, and the greatest length of a document vector."""
+def _sweeps(
+    parts: Iterable[Floats], blocks: Blocks, k: int, engine: Engine
+) -> Iterator[tuple[Floats, Floats, Ids, float]]:
+    """Each part and FAISS's k best: scores and ids [q, min(k, documents)] unordered, and the greatest length of a
+    document vector."""
     import faiss
 
-    # Below this (queries x dimension; 128,000 by default) FAISS goes without BLAS, and takes several times as long for
-    # the 20 to 300 queries that are new after a change.
-    faiss.cvar.distance_compute_blas_threshold = 1
-    heap = faiss.ResultHeap(len(queries), k, keep_max=True)
-    start, longest = 0, 0.0
-    for block in blocks:
-        scores, ids = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        heap.add_result(scores, ids + start)
-        longest = max(longest, float(_lengths(block).max(initial=0)))
-        start += len(block)
-    heap.finalize()
-    width = min(k, start)
-    return heap.D[:, :width], heap.I[:, :width], longest
+    parts, asked = tee(parts)
+    items = ((queries, block) for queries in asked for block in blocks)
+    found = engine.map(Worker(partial(_Knn, k)), items)
+    for queries in parts:
+        heap = faiss.ResultHeap(len(queries), k, keep_max=True)
+        start, longest = 0, 0.0
+        for block in islice(found, len(blocks)):
+            heap.add_result(block.scores, block.ids + start)
+            longest = max(longest, block.longest)
+            start += block.documents
+        heap.finalize()
+        width = min(k, start)
+        yield queries, heap.D[:, :width], heap.I[:, :width], longest
 
 
-def _rescored(queries: Floats, blocks: Iterable[Floats], ids: Ids) -> Floats:
+class _Swept(NamedTuple):
+    """What FAISS found in one block: scores and ids [q, min(k, documents)], ids from 0."""
+
+    scores: Floats
+    ids: Ids
+    longest: float
+    documents: int
+
+
+class _Knn:
+    """A worker's FAISS: an item is queries [q, d] and a block of documents [b, d]."""
+
+    def __init__(self, k: int) -> None:
+        import faiss
+
+        # Below this (queries x dimension; 128,000 by default) FAISS goes without BLAS, and takes several times as long
+        # for the 20 to 300 queries that are new after a change.
+        faiss.cvar.distance_compute_blas_threshold = 1
+        self._k = k
+
+    def __call__(self, item: tuple[Floats, Floats]) -> Iterator[_Swept]:
+        import faiss
+
+        queries, block = item
+        found = faiss.knn(queries, block, min(self._k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        yield _Swept(*found, float(_lengths(block).max(initial=0)), len(block))
+
+
+def _rescored(queries: Floats, blocks: Blocks, ids: Ids) -> Floats:
     """`pair_scores` of each query with its ids [q, k], a block of documents at a time."""
     flat = ids.ravel()
     order = np.argsort(flat, kind="stable")

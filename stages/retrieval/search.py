@@ -91,7 +91,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     for line in _idle_encoders(params.windows, [part["model"] for part in encodings(inputs["encoding"])]):
         tools.progress.say(line)
     queries = read_table(inputs["queries"], QUERIES, ["query_id", "query"])
-    dense = Dense(queries, inputs["corpus"], Vectors(inputs["encoding"], tools.vectors), params.block)
+    dense = Dense(queries, inputs["corpus"], Vectors(inputs["encoding"], tools.vectors), params.block, tools.engine)
     retrievers = {
         source.name: Incremental(dense, end, VERSION, tools.progress)
         if source.name == "dense"
@@ -136,7 +136,7 @@ def _retriever(
 ) -> _Retriever:
     if source.encoder is not None:
         vectors = Vectors(inputs["encoding"], tools.vectors, source.encoder)
-        dense = Dense(queries, inputs["corpus"], vectors, params.block)
+        dense = Dense(queries, inputs["corpus"], vectors, params.block, tools.engine)
         return Incremental(dense, end, VERSION, tools.progress)
     if source.name == "bm25":
         return Bm25Search(queries["query"].to_list(), _texts(inputs["corpus"]))

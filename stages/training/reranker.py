@@ -105,34 +105,37 @@ def score_pairs(
     pairs: Sequence[Pair],
     dtype: Dtype = "auto",
     advance: Callable[[int], None] | None = None,
-    keep: Callable[[Sequence[int], np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """The logit of each (query, document): float32 [n], in the order of `pairs`.
 
     On a CPU a pair's score does not depend on what else is scored: every forward pass has one of a few fixed shapes,
-    filled up with padding. `advance` is told how many pairs are done; `keep` is given the places in `pairs` and the
-    logits of each forward pass as it ends, for who wants to have them after a kill.
+    filled up with padding. `advance` is told how many pairs are done.
     """
+    scores = np.empty(len(pairs), dtype=np.float32)
+    done = 0
+    for places, logits in score_passes(model, pairs, dtype):
+        scores[places] = logits
+        done += len(places)
+        if advance:
+            advance(done)
+    return scores
+
+
+def score_passes(
+    model: "CrossEncoder", pairs: Sequence[Pair], dtype: Dtype = "auto"
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`score_pairs` as it goes: places in `pairs` and their logits, a forward pass at a time."""
     import torch
 
-    scores = np.empty(len(pairs), dtype=np.float32)
     training = model.training
     model.eval()
-    done = 0
-    with torch.inference_mode(), autocast(model.device, dtype):
+    with torch.inference_mode(), autocast(model.device, dtype):  # around all passes: it holds the weights in bfloat16
         for start in range(0, len(pairs), _AT_ONCE):
             encoded = _tokenise(model, pairs[start : start + _AT_ONCE])
             for rows, length, height in _fixed_shapes(encoded["input_ids"], _budget(model)):
                 logits = _forward(model, _padded(model, encoded, rows, length, height))
-                places = start + np.asarray(rows)
-                scores[places] = logits[: len(rows)].cpu().numpy()
-                if keep:
-                    keep(places.tolist(), scores[places])
-                done += len(rows)
-                if advance:
-                    advance(done)
+                yield start + np.asarray(rows), logits[: len(rows)].cpu().numpy()
     model.train(training)
-    return scores
 
 
 def token_counts(model: "CrossEncoder", pairs: Sequence[Pair]) -> np.ndarray:
@@ -164,8 +167,13 @@ def logits(model: "CrossEncoder", pairs: Sequence[Pair], dtype: Dtype = "auto") 
     return torch.cat(parts)[places]
 
 
+def pass_tokens(device: str) -> int:
+    """Tokens in one forward pass on a device."""
+    return _TOKENS.get(device.partition(":")[0], _TOKENS_ELSEWHERE)
+
+
 def _budget(model: "CrossEncoder") -> int:
-    return _TOKENS.get(model.device.type, _TOKENS_ELSEWHERE)
+    return pass_tokens(model.device.type)
 
 
 def _tokenise(model: "CrossEncoder", pairs: Sequence[Pair]) -> dict[str, list[list[int]]]:

@@ -34,13 +34,13 @@ def cross(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
     """The pairs of each call of the model."""
     calls: list[list[tuple[str, str]]] = []
-    plain = reranker.score_pairs
+    plain = reranker.score_passes
 
     def counting(model, pairs, *given, **named):  # type: ignore[no-untyped-def]
         calls.append(list(pairs))
         return plain(model, pairs, *given, **named)
 
-    monkeypatch.setattr(reranker, "score_pairs", counting)
+    monkeypatch.setattr(reranker, "score_passes", counting)
     return calls
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -128,6 +129,27 @@ def test_windows_smaller_than_the_tables_encode_the_same(
     expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
     vectors = Vectors(tmp_path / "out/encoding.json", tools.vectors)
     assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+
+
+def test_pieces_smaller_than_a_window_encode_the_same(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "_BATCHES", 1)
+    run(Params(batch_tokens=1), inputs, fresh(tmp_path / "out"), tools)
+    assert fake.asked == [["Red."], ["why"], ["Sky Red."], ["Blue."]]
+    assert fake.loaded == 1
+    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
+    vectors = Vectors(tmp_path / "out/encoding.json", tools.vectors)
+    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+
+
+def test_a_worker_whose_model_has_other_files_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    made = encode._recipes(Params(model=str(tiny_model)))[0]
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "vocab.txt").write_text((other / "vocab.txt").read_text() + "new\n")
+    encode.Embedding(made, str(tiny_model), 64)
+    with pytest.raises(InputError, match="not the same everywhere"):
+        encode.Embedding(made, str(other), 64)
 
 
 def test_prompts_make_two_texts_of_one(
