@@ -7,6 +7,7 @@ history, and a run that searches only what is new can equal a run from nothing b
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +42,8 @@ def exact_top_k(queries: Floats, blocks: Iterable[Floats], k: int, margin: int =
     swept, ids, longest = _sweep(queries, blocks, k + margin)
     if not ids.shape[1]:
         return ids, swept
-    scores = _rescored(queries, blocks, ids)
     everything = ids.shape[1] < k + margin
-    ids, scores = _ordered(ids, scores, k)
+    ids, scores = best_of(queries, blocks, ids, k)
     if everything:
         return ids, scores
     cut = scores[:, -1].astype(np.float64)
@@ -86,6 +86,16 @@ def best_above(queries: Floats, blocks: Iterable[Floats], k: int, least: Floats)
     return _best(reached, k)
 
 
+def best_of(queries: Floats, blocks: Iterable[Floats], ids: Ids, k: int) -> tuple[Ids, Floats]:
+    """Of each query the k best of some documents, `ids` [q, n]: ids and scores [q, k] ordered as by `exact_top_k`.
+
+    -1 among the ids stands for no document; it comes last in the result, with the score -inf.
+    """
+    scores = _rescored(queries, blocks, ids)
+    order = np.lexsort((ids.view(np.uint64), -scores))[:, :k]
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+
+
 def pair_scores(queries: Floats, documents: Floats) -> Floats:
     """Inner products of float32 [n, d] with float32 [n, d], row by row: float32 [n].
 
@@ -102,13 +112,21 @@ def pair_scores(queries: Floats, documents: Floats) -> Floats:
     return out
 
 
-def _sweep(queries: Floats, blocks: Iterable[Floats], k: int) -> tuple[Floats, Ids, float]:
-    """FAISS's k best: scores and ids [q, min(k, documents)] unordered, and the greatest length of a document vector."""
+def faiss_by_blas() -> Any:
+    """The module faiss, set to multiply matrices by BLAS however few the queries are.
+
+    Else it goes without where queries x dimension is below 128,000, and takes several times as long for the 20 to 300
+    queries that are new after a change.
+    """
     import faiss
 
-    # Below this (queries x dimension; 128,000 by default) FAISS goes without BLAS, and takes several times as long for
-    # the 20 to 300 queries that are new after a change.
     faiss.cvar.distance_compute_blas_threshold = 1
+    return faiss
+
+
+def _sweep(queries: Floats, blocks: Iterable[Floats], k: int) -> tuple[Floats, Ids, float]:
+    """FAISS's k best: scores and ids [q, min(k, documents)] unordered, and the greatest length of a document vector."""
+    faiss = faiss_by_blas()
     heap = faiss.ResultHeap(len(queries), k, keep_max=True)
     start, longest = 0, 0.0
     for block in blocks:
@@ -122,11 +140,11 @@ def _sweep(queries: Floats, blocks: Iterable[Floats], k: int) -> tuple[Floats, I
 
 
 def _rescored(queries: Floats, blocks: Iterable[Floats], ids: Ids) -> Floats:
-    """`pair_scores` of each query with its ids [q, k], a block of documents at a time."""
+    """`pair_scores` of each query with its ids [q, k], a block of documents at a time; -inf for the id -1."""
     flat = ids.ravel()
     order = np.argsort(flat, kind="stable")
-    scores = np.empty(len(flat), np.float32)
-    start = begin = 0
+    scores = np.full(len(flat), -np.inf, np.float32)
+    start, begin = 0, int(np.searchsorted(flat, 0, sorter=order))
     for block in blocks:
         end = int(np.searchsorted(flat, start + len(block), sorter=order))
         for first in range(begin, end, _PAIRS):
@@ -143,11 +161,6 @@ def _best(found: Sequence[tuple[Ids, Ids, Floats]], k: int) -> tuple[Ids, Ids, F
     place = np.arange(len(order)) - np.searchsorted(row[order], row[order])
     kept = order[place < k]
     return row[kept], ids[kept], scores[kept]
-
-
-def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
-    order = np.lexsort((ids, -scores))[:, :k]
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def _rounding(queries: Floats, longest: float) -> npt.NDArray[np.float64]:
