@@ -132,9 +132,9 @@ class Approximate:
 
 
 def _recall(exact: Ids, found: Ids) -> float:
-    """The share of the ids `exact` [q, k] that stand in the same row of `found` [q, n]."""
-    held = sum(int(np.isin(wanted, there).sum()) for wanted, there in zip(exact, found, strict=True))
-    return held / max(exact.size, 1)
+    """The share of the ids `exact` [q, k] that stand in the same row of `found` [q, n]; 1 where there are none."""
+    missed = sum(int((~np.isin(wanted, there)).sum()) for wanted, there in zip(exact, found, strict=True))
+    return 1 - missed / max(exact.size, 1)
 
 
 def _drawn(ids: pl.Series, count: int, seed: int, purpose: str) -> Ids:

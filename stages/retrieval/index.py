@@ -26,8 +26,9 @@ _PARAMETERS = re.compile(r"\w+=[0-9.e+-]+(,\w+=[0-9.e+-]+)*")
 class Index:
     """An index of vectors of a dimension, by the string that `faiss.index_factory` takes; empty when this is made.
 
-    Training and adding take one thread: what comes out depends on how many share that work. Searching takes all, each
-    with its own queries. Whatever FAISS refuses is an `InputError` that names the string and says why.
+    Training and adding take one thread: with several, what comes out of OPQ's and PCA's LAPACK, and of HNSW before
+    FAISS 1.15, depends on their number (FAISS wiki, Threads and asynchronous calls). Searching takes all, each with its
+    own queries. Whatever FAISS refuses is an `InputError` that names the string and says why.
     """
 
     def __init__(self, factory: str, dimension: int, documents: int, parameters: str = "") -> None:
@@ -35,8 +36,8 @@ class Index:
         if self.lists > documents:
             raise InputError(
                 f"--index {factory!r} has {self.lists:,} lists, and there are only {documents:,} documents to train "
-                f"them on. Take at most {max(1, documents // POINTS_WANTED):,} lists, or leave --index out: exact search "
-                "of so few is fast."
+                f"them on. Take at most {max(1, documents // POINTS_WANTED):,} lists, or leave --index out: exact "
+                "search of so few is fast."
             )
         self._made_for = f"--index {factory!r} for {documents:,} vectors of dimension {dimension}"
         # Polysemous codes take ten times as long to train and serve a filter that is off unless its threshold is set.
@@ -128,8 +129,8 @@ def check_factory(factory: str) -> None:
     except RuntimeError as error:
         if "could not parse" in str(error):  # all else may be due to the dimension, which is not known yet
             raise ValueError(
-                "FAISS can't read this. It is a string of faiss.index_factory, as IVF4096,PQ64 or HNSW32; left out, or "
-                "exact, the search is exact"
+                "this is no string of faiss.index_factory, as IVF4096,PQ64 or HNSW32 are; left out, or exact, the "
+                "search is exact"
             ) from None
 
 
