@@ -48,14 +48,14 @@ class Params(Base):
         "FlagEmbedding's range does. dense must be among them, from its first rank on.",
     )
     # These and the seed enter the key through `identity`, where there is an index.
-    index: str = option(
-        "",
+    index: str | None = option(
+        None,
         "Search the vectors through a FAISS index, for corpora where exact search does not pay: a string of "
         'faiss.index_factory, as "IVF4096,PQ64" or "HNSW32". Left out, or exact: exact search.',
         unkeyed=True,
     )
-    index_params: str = option(
-        "",
+    index_params: str | None = option(
+        None,
         'How the index is searched, as faiss.ParameterSpace takes it: "nprobe=32,k_factor_rf=4". Where nprobe (IVF) or '
         "efSearch (HNSW) is left open, the least power of two that reaches min_recall is taken.",
         unkeyed=True,
@@ -80,15 +80,15 @@ class Params(Base):
 
     @field_validator("index")
     @classmethod
-    def _known(cls, given: str) -> str:
-        if given not in EXACT:
+    def _known(cls, given: str | None) -> str | None:
+        if given and given not in EXACT:
             check_factory(given)
         return given
 
     @field_validator("index_params")
     @classmethod
-    def _listed(cls, given: str) -> str:
-        check_parameters(given)
+    def _listed(cls, given: str | None) -> str | None:
+        check_parameters(given or "")
         return given
 
     @property
@@ -108,8 +108,8 @@ _ROWS = 1_024
 def identity(params: Params) -> dict[str, str]:
     """What shapes the candidates beyond the keyed parameters."""
     drawn = any(source.name == "random" for source, _ in params.windows)
-    index = {name: str(getattr(params, name)) for name in ("index", "index_params", "min_recall")}
-    indexed = {} if params.index in EXACT else index
+    wanted = {"index": params.index, "index_params": params.index_params or "", "min_recall": params.min_recall}
+    indexed = {} if params.index in EXACT else {name: str(value) for name, value in wanted.items()}
     return ({"seed": str(params.seed)} if drawn or indexed else {}) | indexed
 
 
@@ -182,9 +182,9 @@ def _retriever(
 
 
 def _by_vectors(dense: Dense, end: int, params: Params, tools: Tools) -> Incremental | Approximate:
-    if params.index in EXACT:
+    if params.index is None or params.index in EXACT:
         return Incremental(dense, end, VERSION, tools.progress)
-    wanted = Wanted(params.index, params.index_params, params.min_recall, params.seed)
+    wanted = Wanted(params.index, params.index_params or "", params.min_recall, params.seed)
     return Approximate(dense, end, wanted, tools.progress)
 
 

@@ -214,6 +214,14 @@ def test_few_documents_a_list_are_said(world: World) -> None:
     ]
 
 
+def test_where_exact_search_is_as_fast_it_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "30 queries x 400 documents: exact search takes about as long as making Flat and searching it, and misses "
+    for pays, count in ((30 * 400, 0), (30 * 400 + 1, 1)):
+        monkeypatch.setattr(approximate, "_PAYS", pays)
+        world.search(index="Flat")
+        assert len([said for said in world.said.lines if said.startswith(line)]) == count
+
+
 def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world: World) -> None:
     for factory, why in (("PQ3", "multiple of the number of subquantizers"), ("IVF401,Flat", "only 400 documents")):
         with pytest.raises(InputError, match=f"--index '{factory}'.*{why}"):
