@@ -20,6 +20,7 @@ _LEAST = 65_536
 """Training vectors at least, where there are so many: what FAISS uses at most for codes of 256 values."""
 _QUERIES = 256
 """Queries asked at once, by one thread. Fixed, because scores by BLAS depend in their last bits on how they are cut."""
+_MEND = "It is a string of faiss.index_factory, as IVF4096,PQ64 or HNSW32; left out, the search is exact"
 _PARAMETERS = re.compile(r"\w+=[0-9.e+-]+(,\w+=[0-9.e+-]+)*")
 
 
@@ -64,7 +65,8 @@ class Index:
 
     def tune(self, parameters: str) -> None:
         """Set search parameters as `faiss.ParameterSpace` spells them: "nprobe=32,k_factor_rf=4"; "" changes none."""
-        with self._refusing(f"does not take --index-params {parameters!r}"):
+        mend = "Those are nprobe for IVF, efSearch for HNSW, k_factor_rf for RFlat, and what else FAISS documents"
+        with self._refusing(f"does not take --index-params {parameters!r}", mend):
             faiss = faiss_by_blas()
             faiss.ParameterSpace().set_index_parameters(self._index, parameters)
 
@@ -106,14 +108,11 @@ class Index:
         return size
 
     @contextmanager
-    def _refusing(self, what: str = "can't be made") -> Iterator[None]:
+    def _refusing(self, what: str = "can't be made", mend: str = _MEND) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            raise InputError(
-                f"{self._made_for} {what}: {reason(error)}. It is a string of faiss.index_factory, as IVF4096,PQ64 or "
-                "HNSW32; left out, the search is exact."
-            ) from error
+            raise InputError(f"{self._made_for} {what}: {reason(error)}. {mend}.") from error
 
 
 def check_factory(factory: str) -> None:

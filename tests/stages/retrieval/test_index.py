@@ -76,7 +76,9 @@ def test_refusals_name_the_string_and_the_reason() -> None:
         Index("PQ7", 8, 500)
     with pytest.raises(InputError, match=r"--index 'IVF501,Flat' has 501 lists, and .* only 500 .* at most 12 lists"):
         Index("IVF501,Flat", 8, 500)
-    with pytest.raises(InputError, match=r"--index 'HNSW8' .* does not take --index-params 'nprobe=4'"):
+    with pytest.raises(
+        InputError, match=r"--index 'HNSW8' .* does not take --index-params 'nprobe=4'.* efSearch for HNSW"
+    ):
         Index("HNSW8", 8, 500, "nprobe=4")
     with pytest.raises(InputError, match=r"--index 'PQ4' for 100 vectors of dimension 8 .*training points"):
         filled("PQ4", random_vectors(100))  # its codes have 256 values
