@@ -11,7 +11,7 @@ from stages.contracts import CORPUS, read_table
 from stages.engine import Engine
 from stages.errors import InputError
 from stages.retrieval.encode import Vectors
-from stages.retrieval.nearest import best_above, each_top_k, pair_scores
+from stages.retrieval.nearest import best_above, best_of, each_top_k, pair_scores
 from stages.retrieval.sources import Ids
 from stages.retrieval.vectors import Floats, Hashes
 
@@ -30,12 +30,18 @@ class Dense:
         self.vectors = vectors
         self.query_hashes = vectors.query_hashes(queries)
         self.document_hashes = _document_hashes(corpus, vectors)
-        self._query_ids, self.block, self._engine = queries["query_id"], block, engine
+        self.query_ids, self.block, self._engine = queries["query_id"], block, engine
 
     def best(self, parts: Iterable[Ids], k: int) -> Iterator[tuple[Ids, Floats]]:
         """Of each part the k best documents of each query, all where there are fewer: places and scores, [q, k]."""
-        documents = _Blocks(self, np.arange(len(self.doc_ids)))
-        return each_top_k(map(self._asked, parts), documents, min(k, len(self.doc_ids)), engine=self._engine)
+        return each_top_k(map(self.asked, parts), self._corpus, min(k, len(self.doc_ids)), engine=self._engine)
+
+    def best_of(self, queries: Ids, documents: Ids, k: int) -> tuple[Ids, Floats]:
+        """Of each query the k best of some documents [q, n], scored and ordered as by `best`: [q, k].
+
+        -1 stands for no document; it comes last, with the score -inf.
+        """
+        return best_of(self.asked(queries), self._corpus, documents, k)
 
     def above(self, queries: Ids, documents: Ids, k: int, least: Floats) -> tuple[Ids, Ids, Floats]:
         """Of each query the k best of some documents (places that rise) with a score of at least its `least` [q].
@@ -43,7 +49,7 @@ class Dense:
         Flat, by query and best first: the place of the query in `queries`, that of the document in the corpus, the
         score.
         """
-        row, found, scores = best_above(self._asked(queries), _Blocks(self, documents), k, least)
+        row, found, scores = best_above(self.asked(queries), _Blocks(self, documents), k, least)
         return row, documents[found], scores
 
     def scores(self, queries: Ids, documents: Ids) -> Floats:
@@ -55,6 +61,16 @@ class Dense:
             out[part] = pair_scores(asked, self.vectors.read(self.document_hashes[documents[part]]))
         return out
 
+    @property
+    def _corpus(self) -> "_Blocks":
+        return _Blocks(self, np.arange(len(self.doc_ids)))
+
+    def asked(self, queries: Ids) -> Floats:
+        """The vectors of some queries."""
+        vectors = self.vectors.read(self.query_hashes[queries])
+        _require_finite(vectors, self.query_ids.gather(queries), "query")
+        return vectors
+
     def read(self, documents: Ids) -> Iterator[Floats]:
         """The vectors of some documents, a block at a time."""
         for start in range(0, len(documents), self.block):
@@ -62,11 +78,6 @@ class Dense:
             block = self.vectors.read(self.document_hashes[places])
             _require_finite(block, self.doc_ids.gather(places), "document")
             yield block
-
-    def _asked(self, queries: Ids) -> Floats:
-        asked = self.vectors.read(self.query_hashes[queries])
-        _require_finite(asked, self._query_ids.gather(queries), "query")
-        return asked
 
 
 class _Blocks:

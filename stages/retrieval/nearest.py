@@ -9,7 +9,7 @@ history, and a run that searches only what is new can equal a run from nothing b
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice, tee
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +67,8 @@ def _settled(
     """The k best, from the k + margin that were swept."""
     if not ids.shape[1]:
         return ids, swept
-    scores = _rescored(queries, blocks, ids)
     everything = ids.shape[1] < k + margin
-    ids, scores = _ordered(ids, scores, k)
+    ids, scores = best_of(queries, blocks, ids, k)
     if everything:
         return ids, scores
     cut = scores[:, -1].astype(np.float64)
@@ -112,6 +111,16 @@ def best_above(queries: Floats, blocks: Blocks, k: int, least: Floats) -> tuple[
     return _best(reached, k)
 
 
+def best_of(queries: Floats, blocks: Blocks, ids: Ids, k: int) -> tuple[Ids, Floats]:
+    """Of each query the k best of some documents, `ids` [q, n]: ids and scores [q, k] ordered as by `exact_top_k`.
+
+    -1 among the ids stands for no document; it comes last in the result, with the score -inf.
+    """
+    scores = _rescored(queries, blocks, ids)
+    order = np.lexsort((ids.view(np.uint64), -scores))[:, :k]
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+
+
 def pair_scores(queries: Floats, documents: Floats) -> Floats:
     """Inner products of float32 [n, d] with float32 [n, d], row by row: float32 [n].
 
@@ -135,6 +144,18 @@ def pair_scores_at(queries: Floats, documents: Floats, query: Ids, document: Ids
         )
         out[part] = np.einsum("nd,nd->n", a, b)
     return out
+
+
+def faiss_by_blas() -> Any:
+    """The module faiss, set to multiply matrices by BLAS however few the queries are.
+
+    Else it goes without where queries x dimension is below 128,000, and takes several times as long for the 20 to 300
+    queries that are new after a change.
+    """
+    import faiss
+
+    faiss.cvar.distance_compute_blas_threshold = 1
+    return faiss
 
 
 def _sweeps(
@@ -172,27 +193,21 @@ class _Knn:
     """A worker's FAISS: an item is queries [q, d] and a block of documents [b, d]."""
 
     def __init__(self, k: int) -> None:
-        import faiss
-
-        # Below this (queries x dimension; 128,000 by default) FAISS goes without BLAS, and takes several times as long
-        # for the 20 to 300 queries that are new after a change.
-        faiss.cvar.distance_compute_blas_threshold = 1
-        self._k = k
+        self._faiss, self._k = faiss_by_blas(), k
 
     def __call__(self, item: tuple[Floats, Floats]) -> Iterator[_Swept]:
-        import faiss
-
         queries, block = item
-        found = faiss.knn(queries, block, min(self._k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        yield _Swept(*found, float(_lengths(block).max(initial=0)), len(block))
+        metric = self._faiss.METRIC_INNER_PRODUCT
+        scores, ids = self._faiss.knn(queries, block, min(self._k, len(block)), metric=metric)
+        yield _Swept(scores, ids, float(_lengths(block).max(initial=0)), len(block))
 
 
 def _rescored(queries: Floats, blocks: Blocks, ids: Ids) -> Floats:
-    """`pair_scores` of each query with its ids [q, k], a block of documents at a time."""
+    """`pair_scores` of each query with its ids [q, k], a block of documents at a time; -inf for the id -1."""
     flat = ids.ravel()
     order = np.argsort(flat, kind="stable")
-    scores = np.empty(len(flat), np.float32)
-    start = begin = 0
+    scores = np.full(len(flat), -np.inf, np.float32)
+    start, begin = 0, int(np.searchsorted(flat, 0, sorter=order))
     for block in blocks:
         end = int(np.searchsorted(flat, start + len(block), sorter=order))
         for first in range(begin, end, _PAIRS):
@@ -209,11 +224,6 @@ def _best(found: Sequence[tuple[Ids, Ids, Floats]], k: int) -> tuple[Ids, Ids, F
     place = np.arange(len(order)) - np.searchsorted(row[order], row[order])
     kept = order[place < k]
     return row[kept], ids[kept], scores[kept]
-
-
-def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
-    order = np.lexsort((ids, -scores))[:, :k]
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def _rounding(queries: Floats, longest: float) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Search: the best documents of every query, exactly, by one retriever or several, in memory bounded by a block."""
+"""Search: the best documents of every query, exactly or by an index, by one retriever or several, in bounded memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +26,11 @@ from stages.draw import seed_option
 from stages.errors import InputError
 from stages.params import Params as Base
 from stages.params import option
+from stages.retrieval.approximate import EXACT, Approximate, Wanted
 from stages.retrieval.dense import Dense
 from stages.retrieval.encode import Vectors, encoder_texts, encodings
 from stages.retrieval.incremental import Incremental
+from stages.retrieval.index import check_factory, check_parameters
 from stages.retrieval.lexical import Bm25Search
 from stages.retrieval.ring import Ring
 from stages.retrieval.sources import Found, Ids, Source, parsed
@@ -46,6 +48,26 @@ class Params(Base):
         "bm25 or random. NAME:END keeps the first END ranks of that source, NAME:START-END ranks START + 1 to END, as "
         "FlagEmbedding's range does. dense must be among them, from its first rank on.",
     )
+    # These and the seed enter the key through `identity`, where there is an index.
+    index: str | None = option(
+        None,
+        "Search the vectors through a FAISS index, for corpora where exact search does not pay: a string of "
+        'faiss.index_factory, as "IVF4096,PQ64" or "HNSW32". Left out, or exact: exact search.',
+        unkeyed=True,
+    )
+    index_params: str | None = option(
+        None,
+        'How the index is searched, as faiss.ParameterSpace takes it: "nprobe=32,k_factor_rf=4". Where nprobe (IVF) or '
+        "efSearch (HNSW) is left open, the least power of two that reaches min_recall is taken.",
+        unkeyed=True,
+    )
+    min_recall: float = option(
+        0.95,
+        "Refuse an index that finds less than this share of the exact candidates, measured on 200 sampled queries.",
+        unkeyed=True,
+        ge=0,
+        le=1,
+    )
     seed: int = seed_option(unkeyed=True)  # enters the key through `identity`, where something is drawn
     block: int = option(
         32_768, "Documents held in memory at once. It changes memory and speed only.", unkeyed=True, ge=1
@@ -55,6 +77,19 @@ class Params(Base):
     @classmethod
     def _spelled(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         parsed(given)
+        return given
+
+    @field_validator("index")
+    @classmethod
+    def _known(cls, given: str | None) -> str | None:
+        if given and given not in EXACT:
+            check_factory(given)
+        return given
+
+    @field_validator("index_params")
+    @classmethod
+    def _listed(cls, given: str | None) -> str | None:
+        check_parameters(given or "")
         return given
 
     @property
@@ -73,7 +108,10 @@ _ROWS = 1_024
 
 def identity(params: Params) -> dict[str, str]:
     """What shapes the candidates beyond the keyed parameters."""
-    return {"seed": str(params.seed)} if any(source.name == "random" for source, _ in params.windows) else {}
+    drawn = any(source.name == "random" for source, _ in params.windows)
+    wanted = {"index": params.index, "index_params": params.index_params or "", "min_recall": params.min_recall}
+    indexed = {} if params.index in EXACT else {name: str(value) for name, value in wanted.items()}
+    return ({"seed": str(params.seed)} if drawn or indexed else {}) | indexed
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
@@ -85,15 +123,16 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     a source gives all; bm25 only those that share a word with the query. judged: every row of qrels with its score by
     dense. Raises `InputError` where a vector is not finite or a source has no encoder.
 
-    A dense source goes on from its last search in this workspace. bm25 is searched anew, because its weights change
-    with every document, and so is random, which costs nothing.
+    A dense source goes on from its last search in this workspace, or is searched from nothing through an index, which
+    is refused (`InputError`) where its recall is too low. bm25 is searched anew, because its weights change with every
+    document, and so is random, which costs nothing.
     """
     for line in _idle_encoders(params.windows, [part["model"] for part in encodings(inputs["encoding"])]):
         tools.progress.say(line)
     queries = read_table(inputs["queries"], QUERIES, ["query_id", "query"])
     dense = Dense(queries, inputs["corpus"], Vectors(inputs["encoding"], tools.vectors), params.block, tools.engine)
     retrievers = {
-        source.name: Incremental(dense, end, VERSION, tools.progress)
+        source.name: _by_vectors(dense, end, params, tools)
         if source.name == "dense"
         else _retriever(source, end, params, queries, inputs, tools)
         for source, end in params.windows
@@ -116,14 +155,15 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     qrels = read_table(inputs["qrels"], QRELS)
     pairs = _places(qrels["query_id"], queries["query_id"]), _places(qrels["doc_id"], dense.doc_ids)
     write_table(qrels.with_columns(pl.Series("score", dense.scores(*pairs))), JUDGED, out / "judged.parquet")
+    lists = {name: one.summary for name, one in retrievers.items() if isinstance(one, Incremental)}
+    indexes = {name: one.summary for name, one in retrievers.items() if isinstance(one, Approximate)}
     return {
         "queries": total,
         "documents": len(dense.doc_ids),
         "candidates": sum(counts.values()),
         "by_source": counts,
         "judged": qrels.height,
-        "lists": {name: one.summary for name, one in retrievers.items() if isinstance(one, Incremental)},
-    }
+    } | {name: told for name, told in (("lists", lists), ("indexes", indexes)) if told}
 
 
 class _Retriever(Protocol):
@@ -137,10 +177,17 @@ def _retriever(
     if source.encoder is not None:
         vectors = Vectors(inputs["encoding"], tools.vectors, source.encoder)
         dense = Dense(queries, inputs["corpus"], vectors, params.block, tools.engine)
-        return Incremental(dense, end, VERSION, tools.progress)
+        return _by_vectors(dense, end, params, tools)
     if source.name == "bm25":
         return Bm25Search(queries["query"].to_list(), _texts(inputs["corpus"]))
     return Ring(params.seed, queries["query_id"], read_table(inputs["corpus"], CORPUS, ["doc_id"])["doc_id"])
+
+
+def _by_vectors(dense: Dense, end: int, params: Params, tools: Tools) -> Incremental | Approximate:
+    if params.index is None or params.index in EXACT:
+        return Incremental(dense, end, VERSION, tools.progress)
+    wanted = Wanted(params.index, params.index_params or "", params.min_recall, params.seed)
+    return Approximate(dense, end, wanted, tools.progress)
 
 
 def _idle_encoders(windows: Sequence[tuple[Source, int]], encoders: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.retrieval import nearest
-from stages.retrieval.nearest import best_above, exact_top_k, pair_scores
+from stages.retrieval.nearest import best_above, best_of, exact_top_k, pair_scores
 
 
 def floats(rows: list[list[float]]) -> np.ndarray:
@@ -116,3 +116,24 @@ def test_the_best_above_a_score_equal_a_full_sort(data: st.DataObject, tile: tup
         for place, score in [(p, s) for p, s in zip(places, all_scores, strict=True) if s >= least[i]][:k]
     ]
     assert list(zip(row.tolist(), ids.tolist(), scores.tolist(), strict=True)) == expected
+
+
+def test_the_best_of_some_documents_with_gaps() -> None:
+    documents = floats([[1, 0], [0, 1], [1, 0], [0.5, 0.5]])
+    some = np.array([[-1, 3, 2], [-1, 1, -1]])
+    for size in (1, 3, 4):
+        ids, scores = best_of(floats([[1, 0], [0, -2]]), in_blocks(documents, size), some, 2)
+        assert ids.tolist() == [[2, 3], [1, -1]]
+        assert scores.tolist() == [[1, 0.5], [-2, float("-inf")]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), size=st.integers(1, 41), k=st.integers(1, 40))
+def test_the_best_of_all_documents_are_the_exact_ones(seed: int, size: int, k: int) -> None:
+    random = np.random.default_rng(seed)
+    documents, queries = (random.integers(-1, 2, (n, 2)).astype(np.float32) for n in (40, 5))
+    everything = random.permuted(np.tile(np.arange(40), (5, 1)), axis=1)
+    ids, scores = best_of(queries, in_blocks(documents, size), everything, k)
+    wanted_ids, wanted_scores = exact_top_k(queries, [documents], k)
+    assert ids.tolist() == wanted_ids.tolist()
+    assert scores.tobytes() == wanted_scores.tobytes()

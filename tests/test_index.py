@@ -1,0 +1,69 @@
+"""`prep mine-negatives --index` as a process: what it says of its recall, and what it refuses."""
+
+import json
+from typing import Any
+
+from tests.conftest import Project
+
+
+def mined(project: Project, *arguments: str, work: str = "work") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The summary of the search and the files of all artifacts."""
+    done = project.prep("mine-negatives", "--json", "--workspace", work, *arguments)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    folders = {name: project.folder / folder for name, folder in told["artifacts"].items()}
+    files = {name: json.loads((folder / "manifest.json").read_text())["files"] for name, folder in folders.items()}
+    return told["summary"]["search"], files
+
+
+def test_an_index_on_the_way_to_mined_jsonl(project: Project) -> None:
+    project.set("mine", "index", '"IVF2,SQ8"')
+    told, files = mined(project)
+    assert told["indexes"]["dense"]["recall"] >= 0.95
+    assert told["by_source"] == {"dense": 20 * told["queries"]}
+    assert (mined(project, work="again")) == (told, files)
+    done = project.prep("mine-negatives")
+    assert f"index IVF2,SQ8, parameters {told['indexes']['dense']['parameters']}, recall" in done.stdout
+    exact, exact_files = mined(project, "--index", "exact")
+    assert "indexes" not in exact
+    assert exact["candidates"] == told["candidates"]
+    assert mined(project, "--index", "Flat", work="flat")[1]["compose"] == exact_files["compose"]
+
+
+def test_the_manifest_says_the_index_and_its_recall(project: Project) -> None:
+    told, _ = mined(project, "--index", "HNSW8", "--index-params", "efSearch=64")
+    (folder,) = (project.work / "runs/search").iterdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["summary"]["indexes"] == told["indexes"]
+    assert {"index": "HNSW8", "index_params": "efSearch=64", "min_recall": "0.95"}.items() <= manifest[
+        "identity"
+    ].items()
+    assert told["indexes"]["dense"]["parameters"] == "efSearch=64"
+
+
+def test_too_low_a_recall_is_exit_2(project: Project) -> None:
+    done = project.prep("mine-negatives", "--index", "IVF2,PQ1x2", "--min-recall", "0.999", "--depth", "2")
+    assert done.returncode == 2
+    assert "recall@2 is 0." in done.stderr
+    assert "--min-recall is 0.999" in done.stderr
+    assert "take a bigger code" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (project.work / "current").exists()
+
+
+def test_what_faiss_cannot_read_is_refused_before_anything_runs(project: Project) -> None:
+    for arguments, why in (
+        (("--index", "IVF,PQ64"), "--index = 'IVF,PQ64': this is no string of faiss.index_factory"),
+        (("--index", "IVF2,Flat", "--index-params", "nprobe"), "--index-params = 'nprobe': these are NAME=NUMBER"),
+    ):
+        done = project.prep("mine-negatives", *arguments)
+        assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+        assert not (project.work / "runs").exists()
+
+
+def test_what_does_not_fit_the_table_is_exit_2(project: Project) -> None:
+    for index, why in (("IVF4096,PQ64", "4,096 lists"), ("PQ7", "dimension 32 can't be made: The dimension of")):
+        done = project.prep("mine-negatives", "--index", index)
+        assert done.returncode == 2, done.stderr
+        assert index in done.stderr
+        assert why in done.stderr
