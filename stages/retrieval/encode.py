@@ -70,6 +70,9 @@ _ROWS = 8_192
 """Rows of a table read at once."""
 
 _ROLES = {"query": QUERIES, "document": CORPUS}
+_TABLES = {"query": "queries", "document": "corpus"}
+
+Rows = npt.NDArray[np.bool_]
 
 
 def identity(params: Params) -> dict[str, str]:
@@ -156,6 +159,21 @@ def _encoded(
         "encoder": made.model,
     }
     return encoding, summary, texts
+
+
+def lacking(params: Params, inputs: Mapping[str, Path], vectors: Path) -> list[tuple[Recipe, dict[str, Rows]]]:
+    """What a run would have to encode: each encoder, and by role which rows of its table hold a text that is new to it.
+
+    A text that comes several times is wanted once. `vectors` is the root of the vector store.
+    """
+    found = []
+    for made in _recipes(params):
+        hashes = {role: _table_hashes(inputs[table], role, made) for role, table in _TABLES.items()}
+        texts, first = unique(np.concatenate(list(hashes.values())))
+        new = np.zeros(sum(map(len, hashes.values())), np.bool_)
+        new[first[~VectorStore(vectors / made.key).held(texts)]] = True
+        found.append((made, dict(zip(hashes, np.split(new, [len(hashes["query"])]), strict=True))))
+    return found
 
 
 def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:
