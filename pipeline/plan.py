@@ -31,12 +31,13 @@ def plan(options: Mapping[str, Any], until: str, gpu: str | None, gpus: int) -> 
         turns: list[Change] = []
         if stale:
             params: Any = runner.params
+            imported = machine.importing()  # before anything else needs these libraries
             inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels", "answers")}
             counts = table.read(params["encode"], params["train"].base, inputs, runner.workspace.vectors)
             if kind:
                 made = machine.on_gpus(kind, gpus, counts, params)
             else:
-                made = machine.measure(stale, counts, params, runner.progress)
+                made = machine.measure(stale, counts, params, imported, runner.progress)
             predictions = predict(stale, counts, params, made)
             turns = changes(predictions, counts, params, made)
             where = f"{gpus} x {kind.name}" if kind else "this machine"

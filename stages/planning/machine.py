@@ -1,5 +1,6 @@
 """The machine that is planned for: this one, measured in seconds; or GPUs elsewhere, by their published rates."""
 
+import importlib
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -19,15 +20,23 @@ from stages.planning.table import Encoding, Table, counted
 from stages.planning.yardstick import taken
 
 
-def measure(stages: Collection[str], table: Table, settings: Settings, progress: Progress) -> Machine:
+def importing() -> float:
+    """Seconds to import what models need, from a disk that may not have it at hand; 0 where it is imported."""
+    started = time.monotonic()
+    importlib.import_module("sentence_transformers")
+    return time.monotonic() - started
+
+
+def measure(stages: Collection[str], table: Table, settings: Settings, imported: float, progress: Progress) -> Machine:
     """This machine, at the work of those of `stages` that compute with a model or search: under a minute.
 
-    What no stage needs is not measured. A GPU that the settings choose is measured as it is.
+    What no stage needs is not measured. A GPU that the settings choose is measured as it is. `imported`: what
+    `importing` took.
     """
     from stages.planning import probes
 
     encode: Any = settings["encode"]
-    machine = _unmeasured(table, settings)
+    machine = replace(_unmeasured(table, settings), importing=imported)
     if "search" in stages:
         progress.say("measuring the search ...")
         machine = replace(machine, sweep=_swept(table, settings, machine))
@@ -43,7 +52,7 @@ def measure(stages: Collection[str], table: Table, settings: Settings, progress:
                     rates[faster] = again.rate
                 model = Model(rates, found.start, found.memory, model.shape)
             encoders.append(model)
-        machine = replace(machine, encoders=encoders, libraries=resident())
+        machine = replace(machine, encoders=encoders)
     if machine.score and _reranks(stages, settings) and len(table.pair_tokens):
         params: Any = settings["train"]
         folder = resolve_model(params.base)
@@ -125,7 +134,7 @@ def _unmeasured(table: Table, settings: Settings) -> Machine:
         fresh_head=not has_head(folder),
         yard=taken(),
         tables=memory,
-        libraries=loaded,
+        importing=0.0,
     )  # fmt: skip
 
 

@@ -59,8 +59,8 @@ class Machine:
     """What the yardstick takes, in seconds: the stages without a model go by it."""
     tables: int
     """Memory of a process that has loaded no model yet, in bytes."""
-    libraries: int
-    """Memory of one that has."""
+    importing: float
+    """Seconds to import the libraries that models need."""
 
 
 class Prediction(NamedTuple):
@@ -75,12 +75,20 @@ class Prediction(NamedTuple):
 
 
 def predict(stages: Sequence[str], table: Table, settings: Settings, machine: Machine) -> list[Prediction]:
-    """The predictions of some stages, in their order, for one process: a library that is loaded stays so."""
-    found = []
+    """The predictions of some stages, in their order, for one process.
+
+    The first that loads a model waits for the libraries too; the memory that they and the models took stays taken.
+    """
+    found: list[Prediction] = []
+    importing = machine.importing
     for name in stages:
-        found.append(_STAGES[name](table, settings, machine))
-        if name in _LOADING and found[-1].seconds:
-            machine = replace(machine, tables=max(machine.tables, machine.libraries))
+        one = _STAGES[name](table, settings, machine)
+        one = one._replace(memory=max(one.memory, machine.tables))
+        if name in _LOADING and one.seconds:
+            one = one._replace(seconds=one.seconds + importing)
+            importing = 0.0
+            machine = replace(machine, tables=one.memory)
+        found.append(one)
     return found
 
 

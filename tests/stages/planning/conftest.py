@@ -55,7 +55,7 @@ def machine() -> Machine:
         fresh_head=True,
         yard=0.0,
         tables=100 * MB,
-        libraries=600 * MB,
+        importing=0.0,
     )
 
 

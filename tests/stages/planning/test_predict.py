@@ -109,12 +109,16 @@ def test_a_teacher_reads_what_is_in_doubt_and_the_positives(table: Table, settin
     assert one("verify", table, asked, machine).seconds == pytest.approx(3 + (40 + 60) * 150 * 0.002)
 
 
-def test_memory_counts_the_libraries_once_a_stage_loaded_them(
+def test_memory_stays_taken_and_libraries_are_waited_for_once(
     table: Table, settings: Settings, machine: Machine
 ) -> None:
+    machine = replace(machine, importing=7.0)
     alone = one("mask", table, settings, machine)
-    _, after = predict(["encode", "mask"], table, settings, machine)
-    assert after.memory - alone.memory == 500_000_000
+    encode, mask, evaluate = predict(["encode", "mask", "evaluate"], table, settings, machine)
+    assert encode.seconds == pytest.approx(7 + 5 + 2.96)
+    assert encode.memory == 700_000_000 + 150 * known.HASHED
+    assert mask.memory - alone.memory == encode.memory - 100_000_000
+    assert evaluate.seconds == one("evaluate", table, settings, replace(machine, importing=0.0)).seconds
 
 
 def test_a_step_of_more_tokens_takes_more_memory(table: Table, settings: Settings, machine: Machine) -> None:
