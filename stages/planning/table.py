@@ -1,10 +1,10 @@
 """What a table has for the stages to do: its counts, and a sample of how long its texts are."""
 
 import heapq
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -152,10 +152,12 @@ def counted(folder: Path, texts: Sequence[str], second: Sequence[str] | None = N
 
 def limit_of(folder: Path) -> int:
     """Tokens that an encoder reads of a text, if nobody says otherwise: as sentence-transformers has it."""
-    from stages.retrieval.encoder import _json
 
     def number(name: str, key: str) -> int:
-        found: Any = _json(folder / name, {}).get(key)
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+        except (OSError, ValueError):
+            return 0
         return int(found) if isinstance(found, int | float) and 0 < found < 1e6 else 0
 
     return (
