@@ -2,12 +2,10 @@
 
 import importlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from stages.contracts import Progress
 from stages.errors import InputError
@@ -72,27 +70,29 @@ def on_gpus(gpu: Gpu, gpus: int, table: Table, settings: Settings) -> Machine:
     machine = _unmeasured(table, settings)
     encoders = []
     for encoding, model in zip(table.encodings, machine.encoders, strict=True):
-        rate = published(gpu, model.shape, encoding.limit, gpus).at_least(tokenising(encoding))
+        twice = 2 * tokenising(resolve_model(encoding.name), [text for _, text in encoding.texts])
+        rate = published(gpu, model.shape, encoding.limit, gpus).at_least(twice)  # for their lengths, then for good
         encoders.append(Model({encoding.recipe.dtype: rate}, known.START, model.memory, model.shape))
     assert machine.score and machine.step
     params: Any = settings["train"]
     shape = machine.score.shape
-    score = Model({"": published(gpu, shape, params.max_length)}, known.START, machine.score.memory, shape)
-    rate = published(gpu, shape, params.max_length, passes=BACKWARD)
+    here = tokenising(resolve_model(params.base), *([pair[side] for pair in table.pairs] for side in (0, 1)))
+    rate = published(gpu, shape, params.max_length).at_least(here)
+    score = Model({"": rate}, known.START, machine.score.memory, shape)
+    rate = published(gpu, shape, params.max_length, passes=BACKWARD).at_least(here)
     step = replace(machine.step, rate=rate, start=known.START)
     sweep = published_sweep(gpu, _swept(table, settings, machine).kept, gpus)
     return replace(machine, encoders=encoders, sweep=sweep, score=score, step=step)
 
 
-def tokenising(encoding: Encoding) -> float:
-    """Seconds a token that the tokeniser takes here; the stage goes through each text twice."""
-    if not len(encoding.tokens):
+def tokenising(folder: Path, texts: Sequence[str], second: Sequence[str] | None = None) -> float:
+    """Seconds a token that the tokeniser in `folder` takes here."""
+    if not texts:
         return 0.0
-    texts = [text for _, text in encoding.texts]
-    counted(resolve_model(encoding.name), texts[:8])
+    counted(folder, texts[:8], second and second[:8])
     started = time.monotonic()
-    counted(resolve_model(encoding.name), texts)
-    return 2 * (time.monotonic() - started) / float(np.sum(encoding.tokens))
+    tokens = counted(folder, texts, second)
+    return (time.monotonic() - started) / float(tokens.sum())
 
 
 def shape_of(folder: Path) -> Shape:
