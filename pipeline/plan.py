@@ -10,14 +10,14 @@ from pipeline.printing import Result, Table
 from pipeline.runner import Runner
 from pipeline.store import Workspace
 from stages.errors import InputError
-from stages.planning.advice import Change, changes, dominant
+from stages.planning.advice import GPU, Change, changes, dominant
 from stages.planning.predict import Prediction, predict, total
+from stages.planning.rates import GPUS, PUBLISHED, gpu_named
 
 
 def plan(options: Mapping[str, Any], until: str, gpu: str | None, gpus: int) -> Result:
     """Predict the stages up to `until` that would run, on this machine or on GPUs; keep the prediction."""
     from stages.planning import machine, table
-    from stages.planning.rates import gpu_named
 
     kind = gpu_named(gpu) if gpu else None
     if gpus > 1 and kind is None:
@@ -39,7 +39,9 @@ def plan(options: Mapping[str, Any], until: str, gpu: str | None, gpus: int) -> 
             else:
                 made = machine.measure(stale, counts, params, imported, runner.progress)
             predictions = predict(stale, counts, params, made)
-            turns = changes(predictions, counts, params, made)
+            alone = kind is None and counts.encodings[0].recipe.device == "cpu"
+            helped = machine.on_gpus(GPUS[GPU], 1, counts, params, made) if alone else None
+            turns = changes(predictions, counts, params, made, helped)
             where = f"{gpus} x {kind.name}" if kind else "this machine"
             rows = {one.stage: one._asdict() for one in predictions}
             runner.workspace.event(event="planned", machine=where, stages=rows, seconds=total(predictions))
@@ -148,11 +150,12 @@ def shown(
         parts.append(f"{longest.stage} dominates: {(longest.seconds or 0) / whole:.0%} of it")
         for change in turns:
             section = STAGES[change.stage].section
-            parts.append(f"  {change.flag} ([{section}]) would make it {span(change.seconds)}")
+            note = f" ({change.note})" if change.note else ""
+            parts.append(f"  {change.flag} of [{section}] would make it {span(change.seconds)}{note}")
     unknown = [one.stage for one in predictions if one.seconds is None]
     parts += [f"not in it: {name}, which hangs on a server that is not ours" for name in unknown]
     if elsewhere:
-        parts.append("nothing was measured on such a machine: its published bfloat16 rate x 0.3, which is assumed")
+        parts.append(f"nothing was measured on such a machine: {PUBLISHED}, an efficiency that is assumed")
     if before:
         parts.append(_comparison(before))
     return Result(data, parts)

@@ -1,22 +1,30 @@
 """What dominates, and which flag would change it; each change is predicted by the same arithmetic as the plan."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from stages.planning.predict import Machine, Prediction, Settings, lessons, predict, total
+from stages.models import DEFAULT_ENCODER
+from stages.planning.predict import Machine, Model, Prediction, Settings, lessons, predict, total
+from stages.planning.rates import GPUS, PUBLISHED, Shape
 from stages.planning.table import Table
 
 WORTH = 0.1
 """A change that saves a smaller share of the whole is not named."""
 MOST = 3
+GPU = "l4"
+"""What `--device cuda` is predicted with: a small one, which most clouds have."""
+SMALL = Shape(parameters=10_795_392, weights=22_713_216, layers=6, hidden=384)
+"""The default encoder, which costs less than most."""
 
 
 class Change(NamedTuple):
-    """One flag, the stage that takes it, and the whole time with it (seconds)."""
+    """One flag, the stage that takes it, the whole time with it (seconds), and what that hangs on."""
 
     flag: str
     stage: str
     seconds: float
+    note: str = ""
 
 
 def dominant(predictions: Sequence[Prediction]) -> Prediction | None:
@@ -25,8 +33,13 @@ def dominant(predictions: Sequence[Prediction]) -> Prediction | None:
     return longest if longest and longest.seconds else None
 
 
-def changes(predictions: Sequence[Prediction], table: Table, settings: Settings, machine: Machine) -> list[Change]:
-    """The changes that are worth it, of the flags that the dominating stage hangs on; the one that saves most first."""
+def changes(
+    predictions: Sequence[Prediction], table: Table, settings: Settings, machine: Machine, gpu: Machine | None = None
+) -> list[Change]:
+    """The changes that are worth it, of the flags that the dominating stage hangs on; the one that saves most first.
+
+    `gpu`: this machine with a `GPU`, where it has none.
+    """
     longest = dominant(predictions)
     if longest is None:
         return []
@@ -36,11 +49,27 @@ def changes(predictions: Sequence[Prediction], table: Table, settings: Settings,
         if stage not in stages:  # it is up to date, and would have to be made again
             continue
         changed = {**settings, stage: settings[stage].model_copy(update={name: value})}
-        seconds = total(predict(stages, table, changed, machine))
-        if whole - seconds >= WORTH * whole:
-            dashed = name.replace("_", "-")
-            found.append(Change(f"--no-{dashed}" if value is False else f"--{dashed} {value}", stage, seconds))
-    return sorted(found, key=lambda change: change.seconds)[:MOST]
+        dashed = name.replace("_", "-")
+        flag = f"--no-{dashed}" if value is False else f"--{dashed} {value}"
+        found.append(Change(flag, stage, total(predict(stages, table, changed, machine))))
+    for flag, other, note in _machines(longest.stage, machine, gpu):
+        (one,) = predict([longest.stage], table, settings, other)
+        seconds = whole - (longest.seconds or 0.0) + (one.seconds or 0.0)
+        found.append(Change(flag, longest.stage, seconds, note))
+    worth = [change for change in found if whole - change.seconds >= WORTH * whole]
+    return sorted(worth, key=lambda change: change.seconds)[:MOST]
+
+
+def _machines(stage: str, machine: Machine, gpu: Machine | None) -> Iterator[tuple[str, Machine, str]]:
+    """(flag, the machine with it, a note): what another device or a smaller encoder would make of this stage."""
+    if gpu and stage in ("encode", "train", "evaluate"):
+        yield "--device cuda", gpu, f"with an {GPUS[GPU].name}, {PUBLISHED}"
+    first = machine.encoders[0]
+    share = SMALL.flops(128) / first.shape.flops(128)
+    if stage == "encode" and share < 0.5:
+        rates = {name: rate.scaled(share) for name, rate in first.rates.items()}
+        smaller = Model(rates, first.start, first.memory, SMALL)
+        yield f"--model {DEFAULT_ENCODER}", replace(machine, encoders=[smaller, *machine.encoders[1:]]), ""
 
 
 def _turns(stage: str, table: Table, settings: Settings, machine: Machine) -> Iterator[tuple[str, str, Any]]:
@@ -48,8 +77,9 @@ def _turns(stage: str, table: Table, settings: Settings, machine: Machine) -> It
     params: Any = settings[stage]
     if stage == "encode":
         limit = min(table.encodings[0].limit, params.max_length or table.encodings[0].limit)
+        now = table.encodings[0].recipe.dtype
         yield from ((stage, "max_length", shorter) for shorter in (limit // 2, limit // 4) if shorter >= 16)
-        yield from ((stage, "dtype", dtype) for dtype in machine.encoders[0].rates if dtype != params.dtype)
+        yield from ((stage, "dtype", dtype) for dtype in machine.encoders[0].rates if dtype != now)
     elif stage == "train":
         queries = min(params.max_queries or table.train, table.train)
         if params.epochs > 1:

@@ -8,8 +8,8 @@ M = 1e-6
 
 TEXT = 150 * M
 """Yardsticks to hash a text, look it up and store its vector."""
-SEARCHED = 2 * M
-"""To write down a candidate."""
+SEARCH, SEARCHED = 0.8, 2 * M
+"""To begin a search; to write down a candidate."""
 BM25_CHARACTER, BM25_PRODUCT = 2.6 * M, 0.02 * M
 """To index a character of a document; to score a document for a query."""
 FLAG, ESTIMATE, ANSWER, OWNER = 1.0, 30 * M, 11 * M, 10 * M

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.contracts import Progress
+from stages.device import Dtype
 from stages.errors import InputError
 from stages.memory import count_anew, peak
 from stages.models import resolve_model
+from stages.negatives.verify import SELF
 from stages.planning import known
 from stages.planning.predict import Machine, Model, Settings, Training
 from stages.planning.rates import BACKWARD, Gpu, Rate, Shape, published, published_sweep
@@ -51,38 +53,43 @@ def measure(stages: Collection[str], table: Table, settings: Settings, imported:
                 model = Model(rates, found.start, found.memory, model.shape)
             encoders.append(model)
         machine = replace(machine, encoders=encoders)
-    if machine.score and _reranks(stages, settings) and len(table.pair_tokens):
-        params: Any = settings["train"]
-        folder = resolve_model(params.base)
+    if not len(table.pair_tokens):
+        return machine
+    params: Any = settings["train"]
+    verify: Any = settings["verify"]
+    teacher = verify.teacher if "verify" in stages else None
+    if teacher and teacher != SELF:
+        progress.say("measuring the teacher ...")
+        folder = resolve_model(teacher)
+        machine = replace(machine, teacher=_scored(folder, params.device, "auto", verify.teacher_max_length, table))
+    folder = resolve_model(params.base)
+    if {"train", "evaluate"} & set(stages) or teacher == SELF:
         progress.say("measuring the reranker ...")
-        scored = probes.score(folder, params.device, params.dtype, params.max_length, table)
-        score = Model({"": scored.rate}, scored.start, scored.memory, machine.score.shape)
-        machine = replace(machine, score=score)
-        if "train" in stages:
-            progress.say("measuring the training step ...")
-            machine = replace(machine, step=probes.step(params, folder, table))
+        machine = replace(machine, score=_scored(folder, params.device, params.dtype, params.max_length, table))
+    if "train" in stages or teacher == SELF:
+        progress.say("measuring the training step ...")
+        machine = replace(machine, step=probes.step(params, folder, table))
     return machine
 
 
-def on_gpus(gpu: Gpu, gpus: int, table: Table, settings: Settings) -> Machine:
+def on_gpus(gpu: Gpu, gpus: int, table: Table, settings: Settings, here: Machine | None = None) -> Machine:
     """`gpus` GPUs of a kind. Nothing of them is measured; what the CPU does (splitting texts into tokens, scoring what
     a search found) is taken at this machine's speed. Encoding and search use all of them, training and scoring one."""
-    machine = _unmeasured(table, settings)
+    machine = here or replace(unmeasured := _unmeasured(table, settings), sweep=_swept(table, settings, unmeasured))
     encoders = []
     for encoding, model in zip(table.encodings, machine.encoders, strict=True):
         twice = 2 * tokenising(resolve_model(encoding.name), [text for _, text in encoding.texts])
         rate = published(gpu, model.shape, encoding.limit, gpus).at_least(twice)  # for their lengths, then for good
         encoders.append(Model({encoding.recipe.dtype: rate}, known.START, model.memory, model.shape))
-    assert machine.score and machine.step
     params: Any = settings["train"]
     shape = machine.score.shape
-    here = tokenising(resolve_model(params.base), *([pair[side] for pair in table.pairs] for side in (0, 1)))
-    rate = published(gpu, shape, params.max_length).at_least(here)
+    tokens = tokenising(resolve_model(params.base), *([pair[side] for pair in table.pairs] for side in (0, 1)))
+    rate = published(gpu, shape, params.max_length).at_least(tokens)
     score = Model({"": rate}, known.START, machine.score.memory, shape)
-    rate = published(gpu, shape, params.max_length, passes=BACKWARD).at_least(here)
+    rate = published(gpu, shape, params.max_length, passes=BACKWARD).at_least(tokens)
     step = replace(machine.step, rate=rate, start=known.START)
-    sweep = published_sweep(gpu, _swept(table, settings, machine).kept, gpus)
-    return replace(machine, encoders=encoders, sweep=sweep, score=score, step=step)
+    sweep = published_sweep(gpu, machine.sweep.kept, gpus)
+    return replace(machine, encoders=encoders, sweep=sweep, score=score, step=step, importing=0.0)
 
 
 def tokenising(folder: Path, texts: Sequence[str], second: Sequence[str] | None = None) -> float:
@@ -131,6 +138,7 @@ def _unmeasured(table: Table, settings: Settings) -> Machine:
         sweep=published_sweep(Gpu("", 1.0), 0.0),
         score=Model({"": nothing}, 0.0, loaded + 4 * shape.weights, shape),
         step=Training(nothing, 0.0, 0.0, loaded + 16 * shape.weights, 1.0),
+        teacher=None,
         fresh_head=not has_head(folder),
         yard=taken(),
         tables=memory,
@@ -145,9 +153,11 @@ def _swept(table: Table, settings: Settings, machine: Machine) -> Any:
     return probes.sweep(machine.encoders[0].shape.hidden, table.queries, table.documents, search.depth)
 
 
-def _reranks(stages: Collection[str], settings: Settings) -> bool:
-    verify: Any = settings["verify"]
-    return bool({"train", "evaluate"} & set(stages)) or ("verify" in stages and bool(verify.teacher))
+def _scored(folder: Path, device: str, dtype: Dtype, max_length: int, table: Table) -> Model:
+    from stages.planning import probes
+
+    found = probes.score(folder, device, dtype, max_length, table)
+    return Model({"": found.rate}, found.start, found.memory, shape_of(folder))
 
 
 def _faster(encoding: Encoding) -> str | None:

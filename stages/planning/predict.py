@@ -14,6 +14,7 @@ import numpy as np
 from stages.negatives.features import OWNERS
 from stages.negatives.learned import ROUNDS
 from stages.negatives.suspects import FIT_QUERIES
+from stages.negatives.verify import SELF, SELF_QUERIES
 from stages.params import Params
 from stages.planning import known
 from stages.planning.rates import KNOWN, Rate, Shape, Sweep
@@ -47,12 +48,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine takes for the work that counts. `score` and `step` are None where no stage needs them."""
+    """What the machine takes for the work that counts; no time for what no stage needs."""
 
     encoders: Sequence[Model]
     sweep: Sweep
-    score: Model | None
-    step: Training | None
+    score: Model
+    step: Training
+    teacher: Model | None
+    """That of [mine] teacher, where it is another model than the base of the reranker."""
     fresh_head: bool
     """The base of the reranker is an encoder, so its head learns the retriever's scores first."""
     yard: float
@@ -134,7 +137,8 @@ def candidates_of(table: Table, settings: Settings) -> int:
 
 def _search(table: Table, settings: Settings, machine: Machine) -> Prediction:
     params: Any = settings["search"]
-    products = kept = yards = disk = 0.0
+    products = kept = disk = 0.0
+    yards = known.SEARCH
     dimension = 0
     for source, end in params.windows:
         if source.name == "bm25":
@@ -185,10 +189,17 @@ def _verify(table: Table, settings: Settings, machine: Machine) -> Prediction:
         return Prediction("verify", f"{params.judge_budget:,} requests at most", None, machine.tables, 0, "unknown")
     pairs = round(known.UNSURE * candidates_of(table, settings))
     pairs = min(pairs, params.teacher_budget or pairs) + table.train
-    assert machine.score
-    seconds = machine.score.start + scored(table, machine.score, pairs, params.teacher_max_length)
+    reader = machine.teacher or machine.score
+    seconds = reader.start + scored(table, reader, pairs, params.teacher_max_length)
     work = f"{pairs:,} pairs, if {known.UNSURE:.0%} of the candidates are in doubt"
-    return Prediction("verify", work, seconds, machine.score.memory, pairs * 20, _source(machine.score))
+    if params.teacher == SELF:
+        taught = min(SELF_QUERIES, table.train * (params.folds - 1) // params.folds)
+        lessons = taught * 8 * (1 + machine.fresh_head)  # groups of 8, an epoch; a new head has a first lesson
+        lengths = np.minimum(table.pair_tokens, params.teacher_max_length)
+        each = machine.step.start + machine.step.rate.total(lengths) * lessons / max(len(lengths), 1)
+        seconds += params.folds * each
+        work += f", after {params.folds} trainings on {taught:,} queries"
+    return Prediction("verify", work, seconds, reader.memory, pairs * 20, _source(reader))
 
 
 def _mask(table: Table, settings: Settings, machine: Machine) -> Prediction:
@@ -210,13 +221,12 @@ def _train(table: Table, settings: Settings, machine: Machine) -> Prediction:
     params: Any = settings["train"]
     compose: Any = settings["compose"]
     step, score = machine.step, machine.score
-    assert step and score
     epochs = params.epochs + lessons(params, machine)
     queries = min(params.max_queries or table.train, table.train)
     groups = round(queries * min(params.positives, max(table.positives, 1.0)))
     size = 1 + min(params.negatives, compose.asked)
     pairs, steps = groups * size * epochs, -(-groups // params.batch_size) * epochs
-    lengths = np.minimum(table.pair_tokens, params.max_length)
+    lengths = np.minimum(table.pair_tokens if len(table.pair_tokens) else 1, params.max_length).reshape(-1)
     dev = min(params.dev_queries or table.splits.get("dev", 0), table.splits.get("dev", 0))
     dev_pairs = dev * min(params.dev_top_k, table.documents) * epochs
     saves = epochs * (1 + steps // epochs // 50) if epochs else 0
@@ -236,7 +246,6 @@ def _train(table: Table, settings: Settings, machine: Machine) -> Prediction:
 def _evaluate(table: Table, settings: Settings, machine: Machine) -> Prediction:
     params: Any = settings["evaluate"]
     train: Any = settings["train"]
-    assert machine.score
     asked = sum(min(params.max_queries or n, n) for split, n in table.splits.items() if split in ("dev", "test"))
     pairs = 2 * asked * min(params.top_k, table.documents)
     seconds = 2 * machine.score.start + scored(table, machine.score, pairs, train.max_length)

@@ -31,6 +31,10 @@ class Rate:
         """Seconds for texts of these lengths [n], each `weight` times."""
         return float((weight * lengths * np.interp(lengths, self.lengths, self.seconds)).sum())
 
+    def scaled(self, factor: float) -> "Rate":
+        """The same, with `factor` times the seconds."""
+        return Rate(self.lengths, tuple(rate * factor for rate in self.seconds), self.source)
+
     def at_least(self, seconds: float) -> "Rate":
         """The same, but no token takes less than `seconds`."""
         return Rate(self.lengths, tuple(max(rate, seconds) for rate in self.seconds), self.source)
@@ -83,6 +87,7 @@ GPUS: Mapping[str, Gpu] = {
 }
 EFFICIENCY = 0.3
 """Of the published rate a transformer is assumed to get so much. Not measured: see `prep plan` on such a machine."""
+PUBLISHED = f"published rate x {EFFICIENCY:g}"
 BACKWARD = 3
 """A training step computes so many times what the forward pass does (Kaplan et al. 2020: twice as much backwards)."""
 
@@ -99,14 +104,9 @@ def published(gpu: Gpu, shape: Shape, longest: int, gpus: int = 1, passes: int =
     """The rate of a model on `gpus` of these GPUs; `passes`: forward passes' worth of work a token."""
     rate = gpu.bf16 * EFFICIENCY * gpus
     lengths = (1.0, float(max(longest, 2)))
-    return Rate(lengths, tuple(passes * shape.flops(length) / rate for length in lengths), published_words(gpu))
+    return Rate(lengths, tuple(passes * shape.flops(length) / rate for length in lengths), PUBLISHED)
 
 
 def published_sweep(gpu: Gpu, kept: float, gpus: int = 1) -> Sweep:
     """Search on these GPUs: two operations a product. What is kept of it is scored again on the CPU: `kept`."""
-    return Sweep(2 / (gpu.bf16 * EFFICIENCY * gpus), kept, published_words(gpu))
-
-
-def published_words(gpu: Gpu) -> str:
-    """Where such a rate comes from, for the person who reads it."""
-    return f"published rate x {EFFICIENCY:g}"
+    return Sweep(2 / (gpu.bf16 * EFFICIENCY * gpus), kept, PUBLISHED)

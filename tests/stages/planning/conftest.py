@@ -52,6 +52,7 @@ def machine() -> Machine:
         sweep=Sweep(1e-6, 1e-5),
         score=Model({"": Rate((1.0,), (0.002,))}, 3.0, 800 * MB, shape),
         step=Training(Rate((1.0,), (0.01,)), 0.5, 4.0, 900 * MB, 1_000.0),
+        teacher=None,
         fresh_head=True,
         yard=0.0,
         tables=100 * MB,

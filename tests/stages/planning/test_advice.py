@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stages.planning.advice import changes, dominant
+from stages.planning.advice import SMALL, changes, dominant
 from stages.planning.predict import Machine, Prediction, predict
 from stages.planning.rates import Rate
 from stages.planning.table import Table
@@ -50,7 +50,6 @@ def test_a_flag_that_would_make_an_up_to_date_stage_stale_is_not_named(
 
 
 def test_training_names_the_three_that_save_most(table: Table, settings: dict[str, Any], machine: Machine) -> None:
-    assert machine.step
     slow = replace(machine, step=replace(machine.step, rate=Rate((1.0,), (10.0,)), update=0.0))
     made = predict(["train"], table, settings, slow)
     # 60 groups x 8 pairs x 3 epochs (one of the retriever's scores). Half of the questions or of the negatives: half,
@@ -58,3 +57,22 @@ def test_training_names_the_three_that_save_most(table: Table, settings: dict[st
     flags = [change.flag for change in changes(made, table, settings, slow)]
     assert set(flags[:2]) == {"--max-queries 30", "--negatives 3"}
     assert flags[2] == "--max-length 128"
+
+
+def test_a_gpu_and_a_smaller_model_change_the_machine_for_the_stage_that_dominates(
+    table: Table, settings: dict[str, Any], machine: Machine
+) -> None:
+    model = replace(machine.encoders[0], rates={"float32": Rate((1.0,), (1.0,))})
+    made = predict(["encode", "search"], table, settings, slow := replace(machine, encoders=[model]))
+    search = made[1].seconds or 0.0
+    gpu = replace(machine, encoders=[replace(model, rates={"float32": Rate((1.0,), (0.01,))})])
+    found = {change.flag: change for change in changes(made, table, settings, slow, gpu)}
+    assert found["--device cuda"].seconds == pytest.approx(5 + 29.6 + search)
+    assert "published rate x 0.3" in found["--device cuda"].note
+    assert not any(flag.startswith("--model") for flag in found)  # this one computes less than the default does
+
+    layers = SMALL._replace(layers=24, parameters=4 * SMALL.parameters)
+    large = replace(slow, encoders=[replace(model, shape=layers)])
+    (smaller,) = [change for change in changes(made, table, settings, large) if change.flag.startswith("--model")]
+    # four times the layers and parameters: a quarter of the 2,960 s
+    assert smaller.seconds == pytest.approx(5 + 740 + search)

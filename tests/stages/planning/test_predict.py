@@ -8,6 +8,7 @@ import pytest
 
 from stages.planning import known
 from stages.planning.predict import Machine, Prediction, predict, total
+from stages.planning.rates import Rate
 from stages.planning.table import Table
 
 Settings = dict[str, Any]
@@ -107,6 +108,22 @@ def test_nobody_knows_how_long_a_judge_takes(table: Table, settings: Settings, m
 def test_a_teacher_reads_what_is_in_doubt_and_the_positives(table: Table, settings: Settings, machine: Machine) -> None:
     asked = turned(settings, "verify", teacher="t", teacher_budget=40, teacher_max_length=200)
     assert one("verify", table, asked, machine).seconds == pytest.approx(3 + (40 + 60) * 150 * 0.002)
+    large = replace(machine.score, rates={"": Rate((1.0,), (0.02,))}, start=9.0)
+    assert one("verify", table, asked, replace(machine, teacher=large)).seconds == pytest.approx(9 + 300)
+
+
+def test_a_table_that_teaches_itself_is_trained_on_first(table: Table, settings: Settings, machine: Machine) -> None:
+    asked = turned(settings, "verify", teacher="self", teacher_budget=40, teacher_max_length=200, folds=3)
+    # each fold learns from 40 of the 60 questions, 8 pairs each, in a lesson and an epoch
+    trained = 3 * (4 + 640 * 150 * 0.01)
+    assert one("verify", table, asked, machine).seconds == pytest.approx(3 + 100 * 150 * 0.002 + trained)
+
+
+def test_a_table_without_positives_has_nothing_to_train_on(table: Table, settings: Settings, machine: Machine) -> None:
+    nothing = replace(table, splits={}, positives=0.0, pairs=[], pair_tokens=np.array([], np.int64))
+    found = predict(["train", "evaluate"], nothing, settings, machine)
+    assert found[0].work.startswith("0 groups")
+    assert found[1].work.startswith("0 pairs")
 
 
 def test_memory_stays_taken_and_libraries_are_waited_for_once(
