@@ -17,7 +17,7 @@ from stages.planning.rates import GPUS, PUBLISHED, gpu_named
 
 def plan(options: Mapping[str, Any], until: str, gpu: str | None, gpus: int) -> Result:
     """Predict the stages up to `until` that would run, on this machine or on GPUs; keep the prediction."""
-    from stages.planning import machine, table
+    from stages.planning import measure, table
 
     kind = gpu_named(gpu) if gpu else None
     if gpus > 1 and kind is None:
@@ -31,16 +31,16 @@ def plan(options: Mapping[str, Any], until: str, gpu: str | None, gpus: int) -> 
         turns: list[Change] = []
         if stale:
             params: Any = runner.params
-            imported = machine.importing()  # before anything else needs these libraries
+            imported = measure.importing()  # before anything else needs these libraries
             inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels", "answers")}
             counts = table.read(params["encode"], params["train"].base, inputs, runner.workspace.vectors)
             if kind:
-                made = machine.on_gpus(kind, gpus, counts, params)
+                made = measure.on_gpus(kind, gpus, counts, params)
             else:
-                made = machine.measure(stale, counts, params, imported, runner.progress)
+                made = measure.measure(stale, counts, params, imported, runner.progress)
             predictions = predict(stale, counts, params, made)
             alone = kind is None and counts.encodings[0].recipe.device == "cpu"
-            helped = machine.on_gpus(GPUS[GPU], 1, counts, params, made) if alone else None
+            helped = measure.on_gpus(GPUS[GPU], 1, counts, params, made) if alone else None
             turns = changes(predictions, counts, params, made, helped)
             where = f"{gpus} x {kind.name}" if kind else "this machine"
             rows = {one.stage: one._asdict() for one in predictions}

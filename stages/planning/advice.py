@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stages.models import DEFAULT_ENCODER
-from stages.planning.predict import Machine, Model, Prediction, Settings, lessons, predict, total
+from stages.planning.machine import Machine, Model
+from stages.planning.predict import Prediction, Settings, lessons, predict, total
 from stages.planning.rates import GPUS, PUBLISHED, Shape
 from stages.planning.table import Table
 

@@ -6,7 +6,7 @@ published, for a GPU that is not here). The rest goes by candidates and characte
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,53 +17,12 @@ from stages.negatives.suspects import FIT_QUERIES
 from stages.negatives.verify import SELF, SELF_QUERIES
 from stages.params import Params
 from stages.planning import known
-from stages.planning.rates import KNOWN, Rate, Shape, Sweep
+from stages.planning.machine import Machine, Model
+from stages.planning.rates import KNOWN
 from stages.planning.table import Encoding, Table
 
 Settings = Mapping[str, Params]
 """Stage name -> its parameters."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model at work: its rate by number format, what loading it takes (seconds), and the memory with it (bytes)."""
-
-    rates: Mapping[str, Rate]
-    start: float
-    memory: int
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class Training:
-    """The rate of a step forwards and backwards, the optimizer's update (seconds a step), and the memory that a step of
-    `tokens` took."""
-
-    rate: Rate
-    update: float
-    start: float
-    memory: int
-    tokens: float
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the machine takes for the work that counts; no time for what no stage needs."""
-
-    encoders: Sequence[Model]
-    sweep: Sweep
-    score: Model
-    step: Training
-    teacher: Model | None
-    """That of [mine] teacher, where it is another model than the base of the reranker."""
-    fresh_head: bool
-    """The base of the reranker is an encoder, so its head learns the retriever's scores first."""
-    yard: float
-    """What the yardstick takes, in seconds: the stages without a model go by it."""
-    tables: int
-    """Memory of a process that has loaded no model yet, in bytes."""
-    importing: float
-    """Seconds to import the libraries that models need."""
 
 
 class Prediction(NamedTuple):
@@ -120,7 +79,7 @@ def _encode(table: Table, settings: Settings, machine: Machine) -> Prediction:
     work = f"{queries:,} queries + {documents:,} documents, {_short(tokens)} tokens" if tokens else "no new text"
     memory = max([model.memory for model in machine.encoders] + [machine.tables])
     memory += (table.queries + table.documents) * known.HASHED
-    return Prediction("encode", work, seconds, memory, disk, machine.encoders[0].rates[_first(machine)].source)
+    return Prediction("encode", work, seconds, memory, disk, _source(machine.encoders[0]))
 
 
 def read_tokens(encoding: Encoding, max_length: int | None) -> Any:
@@ -265,10 +224,6 @@ def scored(table: Table, model: Model, pairs: int, max_length: int) -> float:
     """Seconds of a cross-encoder for `pairs` pairs that are as long as those of the sample."""
     lengths = np.minimum(table.pair_tokens, max_length)
     return next(iter(model.rates.values())).total(lengths) * pairs / max(len(lengths), 1)
-
-
-def _first(machine: Machine) -> str:
-    return next(iter(machine.encoders[0].rates))
 
 
 def _source(model: Model) -> str:

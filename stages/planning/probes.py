@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stages.memory import count_anew, peak
-from stages.planning.predict import Training
+from stages.planning.machine import Training
 from stages.planning.rates import Floats, Ints, Rate, Sweep
 from stages.planning.table import Encoding, Table
 from stages.training.reranker import Dtype, load_reranker, score_pairs

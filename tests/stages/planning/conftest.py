@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.graph import PIPELINE
 from stages.params import Params
-from stages.planning.predict import Machine, Model, Training
+from stages.planning.machine import Machine, Model, Training
 from stages.planning.rates import Rate, Shape, Sweep
 from stages.planning.table import Encoding, Table
 from stages.retrieval.encoder import Recipe

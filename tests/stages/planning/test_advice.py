@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from stages.planning.advice import SMALL, changes, dominant
-from stages.planning.predict import Machine, Prediction, predict
+from stages.planning.machine import Machine
+from stages.planning.predict import Prediction, predict
 from stages.planning.rates import Rate
 from stages.planning.table import Table
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from stages.planning import known
-from stages.planning.predict import Machine, Prediction, predict, total
+from stages.planning.machine import Machine
+from stages.planning.predict import Prediction, predict, total
 from stages.planning.rates import Rate
 from stages.planning.table import Table
 
