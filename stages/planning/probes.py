@@ -20,14 +20,14 @@ from stages.training.reranker import Dtype, load_reranker, score_pairs
 if TYPE_CHECKING:
     from stages.training.train import Params as TrainParams
 
-SECONDS = 8.0
+SECONDS = 6.0
 """What one probe should take; a model so large that one text takes longer is measured once."""
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Lengths are measured where these shares of all tokens are in shorter texts."""
 _SCORED = {"cpu": 1 << 13}
 _SCORED_ELSEWHERE = 1 << 18
 """Tokens that are scored at once: several forward passes, as there are in a list of thousands of pairs."""
-_STEP = 1 << 12
+_STEP = 1 << 11
 """Tokens of the training step that is timed."""
 
 
@@ -104,7 +104,8 @@ def step(params: "TrainParams", folder: Path, table: Table, seconds: float = SEC
     spent: list[float] = []
     counts: list[int] = []
     updates: list[float] = []
-    for places in _rounds(len(tokens), groups * size):
+    # the first step is slower everywhere, since memory is asked for and kernels are chosen: it is small, and left out
+    for places in _rounds(len(tokens), [size, *[groups * size] * 3]):
         begun = time.monotonic()
         rows = [places[at : at + size] for at in range(0, len(places), size)]
         queries = [table.pairs[row[0]][0] for row in rows]
@@ -112,14 +113,13 @@ def step(params: "TrainParams", folder: Path, table: Table, seconds: float = SEC
         between = _now(model)
         optimizer.step()
         optimizer.zero_grad()
-        spent.append(between - begun)
         updates.append(_now(model) - between)
+        spent.append(between - begun)
         counts.append(int(tokens[places].sum()))
-        if len(spent) > 1 and sum(spent) >= seconds:
+        if sum(spent[1:]) >= seconds:
             break
-    # the first step is slower everywhere: memory is asked for, kernels are chosen
     rate = sum(spent[1:]) / sum(counts[1:])
-    size_of = float(np.mean(counts))
+    size_of = float(max(counts))
     return Training(Rate((float(tokens.mean()),), (rate,)), statistics.median(updates[1:]), start, peak(), size_of)
 
 
@@ -192,10 +192,10 @@ def _median(run: Callable[[], Any], times: int) -> float:
     return statistics.median(taken)
 
 
-def _rounds(total: int, size: int) -> Iterator[list[int]]:
-    """Endless slices of `size` places, beginning anew where they are used up."""
+def _rounds(total: int, sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Places below `total`, so many at a time, one after another; beginning anew where they are used up."""
     start = 0
-    while True:
+    for size in sizes:
         yield [place % total for place in range(start, start + size)]
         start += size
 
