@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.graph import PIPELINE
 from stages.errors import GateRefused, InputError, PrepError, WorkspaceBusy
 
 if TYPE_CHECKING:
@@ -224,6 +225,37 @@ def refresh(force: bool, **options: Any) -> None:
     from pipeline.commands import refresh as run
 
     show(options, run(options, force))
+
+
+@command("plan", "time, memory and disk that each stage will take", "pairs")
+@click.argument("files", nargs=-1)
+@click.option(
+    "--until",
+    type=click.Choice([stage.name for stage in PIPELINE]),
+    default=PIPELINE[-1].name,
+    show_default=True,
+    help="The last stage that is planned for.",
+)
+@click.option("--gpu", help="Plan for GPUs of this kind, by their published rate: h100, h200, a100, l40s, l4 or a10.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
+@click.option("--compare", is_flag=True, help="Only stand the last prediction beside what then happened.")
+def plan(files: tuple[str, ...], until: str, gpu: str | None, gpus: int, compare: bool, **options: Any) -> None:
+    """Predict time, peak memory and disk of every stage that would run, say what dominates and what would change it.
+
+    Builds the pairs, counts them, and measures this machine for less than a minute: real texts through the encoder, a
+    small search, a few steps of training. The prediction is kept in events.jsonl; once its stages ran, the next
+    `prep plan` shows both. FILES and flags are those of build-pairs.
+
+    \b
+    Examples:  prep plan
+               prep plan --until compose
+               prep plan faq.csv --gpu h100 --gpus 4
+               prep plan --compare
+    """
+    from pipeline import plan as run
+
+    options["tables"] = (*files, *options["tables"])
+    show(options, run.compare(options) if compare else run.plan(options, until, gpu, gpus))
 
 
 @command("status", "what is there, what is stale and why")

@@ -14,6 +14,7 @@ from pipeline.store import Artifact, Workspace, digest_of
 from stages.contracts import Progress, Tools
 from stages.engine import Engine, InProcess
 from stages.errors import GateRefused, InputError
+from stages.memory import count_anew, peak
 from stages.models import model_digest, resolve_model
 from stages.params import Params
 
@@ -82,6 +83,7 @@ class Runner:
         self.progress.say(f"{stage.name}: running")
         self.workspace.event(event="start", stage=stage.name, key=key)
         started = time.monotonic()
+        count_anew()
         try:
             with self.workspace.building(stage.name, key) as out:
                 tools.scratch.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ class Runner:
             raise
         shutil.rmtree(tools.scratch, ignore_errors=True)
         seconds = round(time.monotonic() - started, 3)
-        self.workspace.event(event="done", stage=stage.name, key=key, seconds=seconds, summary=summary)
+        self.workspace.event(event="done", stage=stage.name, key=key, seconds=seconds, memory=peak(), summary=summary)
         self.progress.say(f"{stage.name}: done in {seconds:.1f} s")
         return artifact
 

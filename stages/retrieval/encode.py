@@ -76,6 +76,9 @@ _LONGEST = 2_048
 """Characters of a text that count for that: most encoders read no more of it."""
 
 _ROLES = {"query": QUERIES, "document": CORPUS}
+_TABLES = {"query": "queries", "document": "corpus"}
+
+Rows = npt.NDArray[np.bool_]
 
 
 def identity(params: Params) -> dict[str, str]:
@@ -188,6 +191,21 @@ class Embedding:
         """Hashes and vectors, a batch at a time."""
         for group, vectors in self._encoder.encode(item.texts, item.role, self._batch_tokens):
             yield item.hashes[group], vectors
+
+
+def lacking(params: Params, inputs: Mapping[str, Path], vectors: Path) -> list[tuple[Recipe, dict[str, Rows]]]:
+    """What a run would have to encode: each encoder, and by role which rows of its table hold a text that is new to it.
+
+    A text that comes several times is wanted once. `vectors` is the root of the vector store.
+    """
+    found = []
+    for made in _recipes(params):
+        hashes = {role: _table_hashes(inputs[table], role, made) for role, table in _TABLES.items()}
+        texts, first = unique(np.concatenate(list(hashes.values())))
+        new = np.zeros(sum(map(len, hashes.values())), np.bool_)
+        new[first[~VectorStore(vectors / made.key).held(texts)]] = True
+        found.append((made, dict(zip(hashes, np.split(new, [len(hashes["query"])]), strict=True))))
+    return found
 
 
 def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:

@@ -1,0 +1,194 @@
+"""`prep plan`: what every stage that would run will take; and, once it ran, what it took."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.commands import opened
+from pipeline.graph import PIPELINE, STAGES
+from pipeline.printing import Result, Table
+from pipeline.runner import Runner
+from pipeline.store import Workspace
+from stages.errors import InputError
+from stages.planning.advice import GPU, Change, changes, dominant
+from stages.planning.predict import Prediction, predict, total
+from stages.planning.rates import GPUS, PUBLISHED, gpu_named
+
+
+def plan(options: Mapping[str, Any], until: str, gpu: str | None, gpus: int) -> Result:
+    """Predict the stages up to `until` that would run, on this machine or on GPUs; keep the prediction."""
+    from stages.planning import measure, table
+
+    kind = gpu_named(gpu) if gpu else None
+    if gpus > 1 and kind is None:
+        raise InputError(f"--gpus {gpus}: of which kind? Name it with --gpu, as in --gpu h100.")
+    with opened(options, "pairs") as (runner, _):
+        folder = runner.bring("pairs").folder
+        stages = standing(runner, until)
+        stale = [name for name, runs in stages.items() if runs]
+        before = compared(events(runner.workspace))
+        predictions: list[Prediction] = []
+        turns: list[Change] = []
+        if stale:
+            params: Any = runner.params
+            imported = measure.importing()  # before anything else needs these libraries
+            inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels", "answers")}
+            counts = table.read(params["encode"], params["train"].base, inputs, runner.workspace.vectors)
+            if kind:
+                made = measure.on_gpus(kind, gpus, counts, params)
+            else:
+                made = measure.measure(stale, counts, params, imported, runner.progress)
+            predictions = predict(stale, counts, params, made)
+            alone = kind is None and counts.encodings[0].recipe.device == "cpu"
+            helped = measure.on_gpus(GPUS[GPU], 1, counts, params, made) if alone else None
+            turns = changes(predictions, counts, params, made, helped)
+            where = f"{gpus} x {kind.name}" if kind else "this machine"
+            rows = {one.stage: one._asdict() for one in predictions}
+            runner.workspace.event(event="planned", machine=where, stages=rows, seconds=total(predictions))
+    return shown(list(stages), predictions, turns, before, f"{gpus} x {kind.name}" if kind else None)
+
+
+def standing(runner: Runner, until: str) -> dict[str, bool]:
+    """The stages that `until` needs, itself included, in order: which of them would run. Runs none of them."""
+    wanted = {until}
+    for stage in reversed(PIPELINE):
+        if stage.name in wanted:
+            wanted |= set(stage.upstream(runner.params[stage.name]))
+    return {one.stage: one.state != "fresh" for one in runner.standings() if one.stage in wanted}
+
+
+def events(workspace: Workspace) -> list[dict[str, Any]]:
+    """What happened in a workspace, first to last; a line that a kill cut short is passed over."""
+    try:
+        lines = (workspace.root / "events.jsonl").read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def compared(happened: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The last prediction of which a stage ran before the next prediction, with what those stages took.
+
+    {"time", "machine", "stages": [{"stage", "predicted", "happened", "ratio" (happened / predicted),
+    "memory_predicted", "memory_happened"}]}, of each stage its first run since; None where none of them ran.
+    """
+    planned: Mapping[str, Any] | None = None
+    ran: dict[str, Mapping[str, Any]] = {}
+    found = None
+    for event in happened:
+        if event.get("event") == "planned":
+            planned, ran = event, {}
+        elif event.get("event") == "done" and planned and event["stage"] in planned["stages"]:
+            ran.setdefault(event["stage"], event)
+            found = planned, ran
+    if found is None:
+        return None
+    prediction, ran = found
+    return {
+        "time": prediction["time"],
+        "machine": prediction["machine"],
+        "stages": [_against(prediction["stages"][name], ran[name]) for name in prediction["stages"] if name in ran],
+    }
+
+
+def _against(predicted: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
+    expected, took = predicted["seconds"], done["seconds"]
+    return {
+        "stage": done["stage"],
+        "predicted": expected,
+        "happened": took,
+        "ratio": round(took / expected, 3) if expected else None,
+        "memory_predicted": predicted["memory"],
+        "memory_happened": done.get("memory"),
+    }
+
+
+def compare(options: Mapping[str, Any]) -> Result:
+    """What the last prediction said, and what then happened; runs nothing."""
+    found = compared(events(Workspace(options["workspace"])))
+    if found is None:
+        return Result({"compared": None}, ["nothing that was predicted has run yet: `prep plan`, then `prep refresh`"])
+    return Result({"compared": found}, [_comparison(found)])
+
+
+def shown(
+    stages: Sequence[str],
+    predictions: Sequence[Prediction],
+    turns: Sequence[Change],
+    before: dict[str, Any] | None,
+    elsewhere: str | None,
+) -> Result:
+    """The plan for a person and for a script."""
+    whole, longest = total(predictions), dominant(predictions)
+    by_name = {one.stage: one for one in predictions}
+    data: dict[str, Any] = {
+        "stages": [one._asdict() for one in predictions],
+        "up_to_date": [stage for stage in stages if stage not in by_name],
+        "seconds": whole,
+        "dominates": longest and longest.stage,
+        "changes": [change._asdict() for change in turns],
+        "compared": before,
+    }
+    rows = []
+    for stage in stages:
+        one = by_name.get(stage)
+        rows.append([stage, *(["up to date", "0 s", "", "", ""] if one is None else _cells(one))])
+    title = f"plan for {elsewhere or 'this machine'}"
+    parts: list[str | Table] = [Table(title, ["stage", "work", "time", "peak memory", "disk", "from"], rows)]
+    if longest is None:
+        parts.append("nothing to do: everything is up to date")
+    else:
+        disk = sum(one.disk for one in predictions)
+        memory = max(one.memory for one in predictions)
+        parts.append(f"in all {span(whole)}, {memory / 1e9:.1f} GB of memory at the peak, {size(disk)} of disk")
+        parts.append(f"{longest.stage} dominates: {(longest.seconds or 0) / whole:.0%} of it")
+        for change in turns:
+            section = STAGES[change.stage].section
+            note = f" ({change.note})" if change.note else ""
+            parts.append(f"  {change.flag} of [{section}] would make it {span(change.seconds)}{note}")
+    unknown = [one.stage for one in predictions if one.seconds is None]
+    parts += [f"not in it: {name}, which hangs on a server that is not ours" for name in unknown]
+    if elsewhere:
+        parts.append(f"nothing was measured on such a machine: {PUBLISHED}, an efficiency that is assumed")
+    if before:
+        parts.append(_comparison(before))
+    return Result(data, parts)
+
+
+def _cells(one: Prediction) -> list[str]:
+    time = "?" if one.seconds is None else span(one.seconds)
+    return [one.work, time, f"{one.memory / 1e9:.1f} GB", size(one.disk), one.source]
+
+
+def _comparison(found: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            row["stage"],
+            "?" if row["predicted"] is None else span(row["predicted"]),
+            span(row["happened"]),
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            f"{row['memory_predicted'] / 1e9:.1f} GB",
+            "" if row["memory_happened"] is None else f"{row['memory_happened'] / 1e9:.1f} GB",
+        ]
+        for row in found["stages"]
+    ]
+    header = ["stage", "predicted", "happened", "happened / predicted", "memory predicted", "memory happened"]
+    return Table(f"the plan of {found['time']} for {found['machine']}, and what happened", header, rows)
+
+
+def span(seconds: float) -> str:
+    """A time as people say it: 4.2 s, 12 min, 3.1 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as people say them: 25 MB, 1.2 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
