@@ -1,23 +1,23 @@
 """What the stages take that run no model, in yardsticks (`yardstick.taken` on the same machine) and in bytes.
 
-Taken from CPU times on four real tables (the sample, covid_faq, stackfaq and medquad: 143 thousand to 3 million
-candidates). A table differs in more than is counted here, so these are rough; `prep plan --compare` shows how rough.
+Taken from CPU times on two real tables (the sample and squad_dev: 143 thousand and 2.1 million candidates). A table
+differs in more than is counted here, so these are rough; `prep plan --compare` shows how rough.
 """
 
 M = 1e-6
 
-TEXT = 150 * M
+TEXT = 400 * M
 """Yardsticks to hash a text, look it up and store its vector."""
-SEARCH, SEARCHED = 0.8, 2 * M
+SEARCH, SEARCHED = 1.8, 5 * M
 """To begin a search; to write down a candidate."""
-BM25_CHARACTER, BM25_PRODUCT = 2.6 * M, 0.02 * M
-"""To index a character of a document; to score a document for a query."""
-FLAG, ESTIMATE, ANSWER, OWNER = 1.0, 30 * M, 11 * M, 10 * M
-"""Evidence: to begin; to estimate a candidate; more where its question has an answer to look for, and for each question
-that its document is a positive of."""
-MASK, COMPOSE, LINE = 17 * M, 4 * M, 20 * M
+BM25_CHARACTER, BM25_PRODUCT = 0.6 * M, 0.06 * M
+"""To index a character of a document (of ASCII; others take longer); to score a document for a query."""
+BEGIN, FLAG, ANSWER, ESTIMATE, OWNER = 2.0, 18 * M, 6 * M, 45 * M, 3.5 * M
+"""Evidence: to begin; to look at a candidate; more where its question has an answer to look for, where it is estimated,
+and then for each question that its document is a positive of."""
+MASK, COMPOSE, LINE = 31 * M, 7.5 * M, 55 * M
 """A candidate, and a text that is written."""
-EVALUATE = 4.0
+EVALUATE = 12.0
 """For the metrics and the bootstrap."""
 
 START = 15.0

@@ -129,11 +129,11 @@ def _search(table: Table, settings: Settings, machine: Machine) -> Prediction:
 def _evidence(table: Table, settings: Settings, machine: Machine) -> Prediction:
     params: Any = settings["evidence"]
     found = candidates_of(table, settings)
-    yards = known.FLAG + found * (known.MASK + known.ANSWER * (table.answered / max(table.queries, 1)))
+    yards = known.BEGIN + found * (known.FLAG + known.ANSWER * (table.answered / max(table.queries, 1)))
     if params.estimate:
         owners = min(table.train * table.positives / max(table.documents, 1), OWNERS)
         shown = found * (1 + ROUNDS * min(table.several, FIT_QUERIES) / max(table.queries, 1))
-        yards += shown * (known.ESTIMATE - known.MASK + known.OWNER * owners)
+        yards += shown * (known.ESTIMATE + known.OWNER * owners)
         yards += known.BM25_CHARACTER * table.characters
     memory = machine.tables + known.EVIDENCE_MEMORY * min(found, 200_000) + known.INDEX_CHARACTER * table.characters
     seconds = machine.yard * yards
