@@ -21,6 +21,9 @@ _LEAST = 65_536
 _QUERIES = 256
 """Queries asked at once, by one thread. Fixed, because scores by BLAS depend in their last bits on how they are cut."""
 _MEND = "It is a string of faiss.index_factory, as IVF4096,PQ64 or HNSW32; left out, the search is exact"
+_MEND_PARAMETERS = (
+    "Those are nprobe for IVF, efSearch for HNSW, k_factor_rf for RFlat, each at least 1, and what else FAISS documents"
+)
 _PARAMETERS = re.compile(r"\w+=[0-9.e+-]+(,\w+=[0-9.e+-]+)*")
 
 
@@ -65,10 +68,10 @@ class Index:
 
     def tune(self, parameters: str) -> None:
         """Set search parameters as `faiss.ParameterSpace` spells them: "nprobe=32,k_factor_rf=4"; "" changes none."""
-        mend = "Those are nprobe for IVF, efSearch for HNSW, k_factor_rf for RFlat, and what else FAISS documents"
-        with self._refusing(f"does not take --index-params {parameters!r}", mend):
+        with self._refusing(f"does not take --index-params {parameters!r}", _MEND_PARAMETERS):
             faiss = faiss_by_blas()
             faiss.ParameterSpace().set_index_parameters(self._index, parameters)
+        self._parameters = parameters
 
     def settings(self) -> list[str]:
         """What trades time for recall, nprobe or efSearch, with its values rising; empty where there is no such."""
@@ -90,7 +93,8 @@ class Index:
 
         faiss = faiss_by_blas()
         alone = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
-        with self._refusing(), ThreadPoolExecutor(faiss.omp_get_max_threads(), **alone) as threads:
+        refused = self._refusing(f"can't be searched with --index-params {self._parameters!r}", _MEND_PARAMETERS)
+        with refused, ThreadPoolExecutor(faiss.omp_get_max_threads(), **alone) as threads:
             for _ in threads.map(ask, range(0, len(queries), _QUERIES)):
                 pass
         return found
