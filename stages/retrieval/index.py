@@ -50,7 +50,8 @@ class Index:
         with self._refusing():
             faiss = faiss_by_blas()
             self._index = faiss.index_factory(dimension, plain, faiss.METRIC_INNER_PRODUCT)
-            for part in _parts(faiss, self._index):
+            self._clustered = list(_clustered(faiss, self._index))
+            for part in self._clustered:
                 part.cp.min_points_per_centroid = 1  # of too few we say it ourselves, once
         self.tune(parameters)
         self.sample = min(documents, max(_POINTS * self.lists, _LEAST)) if not self._index.is_trained else 0
@@ -156,12 +157,18 @@ def reason(error: RuntimeError) -> str:
     return (condition[2] or condition[1]) if condition else said
 
 
-def _parts(faiss: Any, index: Any) -> Iterator[Any]:
-    """The layers of an index that are clustered."""
-    while index is not None:
-        layer = faiss.downcast_index(index)
-        yield from (part for part in (layer, getattr(layer, "pq", None)) if hasattr(part, "cp"))
-        index = getattr(layer, "base_index", None) or getattr(layer, "index", None)
+def _clustered(faiss: Any, index: Any) -> Iterator[Any]:
+    """The layers of an index that are clustered. What OPQ learns with is among them; they must live as long as it."""
+    layer = faiss.downcast_index(index)
+    yield from (part for part in (layer, getattr(layer, "pq", None)) if hasattr(part, "cp"))
+    for place in range(layer.chain.size() if hasattr(layer, "chain") else 0):
+        transform = faiss.downcast_VectorTransform(layer.chain.at(place))
+        if isinstance(transform, faiss.OPQMatrix):
+            transform.pq = learner = faiss.ProductQuantizer(transform.d_out, transform.M, 8)  # its own default
+            yield learner
+    for name in ("base_index", "index", "storage", "quantizer"):
+        if (below := getattr(layer, name, None)) is not None:
+            yield from _clustered(faiss, below)
 
 
 @contextmanager
