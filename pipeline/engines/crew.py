@@ -1,12 +1,12 @@
 """The actors that do the work of one `map` on a Ray cluster; what a lost one had in hand, another does again."""
 
-import importlib.metadata
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from pipeline.runner import installed
 from stages.contracts import Progress
 from stages.engine import Worker
 from stages.errors import InputError, PrepError
@@ -183,7 +183,7 @@ def _end(actor: Any) -> None:
 
 def versions() -> dict[str, str]:
     """The libraries that shape a result, as they are installed here."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {name: installed(name) for name in _LIBRARIES}
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """The stages on a cluster of two real Ray nodes on this machine, one of which is killed while it works."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -238,3 +239,16 @@ def test_a_node_with_other_libraries_is_not_fit() -> None:
     said = str(actor.fit({**versions(), "torch": "0.1"}))
     assert f"has torch {versions()['torch']}, not 0.1" in said
     assert "numpy" not in said
+
+
+def test_faiss_gpu_may_stand_in_the_place_of_faiss_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "faiss-cpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return plain(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert versions()["faiss-cpu"] == "absent"
+    assert Actor(Worker(partial(squares, ""))).fit(versions()) is None
