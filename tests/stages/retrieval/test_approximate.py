@@ -52,7 +52,7 @@ class World:
         hashes = text_hashes(names["query"] + names["document"])
         together = np.concatenate([self.queries, self.documents])
         VectorStore(folder / "vectors/key").append(hashes, together)
-        VectorStore(folder / "vectors/other").append(hashes, together[:, ::-1])
+        VectorStore(folder / "vectors/other").append(hashes, np.concatenate([self.queries, self.documents[::-1]]))
 
     def write(self, queries: list[str], documents: list[str]) -> None:
         frame = pl.DataFrame({"query_id": queries, "query": queries, "group": queries})
@@ -267,8 +267,13 @@ def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_every_encoder_has_an_index_of_its_own(world: World) -> None:
-    told = world.search(sources=("dense", "dense2:5"), index="IVF8,Flat", min_recall=0.9)["indexes"]
+    told = world.search(sources=("dense", "dense2:5"), index="IVF8,Flat", min_recall=1)["indexes"]
     assert {name: one["recall at"] for name, one in told.items()} == {"dense": 20, "dense2": 5}
+    rows = read_table(world.folder / "out/candidates.parquet", CANDIDATES)
+    found = {name: rows.filter(source=name)["doc_id"].str.slice(1).cast(pl.Int64).to_numpy() for name in told}
+    assert found["dense"].reshape(ASKED, 20).tolist() == world.exact().tolist()
+    world.documents = world.documents[::-1]  # so they are to the other encoder
+    assert found["dense2"].reshape(ASKED, 5).tolist() == world.exact(5).tolist()
 
 
 def test_an_exact_search_after_it_goes_on_from_the_exact_one_before(world: World) -> None:
