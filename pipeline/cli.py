@@ -42,7 +42,7 @@ ENGINE = (
         help="Who encodes, searches and asks a teacher: this machine, or the nodes of a Ray cluster.",
     ),
     click.Option(
-        ["--ray-address"], envvar="RAY_ADDRESS",
+        ["--ray-address"],
         help="The cluster, as host:port. [default: RAY_ADDRESS; without it, Ray is started on this machine]",
     ),
 )  # fmt: skip

@@ -184,11 +184,12 @@ def key_parts(
         "identity": identity(params) if identity else {},
         "inputs": {path: upstream[path.split("/")[0]].digest(path.split("/", 1)[1]) for path in stage.reads(params)}
         | dict(extra_digests),
-        "libraries": {name: _version(name) for name in stage.libraries},
+        "libraries": {name: installed(name) for name in stage.libraries},
     }
 
 
-def _version(library: str) -> str:
+def installed(library: str) -> str:
+    """The version of a library, or "absent"."""
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:  # faiss-gpu in the place of faiss-cpu, say

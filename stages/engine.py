@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -36,10 +37,8 @@ class InProcess:
     """One worker, in this process."""
 
     def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Each item when its results are asked for."""
-        work = worker.make()
-        for item in items:
-            yield from work(item)
+        """Each item when its results are asked for; none is held on to once its results are there."""
+        yield from chain.from_iterable(map(worker.make(), items))
 
 
 def pieces(sizes: Sequence[int], most: int) -> Iterator[npt.NDArray[np.int64]]:

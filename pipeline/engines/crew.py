@@ -1,18 +1,18 @@
 """The actors that do the work of one `map` on a Ray cluster; what a lost one had in hand, another does again."""
 
-import importlib.metadata
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from pipeline.runner import installed
 from stages.contracts import Progress
 from stages.engine import Worker
 from stages.errors import InputError, PrepError
 
 _CPUS = 4
-"""An actor's, where the node has so many: one process makes poor use of more."""
+"""An actor's at most: one process makes poor use of more."""
 _AHEAD = 2
 """Items that an actor has in hand, so that it need not wait for the next."""
 _TRIES = 3
@@ -82,12 +82,8 @@ class Crew:
         gpu = self._worker.device.startswith("cuda")
         nodes = [node for node in ray.nodes() if node["Alive"]]
         for node in nodes:
-            cpus, gpus = (int(node["Resources"].get(name, 0)) for name in ("CPU", "GPU"))
-            size = min(cpus, _CPUS)
-            count = gpus if gpu else cpus // max(size, 1)
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            for _ in range(count):
-                needs = {"num_cpus": min(size, cpus // count), "num_gpus": int(gpu)}
+            for needs in shares(node["Resources"], gpu):
                 actor = made.options(scheduling_strategy=there, **needs).remote(self._made)
                 self._actors.append(actor)
                 self._under_way[actor.fit.remote(versions())] = _Task(actor, None, None)
@@ -174,6 +170,13 @@ class Actor:
             return type(error)(f"{error} (On the node {socket.gethostname()}.)")
 
 
+def shares(resources: Mapping[str, float], gpu: bool) -> list[dict[str, int]]:
+    """What each actor takes of a node: a GPU with its part of the CPUs; or like parts of the CPUs, at most _CPUS."""
+    cpus, gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
+    count = gpus if gpu else -(-cpus // _CPUS)
+    return [{"num_cpus": min(cpus // count, _CPUS), "num_gpus": int(gpu)} for _ in range(count)]
+
+
 def _end(actor: Any) -> None:
     import ray
 
@@ -183,7 +186,7 @@ def _end(actor: Any) -> None:
 
 def versions() -> dict[str, str]:
     """The libraries that shape a result, as they are installed here."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {name: installed(name) for name in _LIBRARIES}
 
 
 def _first_line(error: BaseException) -> str:

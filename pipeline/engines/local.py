@@ -2,14 +2,17 @@
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from typing import Any
 
 from stages.engine import InProcess, Item, Result, Worker
+from stages.errors import InputError
 
 _AHEAD = 2
 """Items that each process has in hand, so that none waits for the next."""
@@ -34,8 +37,12 @@ def visible_gpus() -> list[str]:
 
 
 def spread(worker: Worker[Item, Result], items: Iterable[Item], gpus: Iterable[str]) -> Iterator[Result]:
-    """`Engine.map` by one process for each of `gpus`, which sees that one only; they take the items in turn."""
+    """`Engine.map` by one process for each of `gpus`, which sees that one only; they take the items in turn.
+
+    Raises `InputError` where one of them is ended from outside, which is what happens where memory runs out.
+    """
     with ExitStack() as stack:
+        stack.enter_context(_ended())
         context = multiprocessing.get_context("spawn")
         pools = [ProcessPoolExecutor(1, context, initializer=_begin, initargs=(gpu, worker)) for gpu in gpus]
         for pool in pools:
@@ -49,6 +56,17 @@ def spread(worker: Worker[Item, Result], items: Iterable[Item], gpus: Iterable[s
             yield from futures.popleft().result()
 
 
+@contextmanager
+def _ended() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that computed on one of the GPUs was ended from outside, as happens where this machine's memory "
+            "runs out. What was done is kept. Free memory, or use fewer GPUs (CUDA_VISIBLE_DEVICES=0), and run again."
+        ) from error
+
+
 _worker: Worker[Any, Any]
 _made: Callable[[Any], Iterable[Any]] | None = None
 
@@ -57,6 +75,15 @@ def _begin(gpu: str, worker: Worker[Any, Any]) -> None:
     global _worker
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     _worker = worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's process waits for items for ever, also where the one that would give them was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 def _work(item: Any) -> list[Any]:

@@ -6,15 +6,18 @@ from typing import Any
 
 from stages.contracts import Progress
 from stages.engine import Engine
+from stages.errors import InputError
 
 
 @contextmanager
 def engine_for(options: Mapping[str, Any], progress: Progress) -> Iterator[Engine]:
     """The engine of `--engine` and `--ray-address`; a command without these flags works on this machine.
 
-    Raises `InputError` where Ray is not installed.
+    Raises `InputError` where Ray is not installed, and for an address that no Ray is asked for.
     """
     if options.get("engine") != "ray":
+        if options.get("ray_address"):
+            raise InputError("--ray-address is only for --engine ray: add that, or leave the address out.")
         from pipeline.engines.local import Local
 
         yield Local()

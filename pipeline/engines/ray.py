@@ -19,7 +19,9 @@ from stages.errors import InputError
 
 
 class Ray:
-    """The cluster at `address` (host:port; None: Ray is started on this machine), joined when there is work for it.
+    """The cluster at `address` (host:port), joined when there is work for it.
+
+    None: the one that RAY_ADDRESS names; without it, Ray is started on this machine.
 
     Raises `InputError` where Ray is not installed, the cluster can't be reached, or a node has other libraries.
     """
@@ -27,7 +29,8 @@ class Ray:
     def __init__(self, address: str | None, progress: Progress) -> None:
         if importlib.util.find_spec("ray") is None:
             raise InputError("--engine ray needs the extra: pip install 'prep[ray]'")
-        self._address, self._progress, self._joined = address or "local", progress, False
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._progress, self._joined = progress, False
         self._until_left = ExitStack()
 
     def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:

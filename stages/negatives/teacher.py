@@ -78,7 +78,8 @@ class Teacher:
         used: Dtype = "bfloat16" if use_bfloat16(self._device, dtype) else "float32"
         self._progress, self._engine = progress, engine or InProcess()
         weights = model_digest(path)
-        self._worker = Worker(partial(Scoring, portable(model), weights, self._device, max_length, used), self._device)
+        shared = self._device.partition(":")[0] if device == "auto" else self._device  # by all GPUs that there are
+        self._worker = Worker(partial(Scoring, portable(model), weights, self._device, max_length, used), shared)
         self.identity = {
             "weights": weights,
             "max_length": max_length,

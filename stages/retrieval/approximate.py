@@ -10,7 +10,7 @@ from stages.draw import draw
 from stages.errors import InputError
 from stages.retrieval.dense import Dense
 from stages.retrieval.index import POINTS_WANTED, Index
-from stages.retrieval.sources import Found, Ids
+from stages.retrieval.sources import Floats, Found, Ids
 
 EXACT = (None, "", "exact")
 """The names of the search without an index."""
@@ -108,19 +108,28 @@ class Approximate:
                     f"{POINTS_WANTED}: {self._size // POINTS_WANTED:,} lists or fewer would find better"
                 )
             drawn = _drawn(self._dense.doc_ids, index.sample, seed, "index training")
-            index.train(np.concatenate(list(self._dense.read(drawn))))
+            index.train(self._vectors(drawn))
         for start in range(0, self._size, _BLOCK):
             places = np.arange(start, min(start + _BLOCK, self._size))
-            index.add(np.concatenate(list(self._dense.read(places))))
+            index.add(self._vectors(places))
             self._progress.advance(int(places[-1]) + 1, self._size, "indexed")
+
+    def _vectors(self, documents: Ids) -> Floats:
+        """The vectors of some documents, held in memory once: a training sample may be gigabytes."""
+        out, start = np.empty((len(documents), self._dense.vectors.dimension), np.float32), 0
+        for block in self._dense.read(documents):
+            out[start : start + len(block)] = block
+            start += len(block)
+        return out
 
     def _tuned(self, sampled: Ids, wanted: Wanted) -> tuple[str, float]:
         """The parameters that hold from now on, and their recall on the sampled queries."""
         (exact, _), queries = next(self._dense.best([sampled], self._end)), self._dense.asked(sampled)
         settings, given = self._index.settings(), wanted.parameters
-        named = {one.split("=")[0] for one in given.split(",")}
-        fixed = not settings or settings[0].split("=")[0] in named
-        tries = [given] * fixed + [f"{given},{one}".lstrip(",") for one in settings]
+        named = [one for one in given.split(",") if one]
+        left = [one for one in named if one.split("=")[0] not in {other.split("=")[0] for other in settings}]
+        fixed = not settings or left != named
+        tries = [given] * fixed + [",".join([*left, one]) for one in settings]
         recalls: list[float] = []
         for parameters in tries:
             self._index.tune(parameters)
@@ -131,7 +140,11 @@ class Approximate:
         if reached and (len(recalls) == 1 or not fixed):
             return tries[len(recalls) - 1], recalls[-1]
         said = 0 if fixed else -1
-        most = f" With --index-params {settings[len(recalls) - 1 - fixed]} it is {recalls[-1]:.3f}." if settings else ""
+        most = (
+            f" With --index-params {tries[len(recalls) - 1]} it is {recalls[-1]:.3f}."
+            if fixed and len(recalls) > 1
+            else ""
+        )
         raise InputError(
             f"--index {wanted.factory!r} ({tries[said] or 'no parameters'}): recall@{self._end} is {recalls[said]:.3f} "
             f"on {len(sampled):,} sampled queries, and --min-recall is {wanted.least:g}.{most}"

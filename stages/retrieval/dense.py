@@ -72,12 +72,14 @@ class Dense:
         return vectors
 
     def read(self, documents: Ids) -> Iterator[Floats]:
-        """The vectors of some documents, a block at a time."""
-        for start in range(0, len(documents), self.block):
-            places = documents[start : start + self.block]
-            block = self.vectors.read(self.document_hashes[places])
-            _require_finite(block, self.doc_ids.gather(places), "document")
-            yield block
+        """The vectors of some documents, a block at a time; none is held on to."""
+        parts = (documents[start : start + self.block] for start in range(0, len(documents), self.block))
+        return map(self._block, parts)
+
+    def _block(self, documents: Ids) -> Floats:
+        vectors = self.vectors.read(self.document_hashes[documents])
+        _require_finite(vectors, self.doc_ids.gather(documents), "document")
+        return vectors
 
 
 class _Blocks:

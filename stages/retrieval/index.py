@@ -21,6 +21,9 @@ _LEAST = 65_536
 _QUERIES = 256
 """Queries asked at once, by one thread. Fixed, because scores by BLAS depend in their last bits on how they are cut."""
 _MEND = "It is a string of faiss.index_factory, as IVF4096,PQ64 or HNSW32; left out, the search is exact"
+_MEND_PARAMETERS = (
+    "Those are nprobe for IVF, efSearch for HNSW, k_factor_rf for RFlat, each at least 1, and what else FAISS documents"
+)
 _PARAMETERS = re.compile(r"\w+=[0-9.e+-]+(,\w+=[0-9.e+-]+)*")
 
 
@@ -47,7 +50,8 @@ class Index:
         with self._refusing():
             faiss = faiss_by_blas()
             self._index = faiss.index_factory(dimension, plain, faiss.METRIC_INNER_PRODUCT)
-            for part in _parts(faiss, self._index):
+            self._clustered = list(_clustered(faiss, self._index))
+            for part in self._clustered:
                 part.cp.min_points_per_centroid = 1  # of too few we say it ourselves, once
         self.tune(parameters)
         self.sample = min(documents, max(_POINTS * self.lists, _LEAST)) if not self._index.is_trained else 0
@@ -65,10 +69,10 @@ class Index:
 
     def tune(self, parameters: str) -> None:
         """Set search parameters as `faiss.ParameterSpace` spells them: "nprobe=32,k_factor_rf=4"; "" changes none."""
-        mend = "Those are nprobe for IVF, efSearch for HNSW, k_factor_rf for RFlat, and what else FAISS documents"
-        with self._refusing(f"does not take --index-params {parameters!r}", mend):
+        with self._refusing(f"does not take --index-params {parameters!r}", _MEND_PARAMETERS):
             faiss = faiss_by_blas()
             faiss.ParameterSpace().set_index_parameters(self._index, parameters)
+        self._parameters = parameters
 
     def settings(self) -> list[str]:
         """What trades time for recall, nprobe or efSearch, with its values rising; empty where there is no such."""
@@ -90,7 +94,8 @@ class Index:
 
         faiss = faiss_by_blas()
         alone = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
-        with self._refusing(), ThreadPoolExecutor(faiss.omp_get_max_threads(), **alone) as threads:
+        refused = self._refusing(f"can't be searched with --index-params {self._parameters!r}", _MEND_PARAMETERS)
+        with refused, ThreadPoolExecutor(faiss.omp_get_max_threads(), **alone) as threads:
             for _ in threads.map(ask, range(0, len(queries), _QUERIES)):
                 pass
         return found
@@ -152,12 +157,18 @@ def reason(error: RuntimeError) -> str:
     return (condition[2] or condition[1]) if condition else said
 
 
-def _parts(faiss: Any, index: Any) -> Iterator[Any]:
-    """The layers of an index that are clustered."""
-    while index is not None:
-        layer = faiss.downcast_index(index)
-        yield from (part for part in (layer, getattr(layer, "pq", None)) if hasattr(part, "cp"))
-        index = getattr(layer, "base_index", None) or getattr(layer, "index", None)
+def _clustered(faiss: Any, index: Any) -> Iterator[Any]:
+    """The layers of an index that are clustered. What OPQ learns with is among them; they must live as long as it."""
+    layer = faiss.downcast_index(index)
+    yield from (part for part in (layer, getattr(layer, "pq", None)) if hasattr(part, "cp"))
+    for place in range(layer.chain.size() if hasattr(layer, "chain") else 0):
+        transform = faiss.downcast_VectorTransform(layer.chain.at(place))
+        if isinstance(transform, faiss.OPQMatrix):
+            transform.pq = learner = faiss.ProductQuantizer(transform.d_out, transform.M, 8)  # its own default
+            yield learner
+    for name in ("base_index", "index", "storage", "quantizer"):
+        if (below := getattr(layer, name, None)) is not None:
+            yield from _clustered(faiss, below)
 
 
 @contextmanager

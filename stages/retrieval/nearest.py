@@ -8,7 +8,7 @@ history, and a run that searches only what is new can equal a run from nothing b
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice, tee
+from itertools import chain, islice, tee
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -166,7 +166,7 @@ def _sweeps(
     import faiss
 
     parts, asked = tee(parts)
-    items = ((queries, block) for queries in asked for block in blocks)
+    items = chain.from_iterable(map(partial(_item, queries), blocks) for queries in asked)
     found = engine.map(Worker(partial(_Knn, k)), items)
     for queries in parts:
         heap = faiss.ResultHeap(len(queries), k, keep_max=True)
@@ -189,17 +189,21 @@ class _Swept(NamedTuple):
     documents: int
 
 
+def _item(queries: Floats, block: Floats) -> tuple[Floats, Floats]:
+    return queries, block
+
+
 class _Knn:
-    """A worker's FAISS: an item is queries [q, d] and a block of documents [b, d]."""
+    """A worker's FAISS: an item is queries [q, d] and a block of documents [b, d]; none is held on to."""
 
     def __init__(self, k: int) -> None:
         self._faiss, self._k = faiss_by_blas(), k
 
-    def __call__(self, item: tuple[Floats, Floats]) -> Iterator[_Swept]:
+    def __call__(self, item: tuple[Floats, Floats]) -> list[_Swept]:
         queries, block = item
         metric = self._faiss.METRIC_INNER_PRODUCT
         scores, ids = self._faiss.knn(queries, block, min(self._k, len(block)), metric=metric)
-        yield _Swept(scores, ids, float(_lengths(block).max(initial=0)), len(block))
+        return [_Swept(scores, ids, float(_lengths(block).max(initial=0)), len(block))]
 
 
 def _rescored(queries: Floats, blocks: Blocks, ids: Ids) -> Floats:

@@ -1,21 +1,28 @@
 """One process for each GPU can't be tried without GPUs; here it is tried with processes that see none."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.engines import local
 from pipeline.engines.local import Local, spread
 from stages.engine import Worker
 from stages.errors import InputError
+from tests.conftest import ROOT
 
 
 def letters(fails_at: str) -> Callable[[str], Iterator[tuple[str, str, int]]]:
     def work(word: str) -> Iterator[tuple[str, str, int]]:
         if word == fails_at:
             raise InputError(f"{word} can't be read")
+        if word == "death":
+            os._exit(9)
         for letter in word:
             yield letter, os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.getpid()
 
@@ -50,6 +57,40 @@ def test_what_a_worker_raises_is_raised_here() -> None:
     assert next(results)[0] == "a"
     with pytest.raises(InputError, match="b can't be read"):
         next(results)
+
+
+def test_a_process_that_was_ended_from_outside_is_said() -> None:
+    results = spread(Worker(partial(letters, "never")), ["a", "death", "c", "d"], ["0", "1"])
+    assert next(results)[0] == "a"
+    with pytest.raises(InputError, match=r"ended from outside.* use fewer GPUs"):
+        list(results)
+
+
+ENDLESS = """
+from functools import partial
+from itertools import repeat
+from pipeline.engines.local import spread
+from stages.engine import Worker
+from tests.pipeline.engines.test_local import letters
+if __name__ == "__main__":
+    for letter, gpu, process in spread(Worker(partial(letters, "never")), repeat("a"), ["0", "1"]):
+        print(process, flush=True)
+"""
+
+
+def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    command, environment = [sys.executable, "endless.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as started:
+        assert started.stdout
+        processes = {int(started.stdout.readline()) for _ in range(2)}
+        alive = [psutil.Process(process) for process in processes]
+        started.kill()
+        _, left = psutil.wait_procs(alive, timeout=20)
+        for process in left:
+            process.kill()
+    assert len(processes) == 2
+    assert not left
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", ["0", "1"]), ("cuda", ["0"]), ("cuda", [])])

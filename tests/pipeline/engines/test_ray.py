@@ -1,5 +1,6 @@
 """The stages on a cluster of two real Ray nodes on this machine, one of which is killed while it works."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -16,7 +17,7 @@ import polars as pl
 import psutil
 import pytest
 
-from pipeline.engines.crew import Actor, versions
+from pipeline.engines.crew import Actor, shares, versions
 from pipeline.engines.ray import Ray
 from stages.contracts import CORPUS, QRELS, QUERIES, Tools, write_table
 from stages.engine import Engine, InProcess, Worker
@@ -238,3 +239,29 @@ def test_a_node_with_other_libraries_is_not_fit() -> None:
     said = str(actor.fit({**versions(), "torch": "0.1"}))
     assert f"has torch {versions()['torch']}, not 0.1" in said
     assert "numpy" not in said
+
+
+@pytest.mark.parametrize(
+    ("cpus", "taken"), [(0, []), (1, [1]), (4, [4]), (5, [2, 2]), (6, [3, 3]), (7, [3, 3]), (8, [4, 4]), (9, [3, 3, 3])]
+)
+def test_a_nodes_cpus_are_shared_out(cpus: int, taken: list[int]) -> None:
+    assert shares({"CPU": float(cpus)}, gpu=False) == [{"num_cpus": n, "num_gpus": 0} for n in taken]
+
+
+def test_each_gpu_has_an_actor() -> None:
+    assert shares({"CPU": 16.0, "GPU": 2.0}, gpu=True) == [{"num_cpus": 4, "num_gpus": 1}] * 2
+    assert shares({"CPU": 2.0, "GPU": 4.0}, gpu=True) == [{"num_cpus": 0, "num_gpus": 1}] * 4
+    assert shares({"CPU": 2.0}, gpu=True) == []
+
+
+def test_faiss_gpu_may_stand_in_the_place_of_faiss_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "faiss-cpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return plain(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert versions()["faiss-cpu"] == "absent"
+    assert Actor(Worker(partial(squares, ""))).fit(versions()) is None

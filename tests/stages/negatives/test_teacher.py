@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import polars as pl
 import pytest
 
 from stages.device import Dtype
+from stages.engine import InProcess, Item, Result, Worker
 from stages.errors import InputError
+from stages.negatives import teacher as teacher_module
 from stages.negatives.teacher import Teacher, asked, band, measured, pair_hashes, shares, teacher_false
 from stages.training import reranker
 from stages.training.reranker import load_reranker, save_reranker
@@ -55,6 +58,20 @@ def test_scores_are_the_logits(cross: Path, tmp_path: Path) -> None:
     assert found.dtype == np.float32
     assert teacher(cross, tmp_path / "none").scores([]).shape == (0,)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("given", "found", "shared"), [("auto", "cuda:0", "cuda"), ("cuda:0", "cuda:0", "cuda:0")])
+def test_a_device_that_was_left_open_is_all_gpus(
+    cross: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, found: str, shared: str
+) -> None:
+    class Spy(InProcess):
+        def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+            raise InputError(f"on {worker.device}")
+
+    monkeypatch.setattr(teacher_module, "pick_device", {given: found}.__getitem__)
+    made = Teacher(str(cross), tmp_path, given, 64, "float32", Said(), Spy())
+    with pytest.raises(InputError, match=f"^on {shared}$"):
+        made.scores(PAIRS)
 
 
 def test_a_pair_is_scored_once(cross: Path, tmp_path: Path, asked_for: list[list[tuple[str, str]]]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from pipeline.progress import Quiet
 from stages.contracts import CANDIDATES, CORPUS, JUDGED, QRELS, QUERIES, Tools, read_table, write_table
 from stages.errors import InputError
 from stages.retrieval import approximate
-from stages.retrieval.nearest import pair_scores
+from stages.retrieval.dense import Dense
+from stages.retrieval.index import Index
+from stages.retrieval.nearest import Ids, pair_scores
 from stages.retrieval.search import Params, identity, run
-from stages.retrieval.vectors import VectorStore, text_hashes
+from stages.retrieval.vectors import Floats, VectorStore, text_hashes
 
 DOCUMENTS, ASKED, DIMENSION = 400, 30, 8
 
@@ -48,7 +52,7 @@ class World:
         hashes = text_hashes(names["query"] + names["document"])
         together = np.concatenate([self.queries, self.documents])
         VectorStore(folder / "vectors/key").append(hashes, together)
-        VectorStore(folder / "vectors/other").append(hashes, together[:, ::-1])
+        VectorStore(folder / "vectors/other").append(hashes, np.concatenate([self.queries, self.documents[::-1]]))
 
     def write(self, queries: list[str], documents: list[str]) -> None:
         frame = pl.DataFrame({"query_id": queries, "query": queries, "group": queries})
@@ -156,11 +160,14 @@ def test_too_low_a_recall_is_refused_with_what_would_mend_it(world: World) -> No
         f"--index 'IVF8,Flat' (nprobe=2): recall@20 is {recall:.3f} on 30 sampled queries, and --min-recall is 0.999. "
         "With --index-params nprobe=8 it is 1.000."
     )
+    with pytest.raises(InputError, match=r"With --index-params k_factor_rf=2,nprobe=8 it is 1\.000\.$"):
+        world.search(index="IVF8,SQ8,RFlat", index_params="nprobe=1,k_factor_rf=2", min_recall=0.999)
     with pytest.raises(InputError) as refused:
         world.search(index="IVF4,PQ1x2", depth=2, min_recall=0.999)
     said = str(refused.value)
-    least = r"\(nprobe=4\): recall@2 is 0\.\d+ on 30 .* With --index-params nprobe=4 it is 0\.\d+\. To find more, "
-    assert re.search(least + "take a bigger code", said), said
+    assert re.search(r"\(nprobe=4\): recall@2 is 0\.\d+ on 30 .* is 0.999\. To find more, take a bigger code", said), (
+        said
+    )
     with pytest.raises(InputError, match=r"'PQ1x2' \(no parameters\): recall@2 is 0\.\d+ .* is 0.999\. To find more, "):
         world.search(index="PQ1x2", depth=2, min_recall=0.999)
 
@@ -231,9 +238,42 @@ def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world:
     assert not [line for line in world.said.lines if "training" in line]
 
 
+def test_what_faiss_refuses_of_a_search_names_the_parameters(world: World) -> None:
+    for factory, parameters in (("IVF4,Flat", "nprobe=0"), ("Flat,RFlat", "k_factor_rf=0.1")):
+        with pytest.raises(InputError, match=f"can't be searched with --index-params '{parameters}'.* at least 1"):
+            world.search(index=factory, index_params=parameters)
+
+
+def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "DIMENSION", 2_000)
+    world, read, train, held = World(tmp_path), Dense.read, Index.train, []
+
+    def reading(dense: Dense, documents: Ids) -> Iterator[Floats]:
+        tracemalloc.reset_peak()
+        return read(dense, documents)
+
+    def training(index: Index, vectors: Floats) -> None:
+        held.append(tracemalloc.get_traced_memory()[1] / vectors.nbytes)
+        train(index, vectors)
+
+    monkeypatch.setattr(Dense, "read", reading)
+    monkeypatch.setattr(Index, "train", training)
+    tracemalloc.start()
+    try:
+        world.search(index="IVF4,Flat", min_recall=0, block=20)
+    finally:
+        tracemalloc.stop()
+    assert 1 < held[0] < 1.5
+
+
 def test_every_encoder_has_an_index_of_its_own(world: World) -> None:
-    told = world.search(sources=("dense", "dense2:5"), index="IVF8,Flat", min_recall=0.9)["indexes"]
+    told = world.search(sources=("dense", "dense2:5"), index="IVF8,Flat", min_recall=1)["indexes"]
     assert {name: one["recall at"] for name, one in told.items()} == {"dense": 20, "dense2": 5}
+    rows = read_table(world.folder / "out/candidates.parquet", CANDIDATES)
+    found = {name: rows.filter(source=name)["doc_id"].str.slice(1).cast(pl.Int64).to_numpy() for name in told}
+    assert found["dense"].reshape(ASKED, 20).tolist() == world.exact().tolist()
+    world.documents = world.documents[::-1]  # so they are to the other encoder
+    assert found["dense2"].reshape(ASKED, 5).tolist() == world.exact(5).tolist()
 
 
 def test_an_exact_search_after_it_goes_on_from_the_exact_one_before(world: World) -> None:

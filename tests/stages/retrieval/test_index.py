@@ -105,6 +105,26 @@ def test_how_many_train() -> None:
     assert Index("HNSW8", 8, 1_000).sample == 0
 
 
+@pytest.mark.parametrize(
+    "factory", ["PQ4", "IVF9,PQ4", "HNSW8,PQ4", "OPQ4,PQ4", "OPQ4,IVF9_HNSW8,PQ4", "IVF9(IVF3,Flat),Flat", "PQ4,RFlat"]
+)
+def test_faiss_prints_nothing_where_few_train(factory: str, capfd: pytest.CaptureFixture[str]) -> None:
+    filled(factory, random_vectors(300))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_opq_learns_what_faiss_would() -> None:
+    vectors = random_vectors(400)
+    plain = faiss.index_factory(8, "OPQ4,PQ4np", faiss.METRIC_INNER_PRODUCT)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    plain.train(vectors)
+    faiss.omp_set_num_threads(threads)
+    plain.add(vectors)
+    found = filled("OPQ4,PQ4", vectors).best(vectors, 9)
+    assert found.tolist() == plain.search(vectors, 9)[1].tolist()
+
+
 def test_fewer_found_than_asked_for() -> None:
     """Two lists of two documents, of which one is searched."""
     index = filled("IVF2,Flat", floats([[1, 0], [-1, 0], [0.9, 0.1], [-0.9, 0.1]]), "nprobe=1")

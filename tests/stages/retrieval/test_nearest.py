@@ -1,10 +1,13 @@
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.retrieval import nearest
-from stages.retrieval.nearest import best_above, best_of, exact_top_k, pair_scores
+from stages.retrieval.nearest import best_above, best_of, each_top_k, exact_top_k, pair_scores
 
 
 def floats(rows: list[list[float]]) -> np.ndarray:
@@ -116,6 +119,36 @@ def test_the_best_above_a_score_equal_a_full_sort(data: st.DataObject, tile: tup
         for place, score in [(p, s) for p, s in zip(places, all_scores, strict=True) if s >= least[i]][:k]
     ]
     assert list(zip(row.tolist(), ids.tolist(), scores.tolist(), strict=True)) == expected
+
+
+class Counted:
+    """Five blocks of documents, and how many of their vectors were alive at most."""
+
+    def __init__(self) -> None:
+        self.alive = self.most = 0
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self.block, range(5))
+
+    def block(self, number: int) -> np.ndarray:
+        block = np.full((40, 2), number, np.float32)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(block, self.end)
+        return block
+
+    def end(self) -> None:
+        self.alive -= 1
+
+
+def test_a_block_and_the_next_are_held_and_no_more() -> None:
+    blocks = Counted()
+    for _ in each_top_k([floats([[1, 0], [0, 1]])] * 3, blocks, 3):
+        assert blocks.alive == 0
+    assert blocks.most == 2
 
 
 def test_the_best_of_some_documents_with_gaps() -> None:
