@@ -20,6 +20,7 @@ from stages.planning import known
 from stages.planning.machine import Machine, Model
 from stages.planning.rates import KNOWN
 from stages.planning.table import Encoding, Table
+from stages.retrieval.approximate import EXACT
 
 Settings = Mapping[str, Params]
 """Stage name -> its parameters."""
@@ -123,7 +124,10 @@ def _search(table: Table, settings: Settings, machine: Machine) -> Prediction:
     work = f"{table.queries:,} x {table.documents:,} x {dimension}, {_short(found)} candidates"
     if products < table.queries * table.documents * dimension:
         work += ", goes on from the last search"
-    return Prediction("search", work, seconds, memory, int(disk + known.CANDIDATE_BYTES * found), machine.sweep.source)
+    stored = int(disk + known.CANDIDATE_BYTES * found)
+    if params.index not in EXACT:
+        return Prediction("search", f"{work}, by the index {params.index}", None, memory, stored, "unknown")
+    return Prediction("search", work, seconds, memory, stored, machine.sweep.source)
 
 
 def _evidence(table: Table, settings: Settings, machine: Machine) -> Prediction:

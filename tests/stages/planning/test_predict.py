@@ -106,6 +106,13 @@ def test_nobody_knows_how_long_a_judge_takes(table: Table, settings: Settings, m
     assert total(found) == found[1].seconds
 
 
+def test_nobody_knows_how_long_an_index_takes(table: Table, settings: Settings, machine: Machine) -> None:
+    found = one("search", table, turned(settings, "search", index="IVF16,Flat"), machine)
+    assert found.seconds is None
+    assert found.work.endswith("by the index IVF16,Flat")
+    assert one("search", table, turned(settings, "search", index="exact"), machine).seconds
+
+
 def test_a_teacher_reads_what_is_in_doubt_and_the_positives(table: Table, settings: Settings, machine: Machine) -> None:
     asked = turned(settings, "verify", teacher="t", teacher_budget=40, teacher_max_length=200)
     assert one("verify", table, asked, machine).seconds == pytest.approx(3 + (40 + 60) * 150 * 0.002)
