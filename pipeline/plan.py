@@ -91,7 +91,7 @@ def compared(happened: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         if kind == "planned" and event["machine"] == HERE:
             planned, ran, starts = event, {}, Counter()
         elif kind == "start":
-            starts[event["stage"], event["key"]] += 1
+            starts[event.get("stage"), event.get("key")] += 1
         elif kind == "done" and planned and event["stage"] in planned["stages"]:
             interrupted = starts[event["stage"], event.get("key")] > 1
             ran.setdefault(event["stage"], {**event, "interrupted": interrupted})
