@@ -103,5 +103,7 @@ def _turns(stage: str, table: Table, settings: Settings, machine: Machine) -> It
         mask: Any = settings["mask"]
         if stage == "evidence" and mask.mask != "learned" and mask.relabel == "no":  # which go by the estimate
             yield stage, "estimate", False
-        depth: Any = settings["search"]
-        yield "search", "depth", max(1, depth.depth // 2)
+        search: Any = settings["search"]
+        compose: Any = settings["compose"]
+        if search.depth // 2 > compose.asked:
+            yield "search", "depth", search.depth // 2

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stages.negatives.crossfit import LEAST_QUERIES
 from stages.negatives.features import OWNERS
 from stages.negatives.learned import ROUNDS
 from stages.negatives.suspects import FIT_QUERIES
@@ -150,13 +151,16 @@ def _verify(table: Table, settings: Settings, machine: Machine) -> Prediction:
         return Prediction("verify", "nobody is asked", 0.0, machine.tables, 0, KNOWN)
     if params.judge:
         return Prediction("verify", f"{params.judge_budget:,} requests at most", None, machine.tables, 0, "unknown")
+    taught = min(SELF_QUERIES, table.train * (params.folds - 1) // params.folds)
+    if params.teacher == SELF and taught < LEAST_QUERIES:
+        work = f"{taught:,} queries to train a fold on are too few: nobody is asked"
+        return Prediction("verify", work, 0.0, machine.tables, 0, KNOWN)
     pairs = round(known.UNSURE * candidates_of(table, settings))
     pairs = min(pairs, params.teacher_budget or pairs) + table.train
     reader = machine.teacher or machine.score
     seconds = reader.start + scored(table, reader, pairs, params.teacher_max_length)
     work = f"{pairs:,} pairs, if {known.UNSURE:.0%} of the candidates are in doubt"
     if params.teacher == SELF:
-        taught = min(SELF_QUERIES, table.train * (params.folds - 1) // params.folds)
         lessons = taught * 8 * (1 + machine.fresh_head)  # groups of 8, an epoch; a new head has a first lesson
         lengths = np.minimum(table.pair_tokens, params.teacher_max_length)
         each = machine.step.start + machine.step.rate.total(lengths) * lessons / max(len(lengths), 1)

@@ -48,6 +48,8 @@ def test_a_flag_that_would_make_an_up_to_date_stage_stale_is_not_named(
     both = predict(["search", "mask"], table, settings, machine)
     (found,) = changes(both, table, settings, machine)
     assert (found.flag, found.stage) == ("--depth 100", "search")
+    shallow = {**settings, "search": settings["search"].model_copy(update={"depth": 14})}  # 7 negatives are asked for
+    assert changes(predict(["search", "mask"], table, shallow, machine), table, shallow, machine) == []
 
 
 def test_nothing_is_advised_that_makes_all_vectors_anew(
