@@ -56,6 +56,8 @@ def negatives(
                 for side in sides:
                     collection = read_collection(folder, seed, most, side)
                     found = mine(collection, encoder, k, tools)
+                    if prior:
+                        bench.require_lessons(folder.name, found.hidden)
                     shown[side].append((collection, found.features, found.hidden))
                     if side == left:
                         sets[folder.name] = _about(collection, found) | bench.report(found.mined)

@@ -238,7 +238,9 @@ def refresh(force: bool, **options: Any) -> None:
 )
 @click.option("--gpu", help="Plan for GPUs of this kind, by their published rate: h100, h200, a100, l40s, l4 or a10.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
-@click.option("--compare", is_flag=True, help="Only stand the last prediction beside what then happened.")
+@click.option(
+    "--compare", is_flag=True, help="Only stand the last prediction for this machine beside what then happened."
+)
 def plan(files: tuple[str, ...], until: str, gpu: str | None, gpus: int, compare: bool, **options: Any) -> None:
     """Predict time, peak memory and disk of every stage that would run, say what dominates and what would change it.
 

@@ -1,6 +1,7 @@
 """`prep plan`: what every stage that would run will take; and, once it ran, what it took."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from stages.errors import InputError
 from stages.planning.advice import GPU, Change, changes, dominant
 from stages.planning.predict import Prediction, predict, total
 from stages.planning.rates import GPUS, PUBLISHED, gpu_named
+
+HERE = "this machine"
 
 
 def plan(options: Mapping[str, Any], until: str, gpu: str | None, gpus: int) -> Result:
@@ -42,7 +45,7 @@ def plan(options: Mapping[str, Any], until: str, gpu: str | None, gpus: int) -> 
             alone = kind is None and counts.encodings[0].recipe.device == "cpu"
             helped = measure.on_gpus(GPUS[GPU], 1, counts, params, made) if alone else None
             turns = changes(predictions, counts, params, made, helped)
-            where = f"{gpus} x {kind.name}" if kind else "this machine"
+            where = f"{gpus} x {kind.name}" if kind else HERE
             rows = {one.stage: one._asdict() for one in predictions}
             runner.workspace.event(event="planned", machine=where, stages=rows, seconds=total(predictions))
     return shown(list(stages), predictions, turns, before, f"{gpus} x {kind.name}" if kind else None)
@@ -60,7 +63,7 @@ def standing(runner: Runner, until: str) -> dict[str, bool]:
 def events(workspace: Workspace) -> list[dict[str, Any]]:
     """What happened in a workspace, first to last; a line that a kill cut short is passed over."""
     try:
-        lines = (workspace.root / "events.jsonl").read_text(encoding="utf-8").split("\n")
+        lines = (workspace.root / "events.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
     found = []
@@ -73,19 +76,25 @@ def events(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def compared(happened: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The last prediction of which a stage ran before the next prediction, with what those stages took.
+    """The last prediction for this machine of which a stage ran before the next one, with what those stages took.
 
-    {"time", "machine", "stages": [{"stage", "predicted", "happened", "ratio" (happened / predicted),
-    "memory_predicted", "memory_happened"}]}, of each stage its first run since; None where none of them ran.
+    {"time", "machine", "stages": [{"stage", "predicted", "happened", "ratio" (happened / predicted), "interrupted",
+    "memory_predicted", "memory_happened"}]}, of each stage its first run since; None where none of them ran. A stage
+    that was interrupted before may have gone on from there: what it took then is not all, so it has no ratio.
     """
     planned: Mapping[str, Any] | None = None
     ran: dict[str, Mapping[str, Any]] = {}
+    starts: Counter[Any] = Counter()
     found = None
     for event in happened:
-        if event.get("event") == "planned":
-            planned, ran = event, {}
-        elif event.get("event") == "done" and planned and event["stage"] in planned["stages"]:
-            ran.setdefault(event["stage"], event)
+        kind = event.get("event")
+        if kind == "planned" and event["machine"] == HERE:
+            planned, ran, starts = event, {}, Counter()
+        elif kind == "start":
+            starts[event.get("stage"), event.get("key")] += 1
+        elif kind == "done" and planned and event["stage"] in planned["stages"]:
+            interrupted = starts[event["stage"], event.get("key")] > 1
+            ran.setdefault(event["stage"], {**event, "interrupted": interrupted})
             found = planned, ran
     if found is None:
         return None
@@ -103,7 +112,8 @@ def _against(predicted: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str,
         "stage": done["stage"],
         "predicted": expected,
         "happened": took,
-        "ratio": round(took / expected, 3) if expected else None,
+        "ratio": round(took / expected, 3) if expected and not done["interrupted"] else None,
+        "interrupted": done["interrupted"],
         "memory_predicted": predicted["memory"],
         "memory_happened": done.get("memory"),
     }
@@ -139,21 +149,22 @@ def shown(
     for stage in stages:
         one = by_name.get(stage)
         rows.append([stage, *(["up to date", "0 s", "", "", ""] if one is None else _cells(one))])
-    title = f"plan for {elsewhere or 'this machine'}"
+    title = f"plan for {elsewhere or HERE}"
     parts: list[str | Table] = [Table(title, ["stage", "work", "time", "peak memory", "disk", "from"], rows)]
-    if longest is None:
-        parts.append("nothing to do: everything is up to date")
-    else:
+    if predictions:
         disk = sum(one.disk for one in predictions)
         memory = max(one.memory for one in predictions)
         parts.append(f"in all {span(whole)}, {memory / 1e9:.1f} GB of memory at the peak, {size(disk)} of disk")
-        parts.append(f"{longest.stage} dominates: {(longest.seconds or 0) / whole:.0%} of it")
+        if longest:
+            parts.append(f"{longest.stage} dominates: {(longest.seconds or 0) / whole:.0%} of it")
         for change in turns:
             section = STAGES[change.stage].section
             note = f" ({change.note})" if change.note else ""
             parts.append(f"  {change.flag} of [{section}] would make it {span(change.seconds)}{note}")
-    unknown = [one.stage for one in predictions if one.seconds is None]
-    parts += [f"not in it: {name}, which hangs on a server that is not ours" for name in unknown]
+    else:
+        parts.append("nothing to do: everything is up to date")
+    unknown = [one for one in predictions if one.seconds is None]
+    parts += [f"not in it: the time of {one.stage}, which nobody can know beforehand ({one.work})" for one in unknown]
     if elsewhere:
         parts.append(f"nothing was measured on such a machine: {PUBLISHED}, an efficiency that is assumed")
     if before:
@@ -172,7 +183,7 @@ def _comparison(found: Mapping[str, Any]) -> Table:
             row["stage"],
             "?" if row["predicted"] is None else span(row["predicted"]),
             span(row["happened"]),
-            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            "interrupted" if row["interrupted"] else "" if row["ratio"] is None else f"{row['ratio']:.2f}",
             f"{row['memory_predicted'] / 1e9:.1f} GB",
             "" if row["memory_happened"] is None else f"{row['memory_happened'] / 1e9:.1f} GB",
         ]

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stages.errors import InputError
 from stages.negatives import budget, learned, rules
 from stages.negatives.budget import Bools, Floats, Limit, Lists
 from stages.negatives.collection import Collection
@@ -228,6 +229,15 @@ def medians(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
             if (value := ratio(one)) is not None:
                 found.setdefault(one["rule"], []).append(value)
     return {rule: float(np.median(values)) for rule, values in found.items()}
+
+
+def require_lessons(name: str, hidden: Bools) -> None:
+    """Raise `InputError` where the candidates of a set, `hidden` [n], can't teach a prior: none is hidden, or all."""
+    if not 0 < hidden.sum() < len(hidden):
+        raise InputError(
+            f"--write-prior: {name} teaches nothing, since {hidden.sum():,} of its {len(hidden):,} candidates are "
+            "hidden positives: a prior needs questions with several positives that the encoder finds. Leave it out."
+        )
 
 
 def prior_file(half: Sequence[Shown], one: Sequence[Shown], command: str, encoder: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from stages.retrieval.vectors import Floats
 if TYPE_CHECKING:
     from stages.retrieval.encode import Vectors
 
-VERSION = 2
+VERSION = 3
 
 ROWS_A_BLOCK = 200_000
 """Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""

@@ -44,8 +44,9 @@ OWNERS = 32
 FAR = 30.0
 """No feature goes farther: where a query's candidates all score the same, any distance is endless in their unit."""
 _TINY = 1e-6
-_PAIRS = 131_072
-"""Pairs of questions compared at once: few of them are distinct, and each vector is read once."""
+_PAIRS = 32_768
+"""Pairs of questions compared at once. Mostly few are distinct, and each vector is read once; where all are, twice so
+many vectors are held."""
 _AT_ONCE = 8_192
 _BITS = 18
 

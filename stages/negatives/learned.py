@@ -107,6 +107,15 @@ class Prior:
             out[here] = model.log_odds(features[here, : len(GENERAL)])
         return out
 
+    def strange(self, features: Floats) -> Doubles:
+        """How far features [n, len(FEATURES)] lie off what the models that judge them were fitted on, in standard
+        deviations, each row by its own model and in the mean over all: [len(GENERAL)]. So a few questions with several
+        positives among many with one count for no more than they are."""
+        off = np.zeros(len(GENERAL))
+        for model, here in self.parts(features):
+            off += ((features[here, : len(GENERAL)] - np.array(model.mean)) / np.array(model.scale)).sum(axis=0)
+        return np.abs(off) / max(len(features), 1)
+
 
 @dataclass(frozen=True)
 class Estimator:

@@ -162,14 +162,10 @@ class Suspects:
         _, table = self.candidates_of(pl.DataFrame({"query_id": some[:200]}))
         if not len(table):
             return "there is no candidate beside the positives"
-        for model, here in self.estimator.prior.parts(table):
-            if not here.any():
-                continue
-            found = table[here, : len(GENERAL)]
-            off = np.abs(found.mean(axis=0) - np.array(model.mean)) / np.array(model.scale)
-            if off.max() > STRANGE:
-                name = GENERAL[int(off.argmax())]
-                return f"{name} lies {off.max():.1f} standard deviations off what the prior was fitted on"
+        off = self.estimator.prior.strange(table)
+        if off.max() > STRANGE:
+            name = GENERAL[int(off.argmax())]
+            return f"{name} lies {off.max():.1f} standard deviations off what the prior was fitted on"
         return None
 
 

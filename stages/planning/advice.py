@@ -46,6 +46,8 @@ def changes(
         return []
     stages, whole = [one.stage for one in predictions], total(predictions)
     found = []
+    if longest.stage == "encode" and any(encoding.begun for encoding in table.encodings):
+        return []  # another encoder, length, number format or device would make all vectors anew, not only what is new
     for stage, name, value in _turns(longest.stage, table, settings, machine):
         if stage not in stages:  # it is up to date, and would have to be made again
             continue
@@ -98,7 +100,10 @@ def _turns(stage: str, table: Table, settings: Settings, machine: Machine) -> It
     elif stage == "verify" and params.teacher:
         yield stage, "teacher_budget", max(1, (params.teacher_budget or table.queries) // 2)
     else:
-        if stage == "evidence":
+        mask: Any = settings["mask"]
+        if stage == "evidence" and mask.mask != "learned" and mask.relabel == "no":  # which go by the estimate
             yield stage, "estimate", False
-        depth: Any = settings["search"]
-        yield "search", "depth", max(1, depth.depth // 2)
+        search: Any = settings["search"]
+        compose: Any = settings["compose"]
+        if search.depth // 2 > compose.asked:
+            yield "search", "depth", search.depth // 2

@@ -89,8 +89,19 @@ def on_gpus(gpu: Gpu, gpus: int, table: Table, settings: Settings, here: Machine
     score = Model({"": rate}, known.START, machine.score.memory, shape)
     rate = published(gpu, shape, params.max_length, passes=BACKWARD).at_least(tokens)
     step = replace(machine.step, rate=rate, start=known.START)
+    teacher = _published_teacher(gpu, settings, score, tokens)
     sweep = published_sweep(gpu, machine.sweep.kept, gpus)
-    return replace(machine, encoders=encoders, sweep=sweep, score=score, step=step, importing=0.0)
+    return replace(machine, encoders=encoders, sweep=sweep, score=score, step=step, teacher=teacher, importing=0.0)
+
+
+def _published_teacher(gpu: Gpu, settings: Settings, score: Model, tokens: float) -> Model | None:
+    """[mine] teacher on a GPU, where it is another model than the base, which is `score`."""
+    verify: Any = settings["verify"]
+    if not verify.teacher or verify.teacher == SELF:
+        return None
+    shape = shape_of(resolve_model(verify.teacher))
+    rate = published(gpu, shape, verify.teacher_max_length).at_least(tokens)
+    return Model({"": rate}, known.START, score.memory + 4 * (shape.weights - score.shape.weights), shape)
 
 
 def tokenising(folder: Path, texts: Sequence[str], second: Sequence[str] | None = None) -> float:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stages.negatives.crossfit import LEAST_QUERIES
 from stages.negatives.features import OWNERS
 from stages.negatives.learned import ROUNDS
 from stages.negatives.suspects import FIT_QUERIES
@@ -20,6 +21,7 @@ from stages.planning import known
 from stages.planning.machine import Machine, Model
 from stages.planning.rates import KNOWN
 from stages.planning.table import Encoding, Table
+from stages.retrieval.approximate import EXACT
 
 Settings = Mapping[str, Params]
 """Stage name -> its parameters."""
@@ -123,7 +125,10 @@ def _search(table: Table, settings: Settings, machine: Machine) -> Prediction:
     work = f"{table.queries:,} x {table.documents:,} x {dimension}, {_short(found)} candidates"
     if products < table.queries * table.documents * dimension:
         work += ", goes on from the last search"
-    return Prediction("search", work, seconds, memory, int(disk + known.CANDIDATE_BYTES * found), machine.sweep.source)
+    stored = int(disk + known.CANDIDATE_BYTES * found)
+    if params.index not in EXACT:
+        return Prediction("search", f"{work}, by the index {params.index}", None, memory, stored, "unknown")
+    return Prediction("search", work, seconds, memory, stored, machine.sweep.source)
 
 
 def _evidence(table: Table, settings: Settings, machine: Machine) -> Prediction:
@@ -146,13 +151,16 @@ def _verify(table: Table, settings: Settings, machine: Machine) -> Prediction:
         return Prediction("verify", "nobody is asked", 0.0, machine.tables, 0, KNOWN)
     if params.judge:
         return Prediction("verify", f"{params.judge_budget:,} requests at most", None, machine.tables, 0, "unknown")
+    taught = min(SELF_QUERIES, table.train * (params.folds - 1) // params.folds)
+    if params.teacher == SELF and taught < LEAST_QUERIES:
+        work = f"{taught:,} queries to train a fold on are too few: nobody is asked"
+        return Prediction("verify", work, 0.0, machine.tables, 0, KNOWN)
     pairs = round(known.UNSURE * candidates_of(table, settings))
     pairs = min(pairs, params.teacher_budget or pairs) + table.train
     reader = machine.teacher or machine.score
     seconds = reader.start + scored(table, reader, pairs, params.teacher_max_length)
     work = f"{pairs:,} pairs, if {known.UNSURE:.0%} of the candidates are in doubt"
     if params.teacher == SELF:
-        taught = min(SELF_QUERIES, table.train * (params.folds - 1) // params.folds)
         lessons = taught * 8 * (1 + machine.fresh_head)  # groups of 8, an epoch; a new head has a first lesson
         lengths = np.minimum(table.pair_tokens, params.teacher_max_length)
         each = machine.step.start + machine.step.rate.total(lengths) * lessons / max(len(lengths), 1)

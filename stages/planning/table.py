@@ -37,6 +37,8 @@ class Encoding:
     """How many texts each stands for."""
     limit: int
     """Tokens that the model itself reads at most."""
+    begun: bool
+    """It has vectors already, of these texts or of others."""
     went_on: bool
     """There are lists of an earlier search beside its vectors."""
 
@@ -119,6 +121,7 @@ def _encoding(
         tokens=counted(folder, prompted),
         weight=np.concatenate(shares),
         limit=given or limit_of(folder),
+        begun=any((vectors / made.key).glob("*.npy")),
         went_on=(vectors / made.key / "lists" / "lists.json").exists(),
     )
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import polars as pl
+
 from tests.conftest import run_prep
 from tests.pipeline.test_downstream import collection
 
@@ -25,3 +27,14 @@ def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -
     one = run_prep(*command, "--left", "one", cwd=tmp_path)
     assert "letters: 40 questions, 120 positives hidden; learned from prior" in one.stdout
     assert "0 questions with several positives are too few" in one.stderr
+
+
+def test_a_set_that_can_teach_no_prior_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    folder = collection(tmp_path / "letters")
+    qrels = pl.read_parquet(folder / "qrels.parquet").unique("query_id", keep="first", maintain_order=True)
+    qrels.write_parquet(folder / "qrels.parquet")
+    command = ["bench", "negatives", str(folder), "--encoder", str(tiny_model), "--write-prior", "prior.json"]
+    done = run_prep(*command, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "letters teaches nothing" in done.stderr
+    assert not (tmp_path / "prior.json").exists()

@@ -1,12 +1,15 @@
 """`prep plan` as a process, and its predictions beside what then happened."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.graph import STAGES
-from pipeline.plan import compared, size, span
+from pipeline.plan import compared, events, shown, size, span
+from pipeline.store import Workspace
+from stages.planning.predict import Prediction
 from tests.conftest import Project
 
 
@@ -58,6 +61,40 @@ def test_what_nobody_could_know_has_no_ratio() -> None:
     old = {"event": "done", "stage": "verify", "seconds": 3.0}
     found = compared([planned("first", verify=1.0), old])
     assert found and found["stages"][0]["memory_happened"] is None
+
+
+def test_a_prediction_for_another_machine_is_not_stood_beside_what_this_one_took() -> None:
+    elsewhere = {**planned("second", encode=0.1), "machine": "4 x NVIDIA H100 SXM"}
+    found = compared([planned("first", encode=10.0), elsewhere, done("encode", 20)])
+    assert ratios(found) == {"encode": 2.0}
+    assert compared([elsewhere, done("encode", 20)]) is None
+
+
+def test_what_went_on_after_an_interruption_has_no_ratio() -> None:
+    start = {"event": "start", "stage": "encode", "key": "k"}
+    happened = [start, planned("first", encode=10.0), start, {**done("encode", 9), "key": "k"}]
+    assert ratios(compared(happened)) == {"encode": 0.9}  # what was cut short before the plan was counted in it
+    assert ratios(compared([*happened[1:3], *happened[2:]])) == {"encode": None}
+    other = {**start, "key": "of other settings"}
+    assert ratios(compared([happened[1], other, *happened[2:]])) == {"encode": 0.9}
+
+
+def test_lines_that_a_full_disk_cut_are_passed_over(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (tmp_path / "events.jsonl").write_bytes(
+        b'{"event": "hit"}\n{"event": "failed", "error": "caf\xc3\n{"event": "done"}\n'
+    )
+    assert [event["event"] for event in events(workspace)] == ["hit", "done"]
+
+
+def test_a_stage_whose_time_nobody_knows_is_still_to_be_done() -> None:
+    asked = Prediction("verify", "500 requests at most", None, 10**9, 0, "unknown")
+    said = " ".join(str(part) for part in shown(["mask", "verify"], [asked], [], None, None).parts)
+    assert "up to date" not in said.replace("'up to date'", "")  # but in the row of mask
+    assert "not in it: the time of verify" in said
+    assert "500 requests at most" in said
+    free = asked._replace(work="nobody is asked", seconds=0.0)
+    assert "nothing to do" not in str(shown(["verify"], [free], [], None, None).parts)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The features by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
 from stages.contracts import FEATURES
-from stages.negatives.features import FAR, GENERAL, Scene, Spread, of_query, of_rows, usual_scores
+from stages.negatives.features import FAR, GENERAL, Scene, Spread, of_owners, of_query, of_rows, usual_scores
 from stages.retrieval.lexical import Bm25
 
 
@@ -118,6 +120,21 @@ def test_rows_find_their_vectors_words_and_owners() -> None:
     assert found["hub"][0] == pytest.approx(-1, rel=1e-4)
     assert found["lexical"][0] > 0
     assert found["lexical"][1] == 0
+
+
+def test_as_many_owners_as_there_may_be_are_compared_in_bounded_memory() -> None:
+    n, asked = 70_000, []
+
+    def queries(places: np.ndarray) -> np.ndarray:
+        asked.append(len(places))
+        return np.stack([np.cos(places), np.sin(places)], axis=1).astype(np.float32)
+
+    ids = pl.Series("doc_id", [f"{i:05}" for i in range(n)])
+    owners = pl.DataFrame({"doc_id": ids, "owner": np.arange(n)})
+    rows = pl.DataFrame({"query": np.full(n, n), "doc_id": ids})
+    found = of_owners(rows, replace(scene(), queries=queries, owners=owners, query_spread=Spread(0.0, 1.0)))
+    np.testing.assert_allclose(found, np.maximum(np.cos(np.arange(n) - n), 0), atol=1e-5)
+    assert max(asked) <= 1 << 16  # 100 MB at 384 dimensions
 
 
 def test_a_query_s_features_do_not_hang_on_other_queries() -> None:

@@ -67,6 +67,23 @@ def test_a_question_is_judged_by_the_prior_for_as_many_positives() -> None:
     )
 
 
+def test_a_few_questions_with_many_positives_make_no_table_strange() -> None:
+    features = np.zeros((100, len(FEATURES)), np.float32)
+    anchors = GENERAL.index("log_anchors")
+    features[:2, anchors] = 10.0  # they alone lie ten deviations off, of their own model
+    assert Prior(flat(0.0), flat(0.0)).strange(features)[anchors] == pytest.approx(0.2)
+    features[:, 0] = -4.0
+    assert Prior(flat(0.0), flat(0.0)).strange(features)[0] == pytest.approx(4.0)
+
+
+def test_each_question_is_as_strange_as_its_own_model_finds_it() -> None:
+    features = np.zeros((4, len(FEATURES)), np.float32)
+    features[2:, GENERAL.index("log_anchors")] = np.log(2)
+    features[:, 0] = [3.0, 3.0, 8.0, 8.0]
+    several = Model(GENERAL, (6.0,) * len(GENERAL), (2.0,) * len(GENERAL), (0.0,) * len(GENERAL), 0.0)
+    assert Prior(flat(0.0), several).strange(features)[0] == pytest.approx((3 + 3 + 1 + 1) / 4)
+
+
 def test_what_never_varies_is_not_scaled() -> None:
     rng = np.random.default_rng(0)
     features = np.stack([rng.normal(size=50), np.full(50, 7.0)], axis=1).astype(np.float32)

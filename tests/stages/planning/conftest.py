@@ -27,6 +27,7 @@ def table() -> Table:
         tokens=np.array([10, 30, 400]),
         weight=np.array([10.0, 10.0, 10.0]),
         limit=256,
+        begun=False,
         went_on=False,
     )
     return Table(

@@ -48,6 +48,30 @@ def test_a_flag_that_would_make_an_up_to_date_stage_stale_is_not_named(
     both = predict(["search", "mask"], table, settings, machine)
     (found,) = changes(both, table, settings, machine)
     assert (found.flag, found.stage) == ("--depth 100", "search")
+    shallow = {**settings, "search": settings["search"].model_copy(update={"depth": 14})}  # 7 negatives are asked for
+    assert changes(predict(["search", "mask"], table, shallow, machine), table, shallow, machine) == []
+
+
+def test_nothing_is_advised_that_makes_all_vectors_anew(
+    table: Table, settings: dict[str, Any], machine: Machine
+) -> None:
+    slow = replace(machine, encoders=[replace(machine.encoders[0], rates={"float32": Rate((1.0,), (0.1,))})])
+    assert changes(predict(["encode"], table, settings, slow), table, settings, slow, machine)
+    begun = replace(table, encodings=[replace(table.encodings[0], begun=True)])
+    assert changes(predict(["encode"], begun, settings, slow), begun, settings, slow, machine) == []
+
+
+def test_the_estimate_is_left_out_only_where_nothing_goes_by_it(
+    table: Table, settings: dict[str, Any], machine: Machine
+) -> None:
+    machine = replace(machine, yard=1_000.0)
+
+    def flags(**changed: Any) -> list[str]:
+        made = {**settings, "mask": settings["mask"].model_copy(update=changed)}
+        return [found.flag for found in changes(predict(["evidence"], table, made, machine), table, made, machine)]
+
+    assert flags() == flags(mask="perc", relabel="weight") == []
+    assert flags(mask="perc") == ["--no-estimate"]
 
 
 def test_training_names_the_three_that_save_most(table: Table, settings: dict[str, Any], machine: Machine) -> None:

@@ -106,6 +106,13 @@ def test_nobody_knows_how_long_a_judge_takes(table: Table, settings: Settings, m
     assert total(found) == found[1].seconds
 
 
+def test_nobody_knows_how_long_an_index_takes(table: Table, settings: Settings, machine: Machine) -> None:
+    found = one("search", table, turned(settings, "search", index="IVF16,Flat"), machine)
+    assert found.seconds is None
+    assert found.work.endswith("by the index IVF16,Flat")
+    assert one("search", table, turned(settings, "search", index="exact"), machine).seconds
+
+
 def test_a_teacher_reads_what_is_in_doubt_and_the_positives(table: Table, settings: Settings, machine: Machine) -> None:
     asked = turned(settings, "verify", teacher="t", teacher_budget=40, teacher_max_length=200)
     assert one("verify", table, asked, machine).seconds == pytest.approx(3 + (40 + 60) * 150 * 0.002)
@@ -115,9 +122,12 @@ def test_a_teacher_reads_what_is_in_doubt_and_the_positives(table: Table, settin
 
 def test_a_table_that_teaches_itself_is_trained_on_first(table: Table, settings: Settings, machine: Machine) -> None:
     asked = turned(settings, "verify", teacher="self", teacher_budget=40, teacher_max_length=200, folds=3)
-    # each fold learns from 40 of the 60 questions, 8 pairs each, in a lesson and an epoch
-    trained = 3 * (4 + 640 * 150 * 0.01)
-    assert one("verify", table, asked, machine).seconds == pytest.approx(3 + 100 * 150 * 0.002 + trained)
+    # each fold learns from 400 of the 600 questions, 8 pairs each, in a lesson and an epoch
+    trained = 3 * (4 + 6_400 * 150 * 0.01)
+    larger = replace(table, splits={"train": 600})
+    assert one("verify", larger, asked, machine).seconds == pytest.approx(3 + 640 * 150 * 0.002 + trained)
+    few = one("verify", table, asked, machine)
+    assert (few.seconds, few.work) == (0, "40 queries to train a fold on are too few: nobody is asked")
 
 
 def test_a_table_without_positives_has_nothing_to_train_on(table: Table, settings: Settings, machine: Machine) -> None:

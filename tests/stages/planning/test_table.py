@@ -65,7 +65,7 @@ def test_counts(inputs: dict[str, Path], tiny_model: Path, tmp_path: Path) -> No
     tokens = {text: int(count) for (_, text), count in zip(encoding.texts, encoding.tokens, strict=True)}
     assert tokens == {"a": 3, "ab": 4, "abc": 5, "abcd": 6, "abcdef": 8, "t abcde": 8}
     assert encoding.weight.tolist() == [1.0] * 6
-    assert (encoding.limit, encoding.went_on) == (128, False)
+    assert (encoding.limit, encoding.begun, encoding.went_on) == (128, False, False)
     # the pairs' questions are train questions with a positive; [CLS] question [SEP] document [SEP]
     assert {query for query, _ in table.pairs} == {"ab", "abc"}
     assert [len(q) + len(d.replace(" ", "")) + 3 for q, d in table.pairs] == table.pair_tokens.tolist()
@@ -83,6 +83,7 @@ def test_texts_with_a_vector_are_not_counted(inputs: dict[str, Path], tiny_model
     assert rows["document"].tolist() == [True, True, False]
     table = read(params, str(tiny_model), inputs, root)
     assert table.encodings[0].new == {"query": 3, "document": 2}
+    assert table.encodings[0].begun
 
 
 def test_a_sample_stands_for_all(inputs: dict[str, Path], tiny_model: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
