@@ -48,8 +48,7 @@ class Nodes:
 
     def add(self) -> psutil.Process:
         """Another node; gives the process that is its life."""
-        node = self._cluster.add_node(**self._settings)
-        self._cluster.wait_for_nodes()
+        node = self._cluster.add_node(**self._settings)  # waits for it
         return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
     def processes(self) -> set[psutil.Process]:
