@@ -48,8 +48,21 @@ def test_a_flag_that_would_make_an_up_to_date_stage_stale_is_not_named(
     both = predict(["search", "mask"], table, settings, machine)
     (found,) = changes(both, table, settings, machine)
     assert (found.flag, found.stage) == ("--depth 100", "search")
-    shallow = {**settings, "search": settings["search"].model_copy(update={"depth": 14})}  # 7 negatives are asked for
-    assert changes(predict(["search", "mask"], table, shallow, machine), table, shallow, machine) == []
+
+
+def test_no_depth_is_named_that_leaves_too_few_negatives(
+    table: Table, settings: dict[str, Any], machine: Machine
+) -> None:
+    machine, table = replace(machine, yard=1_000.0), replace(table, queries=100_000)
+
+    def flags(depth: int) -> list[str]:
+        made = {**settings, "search": settings["search"].model_copy(update={"depth": depth})}
+        return [
+            found.flag for found in changes(predict(["search", "mask"], table, made, machine), table, made, machine)
+        ]
+
+    assert flags(16) == ["--depth 8"]
+    assert flags(14) == []  # 7 negatives are asked for, and the positives are among the candidates
 
 
 def test_nothing_is_advised_that_makes_all_vectors_anew(
