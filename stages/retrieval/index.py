@@ -142,6 +142,8 @@ def check_parameters(parameters: str) -> None:
     """Raise `ValueError` for what `faiss.ParameterSpace` would not read."""
     if parameters and not _PARAMETERS.fullmatch(parameters):
         raise ValueError('these are NAME=NUMBER with commas between, as FAISS takes them: "nprobe=32,k_factor_rf=4"')
+    if "verbose" in parameters:
+        raise ValueError("verbose makes FAISS write among the results on stdout: leave it out")
 
 
 def lists_of(factory: str) -> int:

@@ -56,6 +56,8 @@ def test_parameters_are_pairs() -> None:
     for bad in ("nprobe", "nprobe=", "nprobe=many", "nprobe=1;efSearch=2", "nprobe=1,"):
         with pytest.raises(ValueError, match="NAME=NUMBER"):
             check_parameters(bad)
+    with pytest.raises(ValueError, match="stdout"):
+        check_parameters("nprobe=4,verbose=1")
 
 
 def test_lists_of_a_string() -> None:
