@@ -17,7 +17,7 @@ _AHEAD = 2
 """Items that an actor has in hand, so that it need not wait for the next."""
 _TRIES = 3
 """Actors that an item may cost before it is taken for the cause."""
-_LIBRARIES = ("faiss-cpu", "numpy", "sentence-transformers", "torch", "transformers")
+_LIBRARIES = ("prep", "faiss-cpu", "numpy", "sentence-transformers", "tokenizers", "torch", "transformers")
 """Must be the same everywhere, or vectors could differ in their last bits."""
 
 
@@ -158,7 +158,8 @@ class Actor:
         found = versions()
         if found == wanted:
             return None
-        wrong = ", ".join(f"{name} {found[name]}, not {wanted[name]}" for name in found if found[name] != wanted[name])
+        both = ((name, found.get(name, "absent"), wanted.get(name, "absent")) for name in found | wanted)
+        wrong = ", ".join(f"{name} {has}, not {should}" for name, has, should in both if has != should)
         return InputError(f"the node {socket.gethostname()} has {wrong}: install the same versions on every node.")
 
     def do(self, item: Any) -> list[Any] | PrepError:

@@ -238,6 +238,10 @@ def test_a_node_with_other_libraries_is_not_fit() -> None:
     said = str(actor.fit({**versions(), "torch": "0.1"}))
     assert f"has torch {versions()['torch']}, not 0.1" in said
     assert "numpy" not in said
+    for name in ("prep", "tokenizers", "faiss-cpu"):
+        assert f"has {name} {versions()[name]}, not 0.1: install" in str(actor.fit({**versions(), name: "0.1"}))
+    fewer = {name: version for name, version in versions().items() if name != "prep"}
+    assert f"has prep {versions()['prep']}, not absent: install" in str(actor.fit(fewer))
 
 
 @pytest.mark.parametrize(
