@@ -123,16 +123,12 @@ def _encoded(
     store = VectorStore(tools.vectors / made.key)
     if store.broken:
         tools.progress.say(f"{len(store.broken)} damaged vector files were set aside; their texts are encoded again.")
-    paths = {"query": inputs["queries"], "document": inputs["corpus"]}
+    paths = {role: inputs[table] for role, table in _TABLES.items()}
     hashes = {role: _table_hashes(path, role, made) for role, path in paths.items()}
-    together = np.concatenate(list(hashes.values()))
-    texts, first = unique(together)
-    lacking = first[~store.held(texts)]
-    if len(lacking):
+    texts, flags = _new(hashes, store)
+    new = sum(int(rows.sum()) for rows in flags.values())
+    if new:
         _describe(made, store.folder)
-        wanted = np.zeros(len(together), np.bool_)
-        wanted[lacking] = True
-        flags = dict(zip(paths, np.split(wanted, [len(hashes["query"])]), strict=True))
         items = (
             Texts(role, [window[i] for i in piece], window_hashes[piece])
             for role, path in paths.items()
@@ -145,7 +141,7 @@ def _encoded(
             for some, vectors in tools.engine.map(worker, items):
                 buffer.add(some, vectors)
                 done += len(some)
-                tools.progress.advance(done, len(lacking), "texts")
+                tools.progress.advance(done, new, "texts")
     encoding = {
         "encoder": made.key,
         "model": made.model,
@@ -163,8 +159,8 @@ def _encoded(
         "queries": len(hashes["query"]),
         "documents": len(hashes["document"]),
         "texts": len(texts),
-        "encoded": len(lacking),
-        "cached": len(texts) - len(lacking),
+        "encoded": new,
+        "cached": len(texts) - new,
         "dimension": store.dimension,
         "encoder": made.model,
     }
@@ -201,11 +197,16 @@ def lacking(params: Params, inputs: Mapping[str, Path], vectors: Path) -> list[t
     found = []
     for made in _recipes(params):
         hashes = {role: _table_hashes(inputs[table], role, made) for role, table in _TABLES.items()}
-        texts, first = unique(np.concatenate(list(hashes.values())))
-        new = np.zeros(sum(map(len, hashes.values())), np.bool_)
-        new[first[~VectorStore(vectors / made.key).held(texts)]] = True
-        found.append((made, dict(zip(hashes, np.split(new, [len(hashes["query"])]), strict=True))))
+        found.append((made, _new(hashes, VectorStore(vectors / made.key))[1]))
     return found
+
+
+def _new(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Hashes, dict[str, Rows]]:
+    """The distinct texts of both roles; and by role, which rows hold a text that is not stored, each text once."""
+    texts, first = unique(np.concatenate(list(hashes.values())))
+    new = np.zeros(sum(map(len, hashes.values())), np.bool_)
+    new[first[~store.held(texts)]] = True
+    return texts, dict(zip(hashes, np.split(new, [len(hashes["query"])]), strict=True))
 
 
 def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:
