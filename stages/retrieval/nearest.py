@@ -128,21 +128,21 @@ def pair_scores(queries: Floats, documents: Floats) -> Floats:
     fixed order. So a pair's score does not depend on what it is computed together with, and pairs of equal vectors
     tie exactly.
     """
-    places = np.arange(len(queries))
-    return pair_scores_at(queries, documents, places, places)
+    out = np.empty(len(queries), np.float32)
+    for start in range(0, len(queries), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        # Converted first: einsum's own conversion would cut rows at its buffer's end and sum them in pieces.
+        a, b = queries[part].astype(np.float64, order="C"), documents[part].astype(np.float64, order="C")
+        out[part] = np.einsum("nd,nd->n", a, b)
+    return out
 
 
 def pair_scores_at(queries: Floats, documents: Floats, query: Ids, document: Ids) -> Floats:
-    """`pair_scores` of the pairs (queries[query[i]], documents[document[i]]): float32 [n]."""
+    """`pair_scores` of the pairs (queries[query[i]], documents[document[i]]), few of them held at once: float32 [n]."""
     out = np.empty(len(query), np.float32)
     for start in range(0, len(query), _PAIRS):
         part = slice(start, start + _PAIRS)
-        # Converted first: einsum's own conversion would cut rows at its buffer's end and sum them in pieces.
-        a, b = (
-            queries[query[part]].astype(np.float64, order="C"),
-            documents[document[part]].astype(np.float64, order="C"),
-        )
-        out[part] = np.einsum("nd,nd->n", a, b)
+        out[part] = pair_scores(queries[query[part]], documents[document[part]])
     return out
 
 
