@@ -13,7 +13,7 @@ _PLAIN_EVERY_SECONDS = 15.0
 class Quiet:
     """Says nothing (-q)."""
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         """Nothing is shown."""
 
     def say(self, message: str) -> None:
@@ -31,7 +31,7 @@ class Plain(Quiet):
         self.meter = Meter()
         self.last = time.monotonic()
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         """Print the state if the last line is old enough."""
         rate = self.meter.rate(done, unit)
         now = time.monotonic()
@@ -40,7 +40,7 @@ class Plain(Quiet):
         self.last = now
         of = f" of {total:,}" if total else ""
         left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-        self.say(f"  {done:,}{of} {unit}, {rate:,.0f} {unit}/s{left}")
+        self.say(f"  {done:,}{of} {unit}, {rate:,.0f} {unit}/s{_reading(done, rate, tokens)}{left}")
 
     def say(self, message: str) -> None:
         """Print one line with the time of day."""
@@ -56,7 +56,7 @@ class Terminal(Quiet):
             TextColumn("  {task.description:<8}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:,.0f}/s"),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -65,14 +65,15 @@ class Terminal(Quiet):
         self.task: TaskID | None = None
         self.unit = ""
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         """Move the bar; a new unit or a smaller count begins a new one."""
         rate = self.meter.rate(done, unit)
+        rates = f"{rate:,.0f}/s{_reading(done, rate, tokens)}"
         if self.task is None or unit != self.unit or self.meter.restarted:
             self._drop()
-            self.task = self.bars.add_task(unit, total=total, rate=0.0)
+            self.task = self.bars.add_task(unit, total=total, rate=rates)
             self.unit = unit
-        self.bars.update(self.task, completed=done, total=total, rate=rate)
+        self.bars.update(self.task, completed=done, total=total, rate=rates)
 
     def say(self, message: str) -> None:
         """Print one line above the bar."""
@@ -105,6 +106,10 @@ class Meter:
             self.unit, self.first, self.since = unit, done, now
         self.done = done
         return (done - self.first) / (now - self.since) if now > self.since else 0.0
+
+
+def _reading(done: int, rate: float, tokens: int) -> str:
+    return f", {tokens / done * rate:,.0f} tokens/s" if tokens and done else ""
 
 
 def _escape(message: str) -> str:

@@ -163,8 +163,11 @@ def scan_documents(corpus: Path) -> pl.LazyFrame:
 class Progress(Protocol):
     """Where a stage says how far it is. Cheap to call: the receiver decides how often to show it."""
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
-        """`done` of `total` units (texts, queries, steps) so far; `total` is None where it is not known."""
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
+        """`done` of `total` units (texts, queries, steps) so far, of `tokens` tokens in all where that is known.
+
+        `total` is None where it is not known.
+        """
 
     def say(self, message: str) -> None:
         """One line that a person should read: a choice made for them, or a loss."""

@@ -218,7 +218,7 @@ def funnel_lines(summary: Summary) -> list[str]:
 
 
 class _Silent:
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         pass
 
     def say(self, message: str) -> None:

@@ -135,13 +135,21 @@ def _encoded(
             for window, window_hashes in _windows(path, role, flags[role], hashes[role])
             for piece in pieces([min(len(text), _LONGEST) for text in window], 4 * _BATCHES * batch_tokens)
         )
-        done = 0
+        tools.progress.say(f"{new:,} texts to encode with {made.model}; {len(texts) - new:,} are stored already")
+        done = tokens = 0
+        fitting = batch_tokens
         with Buffer(store) as buffer:
             worker = Worker(partial(Embedding, made, portable(name), batch_tokens), made.device)
-            for some, vectors in tools.engine.map(worker, items):
-                buffer.add(some, vectors)
-                done += len(some)
-                tools.progress.advance(done, new, "texts")
+            for some in tools.engine.map(worker, items):
+                buffer.add(some.hashes, some.vectors)
+                done, tokens = done + len(some.hashes), tokens + some.tokens
+                tools.progress.advance(done, new, "texts", tokens)
+                if some.fitting < fitting:
+                    fitting = some.fitting
+                    tools.progress.say(
+                        f"the memory did not hold a batch: batches have at most {fitting:,} tokens from here on. "
+                        f"--batch-tokens {fitting} begins with that."
+                    )
     encoding = {
         "encoder": made.key,
         "model": made.model,
@@ -175,6 +183,16 @@ class Texts(NamedTuple):
     hashes: Hashes
 
 
+class Encoded(NamedTuple):
+    """A batch's result: hashes, uint8 [b, 16], and vectors, float32 [b, d], of `tokens` tokens in all."""
+
+    hashes: Hashes
+    vectors: Floats
+    tokens: int
+    fitting: int
+    """Tokens that this worker gives a batch now."""
+
+
 class Embedding:
     """A worker's encoder. Raises `InputError` where the model has other files here than where its recipe was made."""
 
@@ -183,10 +201,10 @@ class Embedding:
             raise InputError(f"the encoder {name} is not the same everywhere: give each node the same files of it.")
         self._encoder, self._batch_tokens = Encoder(made, name), batch_tokens
 
-    def __call__(self, item: Texts) -> Iterator[tuple[Hashes, Floats]]:
-        """Hashes and vectors, a batch at a time."""
-        for group, vectors in self._encoder.encode(item.texts, item.role, self._batch_tokens):
-            yield item.hashes[group], vectors
+    def __call__(self, item: Texts) -> Iterator[Encoded]:
+        """The results, a batch at a time."""
+        for group, vectors, tokens in self._encoder.encode(item.texts, item.role, self._batch_tokens):
+            yield Encoded(item.hashes[group], vectors, tokens, self._encoder.fitting or self._batch_tokens)
 
 
 def lacking(params: Params, inputs: Mapping[str, Path], vectors: Path) -> list[tuple[Recipe, dict[str, Rows]]]:

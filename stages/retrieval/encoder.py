@@ -137,15 +137,31 @@ class Encoder:
         limit = self._model.max_seq_length
         self._limit = int(limit) if limit and np.isfinite(limit) else None
         self._rows = 1 if plain and (self._limit or 0) % _STEP == 0 else _STEP
+        self.fitting: int | None = None
+        """Tokens a batch that the memory holds, once it did not hold `batch_tokens`."""
 
-    def encode(self, texts: Sequence[str], role: str, batch_tokens: int) -> Iterator[tuple[list[int], Floats]]:
-        """Yield (positions in `texts`, their vectors float32 [b, d]), longest texts first, until every text has come.
+    def encode(
+        self, texts: Sequence[str], role: str, batch_tokens: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Floats, int]]:
+        """Yield (positions in `texts`, vectors float32 [b, d], tokens), longest texts first, until all have come.
 
-        `batch_tokens` bounds texts x padded length of a batch; it changes the speed, never a vector. Under the cosine
-        similarity vectors have length 1. Raises `InputError` where the model gives a vector that is not finite.
+        `batch_tokens` bounds texts x padded length of a batch; it changes the speed, never a vector. Where the memory
+        does not hold a batch, `fitting` is halved for this and all later ones. Under the cosine similarity vectors have
+        length 1. Raises `InputError` where the model gives a vector that is not finite, or one text is too much.
         """
-        for length, group in self._batches(texts, role, batch_tokens):
-            vectors = self._forward([texts[i] for i in group], role, length)
+        counts = self._counts(texts, role)
+        lengths = self._padded(counts)
+        left = np.argsort(-lengths, kind="stable")
+        while len(left):
+            length = int(lengths[left[0]])
+            most = min(batch_tokens, self.fitting or batch_tokens)
+            rows = max(1, most // max(length, 1) // self._rows) * self._rows
+            group = left[:rows]
+            group = group[lengths[group] == length]
+            vectors = self._tried([texts[i] for i in group], role, length)
+            if vectors is None:
+                self.fitting = self._less(len(group), length)
+                continue
             bad = ~np.isfinite(vectors).all(axis=1)
             if bad.any():
                 text = texts[group[int(np.argmax(bad))]]
@@ -153,35 +169,47 @@ class Encoder:
                     f"the encoder {self.recipe.model} gives no finite vector for the text {text[:120]!r}. "
                     + ('Use dtype = "float32".' if self.recipe.dtype != "float32" else "Are its weights damaged?")
                 )
-            yield group, vectors
+            left = left[len(group) :]
+            yield group, vectors, int(counts[group].sum())
 
-    def _batches(self, texts: Sequence[str], role: str, batch_tokens: int) -> Iterator[tuple[int, list[int]]]:
-        """(padded token count, positions of texts that have it), in falling order of the count."""
-        lengths = self._lengths(texts, role)
-        order = np.argsort(-lengths, kind="stable")
-        start = 0
-        while start < len(order):
-            length = int(lengths[order[start]])
-            rows = max(1, batch_tokens // max(length, 1) // self._rows) * self._rows
-            group = order[start : start + rows]
-            group = group[lengths[group] == length]
-            start += len(group)
-            yield length, group.tolist()
+    def _less(self, rows: int, length: int) -> int:
+        """Half of the tokens of a batch that the memory did not hold; `InputError` where it can't have fewer texts."""
+        if rows <= self._rows:
+            raise InputError(
+                f"memory does not hold {rows} texts of {length} tokens on {self.recipe.device}, the least that the "
+                f"encoder {self.recipe.model} is given at once. Lower max_length under [encode], or free memory."
+            )
+        return rows * length // 2
 
-    def _lengths(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
-        """Token counts rounded up; 0 for every text where the model does not pad (static embeddings)."""
-        lengths = np.zeros(len(texts), np.int64)
+    def _counts(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
+        """Tokens that are read of each text; 0 for every text where the model does not pad (static embeddings)."""
+        counts = np.zeros(len(texts), np.int64)
         order = np.argsort([len(text) for text in texts], kind="stable")
         for part in np.array_split(order, max(1, len(order) // 256)):
             features = self._features([texts[i] for i in part], role)
             if "attention_mask" in features:
-                lengths[part] = features["attention_mask"].sum(dim=1).numpy()
-        rounded = -(-lengths // _STEP) * _STEP
+                counts[part] = features["attention_mask"].sum(dim=1).numpy()
+        return counts
+
+    def _padded(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        rounded = -(-counts // _STEP) * _STEP
         return np.minimum(rounded, self._limit) if self._limit else rounded
 
     def _features(self, texts: list[str], role: str, length: int = 0) -> Any:
         options = {"processing_kwargs": {"text": {"padding": "max_length", "max_length": length}}} if length else {}
         return self._model.preprocess(texts, prompt=self.recipe.prompt(role) or None, task=role, **options)
+
+    def _tried(self, texts: list[str], role: str, length: int) -> Floats | None:
+        """The vectors, or None where the memory does not hold so many texts at once."""
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+        try:
+            return self._forward(texts, role, length)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                raise
+        clear_device_cache()  # here the error is gone, and with it the frames that held the batch
+        return None
 
     def _forward(self, texts: list[str], role: str, length: int) -> Floats:
         import torch

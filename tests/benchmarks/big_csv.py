@@ -21,7 +21,7 @@ from stages.pairs import build as pairs
 from stages.contracts import Tools
 
 class Quiet:
-    def advance(self, done, total, unit): pass
+    def advance(self, done, total, unit, tokens=0): pass
     def say(self, message): pass
 
 folder = Path(sys.argv[1])

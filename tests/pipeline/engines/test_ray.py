@@ -92,7 +92,7 @@ class Said:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def advance(self, done: int, total: int | None, unit: str) -> None: ...
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
 
     def say(self, message: str) -> None:
         self.lines.append(message)
@@ -105,7 +105,7 @@ class Killer(Said):
         super().__init__()
         self.nodes, self.node, self.worked, self.killed_at = nodes, node, False, 0
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         until = time.monotonic() + 2  # the driver has to go on meanwhile, or the node's worker is given nothing
         while not self.worked and time.monotonic() < until:
             self.worked = any("Actor.do" in " ".join(child.cmdline()) for child in self.node.children())
@@ -140,9 +140,11 @@ def run(
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def vectors(folder: Path) -> list[tuple[str, bytes]]:
-    """What the vector store holds."""
-    return [(path.name, path.read_bytes()) for path in sorted(folder.glob("vectors/*/*.npy"))]
+def vectors(folder: Path) -> dict[bytes, bytes]:
+    """What the vector store holds; how it is cut into segments hangs on the time that it took."""
+    records = [record for path in folder.glob("vectors/*/*.npy") for record in np.load(path)]
+    assert records
+    return {record["hash"].tobytes(): record["vector"].tobytes() for record in records}
 
 
 def test_a_node_that_is_killed_changes_no_byte(

@@ -28,7 +28,7 @@ class Log:
         self.said: list[str] = []
         self.done: list[tuple[int, int | None]] = []
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         self.done.append((done, total))
 
     def say(self, message: str) -> None:

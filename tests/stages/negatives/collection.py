@@ -19,7 +19,7 @@ class Said:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         pass
 
     def say(self, message: str) -> None:

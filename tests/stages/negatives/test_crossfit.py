@@ -36,7 +36,7 @@ GROUPS = {query_id: f"g{i // 2}" for i, query_id in enumerate(RIGHT)}
 class Deadly(Said):
     """Kills the process after some steps of the second fold's training."""
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         if unit == "steps" and done == 4 and any("teacher 2 of 2" in line for line in self.lines):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -99,7 +99,7 @@ class Lines:
     said: list[str] = field(default_factory=list)
     last: tuple[int, int | None] = (0, None)
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         self.last = done, total
 
     def say(self, message: str) -> None:

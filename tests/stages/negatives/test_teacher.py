@@ -247,7 +247,7 @@ if __name__ == "__main__":
     class Deadly(Said):
         """Kills the process in the middle, with some of the scores on disk and some not."""
 
-        def advance(self, done: int, total: int | None, unit: str) -> None:
+        def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
             if done > 120:
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -23,10 +23,12 @@ class Said:
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int | None, str]] = []
+        self.tokens: list[int] = []
         self.lines: list[str] = []
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         self.steps.append((done, total, unit))
+        self.tokens.append(tokens)
 
     def say(self, message: str) -> None:
         self.lines.append(message)
@@ -38,16 +40,22 @@ class FakeEncoder:
     loaded = 0
     asked: ClassVar[list[list[str]]] = []
     breaks_after = 10**9
+    holds: int | None = None
+    fitting: int | None = None
 
     def __init__(self, made: Recipe, model: str) -> None:
         FakeEncoder.loaded += 1
 
-    def encode(self, texts: Sequence[str], role: str, batch_tokens: int) -> Iterator[tuple[list[int], np.ndarray]]:
+    def encode(
+        self, texts: Sequence[str], role: str, batch_tokens: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         FakeEncoder.asked.append(list(texts))
         for i in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
             if sum(map(len, FakeEncoder.asked)) > FakeEncoder.breaks_after:
                 raise KeyboardInterrupt
-            yield [i], vector(texts[i])[None]
+            if self.holds and self.holds < batch_tokens:
+                self.fitting = self.holds
+            yield np.array([i]), vector(texts[i])[None], len(texts[i])
 
 
 def vector(text: str) -> np.ndarray:
@@ -57,7 +65,7 @@ def vector(text: str) -> np.ndarray:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEncoder]:
     monkeypatch.setattr(encode, "Encoder", FakeEncoder)
-    for name, value in (("loaded", 0), ("asked", []), ("breaks_after", 10**9)):
+    for name, value in (("loaded", 0), ("asked", []), ("breaks_after", 10**9), ("holds", None)):
         monkeypatch.setattr(FakeEncoder, name, value)
     return FakeEncoder
 
@@ -100,6 +108,10 @@ def test_each_distinct_text_is_encoded_once(
     assert (summary["texts"], summary["encoded"], summary["cached"], summary["dimension"]) == (4, 4, 0, 2)
     assert fake.asked == [["why", "Red."], ["Sky Red.", "Blue."]]
     assert tools.progress.steps[-1] == (4, 4, "texts")  # type: ignore[attr-defined]
+    assert tools.progress.tokens == [4, 7, 15, 20]  # type: ignore[attr-defined]
+    assert tools.progress.lines == [
+        "4 texts to encode with sentence-transformers/all-MiniLM-L6-v2; 0 are stored already"
+    ]  # type: ignore[attr-defined]
     texts = np.load(out / "texts.npy")
     assert sorted(map(bytes, text_hashes(["why", "Red.", "Sky Red.", "Blue."]))) == list(map(bytes, texts))
 
@@ -117,6 +129,18 @@ def test_a_cache_hit_loads_no_model_and_gives_the_same_bytes(
     assert (summary["encoded"], summary["cached"], fake.loaded) == (0, 4, 1)
     for name in ("encoding.json", "texts.npy"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "holds", 512)
+    run(Params(), inputs, fresh(tmp_path / "out"), tools)
+    (line,) = tools.progress.lines[1:]  # type: ignore[attr-defined]
+    assert line == (
+        "the memory did not hold a batch: batches have at most 512 tokens from here on. --batch-tokens 512 begins with "
+        "that."
+    )
 
 
 def test_windows_smaller_than_the_tables_encode_the_same(
@@ -180,7 +204,7 @@ def test_damage_in_the_store_is_noticed_and_mended(
     (segment,) = tools.vectors.glob("*/*.npy")
     segment.write_bytes(segment.read_bytes()[:-1])
     assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 4
-    assert tools.progress.lines == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
+    assert tools.progress.lines[1:2] == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
     assert intact(inputs, out, tools)
     segment.write_bytes(b"")
     assert not intact(inputs, out, tools)

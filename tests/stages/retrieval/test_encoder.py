@@ -1,10 +1,13 @@
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from stages.errors import InputError
@@ -97,7 +100,7 @@ def test_weights_that_give_no_number_are_an_input_error(tmp_path: Path, tiny_mod
 
 def all_vectors(encoder: Encoder, texts: Sequence[str], role: str = "document", batch_tokens: int = 2048) -> np.ndarray:
     out = np.full((len(texts), 0), np.nan, np.float32)
-    for positions, vectors in encoder.encode(texts, role, batch_tokens):
+    for positions, vectors, _ in encoder.encode(texts, role, batch_tokens):
         out = out if out.shape[1] else np.full((len(texts), vectors.shape[1]), np.nan, np.float32)
         assert np.isnan(out[positions]).all()
         out[positions] = vectors
@@ -202,3 +205,53 @@ def test_vectors_are_scaled_for_cosine_and_left_alone_for_dot(tiny_model: Path) 
     assert np.linalg.norm(cosine) == pytest.approx(1)
     assert np.linalg.norm(dot) > 1.1
     assert np.array_equal(cosine, unit(dot))
+
+
+FULL = """
+import resource, sys
+import numpy as np, torch
+from stages.retrieval.encoder import Encoder, recipe
+
+torch.set_num_threads(1)
+name, texts = sys.argv[1], [f"the old mill {i} " * 120 for i in range(600)]
+encoder = Encoder(recipe(name), name)
+few = dict((int(i), v) for at, vectors, _ in encoder.encode(texts, "document", 2048) for i, v in zip(at, vectors))
+assert encoder.fitting is None
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20),) * 2)
+many = dict((int(i), v) for at, vectors, _ in encoder.encode(texts, "document", 10**7) for i, v in zip(at, vectors))
+assert len(many) == len(few) == 600 and all(np.array_equal(few[i], many[i]) for i in few)
+print(encoder.fitting)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on a process's memory is Linux's")
+def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does_with_the_same_vectors(tiny_model: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(tiny_model)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 2048 <= int(done.stdout) < 10**6
+
+
+def test_one_text_that_the_memory_does_not_hold_is_an_input_error(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(recipe(str(tiny_model)), str(tiny_model))
+
+    def full(texts: list[str], role: str, length: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(encoder, "_forward", full)
+    with pytest.raises(InputError, match=r"memory does not hold 1 texts of 16 tokens on cpu.*Lower max_length"):
+        all_vectors(encoder, ["old mill"] * 5)
+    assert encoder.fitting == 16
+
+
+def test_an_error_that_is_not_of_memory_is_not_taken_for_one(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(recipe(str(tiny_model)), str(tiny_model))
+
+    def broken(texts: list[str], role: str, length: int) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(encoder, "_forward", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        all_vectors(encoder, ["old mill"] * 5)

@@ -25,7 +25,7 @@ class Said:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def advance(self, done: int, total: int | None, unit: str) -> None: ...
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
 
     def say(self, message: str) -> None:
         self.lines.append(message)

@@ -38,7 +38,7 @@ class Log:
         self.steps: list[tuple[int, int | None]] = []
         self.at, self.stop = at, stop
 
-    def advance(self, done: int, total: int | None, unit: str) -> None:
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         self.steps.append((done, total))
         if self.stop and done == self.at:
             self.stop()

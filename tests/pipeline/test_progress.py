@@ -1,0 +1,18 @@
+import pytest
+
+from pipeline.progress import Plain
+
+
+def test_a_plain_line_says_how_many_units_and_tokens_a_second(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    plain = Plain(verbose=True)
+    plain.advance(0, 1_000, "texts")
+    now = 110.0
+    plain.advance(500, 1_000, "texts", tokens=20_000)
+    assert capsys.readouterr().err.split(" ", 1)[1] == "  500 of 1,000 texts, 50 texts/s, 2,000 tokens/s, 10 s left\n"
+    now = 120.0
+    plain.advance(600, None, "queries")
+    assert capsys.readouterr().err.endswith("  600 queries, 0 queries/s\n")
