@@ -8,6 +8,7 @@ there is overwritten by the next append.
 
 import io
 import itertools
+import mmap
 import os
 import time
 from collections.abc import Iterable
@@ -23,6 +24,9 @@ Hashes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 _KEY = np.dtype("S16")
+_MAPPED = 512 << 20
+"""Bytes of segments that may stay in a process's memory once they were read. Of a larger store they are let go at once:
+the system holds them all the same while it has room, but they do not count as this process's."""
 
 
 def text_hashes(texts: Iterable[str], salt: str = "") -> Hashes:
@@ -53,6 +57,7 @@ class VectorStore:
         self.names: list[str] = []
         """The segments' names. While one of these is there, the vectors that came from it are the same bits."""
         self._segments: list[npt.NDArray[np.void]] = []
+        self._bytes = 0
         self.dimension = 0
         """Length of the vectors; 0 while the store is empty."""
         for path in sorted(folder.glob("*.npy")):
@@ -104,6 +109,7 @@ class VectorStore:
         for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
             part = order[begin:end]
             out[part] = self._segments[number]["vector"][place[part] - self._starts[number]]
+            self._let_go(self._segments[number])
         return out
 
     def _find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -126,14 +132,23 @@ class VectorStore:
             self.broken.append(path.name)
             return
         self.dimension = dimension
+        self._bytes += records.nbytes
         self._segments.append(records)
         self.names.append(path.stem)
 
     def _index(self) -> None:
         """Sorted distinct hashes, and for each its place in the segments laid end to end."""
         self._starts = np.cumsum([0] + [len(segment) for segment in self._segments])
-        keys = [np.empty(0, _KEY), *(segment["hash"] for segment in self._segments)]
+        keys = [np.empty(0, _KEY)]
+        for segment in self._segments:
+            keys.append(segment["hash"].copy())
+            self._let_go(segment)
         self._sorted, self._place = np.unique(np.concatenate(keys), return_index=True)
+
+    def _let_go(self, segment: npt.NDArray[np.void]) -> None:
+        mapped = segment.base
+        if self._bytes > _MAPPED and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def _insert(self, keys: npt.NDArray[np.bytes_]) -> None:
         """Add a new last segment's hashes to the index, without sorting the whole of it again."""

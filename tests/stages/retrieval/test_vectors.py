@@ -6,6 +6,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.retrieval import vectors
 from stages.retrieval.vectors import Buffer, VectorStore, text_hashes, unique
 
 
@@ -152,3 +153,26 @@ def test_a_store_is_a_dictionary_that_keeps_the_first(
             read = opened.read(np.array(known, np.uint8))
             assert read[:, 0].tolist() == [truth[bytes(key)] for key in known]
     assert [bytes(row) for row in unique(wanted)[0]] == sorted({bytes(k) for k in asked})
+
+
+def mapped() -> int:
+    """Bytes of files that lie in this process's memory."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux says of a process")
+@pytest.mark.parametrize(("most", "kept"), [(512 << 20, True), (1 << 20, False)])
+def test_a_store_too_large_to_stay_in_memory_is_let_go_as_it_is_read(
+    most: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "_MAPPED", most)
+    hashes = text_hashes(map(str, range(20_000)))
+    made = np.arange(20_000 * 256, dtype=np.float32).reshape(20_000, 256)
+    for start in range(0, 20_000, 5_000):
+        VectorStore(tmp_path).append(hashes[start : start + 5_000], made[start : start + 5_000])
+    before = mapped()
+    store = VectorStore(tmp_path)
+    assert np.array_equal(store.read(hashes[::-1]), made[::-1])
+    grown = mapped() - before
+    assert grown > made.nbytes // 2 if kept else grown < made.nbytes // 2
