@@ -67,7 +67,7 @@ PIPELINE = (
         section="mine",
         inputs=("pairs/queries.parquet", "pairs/corpus.parquet", "pairs/qrels.parquet", "encode/encoding.json"),
         outputs=("candidates.parquet", "judged.parquet"),
-        libraries=("faiss-cpu", "numpy", "pyarrow", "bm25s"),
+        libraries=("faiss-cpu", "numpy", "pyarrow", "scipy"),
     ),
     Stage(
         name="evidence",
@@ -82,7 +82,7 @@ PIPELINE = (
             "encode/encoding.json",
         ),
         outputs=("evidence.parquet", "shown.parquet", "estimator.json"),
-        libraries=("polars", "pyarrow", "bm25s", "scikit-learn"),
+        libraries=("polars", "pyarrow", "scipy", "scikit-learn"),
     ),
     Stage(
         name="verify",
@@ -160,7 +160,7 @@ PIPELINE = (
         ),
         outputs=("metrics.json", "per_query.parquet"),
         models=(("base", "train", "base"),),
-        libraries=("torch", "transformers", "sentence-transformers", "bm25s", "ir-measures", "polars"),
+        libraries=("torch", "transformers", "sentence-transformers", "scipy", "ir-measures", "polars"),
     ),
 )
 

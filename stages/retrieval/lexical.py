@@ -1,7 +1,10 @@
 """BM25 over the corpus, in any script: the score of given (query, document) pairs, and a query's best documents."""
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -12,6 +15,9 @@ from stages.text import UNSPACED, loose
 
 _RUN = re.compile(f"[{UNSPACED}]+|[^\\s{UNSPACED}]+")
 _IS_UNSPACED = re.compile(f"[{UNSPACED}]")
+_K1, _B = 1.2, 0.75
+_ROWS = 8_192
+"""Documents read at once."""
 _PAIRS = 65_536
 """Pairs scored at once."""
 
@@ -37,14 +43,13 @@ def tokenise(text: str) -> list[str]:
 class Bm25:
     """BM25 between some queries and the documents of a corpus, with the statistics of all of these.
 
-    Lucene's variant with its defaults k1 = 1.2, b = 0.75 (Robertson and Zaragoza 2009; Kamphuis et al. 2020), by
-    bm25s. A repeated query word counts as often as it stands there. What is held is one figure for each word of a query
-    in each document that has it.
+    Lucene's variant with its defaults k1 = 1.2, b = 0.75 (Robertson and Zaragoza 2009; Kamphuis et al. 2020), to the
+    last bit as bm25s has it, which holds all tokens of all documents for that. What is held here is one figure for each
+    word of a query in each document that has it, 8 bytes.
     """
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:
-        self._asked, weights, _ = _index(queries, documents)
-        self._weights = weights.tocsr()
+        self._asked, self._weights, _ = _index(queries, documents)
 
     def scores(self, query: NDArray[np.int64], document: NDArray[np.int64]) -> NDArray[np.float32]:
         """The scores of the pairs (query[i], document[i]), by their places in what the index was made of: [n]."""
@@ -63,7 +68,8 @@ class Bm25Search:
     """
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:
-        self._asked, self._weights, words = _index(queries, documents)
+        self._asked, weights, words = _index(queries, documents)
+        self._weights = weights.tocsc()
         place = {word: place for place, word in enumerate(sorted(words))}
         self._alphabet = np.array([place[word] for word in words])
 
@@ -94,26 +100,53 @@ class Bm25Search:
 
 def _index(
     queries: Sequence[str], documents: Iterable[str]
-) -> tuple[scipy.sparse.csr_array, scipy.sparse.csc_array, list[str]]:
-    """How often each query has each word [q, w], what that word weighs in each document [d, w], and the words."""
-    import bm25s
+) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array, list[str]]:
+    """How often each query has each word [q, w], what that word weighs in each document [d, w], and the words.
 
+    A document's other words, which nobody asks for, only count to its length.
+    """
     words: dict[str, int] = {}
-    asked = [[words.setdefault(token, len(words)) for token in tokenise(text)] for text in queries]
-    other = len(words)  # words that no query holds can't score; they only give a document its length
-    words["\0"] = other
-    ids = [[words.get(token, other) for token in tokenise(text)] for text in documents]
-    sizes = [len(tokens) for tokens in asked]
+    asked = _counts([[words.setdefault(token, len(words)) for token in tokenise(text)] for text in queries], words)
+    lengths: list[int] = []
+    data: list[NDArray[Any]] = [np.empty(0, np.float32)]
+    places: list[NDArray[Any]] = [np.empty(0, np.int32)]
+    ends: list[NDArray[Any]] = [np.zeros(1, np.int64)]
+    rest = iter(documents)
+    while texts := list(islice(rest, _ROWS)):
+        tokens = [tokenise(text) for text in texts]
+        lengths += map(len, tokens)
+        known = [[word for token in some if (word := words.get(token)) is not None] for some in tokens]
+        block = _counts(known, words)
+        data.append(block.data)
+        places.append(block.indices)
+        ends.append(ends[-1][-1] + block.indptr[1:])
+    weights = scipy.sparse.csr_array((_joined(data), _joined(places), _joined(ends)), shape=(len(lengths), len(words)))
+    holding = np.bincount(weights.indices, minlength=len(words))
+    idf = np.array([math.log(1 + (len(lengths) - n + 0.5) / (n + 0.5)) for n in holding.tolist()], np.float32)
+    mean = np.mean(lengths) if any(lengths) else 1.0
+    norms = _K1 * ((1 - _B) + _B * np.array(lengths) / mean)
+    for start in range(0, len(lengths), _ROWS):
+        rows = weights.indptr[start : start + _ROWS + 1]
+        part = slice(rows[0], rows[-1])
+        times = weights.data[part].astype(np.float64)
+        norm = np.repeat(norms[start : start + _ROWS], np.diff(rows))
+        weights.data[part] = idf[weights.indices[part]] * (times / (norm + times))
+    return asked, weights, list(words)
+
+
+def _counts(texts: Sequence[Sequence[int]], words: Sized) -> scipy.sparse.csr_array:
+    """How often each text has each word: float32 [t, w]."""
+    sizes = [len(text) for text in texts]
+    ids = np.fromiter(chain.from_iterable(texts), np.int32, sum(sizes))
     counts = scipy.sparse.csr_array(
-        (np.ones(sum(sizes), np.float32), [w for tokens in asked for w in tokens], np.cumsum([0, *sizes])),
-        shape=(len(asked), len(words)),
+        (np.ones(len(ids), np.float32), ids, np.cumsum([0, *sizes])), shape=(len(texts), len(words))
     )
     counts.sum_duplicates()
-    shape = (len(ids), len(words))
-    if not any(ids):
-        return counts, scipy.sparse.csc_array(shape, dtype=np.float32), list(words)
-    index = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
-    index.index((ids, words), create_empty_token=False, show_progress=False)
-    found = index.scores
-    weights = scipy.sparse.csc_array((found["data"], found["indices"], found["indptr"]), shape=shape)
-    return counts, weights, list(words)
+    return counts
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """One array of all parts. These are let go, so that not every figure of an index is held twice at once."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole

@@ -13,7 +13,7 @@ from typing import Any
 from tests.benchmarks.work import Goal, Result, Sizes, Work
 
 ROOT = Path(__file__).parent.parent.parent
-WORKS = ("encode", "search", "mine", "threshold", "refresh", "encode-gpu", "search-gpu")
+WORKS = ("encode", "search", "mine", "large", "threshold", "refresh", "encode-gpu", "search-gpu")
 _PARALLEL = ("OMP", "MKL", "OPENBLAS", "RAYON")
 
 

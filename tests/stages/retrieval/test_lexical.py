@@ -2,11 +2,13 @@
 
 import math
 
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.retrieval import lexical
 from stages.retrieval.lexical import Bm25, Bm25Search, tokenise
 
 DOCUMENTS = ["Red apple.", "green APPLE pie", "blue sky"]
@@ -144,3 +146,22 @@ def test_queries_in_parts_are_found_alike() -> None:
 @pytest.mark.parametrize("documents", [[], ["..."], ["", "?"]])
 def test_nothing_to_be_found_in(documents: list[str]) -> None:
     assert best(["apple"], documents, 3) == [[]]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefghijkl"), max_size=20), max_size=30),
+    st.lists(st.sampled_from("abcdefgh"), max_size=6, unique=True),
+    st.integers(1, 7),
+)
+def test_weights_are_those_of_bm25s_to_the_last_bit(documents: list[list[str]], words: list[str], rows: int) -> None:
+    documents = [["a", "b"], *documents]
+    theirs = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+    theirs.index(documents, show_progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lexical, "_ROWS", rows)
+        ours = Bm25(words, map(" ".join, documents))
+    every = np.arange(len(documents))
+    for place, word in enumerate(words):
+        expected = theirs.get_scores([word]) if word in theirs.vocab_dict else np.zeros(len(documents), np.float32)
+        assert np.array_equal(ours.scores(np.full(len(documents), place), every), expected)
