@@ -1,12 +1,15 @@
 """What several tests share: a tiny model that needs no download, a slice of the sample, and `prep` as a process."""
 
+import atexit
 import csv
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -107,16 +110,13 @@ class Project:
         self.folder = folder
         self.work = folder / "work"
 
-    def prep(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    def prep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `prep` to its end."""
-        return run_prep(*arguments, cwd=self.folder, **settings)
+        return run_prep(*arguments, cwd=self.folder)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> multiprocessing.process.BaseProcess:
         """Start `prep` and return at once."""
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments], cwd=self.folder, text=True, env=_environment(), **quiet
-        )  # type: ignore[call-overload,no-any-return]
+        return _start(arguments, self.folder, os.devnull, os.devnull)
 
     def set(self, section: str, name: str, value: str) -> None:
         """Change one key of prep.toml."""
@@ -133,10 +133,44 @@ class Project:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def run_prep(*arguments: str, cwd: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+# Importing torch, transformers and sentence-transformers takes longer than most of what is tested. So each `prep` is
+# a process of its own that is forked from one which did nothing but import these.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.libraries"])
+
+
+def run_prep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run `prep` as a process; stdout and stderr are captured as text."""
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=_environment(), timeout=600, **settings)
+    with TemporaryDirectory() as folder:
+        out, err = (Path(folder) / name for name in ("out", "err"))
+        process = _start(arguments, cwd, str(out), str(err))
+        process.join(600)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"prep {' '.join(arguments)}:\n{err.read_text()}")
+        return subprocess.CompletedProcess(list(arguments), process.exitcode, out.read_text(), err.read_text())
+
+
+def _start(arguments: tuple[str, ...], cwd: Path, out: str, err: str) -> multiprocessing.process.BaseProcess:
+    process = _FORKS.Process(target=_prep, args=(arguments, cwd, out, err, _environment()))
+    process.start()
+    return process
+
+
+def _prep(arguments: tuple[str, ...], cwd: Path, out: str, err: str, environment: dict[str, str]) -> None:
+    """What `python -m pipeline.cli` does, with its output in files."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for number, path in enumerate((os.devnull, out, err)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    sys.argv = ["prep", *arguments]
+    from pipeline.cli import main
+
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # a fork ends without them
 
 
 def _environment() -> dict[str, str]:

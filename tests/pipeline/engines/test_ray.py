@@ -99,17 +99,20 @@ class Said:
 
 
 class Killer(Said):
-    """Progress that kills a node once it is at work and 100 are done; until it is at work this holds up the driver."""
+    """Progress that kills a node once it is at work and 100 are done; until it could work this holds up the driver."""
 
     def __init__(self, nodes: Nodes, node: psutil.Process) -> None:
         super().__init__()
         self.nodes, self.node, self.worked, self.killed_at = nodes, node, False, 0
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        until = time.monotonic() + 2  # the driver has to go on meanwhile, or the node's worker is given nothing
+        until = time.monotonic() + 60
         while not self.worked and time.monotonic() < until:
-            self.worked = any("Actor.do" in " ".join(child.cmdline()) for child in self.node.children())
-            time.sleep(0.01)
+            titles = [" ".join(child.cmdline()).strip() for child in self.node.children()]
+            self.worked = any("Actor.do" in title for title in titles)
+            time.sleep(0.005)
+            if "ray::Actor" in titles:  # it waits for work: the driver has to go on, or it is given none
+                break
         if self.worked and done >= 100 and not self.killed_at:
             self.nodes.processes()
             os.kill(self.node.pid, signal.SIGKILL)
