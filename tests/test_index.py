@@ -54,6 +54,7 @@ def test_too_low_a_recall_is_exit_2(project: Project) -> None:
 def test_what_faiss_cannot_read_is_refused_before_anything_runs(project: Project) -> None:
     for arguments, why in (
         (("--index", "IVF,PQ64"), "--index = 'IVF,PQ64': this is no string of faiss.index_factory"),
+        (("--index-params", "nprobe=2"), "is how an index is searched, and there is none: give index too"),
         (("--index", "IVF2,Flat", "--index-params", "nprobe"), "--index-params = 'nprobe': these are NAME=NUMBER"),
     ):
         done = project.prep("mine-negatives", *arguments)

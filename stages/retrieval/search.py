@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from stages.contracts import (
     CANDIDATES,
@@ -91,6 +91,15 @@ class Params(Base):
     def _listed(cls, given: str | None) -> str | None:
         check_parameters(given or "")
         return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Params":
+        if self.index_params and not self.index:
+            raise ValueError(
+                f"index_params = {self.index_params!r} is how an index is searched, and there is none: give index too, "
+                "or leave both out for exact search"
+            )
+        return self
 
     @property
     def windows(self) -> tuple[tuple[Source, int], ...]:
