@@ -40,7 +40,7 @@ class Plain(Quiet):
         self.last = now
         of = f" of {total:,}" if total else ""
         left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-        self.say(f"  {done:,}{of} {unit}, {rate:,.0f} {unit}/s{_reading(done, rate, tokens)}{left}")
+        self.say(f"  {done:,}{of} {unit}, {_figure(rate)} {unit}/s{_reading(done, rate, tokens)}{left}")
 
     def say(self, message: str) -> None:
         """Print one line with the time of day."""
@@ -68,7 +68,7 @@ class Terminal(Quiet):
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         """Move the bar; a new unit or a smaller count begins a new one."""
         rate = self.meter.rate(done, unit)
-        rates = f"{rate:,.0f}/s{_reading(done, rate, tokens)}"
+        rates = f"{_figure(rate)}/s{_reading(done, rate, tokens)}"
         if self.task is None or unit != self.unit or self.meter.restarted:
             self._drop()
             self.task = self.bars.add_task(unit, total=total, rate=rates)
@@ -109,7 +109,11 @@ class Meter:
 
 
 def _reading(done: int, rate: float, tokens: int) -> str:
-    return f", {tokens / done * rate:,.0f} tokens/s" if tokens and done else ""
+    return f", {_figure(tokens / done * rate)} tokens/s" if tokens and done else ""
+
+
+def _figure(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _escape(message: str) -> str:

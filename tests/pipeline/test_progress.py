@@ -13,6 +13,7 @@ def test_a_plain_line_says_how_many_units_and_tokens_a_second(
     now = 110.0
     plain.advance(500, 1_000, "texts", tokens=20_000)
     assert capsys.readouterr().err.split(" ", 1)[1] == "  500 of 1,000 texts, 50 texts/s, 2,000 tokens/s, 10 s left\n"
+    plain.advance(0, None, "steps")
     now = 120.0
-    plain.advance(600, None, "queries")
-    assert capsys.readouterr().err.endswith("  600 queries, 0 queries/s\n")
+    plain.advance(4, None, "steps")
+    assert capsys.readouterr().err.endswith("  4 steps, 0.4 steps/s\n")
