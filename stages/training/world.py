@@ -176,7 +176,9 @@ def _join() -> None:
 
 @cache
 def _store() -> Any:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded: DDP warns of what is as we want it
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # read when torch is loaded: DDP warns of what is as we want it
     import torch.distributed as dist
 
     try:
