@@ -15,6 +15,7 @@ import click
 
 from pipeline.graph import PIPELINE
 from stages.errors import GateRefused, InputError, PrepError, WorkspaceBusy
+from stages.training import world
 
 if TYPE_CHECKING:
     from stages.negatives.learned import Left
@@ -434,9 +435,31 @@ def show(options: dict[str, Any], result: Any) -> None:
 
 
 def main() -> None:
-    """The entry point: turns what went wrong into one message and the exit code that scripts can act on."""
+    """The entry point. Of several processes that a launcher started, the first runs the command for all."""
+    sys.exit(outcome(follow if world.rank() else run))
+
+
+def run() -> Any:
+    """Run the command of this command line."""
+    with world.leading():
+        return prep.main(standalone_mode=False)
+
+
+def follow() -> None:
+    """Train along with the process that runs the command, whatever that is, until it ends."""
+
+    def train() -> None:
+        from stages.training.trainer import train_along
+
+        train_along()
+
+    world.follow(train)
+
+
+def outcome(work: Callable[[], Any]) -> int:
+    """Do it; what goes wrong becomes one message and the exit code that scripts can act on."""
     try:
-        code = prep.main(standalone_mode=False)
+        code = work()
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         code = stop.exit_code
@@ -459,7 +482,7 @@ def main() -> None:
             code = fail(f"{error.filename or 'a file'}: {error.strerror}. Mend its permissions or space.", 2)
     except Exception:
         code = defect()
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def defect() -> int:

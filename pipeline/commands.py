@@ -16,6 +16,7 @@ from pipeline.runner import Runner
 from pipeline.sources import spooled
 from pipeline.store import MANIFEST, Artifact, Workspace, write_durably
 from stages.errors import GateRefused, InputError, WorkspaceBusy
+from stages.training import world
 
 _COMMON = ("workspace", "config", "as_json", "verbose", "quiet", "engine", "ray_address")
 
@@ -44,7 +45,9 @@ def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Ru
             settings, from_file = load_settings(options["config"], workspace, section, given)
             if held := settings.remembered():
                 progress.say(held)
-            yield Runner(workspace, settings.params(), progress, engine), settings
+            params: Any = settings.params()
+            world.check(params["train"].batch_size, params["train"].device)  # again before it trains, hours later
+            yield Runner(workspace, params, progress, engine), settings
             if section and not from_file:
                 remember(workspace, section, given)
     finally:

@@ -63,13 +63,20 @@ LOSSES: dict[str, Callable[[torch.Tensor, Sequence[int], torch.Tensor | None], t
 
 
 class GroupLoss(nn.Module):  # type: ignore[misc]
-    """One of `LOSSES` over the logits of a cross-encoder, or `distillation` for groups that come with labels."""
+    """One of `LOSSES` over the logits of a cross-encoder, or `distillation` for groups that come with labels.
 
-    def __init__(self, model: "CrossEncoder", name: str, dtype: Dtype = "auto") -> None:
+    Of `size` processes that are given the same step, the one of `rank` computes on its part of the groups, and its loss
+    is weighed by that part's share of what the loss is the mean of: the mean over the processes, which DDP takes of the
+    gradients, is that of one process with the whole step, though the parts be unequal.
+    """
+
+    def __init__(self, model: "CrossEncoder", name: str, dtype: Dtype = "auto", rank: int = 0, size: int = 1) -> None:
         super().__init__()
         self.model = model
         self.name = name
         self.dtype = dtype
+        self.rank = rank
+        self.size = size
 
     def forward(
         self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None = None, **unused: Any
@@ -79,6 +86,13 @@ class GroupLoss(nn.Module):  # type: ignore[misc]
 
         Returns a scalar.
         """
+        part = slice(self.rank, None, self.size)
+        share = self.size * self._mass([rows[part] for rows in inputs], labels) / self._mass(inputs, labels)
+        if not share:  # a short step has no group for this process, but DDP waits for its gradients
+            part = slice(0, 1)
+        return share * self._loss([rows[part] for rows in inputs], labels and labels[part])
+
+    def _loss(self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None) -> torch.Tensor:
         queries, groups, *weighed = inputs
         pairs = [(query, text) for query, texts in zip(queries, groups, strict=True) for text in texts]
         scores, sizes = logits(self.model, pairs, self.dtype), [len(texts) for texts in groups]
@@ -86,6 +100,13 @@ class GroupLoss(nn.Module):  # type: ignore[misc]
             return distillation(scores, sizes, labels)
         weights = scores.new_tensor([weight for group in weighed[0] for weight in group]) if weighed else None
         return LOSSES[self.name](scores, sizes, weights)
+
+    def _mass(self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None) -> float:
+        """What the loss divides by: groups, or pairs by weight."""
+        _, groups, *weighed = inputs
+        if labels or self.name == "listwise":
+            return len(groups)
+        return math.fsum(weight for group in weighed[0] for weight in group) if weighed else sum(map(len, groups))
 
 
 def chance(name: str, batches: Sequence[Sequence[float]]) -> float:

@@ -151,17 +151,19 @@ def token_counts(model: "CrossEncoder", pairs: Sequence[Pair]) -> np.ndarray:
 def logits(model: "CrossEncoder", pairs: Sequence[Pair], dtype: Dtype = "auto") -> "torch.Tensor":
     """The logit of each (query, document) with its gradient: float32 [n], in the order of `pairs`.
 
-    Pairs of like length share a forward pass, so that little is computed on padding.
+    Pairs of like length share a forward pass, so that little is computed on padding. The model may come wrapped for
+    training in several processes (DDP), which the forward passes have to go through.
     """
     import torch
 
+    forward, model = model, getattr(model, "module", model)
     encoded = _tokenise(model, pairs)
     order: list[int] = []
     parts: list[torch.Tensor] = []
     with autocast(model.device, dtype):
         for rows in _by_length(encoded["input_ids"], _budget(model) * 2):
             length = max(len(encoded["input_ids"][row]) for row in rows)
-            parts.append(_forward(model, _padded(model, encoded, rows, length, len(rows))))
+            parts.append(_forward(forward, _padded(model, encoded, rows, length, len(rows))))
             order += rows
     places = torch.tensor(order, device=parts[0].device).argsort()
     return torch.cat(parts)[places]

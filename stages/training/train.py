@@ -75,7 +75,9 @@ class Params(BaseParams):
         gt=0,
         lt=1,
     )
-    batch_size: int = option(8, "groups a step; more is steadier and takes more memory", ge=1)
+    batch_size: int = option(
+        8, "groups a step, over all processes where there are several; more is steadier and takes more memory", ge=1
+    )
     max_length: int = option(
         256, "tokens of query and document together; the longer of the two is cut. Time and memory grow with it", ge=8
     )

@@ -1,31 +1,37 @@
 """The training loop: sentence-transformers' trainer over groups, with dev figures an epoch and checkpoints that hold.
 
 The groups of all epochs stand one after another in one data set that is read in order. So training is resumed from a
-step by skipping what came before it, and ends with the same bytes as if it had never stopped.
+step by skipping what came before it, and ends with the same bytes as if it had never stopped. Of several processes each
+reads all of it, and computes on its part of each step: the steps are those of one process.
 """
 
 import math
 import os
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, Features, List, Value
 from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCollator
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from stages.contracts import Tools
 from stages.device import quiet
+from stages.training import world
 from stages.training.checkpoints import newest_checkpoint, seal, step_of
 from stages.training.groups import Group
 from stages.training.losses import GroupLoss
-from stages.training.reranker import save_reranker
+from stages.training.reranker import load_reranker, save_reranker
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -51,6 +57,27 @@ class History(NamedTuple):
     """The folder of the best epoch's weights, in the scratch folder; None where no epoch came through."""
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained on, and how."""
+
+    epochs: Sequence[Sequence[Group]]
+    queries: Mapping[str, str]
+    texts: Mapping[str, str]
+    params: "Params"
+    learning_rate: float
+
+    @property
+    def batches(self) -> "Batches":
+        """The rows of each step."""
+        return Batches([len(groups) for groups in self.epochs], self.params.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return len(self.batches) // len(self.epochs)
+
+
 def fit(
     model: "CrossEncoder",
     epochs: Sequence[Sequence[Group]],
@@ -65,29 +92,42 @@ def fit(
 
     `measure` gives the dev figures, "nDCG@10" among them, after each epoch; the weights of the epoch where that is
     highest (the first of equals) are kept, without `measure` the last. A loss that is no number ends the training.
+    Where a launcher started several processes, the others are called to `train_along`.
     """
-    batches = Batches([len(groups) for groups in epochs], params.batch_size)
-    steps = len(batches) // len(epochs)
-    with quiet():
-        watch = _Watch(steps, measure, tools)
-        trainer = _Trainer(
-            model,
-            _arguments(model, params, learning_rate, tools.scratch),
-            train_dataset=_dataset(epochs),
-            data_collator=_Texts(queries, texts),
-            loss=GroupLoss(model, params.loss, params.dtype),
-            callbacks=[watch, TensorBoardCallback(SummaryWriter(str(tools.logs)))],
-        )
-        trainer.batches, watch.trainer = batches, trainer
-        trainer.remove_callback(PrinterCallback)
-        checkpoint = newest_checkpoint(tools.scratch)
-        if checkpoint:
-            tools.progress.say(f"training was stopped before; it goes on after step {step_of(checkpoint)}")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    state = trainer.state
+    world.check(params.batch_size, params.device)
+    lesson = Lesson(epochs, queries, texts, params, learning_rate)
+    checkpoint = newest_checkpoint(tools.scratch)
+    if checkpoint:
+        tools.progress.say(f"training was stopped before; it goes on after step {step_of(checkpoint)}")
+    if world.size() > 1:
+        tools.progress.say(f"{world.size()} processes share out the groups of each step")
+        world.call()
+        save_reranker(model, tools.scratch / "base")
+        with world.together():
+            world.give((lesson, model.device.type))
+            world.share([tools.scratch / "base", *([checkpoint] if checkpoint else [])], tools.scratch)
+    watch = _Watch(lesson.steps, measure, tools)
+    watch.trainer = _Trainer(model, lesson, tools.scratch, [watch, TensorBoardCallback(SummaryWriter(str(tools.logs)))])
+    watch.trainer.go(checkpoint)
+    state = watch.trainer.state
     best = tools.scratch / f"checkpoint-{state.best_global_step}"
     kept = best if best.exists() else newest_checkpoint(tools.scratch)
-    return History(state.global_step, epochs_of(state.log_history, steps), step_of(kept) // steps if kept else 0, kept)
+    history = epochs_of(state.log_history, lesson.steps)
+    return History(state.global_step, history, step_of(kept) // lesson.steps if kept else 0, kept)
+
+
+def train_along() -> None:
+    """Take part in the `fit` that rank 0 called to. What must be written here is dropped at the end."""
+    with tempfile.TemporaryDirectory(prefix="prep-") as folder:
+        scratch = Path(folder)
+        with world.together():
+            lesson, kind = world.give()
+            base, *checkpoint = world.share((), scratch)
+        params = lesson.params
+        model = load_reranker(base, world.own_device(kind), params.max_length, params.dropout, params.seed)
+        if params.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        _Trainer(model, lesson, scratch, []).go(*checkpoint)
 
 
 class Batches(BatchSampler):  # type: ignore[misc]
@@ -134,7 +174,29 @@ def epochs_of(log: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, An
 class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
     """sentence-transformers' trainer without the model card, which asks the hub and holds times, and in our order."""
 
-    batches: Batches
+    def __init__(
+        self, model: "CrossEncoder", lesson: Lesson, scratch: Path, callbacks: Sequence[TrainerCallback]
+    ) -> None:
+        params, rank = lesson.params, world.rank()
+        with quiet():
+            super().__init__(
+                model,
+                _arguments(model, params, lesson.learning_rate, scratch),
+                train_dataset=_dataset(lesson.epochs),
+                data_collator=_Texts(lesson.queries, lesson.texts),
+                loss=GroupLoss(model, params.loss, params.dtype, rank, world.size()),
+                callbacks=[*callbacks, _Pace(lesson.steps)],
+            )
+        self.remove_callback(PrinterCallback)
+        self.batches = lesson.batches
+        if rank:  # dropout must not strike out the same in every process
+            torch.manual_seed(params.seed + rank)
+
+    def go(self, checkpoint: Path | None = None) -> None:
+        """Train to the end, from `checkpoint` where there is one."""
+        with quiet(), world.together(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # not ours to mend
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         return
@@ -142,8 +204,20 @@ class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
     def get_batch_sampler(self, *args: Any, **kwargs: Any) -> Batches:
         return self.batches
 
+    def get_train_dataloader(self) -> DataLoader:
+        # as the trainer makes it for one process: accelerate would cut the data set up, and `GroupLoss` cuts the steps
+        loader = self._build_dataloader(self.train_dataset, self.args.train_batch_size, dataset_kind="train")
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         save_reranker(self.model, Path(output_dir or self.args.output_dir))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if world.size() > 1:  # rank 0 writes them all: others may not see its disk, and it seals what is there
+            own = (Path(output_dir) / f"rng_state_{world.rank()}.pth").read_bytes()
+            for rank, state in enumerate(world.gather(own)):
+                (Path(output_dir) / f"rng_state_{rank}.pth").write_bytes(state)
 
 
 class _Texts(CrossEncoderDataCollator):  # type: ignore[misc]
@@ -166,7 +240,7 @@ class _Texts(CrossEncoderDataCollator):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Says how far training is, takes the dev figures after each epoch, and orders and seals the checkpoints."""
+    """Says how far training is, takes the dev figures after each epoch, and seals the checkpoints."""
 
     trainer: BaseTrainer
 
@@ -177,23 +251,33 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         self.tools.progress.advance(state.global_step, state.max_steps, "steps")
-        ended = state.global_step % self.steps == 0
-        if ended and self.measure:
+        if self.measure and state.global_step % self.steps == 0:
             figures = self.measure(self.trainer.model)
             self.trainer.log({f"eval_{name}": value for name, value in figures.items()})
             self.tools.progress.say(_sentence(state.global_step // self.steps, figures))
             if state.best_metric is None or figures["nDCG@10"] > state.best_metric:
                 state.best_metric, state.best_global_step = figures["nDCG@10"], state.global_step
-        if ended or state.global_step % CHECKPOINT_STEPS == 0:
+
+    def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        seal(self.tools.scratch, state.global_step, state.best_global_step)
+
+
+class _Pace(TrainerCallback):  # type: ignore[misc]
+    """Orders logs, checkpoints and an early end, in every process at the same step. Stands after `_Watch`, whose own
+    log withdraws the order for one."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        if state.global_step % self.steps == 0 or state.global_step % CHECKPOINT_STEPS == 0:
             # the loss is averaged since the last log: a log at every checkpoint makes it the same after a resume
             control.should_log = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **unused: Any) -> None:
+        # the mean over the processes, so they agree
         if not math.isfinite(logs.get("loss", 0.0)):
             control.should_training_stop, control.should_save = True, False
-
-    def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        seal(self.tools.scratch, state.global_step, state.best_global_step)
 
 
 def _arguments(model: "CrossEncoder", params: "Params", learning_rate: float, scratch: Path) -> Any:
@@ -217,9 +301,12 @@ def _arguments(model: "CrossEncoder", params: "Params", learning_rate: float, sc
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        # with the buckets of gradients that DDP would order anew, a resumed run could add them up in another order
+        ddp_find_unused_parameters=True,
     )
     # with more, the trainer would split the groups' texts over every GPU it sees
     arguments._n_gpu = min(1, arguments.n_gpu)
+    arguments.mixed_precision = "no"  # what accelerate is configured for would come on top of our own
     return arguments
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.training.losses import LOSSES, chance, distillation, listwise, pointwise
+from stages.training import losses
+from stages.training.losses import LOSSES, GroupLoss, chance, distillation, listwise, pointwise
 
 
 def test_listwise_is_minus_log_softmax_of_the_first_of_each_group() -> None:
@@ -92,3 +93,38 @@ def test_chance_is_the_loss_of_a_model_that_knows_only_the_share() -> None:
     for name, loss in LOSSES.items():
         each = [loss(torch.full((sum(sizes),), known[name]), sizes).item() for sizes in batches]
         assert sum(each) / 2 == pytest.approx(chance(name, batches), rel=1e-5)
+
+
+class Line(torch.nn.Module):
+    """In place of a model: the logit of a pair is its document's number, times a weight, plus a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.7, 0.1]))
+
+
+@pytest.mark.parametrize("kind", ["listwise", "pointwise", "distilled"])
+@given(groups=GROUPS, size=st.integers(2, 7), weighed=st.booleans())
+def test_the_mean_over_processes_is_the_loss_of_the_whole_step(
+    kind: str, groups: list[list[float]], size: int, weighed: bool
+) -> None:
+    name = "listwise" if kind == "distilled" else kind
+    step = [["q"] * len(groups), [[str(score) for score in group] for group in groups]]
+    step += [[[1.0] + [0.25] * (len(group) - 1) for group in groups]] if weighed else []
+    labels = [[score / 2 for score in group[::-1]] for group in groups] if kind == "distilled" else None
+
+    def graded(rank: int, of: int) -> tuple[float, torch.Tensor]:
+        model = Line()
+        loss = GroupLoss(model, name, rank=rank, size=of)(step, labels)
+        loss.backward()
+        assert model.weight.grad is not None, "DDP waits for every process"
+        return loss.item(), model.weight.grad
+
+    with pytest.MonkeyPatch.context() as patch:
+        numbers = lambda pairs: torch.tensor([[float(document), 1.0] for _, document in pairs])  # noqa: E731
+        patch.setattr(losses, "logits", lambda model, pairs, dtype: numbers(pairs) @ model.weight)
+        whole, gradient = graded(0, 1)
+        parts = [graded(rank, size) for rank in range(size)]
+    assert sum(loss for loss, _ in parts) / size == pytest.approx(whole, rel=1e-4, abs=1e-4)
+    mean = torch.stack([own for _, own in parts]).mean(0)
+    assert mean.tolist() == pytest.approx(gradient.tolist(), rel=1e-3, abs=1e-4)

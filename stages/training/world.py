@@ -1,0 +1,201 @@
+"""The processes that `accelerate launch` or `torchrun` started: rank 0 is the run, the others train along with it.
+
+Rank 0 alone opens the workspace and speaks. The others wait in `follow`, for as long as its earlier stages take, until
+it calls them to a training or leaves. Both stand in the launcher's store, so nobody waits for one who is gone.
+"""
+
+import importlib.metadata
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from stages.errors import InputError
+from stages.models import file_digest
+
+_SET_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LIBRARIES = ("accelerate", "prep", "sentence-transformers", "tokenizers", "torch", "transformers")
+_CALLS, _LEFT = "calls", "left"
+_LOOK_SECONDS = 0.2
+_FOUND = timedelta(minutes=5)
+"""Within this the processes find the store; some machines start later than others."""
+_ANSWERED = timedelta(days=1)
+"""How long one waits for another within a training: rank 0 takes the dev figures meanwhile."""
+
+
+def size() -> int:
+    """How many processes there are; 1 without a launcher."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _SET_BY_LAUNCHERS) else 1
+
+
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return int(os.environ["RANK"]) if size() > 1 else 0
+
+
+def check(batch_size: int, device: str) -> None:
+    """Raise `InputError` where the processes can't share steps of `batch_size` groups, or can't each have a device."""
+    if size() == 1:
+        return
+    if batch_size < size():
+        raise InputError(
+            f"batch_size = {batch_size}: the groups of a step are shared out, and there are {size()} processes. "
+            f"Set batch_size of [train] to {size()} or more (--batch-size), or start fewer processes."
+        )
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(
+            f"device = {device!r}: {size()} processes need a device each. Set device of [train] to auto or cuda (the "
+            "GPU of each one's place on its machine), or to cpu."
+        )
+    for way in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true":
+            raise InputError(
+                f"accelerate is configured for {way}, which splits the model; prep trains a whole one in each process. "
+                "Start it with accelerate launch --multi_gpu, or with torchrun."
+            )
+
+
+def own_device(kind: str) -> str:
+    """The device of this process, of the kind that rank 0 computes on: "cuda" or "cpu"."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else kind
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Around all that rank 0 does: at its end, whatever it is, the others are told."""
+    if size() == 1:
+        yield
+        return
+    _store()  # from the start: not every launcher keeps it, and where none does, rank 0 does
+    try:
+        yield
+    finally:
+        with suppress(Exception):  # the launcher, and the store with it, may be gone
+            _store().set(_LEFT, "")
+
+
+def follow(train: Callable[[], None]) -> None:
+    """What a process of another rank does: `train` whenever rank 0 calls, until that leaves."""
+    done = 0
+    try:
+        while not _store().check([_LEFT]):
+            if _store().add(_CALLS, 0) == done:
+                time.sleep(_LOOK_SECONDS)
+                continue
+            _join()
+            train()
+            done += 1
+    except Exception:
+        if not _has_left():  # where it has, it said why
+            raise
+
+
+def call() -> None:
+    """Rank 0 calls the others to train."""
+    _store().add(_CALLS, 1)
+    _join()
+
+
+def give(value: Any = None) -> Any:
+    """What rank 0 gives, in every process."""
+    import torch.distributed as dist
+
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """What each process gives, by rank, in rank 0; an empty list in the others."""
+    import torch.distributed as dist
+
+    held = [None] * size() if rank() == 0 else None
+    dist.gather_object(value, held)
+    return held or []
+
+
+def share(folders: Sequence[Path], copies: Path) -> list[Path]:
+    """The folders that rank 0 gives, in every process: themselves if all see the same files there, else copies of them
+    under `copies`."""
+    import torch.distributed as dist
+
+    named = give({folder.resolve(): _digests(folder) for folder in folders})
+    same: list[bool] = [False] * size()
+    dist.all_gather_object(same, all(_digests(folder) == digests for folder, digests in named.items()))
+    if not all(same):
+        for folder, digests in named.items():
+            files = give({name: (folder / name).read_bytes() for name in digests} if rank() == 0 else None)
+            for name, content in files.items() if rank() else ():
+                path = copies / folder.name / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+    return list(named) if all(same) or rank() == 0 else [copies / folder.name for folder in named]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Around what the processes do together: where one of them is gone, the others raise an `InputError`."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise InputError(
+            "another process that trained along is gone; the launcher says which was the first. The next start goes on "
+            f"from the last checkpoint. ({str(error).split('. ')[0]})"
+        ) from error
+
+
+def _join() -> None:
+    """Be one of a torch process group, if not yet; raises `InputError` where the libraries are others than rank 0's."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    with together():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=dist.PrefixStore("group", _store()),
+            rank=rank(),
+            world_size=size(),
+            timeout=_ANSWERED,
+        )
+        here = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+        wanted = give(here)
+    if wrong := ", ".join(f"{name} {here[name]}, not {wanted[name]}" for name in here if here[name] != wanted[name]):
+        raise InputError(f"{socket.gethostname()} has {wrong}: install the same versions on every machine.")
+
+
+@cache
+def _store() -> Any:
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # read when torch is loaded: DDP warns of what is as we want it
+    import torch.distributed as dist
+
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=_FOUND))
+    except (dist.DistError, RuntimeError) as error:
+        at = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise InputError(f"the launcher's store at {at} can't be reached: {str(error).splitlines()[0]}") from error
+    return dist.PrefixStore("prep", store)
+
+
+def _has_left() -> bool:
+    try:
+        return bool(_store().check([_LEFT]))
+    except Exception:  # the store went with it
+        return True
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
