@@ -69,7 +69,7 @@ def test_audit_lists_writes_refuses_and_its_file_comes_back_as_decisions(lived_i
     assert (other["query_id"], other["doc_id"], 1) in qrels
 
 
-def test_what_is_listed_can_be_left_out_of_the_training(lived_in: Project) -> None:
+def test_what_is_listed_can_be_left_out_of_the_training_or_count_less(lived_in: Project) -> None:
     project = lived_in
     found = result(project, "audit")
     kept = result(project, "mine-negatives")
@@ -94,6 +94,18 @@ def test_what_is_listed_can_be_left_out_of_the_training(lived_in: Project) -> No
     gone = {query_id for query_id, ids in had.items() if ids <= {d for _, q, d in train if q == query_id}}
     assert set(had) - set(lines) == gone
     assert done["summary"]["compose"]["left_out"]["all positives dropped"] == len(gone)
+    names = ("--drop-positives", "contradicting", "--drop-positives", "buried")
+    less = result(project, "mine-negatives", *names, "--positive-weight", "0.25")
+    assert less["ran"] == ["compose"]
+    assert less["summary"]["compose"]["weighted_positives"] == dropped
+    path = project.folder / less["artifacts"]["compose"] / "mined.jsonl"
+    lines = {row["query_id"]: row for row in map(json.loads, path.read_text().splitlines())}
+    assert {query_id: set(line["pos_ids"]) for query_id, line in lines.items()} == had
+    for query_id, line in lines.items():
+        doubted = {doc_id for _, asked, doc_id in train if asked == query_id}
+        assert line["pos_weights"] == [0.25 if doc_id in doubted else 1.0 for doc_id in line["pos_ids"]]
+    vain = project.prep("mine-negatives", "--positive-weight", "0.25", "-q")
+    assert (vain.returncode, "positive_weight is that of" in vain.stderr) == (2, True)
     wrong = project.prep("mine-negatives", "--drop-positives", "everything", "-q")
     assert wrong.returncode == 2
     assert "buried, outscored, contradicting" in wrong.stderr

@@ -88,7 +88,15 @@ class Params(BaseParams):
     drop_positives: tuple[str, ...] = option(
         (),
         "Leave out of the training file the positives that `prep audit` lists as buried, outscored or contradicting; "
-        "repeat it for several. They stay positives everywhere else: in the judgements, the mask and the evaluation.",
+        "repeat it for several. With positive_weight they count less instead. They stay positives everywhere else: in "
+        "the judgements, the mask and the evaluation.",
+    )
+    positive_weight: float = option(
+        0.0,
+        "What the positives count in training that drop_positives names: 0, they are left out; 0.3, three tenths of "
+        "another's (pos_weights in mined.jsonl).",
+        ge=0,
+        lt=1,
     )
     audit_rank: int = audit.rank_option()
     seed: int = seed_option()
@@ -115,6 +123,8 @@ class Params(BaseParams):
         given["drop_positives"] = self.drop_positives
         if self.sampling == "slices" and (vain := [name for name, value in given.items() if value]):
             raise ValueError(f"sampling = 'slices' knows no scores and no candidates: remove {', '.join(vain)}")
+        if self.positive_weight and not self.drop_positives:
+            raise ValueError("positive_weight is that of the positives that drop_positives names, and it names none")
         return self
 
     @property
@@ -162,7 +172,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
             tools.progress.advance(tally.n["train"], len(queries), "queries")
     if not tally.n["written"]:
         raise InputError(_nothing(tally.n))
-    summary = summarise(tally, params.same == "category", params.drop_positives) | composer.told
+    summary = summarise(tally, params.same == "category", params.drop_positives, params.positive_weight) | composer.told
     if params.same == "category" and tally.n["without_category"] == tally.n["with_positive"]:
         tools.progress.say("same = category: no positive has a category, so no negative was preferred")
     return summary
@@ -171,27 +181,29 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
 def lines(asked: pl.DataFrame, positives: pl.DataFrame, chosen: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
     """One row a query and line with both sides: query_id, query, pos, neg, pos_ids, neg_ids, pos_scores, neg_scores.
 
-    Scores are left out where `chosen` has none; neg_weights come last where it has `weight`.
+    Scores are left out where `chosen` has none; pos_weights and neg_weights come last where `positives` and `chosen`
+    have `weight`.
     """
     scored = ["score"] if "score" in chosen.columns else []
-    weighted = ["weight"] if "weight" in chosen.columns else []
     sides = [
         side.join(texts, on="doc_id", how="left", maintain_order="left")
         .group_by(by, maintain_order=True)
         .agg(
             pl.col("text").alias(name),
             pl.col("doc_id").alias(f"{name}_ids"),
-            *(pl.col(figure).alias(f"{name}_{figure}s") for figure in figures),
+            *(pl.col(figure).alias(f"{name}_{figure}s") for figure in [*scored, *weighted(side)]),
         )
-        for name, side, by, figures in (
-            ("pos", positives, ["query_id"], scored),
-            ("neg", chosen, ["query_id", "line"], [*scored, *weighted]),
-        )
+        for name, side, by in (("pos", positives, ["query_id"]), ("neg", chosen, ["query_id", "line"]))
     ]
     both = asked.join(sides[0], on="query_id").join(sides[1], on="query_id").sort("query_id", "line")
     figures = ["pos_scores", "neg_scores"] if scored else []
-    figures += ["neg_weights"] if weighted else []
+    figures += [f"{name}_weights" for name, side in (("pos", positives), ("neg", chosen)) if weighted(side)]
     return both.select("query_id", "query", "pos", "neg", "pos_ids", "neg_ids", *figures)
+
+
+def weighted(side: pl.DataFrame) -> list[str]:
+    """The column of weights, where there is one."""
+    return [name for name in side.columns if name == "weight"]
 
 
 def _nothing(tally: Mapping[str, int]) -> str:

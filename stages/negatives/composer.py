@@ -36,8 +36,8 @@ class Block(NamedTuple):
     """Of `choose`, and `line` (0, 1, ... within a query)."""
     thinned: int
     """Near-duplicates that were passed over."""
-    dropped: pl.DataFrame
-    """query_id, finding of the positives that the audit took away."""
+    doubted: pl.DataFrame
+    """query_id, finding of the positives that the audit took away or made count less."""
 
 
 class Composer:
@@ -50,10 +50,10 @@ class Composer:
         self._judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
         self._survivors = survivors_of(inputs["verdicts"], queries)
         self._relabelled = relabelled(inputs["verdicts"])
-        self._dropped = pl.DataFrame(schema=audit.FOUND)
+        self._doubted = pl.DataFrame(schema=audit.FOUND)
         if params.drop_positives:
             found = audit.find(inputs, tools.vectors, params.audit_rank, params.negatives, params.drop_positives)
-            self._dropped = found[0]
+            self._doubted = found[0]
         self._rows = pq.read_metadata(inputs["verdicts"]).num_rows
         self._keys = text_keys(inputs["corpus"]).with_row_index("document")
         self._categories = None
@@ -99,8 +99,11 @@ class Composer:
             for table in (self._judged, self._survivors, self._relabelled)
         )
         right = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "score")
-        dropped = right.join(self._dropped, on=["query_id", "doc_id"]).select("query_id", "finding")
-        right = pl.concat([right.join(self._dropped, on=["query_id", "doc_id"], how="anti"), relabelled])
+        doubted = right.join(self._doubted, on=["query_id", "doc_id"])
+        right = pl.concat([right.join(self._doubted, on=["query_id", "doc_id"], how="anti"), relabelled])
+        if weight := self._params.positive_weight:
+            kept = doubted.select(*right.columns, weight=pl.lit(weight)).unique(["query_id", "doc_id"])
+            right = pl.concat([right.with_columns(weight=pl.lit(1.0)), kept])
         positives = pick_positives(right, self._keys)
         pool = samplings.pool_of(survivors, positives, self._keys, self._categories)
         pool = pool.join(self._numbers, on="query_id", how="left", maintain_order="left")
@@ -112,7 +115,9 @@ class Composer:
             own = samplings.categories_of(positives, self._categories)["query_id"].unique()
             chosen = chosen.with_columns(categorised=pl.col("query_id").is_in(own.implode()))
             positives = positives.with_columns(categorised=pl.col("query_id").is_in(own.implode()))
-        return Block(asked, positives, chosen.with_columns(line=pl.lit(0)), thinned, dropped)
+        return Block(
+            asked, positives, chosen.with_columns(line=pl.lit(0)), thinned, doubted.select("query_id", "finding")
+        )
 
     def _wants(self, caps: hubs.Caps, some: pl.Series | None) -> pl.DataFrame:
         """What `hubs.settle` asks for; `some`: rising numbers of queries."""
@@ -146,7 +151,7 @@ def relabelled(path: Path) -> pl.LazyFrame:
 
 
 def pick_positives(found: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
-    """`found` (query_id, doc_id, score) with text_key, best score first (ties by doc_id), each text once."""
+    """`found` (query_id, doc_id, score, perhaps weight) with text_key, best first (ties by doc_id), each text once."""
     found = found.join(keys.select("doc_id", "text_key"), on="doc_id")
     ordered = found.sort("query_id", "score", "doc_id", descending=[False, True, False])
     return ordered.unique(["query_id", "text_key"], keep="first", maintain_order=True)

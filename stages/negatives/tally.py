@@ -22,11 +22,11 @@ class Tally:
     hardness: float | None = None
     false: float | None = None
     """Expected false negatives."""
-    dropped: Counter[str] = field(default_factory=Counter)
+    doubted: Counter[str] = field(default_factory=Counter)
 
     def add(self, block: Block) -> None:
         """Count a block."""
-        asked, positives, chosen, thinned, dropped = block
+        asked, positives, chosen, thinned, doubted = block
         sizes = chosen.group_by("query_id").len()["len"]
         self.n.update(
             train=len(asked),
@@ -37,9 +37,9 @@ class Tally:
             positives=positives.join(chosen, on="query_id", how="semi").height,
             short=int((sizes < self.asked).sum()),
             thinned=thinned,
-            emptied=dropped.join(positives, on="query_id", how="anti")["query_id"].n_unique(),
+            emptied=doubted.join(positives, on="query_id", how="anti")["query_id"].n_unique(),
         )
-        self.dropped.update(dict(dropped.group_by("finding").len().iter_rows()))
+        self.doubted.update(dict(doubted.group_by("finding").len().iter_rows()))
         self.bands.update(dict(chosen.group_by("band").len().iter_rows()))
         if "source" in chosen.columns:
             self.sources.update(dict(chosen.group_by("source").len().iter_rows()))
@@ -55,14 +55,18 @@ class Tally:
             self.n["weighted"] += chosen.filter(pl.col("weight") < 1).height
 
 
-def summarise(tally: Tally, by_category: bool, drop_positives: Sequence[str] = ()) -> Summary:
+def summarise(
+    tally: Tally, by_category: bool, drop_positives: Sequence[str] = (), positive_weight: float = 0.0
+) -> Summary:
     """The block counts as the stage's summary.
 
     `fill` is the share of the asked-for negatives that was found, over all train queries with a positive; `hardness`
     the mean retriever score of the negatives written, `false_negatives` the expected share of false ones among them (a
     curated one is none); None where there is nothing to take a mean of. `thinned` counts near-duplicates that were
-    passed over, `weighted` negatives with a weight below 1, `dropped` positives by the findings of `drop_positives`.
+    passed over, `weighted` negatives with a weight below 1, `dropped` or, with a `positive_weight`,
+    `weighted_positives` positives by the findings of `drop_positives`.
     """
+    doubted = {name: tally.doubted[name] for name in drop_positives} or None
     n, written, negatives = tally.n, tally.n["written"], tally.n["negatives"]
     wanted = tally.asked * n["with_positive"]
     category = {name: n[f"{name}_category"] for name in ("own", "other")}
@@ -82,10 +86,11 @@ def summarise(tally: Tally, by_category: bool, drop_positives: Sequence[str] = (
         "thinned": n["thinned"],
         "category": category | {"queries_without": n["without_category"]} if by_category else None,
         "weighted": n["weighted"],
-        "dropped": {name: tally.dropped[name] for name in drop_positives} or None,
+        "dropped": None if positive_weight else doubted,
+        "weighted_positives": doubted if positive_weight else None,
         "left_out": {
             "no positive": n["train"] - n["with_positive"] - n["emptied"],
             "no negatives": n["with_positive"] - written,
         }
-        | ({"all positives dropped": n["emptied"]} if drop_positives else {}),
+        | ({"all positives dropped": n["emptied"]} if drop_positives and not positive_weight else {}),
     }

@@ -3,7 +3,7 @@
 import heapq
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from stages.draw import draw
 from stages.errors import InputError
 
-_READ = ("query", "pos_ids", "neg_ids", "neg_weights")
+_READ = ("query", "pos_ids", "neg_ids", "pos_weights", "neg_weights")
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Mined:
     query: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
-    weights: tuple[float, ...] = ()
-    """How much each negative counts; none where all count 1."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """How much a document counts; 1 where it is not named."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Group:
     """How much each document counts; none where all count 1."""
 
     @property
-    def size(self) -> float:
-        """Documents, each as much as it counts."""
-        return sum(self.weights) or len(self.documents)
+    def counts(self) -> tuple[float, ...]:
+        """How much each document counts."""
+        return self.weights or (1.0,) * len(self.documents)
 
 
 def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], dict[str, str], int]:
@@ -87,8 +87,13 @@ def united(query_id: str, rows: Sequence[Mapping[str, Any]]) -> Mined:
     positives, negatives = (
         tuple(dict.fromkeys(chain.from_iterable(row[side] for row in rows))) for side in ("pos_ids", "neg_ids")
     )
-    weight = {d: w for row in rows for d, w in zip(row["neg_ids"], row.get("neg_weights", ()), strict=False)}
-    weights = tuple(weight[d] for d in negatives) if any(w < 1 for w in weight.values()) else ()
+    weights = {
+        doc_id: weight
+        for row in rows
+        for side in ("pos", "neg")
+        for doc_id, weight in zip(row[f"{side}_ids"], row.get(f"{side}_weights", ()), strict=False)
+        if weight < 1
+    }
     return Mined(query_id, rows[0]["query"], positives, negatives, weights)
 
 
@@ -101,11 +106,11 @@ def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: 
     """
     groups: list[Group] = []
     for query in mined:
-        weight = dict(zip(query.negatives, query.weights, strict=True)) if query.weights else {}
         for positive in sample(query.positives, positives, seed, f"{epoch}:positive:{query.query_id}"):
             chosen = sample(query.negatives, negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}")
-            weights = (1.0, *(weight[doc_id] for doc_id in chosen)) if weight else ()
-            groups.append(Group(query.query_id, (positive, *chosen), weights=weights))
+            documents = (positive, *chosen)
+            weights = tuple(query.weights.get(doc_id, 1.0) for doc_id in documents) if query.weights else ()
+            groups.append(Group(query.query_id, documents, weights=weights))
     return in_order(groups, epoch, seed)
 
 

@@ -212,9 +212,9 @@ def learn(
         )
     if history.kept:
         model = load_reranker(history.kept, params.device, params.max_length, seed=params.seed)
-    sizes = [group.size for group in epochs[-1]]
+    counts = [group.counts for group in epochs[-1]]
     guess = chance(
-        params.loss, [sizes[row : row + params.batch_size] for row in range(0, len(sizes), params.batch_size)]
+        params.loss, [counts[row : row + params.batch_size] for row in range(0, len(counts), params.batch_size)]
     )
     chances = [*map(chance_of, first), *[guess] * params.epochs]
     return Learned(model, fresh, rate, [*first, *epochs], taught, chances, history)

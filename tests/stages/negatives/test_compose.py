@@ -127,6 +127,7 @@ def test_the_lines(inputs, tmp_path):
         "weighted": 0,
         "false_negatives": None,  # nothing is estimated
         "dropped": None,
+        "weighted_positives": None,
         "left_out": {"no positive": 1, "no negatives": 1},
         "hubs": {"most_used": 1},
     }

@@ -133,18 +133,18 @@ def test_all_positives_are_met_over_the_epochs() -> None:
     assert met == {"p1", "p2", "p3"}
 
 
-def test_weights_come_with_their_negatives(tmp_path: Path) -> None:
+def test_weights_come_with_their_documents(tmp_path: Path) -> None:
     path = tmp_path / "mined.jsonl"
     rows = [
         {"query_id": "a", "query": "?", "pos": ["p"], "neg": ["x", "y"], "pos_ids": ["p"], "neg_ids": ["x", "y"],
-         "neg_weights": [0.25, 1.0]},
+         "pos_weights": [0.5], "neg_weights": [0.25, 1.0]},
         {"query_id": "b", "query": "!", "pos": ["p"], "neg": ["x"], "pos_ids": ["p"], "neg_ids": ["x"],
-         "neg_weights": [1.0]},
+         "pos_weights": [1.0], "neg_weights": [1.0]},
     ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     mined, _, _ = read_mined(path, 0, 0)
-    assert [query.weights for query in mined] == [(0.25, 1.0), ()]
+    assert [query.weights for query in mined] == [{"p": 0.5, "x": 0.25}, {}]
     groups = {group.query_id: group for group in epoch_groups(mined, 0, 1, 2, 0)}
     told = dict(zip(groups["a"].documents, groups["a"].weights, strict=True))
-    assert told == {"p": 1.0, "x": 0.25, "y": 1.0}
-    assert (groups["a"].size, groups["b"].weights, groups["b"].size) == (2.25, (), 2)
+    assert told == {"p": 0.5, "x": 0.25, "y": 1.0}
+    assert (groups["b"].weights, groups["b"].counts) == ((), (1.0, 1.0))

@@ -48,7 +48,23 @@ def test_a_weight_says_how_often_a_document_counts() -> None:
     assert pointwise(scores, [3], weights).item() == pytest.approx(sum(each) / 2.5)
     for loss in (listwise, pointwise):
         assert loss(scores, [3], torch.ones(3)).item() == pytest.approx(loss(scores, [3]).item())
-    assert chance("listwise", [[2.5]]) == pytest.approx(listwise(torch.zeros(3), [3], weights).item())
+    assert chance("listwise", [[weights.tolist()]]) == pytest.approx(listwise(torch.zeros(3), [3], weights).item())
+
+
+def test_a_positives_weight_is_that_of_its_group() -> None:
+    scores = torch.tensor([1.0, 2.0, 0.5, 0.25])
+    weights = torch.tensor([0.25, 1.0, 1.0, 0.5])
+    first, second = math.log1p(math.e), math.log(1 + 0.5 * math.exp(-0.25))
+    assert listwise(scores, [2, 2], weights).item() == pytest.approx((0.25 * first + second) / 1.25)
+    each = [0.25 * math.log1p(math.exp(-1)), math.log1p(math.exp(2)), math.log1p(math.exp(-0.5))]
+    each.append(0.5 * math.log1p(math.exp(0.25)))
+    assert pointwise(scores, [2, 2], weights).item() == pytest.approx(sum(each) / 2.75)
+    expected = (0.25 * math.log(2) + math.log(1.5)) / 1.25
+    assert chance("listwise", [[[0.25, 1.0], [1.0, 0.5]]]) == pytest.approx(expected)
+    assert listwise(torch.zeros(4), [2, 2], weights).item() == pytest.approx(expected)
+    share = 1.25 / 2.75
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert chance("pointwise", [[[0.25, 1.0], [1.0, 0.5]]]) == pytest.approx(entropy)
 
 
 def test_distillation_by_hand() -> None:
@@ -79,11 +95,18 @@ def test_uneven_groups_equal_a_loop_over_them(groups: list[list[float]]) -> None
     )
 
 
+def ones(*sizes: int) -> list[list[float]]:
+    """Groups of these sizes whose documents all count 1."""
+    return [[1.0] * size for size in sizes]
+
+
 def test_chance_by_hand() -> None:
     # the mean over batches, as a trainer's loss is: ln 2 and (ln 2 + ln 8) / 2 = 2 ln 2
-    assert chance("listwise", [[2], [2, 8]]) == pytest.approx(1.5 * math.log(2))
+    assert chance("listwise", [ones(2), ones(2, 8)]) == pytest.approx(1.5 * math.log(2))
     # shares 1/2 and 2/8: mean 3/8
-    assert chance("pointwise", [[2], [4, 4]]) == pytest.approx(3 / 8 * math.log(8 / 3) + 5 / 8 * math.log(8 / 5))
+    assert chance("pointwise", [ones(2), ones(4, 4)]) == pytest.approx(
+        3 / 8 * math.log(8 / 3) + 5 / 8 * math.log(8 / 5)
+    )
 
 
 def test_chance_is_the_loss_of_a_model_that_knows_only_the_share() -> None:
@@ -92,7 +115,7 @@ def test_chance_is_the_loss_of_a_model_that_knows_only_the_share() -> None:
     known = {"listwise": 0.7, "pointwise": math.log(share / (1 - share))}
     for name, loss in LOSSES.items():
         each = [loss(torch.full((sum(sizes),), known[name]), sizes).item() for sizes in batches]
-        assert sum(each) / 2 == pytest.approx(chance(name, batches), rel=1e-5)
+        assert sum(each) / 2 == pytest.approx(chance(name, [ones(*sizes) for sizes in batches]), rel=1e-5)
 
 
 class Line(torch.nn.Module):
@@ -110,7 +133,7 @@ def test_the_mean_over_processes_is_the_loss_of_the_whole_step(
 ) -> None:
     name = "listwise" if kind == "distilled" else kind
     step = [["q"] * len(groups), [[str(score) for score in group] for group in groups]]
-    step += [[[1.0] + [0.25] * (len(group) - 1) for group in groups]] if weighed else []
+    step += [[[0.5 + i % 2] + [0.25] * (len(group) - 1) for i, group in enumerate(groups)]] if weighed else []
     labels = [[score / 2 for score in group[::-1]] for group in groups] if kind == "distilled" else None
 
     def graded(rank: int, of: int) -> tuple[float, torch.Tensor]:
