@@ -115,7 +115,7 @@ class Project:
         """Start `prep` and return at once."""
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments], cwd=self.folder, text=True, env=_environment(), **quiet
+            [sys.executable, "-m", "pipeline.cli", *arguments], cwd=self.folder, text=True, env=environment(), **quiet
         )  # type: ignore[call-overload,no-any-return]
 
     def set(self, section: str, name: str, value: str) -> None:
@@ -136,10 +136,10 @@ class Project:
 def run_prep(*arguments: str, cwd: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
     """Run `prep` as a process; stdout and stderr are captured as text."""
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=_environment(), timeout=600, **settings)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment(), timeout=600, **settings)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 

@@ -176,9 +176,8 @@ def _join() -> None:
 
 @cache
 def _store() -> Any:
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # read when torch is loaded: DDP warns of what is as we want it
+    # read when torch is loaded: DDP warns of what we want as it is
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch.distributed as dist
 
     try:
