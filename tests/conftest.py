@@ -152,7 +152,7 @@ def run_prep(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _start(arguments: tuple[str, ...], cwd: Path, out: str, err: str) -> multiprocessing.process.BaseProcess:
-    process = _FORKS.Process(target=_prep, args=(arguments, cwd, out, err, _environment()))
+    process = _FORKS.Process(target=_prep, args=(arguments, cwd, out, err, environment()))
     process.start()
     return process
 
@@ -173,7 +173,7 @@ def _prep(arguments: tuple[str, ...], cwd: Path, out: str, err: str, environment
         atexit._run_exitfuncs()  # a fork ends without them
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 

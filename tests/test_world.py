@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from stages.contracts import Tools
 from stages.training import train
-from tests.conftest import Project, _environment, new_project
+from tests.conftest import Project, environment, new_project
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
@@ -29,7 +29,7 @@ def start(launcher: tuple[str, ...], project: Project, *arguments: str) -> "subp
     """Start `prep` under a launcher and return at once."""
     command = [sys.executable, "-m", *launcher, "-m", "pipeline.cli", *arguments]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=project.folder, env=_environment(), **piped)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(command, cwd=project.folder, env=environment(), **piped)  # type: ignore[call-overload,no-any-return]
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:

@@ -9,18 +9,15 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from datasets import Dataset, Features, List, Value
 from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
-from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCollator
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -29,6 +26,7 @@ from stages.contracts import Tools
 from stages.device import quiet
 from stages.training import world
 from stages.training.checkpoints import newest_checkpoint, seal, step_of
+from stages.training.curriculum import Batches, Curriculum, Texts, dataset
 from stages.training.groups import Group
 from stages.training.losses import GroupLoss
 from stages.training.reranker import load_reranker, save_reranker
@@ -57,27 +55,6 @@ class History(NamedTuple):
     """The folder of the best epoch's weights, in the scratch folder; None where no epoch came through."""
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What is trained on, and how."""
-
-    epochs: Sequence[Sequence[Group]]
-    queries: Mapping[str, str]
-    texts: Mapping[str, str]
-    params: "Params"
-    learning_rate: float
-
-    @property
-    def batches(self) -> "Batches":
-        """The rows of each step."""
-        return Batches([len(groups) for groups in self.epochs], self.params.batch_size)
-
-    @property
-    def steps(self) -> int:
-        """Steps an epoch."""
-        return len(self.batches) // len(self.epochs)
-
-
 def fit(
     model: "CrossEncoder",
     epochs: Sequence[Sequence[Group]],
@@ -95,7 +72,7 @@ def fit(
     Where a launcher started several processes, the others are called to `train_along`.
     """
     world.check(params.batch_size, params.device)
-    lesson = Lesson(epochs, queries, texts, params, learning_rate)
+    curriculum = Curriculum(epochs, queries, texts, params, learning_rate)
     checkpoint = newest_checkpoint(tools.scratch)
     if checkpoint:
         tools.progress.say(f"training was stopped before; it goes on after step {step_of(checkpoint)}")
@@ -104,16 +81,18 @@ def fit(
         world.call()
         save_reranker(model, tools.scratch / "base")
         with world.together():
-            world.give((lesson, model.device.type))
+            world.give((curriculum, model.device.type))
             world.share([tools.scratch / "base", *([checkpoint] if checkpoint else [])], tools.scratch)
-    watch = _Watch(lesson.steps, measure, tools)
-    watch.trainer = _Trainer(model, lesson, tools.scratch, [watch, TensorBoardCallback(SummaryWriter(str(tools.logs)))])
+    watch = _Watch(curriculum.steps, measure, tools)
+    watch.trainer = _Trainer(
+        model, curriculum, tools.scratch, [watch, TensorBoardCallback(SummaryWriter(str(tools.logs)))]
+    )
     watch.trainer.go(checkpoint)
     state = watch.trainer.state
     best = tools.scratch / f"checkpoint-{state.best_global_step}"
     kept = best if best.exists() else newest_checkpoint(tools.scratch)
-    history = epochs_of(state.log_history, lesson.steps)
-    return History(state.global_step, history, step_of(kept) // lesson.steps if kept else 0, kept)
+    history = epochs_of(state.log_history, curriculum.steps)
+    return History(state.global_step, history, step_of(kept) // curriculum.steps if kept else 0, kept)
 
 
 def train_along() -> None:
@@ -121,32 +100,13 @@ def train_along() -> None:
     with tempfile.TemporaryDirectory(prefix="prep-") as folder:
         scratch = Path(folder)
         with world.together():
-            lesson, kind = world.give()
+            curriculum, kind = world.give()
             base, *checkpoint = world.share((), scratch)
-        params = lesson.params
+        params = curriculum.params
         model = load_reranker(base, world.own_device(kind), params.max_length, params.dropout, params.seed)
         if params.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        _Trainer(model, lesson, scratch, []).go(*checkpoint)
-
-
-class Batches(BatchSampler):  # type: ignore[misc]
-    """Rows of the data set in order, `batch_size` at a time; no batch spans two epochs (given by their lengths)."""
-
-    def __init__(self, epochs: Sequence[int], batch_size: int) -> None:
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.drop_last = False
-
-    def __iter__(self) -> Iterator[list[int]]:
-        start = 0
-        for rows in self.epochs:
-            for first in range(0, rows, self.batch_size):
-                yield list(range(start + first, start + min(first + self.batch_size, rows)))
-            start += rows
-
-    def __len__(self) -> int:
-        return sum(-(-rows // self.batch_size) for rows in self.epochs)
+        _Trainer(model, curriculum, scratch, []).go(*checkpoint)
 
 
 def epochs_of(log: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
@@ -175,20 +135,20 @@ class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
     """sentence-transformers' trainer without the model card, which asks the hub and holds times, and in our order."""
 
     def __init__(
-        self, model: "CrossEncoder", lesson: Lesson, scratch: Path, callbacks: Sequence[TrainerCallback]
+        self, model: "CrossEncoder", curriculum: Curriculum, scratch: Path, callbacks: Sequence[TrainerCallback]
     ) -> None:
-        params, rank = lesson.params, world.rank()
+        params, rank = curriculum.params, world.rank()
         with quiet():
             super().__init__(
                 model,
-                _arguments(model, params, lesson.learning_rate, scratch),
-                train_dataset=_dataset(lesson.epochs),
-                data_collator=_Texts(lesson.queries, lesson.texts),
+                _arguments(model, params, curriculum.learning_rate, scratch),
+                train_dataset=dataset(curriculum.epochs),
+                data_collator=Texts(curriculum.queries, curriculum.texts),
                 loss=GroupLoss(model, params.loss, params.dtype, rank, world.size()),
-                callbacks=[*callbacks, _Pace(lesson.steps)],
+                callbacks=[*callbacks, _Pace(curriculum.steps)],
             )
         self.remove_callback(PrinterCallback)
-        self.batches = lesson.batches
+        self.batches = curriculum.batches
         if rank:  # dropout must not strike out the same in every process
             torch.manual_seed(params.seed + rank)
 
@@ -218,25 +178,6 @@ class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
             own = (Path(output_dir) / f"rng_state_{world.rank()}.pth").read_bytes()
             for rank, state in enumerate(world.gather(own)):
                 (Path(output_dir) / f"rng_state_{rank}.pth").write_bytes(state)
-
-
-class _Texts(CrossEncoderDataCollator):  # type: ignore[misc]
-    """Rows of ids to a batch of texts: each text is held once, however often it is drawn."""
-
-    def __init__(self, queries: Mapping[str, str], texts: Mapping[str, str]) -> None:
-        super().__init__(preprocess_fn=None)
-        self.queries = queries
-        self.texts = texts
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = {
-            "query": [self.queries[row["query"]] for row in rows],
-            "documents": [[self.texts[doc_id] for doc_id in row["documents"]] for row in rows],
-        }
-        if any(row["weight"] for row in rows):
-            batch["weight"] = [row["weight"] or [1.0] * len(row["documents"]) for row in rows]
-        # a batch is of one epoch, so it has labels throughout or nowhere
-        return batch | ({"label": [row["label"] for row in rows]} if rows[0]["label"] else {})
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -308,20 +249,6 @@ def _arguments(model: "CrossEncoder", params: "Params", learning_rate: float, sc
     arguments._n_gpu = min(1, arguments.n_gpu)
     arguments.mixed_precision = "no"  # what accelerate is configured for would come on top of our own
     return arguments
-
-
-def _dataset(epochs: Sequence[Sequence[Group]]) -> Any:
-    """One row a group: the ids of its query and of its documents, and the documents' labels and weights."""
-    rows = [group for groups in epochs for group in groups]
-    columns = {
-        "query": [group.query_id for group in rows],
-        "documents": [list(group.documents) for group in rows],
-        "label": [list(group.labels) for group in rows],
-        "weight": [list(group.weights) for group in rows],
-    }
-    features = {"query": Value("string"), "documents": List(Value("string"))}
-    features |= dict.fromkeys(("label", "weight"), List(Value("float64")))
-    return Dataset.from_dict(columns, Features(features))
 
 
 def _sentence(epoch: int, figures: Mapping[str, float]) -> str:

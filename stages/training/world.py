@@ -39,7 +39,8 @@ def rank() -> int:
 
 
 def check(batch_size: int, device: str) -> None:
-    """Raise `InputError` where the processes can't share steps of `batch_size` groups, or can't each have a device."""
+    """Raise `InputError` where the processes can't share steps of `batch_size` groups, can't each have a device, or are
+    not to train a whole model each, once."""
     if size() == 1:
         return
     if batch_size < size():
@@ -51,6 +52,11 @@ def check(batch_size: int, device: str) -> None:
         raise InputError(
             f"device = {device!r}: {size()} processes need a device each. Set device of [train] to auto or cuda (the "
             "GPU of each one's place on its machine), or to cpu."
+        )
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise InputError(  # the launcher's store would still hold what those before them said
+            "the launcher would start the processes again by itself: start it with --max-restarts 0. The next start of "
+            "yours goes on from the last checkpoint."
         )
     for way in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true":
@@ -176,9 +182,8 @@ def _join() -> None:
 
 @cache
 def _store() -> Any:
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # read when torch is loaded: DDP warns of what is as we want it
+    # read when torch is loaded: DDP warns of what we want as it is
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch.distributed as dist
 
     try:

@@ -20,9 +20,10 @@ from stages.errors import InputError
 from stages.evaluation.lists import Fixed
 from stages.models import model_digest
 from stages.training import losses, train, trainer
+from stages.training.curriculum import Batches
 from stages.training.reranker import load_reranker, save_reranker
 from stages.training.train import Params, collapse, dev_measure
-from stages.training.trainer import Batches, History, epochs_of
+from stages.training.trainer import History, epochs_of
 
 ROOT = Path(__file__).parents[3]
 TRAIN, DEV = 21, 4

@@ -40,7 +40,16 @@ def test_what_the_processes_cannot_share_is_refused(
         world.check(batch_size, device)
 
 
-def test_a_model_that_accelerate_would_split_is_refused(launched: pytest.MonkeyPatch) -> None:
-    launched.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="FSDP, which splits the model"):
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP, which splits the model"),
+        ("TORCHELASTIC_MAX_RESTARTS", "1", "--max-restarts 0"),
+    ],
+)
+def test_what_the_launcher_would_do_otherwise_is_refused(
+    launched: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    launched.setenv(name, value)
+    with pytest.raises(InputError, match=said):
         world.check(8, "auto")
