@@ -13,6 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("prep", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("prep")
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data_samples"

@@ -44,7 +44,7 @@ def mined(folder: Path, work: Path, rows: list[tuple[str, str]], model: Path) ->
     return runner.done
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(tables, min_size=1, max_size=3), edits=st.lists(row, max_size=3), data=st.data())
 def test_any_history_gives_the_bytes_of_a_run_from_nothing(
     tiny_model: Path, tmp_path_factory, history, edits, data

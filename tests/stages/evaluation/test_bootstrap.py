@@ -59,7 +59,7 @@ def test_the_confidence_sets_the_width() -> None:
     assert wide.low < narrow.low < narrow.high < wide.high  # type: ignore[operator]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(-8, 8), st.integers(-8, 8)), min_size=1, max_size=30),
     st.integers(0, 5),

@@ -35,7 +35,7 @@ def test_only_questions_of_the_split_with_a_positive() -> None:
     assert (found["query_id"].to_list(), total) == (["a"], 1)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 10), st.integers(0, 3), st.integers(0, 11))
 def test_questions_outside_the_sample_do_not_shape_it(size: int, seed: int, gone: int) -> None:
     ids = [f"q{number:02}" for number in range(12)]

@@ -229,7 +229,7 @@ def test_a_draw_changes_with_the_seed_and_the_query():
     assert len(draws) > 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scores=st.dictionaries(st.text("abcxyz", min_size=1, max_size=3), st.integers(0, 5), min_size=1, max_size=12),
     curated=st.sets(st.integers(0, 11), max_size=3),
@@ -254,7 +254,7 @@ def test_choose_equals_the_plain_way(scores, curated, negatives, sampling, seed)
     assert found == sorted(found, key=lambda d: (documents[d][1] != "curated", -documents[d][0], d))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(others=st.sets(st.integers(20, 60), max_size=12), negatives=st.integers(1, 9))
 def test_what_comes_or_goes_moves_no_one_else(others, negatives):
     params = Params(negatives=negatives, sampling="random")

@@ -52,7 +52,7 @@ def test_equal_scores_go_by_the_hash_of_seed_and_ids():
         assert {q for q in lists if found[q] == [7]} == set(order[:2])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lists=st.dictionaries(
         st.integers(0, 6),

@@ -84,7 +84,7 @@ def naive(visits: list[tuple], curated: list[bool], negatives: int, near) -> tup
     return places, len(gone) - len(held)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     queries=st.lists(
         st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=12),

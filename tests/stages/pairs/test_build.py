@@ -299,7 +299,7 @@ def test_what_models_read_alike_is_one_document() -> None:
     assert len(found.qrels) == 4  # which window holds the answer was told from two cuts, so all count
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(*(st.sampled_from(part) for part in (["A", "B", None], ["x.", "A x.", "y."], ["1", "2", None]))),
@@ -418,7 +418,7 @@ def numbered(rows: list[tuple[int, int]]) -> list[tuple[str, str]]:
     return [(f"Question {q}?", f"Document {d}.") for q, d in rows]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(ROWS, st.randoms(use_true_random=False))
 def test_the_order_of_rows_does_not_matter(rows: list[tuple[int, int]], draw: Any) -> None:
     shuffled = list(rows)
@@ -428,7 +428,7 @@ def test_the_order_of_rows_does_not_matter(rows: list[tuple[int, int]], draw: An
         assert getattr(one, name).equals(getattr(two, name))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(ROWS, ROWS)
 def test_new_questions_on_known_documents_or_all_new_move_nobody(
     rows: list[tuple[int, int]], more: list[tuple[int, int]]

@@ -260,7 +260,7 @@ edits = st.dictionaries(ids, st.none() | st.sampled_from(TEXTS), min_size=1, max
 asked = st.dictionaries(st.sampled_from("pqrstu"), st.sampled_from(TEXTS), max_size=2)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     first=st.dictionaries(ids, st.sampled_from(TEXTS), min_size=12),
     history=st.lists(st.tuples(edits, asked), min_size=2, max_size=5),

@@ -5,7 +5,7 @@ import math
 import bm25s
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.retrieval import lexical
@@ -117,7 +117,6 @@ def naive(query: str, documents: list[str], end: int) -> list[tuple[int, float]]
 texts = st.lists(st.sampled_from(["tent", "boot", "a", "the", "北京大学", "京大", "ю", "환불", "?"]), max_size=8)
 
 
-@settings(deadline=None)
 @given(
     st.lists(texts.map(" ".join), min_size=1, max_size=5),
     st.lists(texts.map(" ".join), min_size=1, max_size=12),
@@ -148,7 +147,6 @@ def test_nothing_to_be_found_in(documents: list[str]) -> None:
     assert best(["apple"], documents, 3) == [[]]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from("abcdefghijkl"), max_size=20), max_size=30),
     st.lists(st.sampled_from("abcdefgh"), max_size=6, unique=True),

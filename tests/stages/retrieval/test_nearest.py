@@ -55,7 +55,7 @@ def test_no_queries() -> None:
     assert len(ids) == len(scores) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_blocked_search_equals_a_full_sort(data: st.DataObject) -> None:
     d = data.draw(st.integers(1, 3))
@@ -69,7 +69,7 @@ def test_the_blocked_search_equals_a_full_sort(data: st.DataObject) -> None:
     assert scores.tolist() == expected_scores
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32), size=st.integers(20, 301), part=st.integers(1, 40))
 def test_near_ties_give_the_same_bits_however_the_work_is_cut(seed: int, size: int, part: int) -> None:
     """Documents that differ in their last bits only: the sweep's order is noise, the result is not."""
@@ -99,7 +99,7 @@ def test_a_pair_scores_the_same_alone_and_in_company() -> None:
         assert np.allclose(together, [np.dot(x.astype(float), y.astype(float)) for x, y in zip(a, b, strict=True)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), tile=st.sampled_from([(1, 1), (2, 3), (1_024, 2_048)]))
 def test_the_best_above_a_score_equal_a_full_sort(data: st.DataObject, tile: tuple[int, int]) -> None:
     d = data.draw(st.integers(1, 3))
@@ -160,7 +160,7 @@ def test_the_best_of_some_documents_with_gaps() -> None:
         assert scores.tolist() == [[1, 0.5], [-2, float("-inf")]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 41), k=st.integers(1, 40))
 def test_the_best_of_all_documents_are_the_exact_ones(seed: int, size: int, k: int) -> None:
     random = np.random.default_rng(seed)
