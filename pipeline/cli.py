@@ -436,7 +436,7 @@ def show(options: dict[str, Any], result: Any) -> None:
 
 def main() -> None:
     """The entry point. Of several processes that a launcher started, the first runs the command for all."""
-    sys.exit(outcome(follow if world.rank() else run))
+    sys.exit(outcome(lambda: follow() if world.rank() else run()))
 
 
 def run() -> Any:

@@ -46,7 +46,8 @@ def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Ru
             if held := settings.remembered():
                 progress.say(held)
             params: Any = settings.params()
-            world.check(params["train"].batch_size, params["train"].device)  # again before it trains, hours later
+            if section in ("train", "evaluate", "refresh"):  # and again before it trains, which may be hours later
+                world.check(params["train"].batch_size, params["train"].device)
             yield Runner(workspace, params, progress, engine), settings
             if section and not from_file:
                 remember(workspace, section, given)

@@ -7,9 +7,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # read when they 
 # ruff: noqa: F401
 import click
 import faiss
+import hypothesis
 import ir_measures
 import polars
 import pyarrow.parquet
+import pytest
 import rich.progress
 import sentence_transformers
 import sklearn.isotonic

@@ -153,6 +153,8 @@ def relabelled(path: Path) -> pl.LazyFrame:
 def pick_positives(found: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
     """`found` (query_id, doc_id, score, perhaps weight) with text_key, best first (ties by doc_id), each text once."""
     found = found.join(keys.select("doc_id", "text_key"), on="doc_id")
+    if "weight" in found.columns:  # what holds for one of two equal texts holds for the other
+        found = found.with_columns(pl.col("weight").max().over("query_id", "text_key"))
     ordered = found.sort("query_id", "score", "doc_id", descending=[False, True, False])
     return ordered.unique(["query_id", "text_key"], keep="first", maintain_order=True)
 

@@ -147,8 +147,8 @@ def _encoded(
                 if some.fitting < fitting:
                     fitting = some.fitting
                     tools.progress.say(
-                        f"the memory did not hold a batch: batches have at most {fitting:,} tokens from here on. "
-                        f"--batch-tokens {fitting} begins with that."
+                        f"the memory did not hold a batch: from here on they have at most {fitting:,} tokens. "
+                        f"batch_tokens = {fitting} under [encode] begins with that."
                     )
     encoding = {
         "encoder": made.key,

@@ -31,6 +31,13 @@ _STEP = 8
 """Row counts of matrix products are kept at multiples of this."""
 _BY_TOKEN_OR_ROW = {"Transformer", "Pooling", "Normalize"}
 """Modules of sentence-transformers that multiply no matrix with one row a text."""
+_FULL = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a memory object",
+    "DefaultCPUAllocator: not enough memory",
+)
+"""What it is called where memory ran out, beyond what accelerate knows: CUDA, cuBLAS, oneDNN, torch on Windows."""
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Names under which models keep their document prompt, in sentence-transformers' order."""
 
@@ -179,7 +186,7 @@ class Encoder:
                 f"memory does not hold {rows} texts of {length} tokens on {self.recipe.device}, the least that the "
                 f"encoder {self.recipe.model} is given at once. Lower max_length under [encode], or free memory."
             )
-        return rows * length // 2
+        return rows * max(length, 1) // 2
 
     def _counts(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
         """Tokens that are read of each text; 0 for every text where the model does not pad (static embeddings)."""
@@ -206,7 +213,8 @@ class Encoder:
         try:
             return self._forward(texts, role, length)
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            full = isinstance(error, MemoryError) or should_reduce_batch_size(error)
+            if not full and not any(words in str(error) for words in _FULL):
                 raise
         clear_device_cache()  # here the error is gone, and with it the frames that held the batch
         return None

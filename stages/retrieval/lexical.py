@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import chain, islice
 from typing import Any
 
@@ -112,10 +112,7 @@ def _index(
     places: list[NDArray[Any]] = [np.empty(0, np.int32)]
     ends: list[NDArray[Any]] = [np.zeros(1, np.int64)]
     rest = iter(documents)
-    while texts := list(islice(rest, _ROWS)):
-        tokens = [tokenise(text) for text in texts]
-        lengths += map(len, tokens)
-        known = [[word for token in some if (word := words.get(token)) is not None] for some in tokens]
+    while known := [_known(text, words, lengths) for text in islice(rest, _ROWS)]:
         block = _counts(known, words)
         data.append(block.data)
         places.append(block.indices)
@@ -134,7 +131,14 @@ def _index(
     return asked, weights, list(words)
 
 
-def _counts(texts: Sequence[Sequence[int]], words: Sized) -> scipy.sparse.csr_array:
+def _known(text: str, words: Mapping[str, int], lengths: list[int]) -> NDArray[np.int32]:
+    """The words of a text that queries have; its length goes to `lengths`."""
+    tokens = tokenise(text)
+    lengths.append(len(tokens))
+    return np.array([word for token in tokens if (word := words.get(token)) is not None], np.int32)
+
+
+def _counts(texts: Sequence[Sequence[int] | NDArray[np.int32]], words: Sized) -> scipy.sparse.csr_array:
     """How often each text has each word: float32 [t, w]."""
     sizes = [len(text) for text in texts]
     ids = np.fromiter(chain.from_iterable(texts), np.int32, sum(sizes))

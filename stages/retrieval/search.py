@@ -94,7 +94,7 @@ class Params(Base):
 
     @model_validator(mode="after")
     def _fits(self) -> "Params":
-        if self.index_params and not self.index:
+        if self.index_params and self.index in EXACT:
             raise ValueError(
                 f"index_params = {self.index_params!r} is how an index is searched, and there is none: give index too, "
                 "or leave both out for exact search"

@@ -107,6 +107,8 @@ class VectorStore:
         # Read segment by segment, each in its own order: the disk is asked for neighbours together.
         cuts = np.searchsorted(place[order], self._starts)
         for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
+            if begin == end:
+                continue
             part = order[begin:end]
             out[part] = self._segments[number]["vector"][place[part] - self._starts[number]]
             self._let_go(self._segments[number])

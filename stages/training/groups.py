@@ -2,7 +2,7 @@
 
 import heapq
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -91,10 +91,15 @@ def united(query_id: str, rows: Sequence[Mapping[str, Any]]) -> Mined:
         doc_id: weight
         for row in rows
         for side in ("pos", "neg")
-        for doc_id, weight in zip(row[f"{side}_ids"], row.get(f"{side}_weights", ()), strict=False)
-        if weight < 1
+        for doc_id, weight in _weights(row, side)
+        if weight != 1
     }
     return Mined(query_id, rows[0]["query"], positives, negatives, weights)
+
+
+def _weights(row: Mapping[str, Any], side: str) -> Iterator[tuple[str, float]]:
+    ids = row[f"{side}_ids"]
+    return zip(ids, row.get(f"{side}_weights", [1.0] * len(ids)), strict=True)
 
 
 def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: int, seed: int) -> list[Group]:

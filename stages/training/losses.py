@@ -20,8 +20,8 @@ def listwise(scores: torch.Tensor, sizes: Sequence[int], weights: torch.Tensor |
 
     `scores` [n] holds the groups one after another, `sizes` sums to n; groups may differ in size. The contrastive
     loss of FlagEmbedding's reranker, and of Gao et al. 2021 (localized contrastive estimation): the label is hard.
-    A negative with a weight counts so often among those that the positive is compared with; a positive's weight is that
-    of its group in the mean.
+    A negative with a weight counts so often among those that the positive is compared with; a positive's weight
+    multiplies the loss of its group.
     """
     table = pad_sequence(list(scores.split(list(sizes))), batch_first=True, padding_value=-math.inf)
     right = torch.zeros(len(table), dtype=torch.long, device=table.device)
@@ -29,8 +29,7 @@ def listwise(scores: torch.Tensor, sizes: Sequence[int], weights: torch.Tensor |
         return functional.cross_entropy(table, right)
     counts = pad_sequence(list(weights.split(list(sizes))), batch_first=True, padding_value=1.0)
     table = torch.cat([table[:, :1], table[:, 1:] + counts[:, 1:].log()], dim=1)
-    each = functional.cross_entropy(table, right, reduction="none")
-    return each @ counts[:, 0] / counts[:, 0].sum()
+    return (functional.cross_entropy(table, right, reduction="none") * counts[:, 0]).mean()
 
 
 def pointwise(scores: torch.Tensor, sizes: Sequence[int], weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -106,29 +105,23 @@ class GroupLoss(nn.Module):  # type: ignore[misc]
         return LOSSES[self.name](scores, sizes, weights)
 
     def _mass(self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None) -> float:
-        """What the loss divides by: groups by their positive's weight, or pairs by theirs."""
+        """What the loss divides by: groups, or pairs by weight."""
         _, groups, *weighed = inputs
-        if labels:
+        if labels or self.name == "listwise":
             return len(groups)
-        weights = weighed[0] if weighed else [[1.0] * len(group) for group in groups]
-        return math.fsum(weight for group in weights for weight in (group[:1] if self.name == "listwise" else group))
+        return math.fsum(weight for group in weighed[0] for weight in group) if weighed else sum(map(len, groups))
 
 
 def chance(name: str, steps: Sequence[Sequence[Sequence[float]]]) -> float:
     """The mean loss over `steps` (how much each document of their groups counts) of a model that tells nothing apart.
 
-    Listwise: the mean of ln(1 + its negatives' weights) over a step's groups, by their positive's weight. Pointwise:
+    Listwise: the mean of ln(1 + its negatives' weights) over a step's groups, times their positive's weight. Pointwise:
     the entropy of the mean share of positives.
     """
     if name == "listwise":
-        return _mean([_listless(groups) for groups in steps])
+        return _mean([_mean([g[0] * math.log(1 + math.fsum(g[1:])) for g in groups]) for groups in steps])
     share = _mean([math.fsum(group[0] for group in groups) / math.fsum(map(math.fsum, groups)) for groups in steps])
     return -share * math.log(share) - (1 - share) * math.log(1 - share)
-
-
-def _listless(groups: Sequence[Sequence[float]]) -> float:
-    total = math.fsum(group[0] * math.log(1 + math.fsum(group[1:])) for group in groups)
-    return total / math.fsum(group[0] for group in groups)
 
 
 def _mean(values: Sequence[float]) -> float:

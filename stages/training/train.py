@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from stages.training.trainer import History, Measure
 
-VERSION = 6
+VERSION = 7
 
 FIGURES = ("nDCG@10", "MRR@10")
 FRESH_RATE, TRAINED_RATE = 1e-4, 2e-5

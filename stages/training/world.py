@@ -6,7 +6,9 @@ it calls them to a training or leaves. Both stand in the launcher's store, so no
 
 import importlib.metadata
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stages.device import pick_device
 from stages.errors import InputError
 from stages.models import file_digest
 
@@ -30,12 +33,22 @@ _ANSWERED = timedelta(days=1)
 
 def size() -> int:
     """How many processes there are; 1 without a launcher."""
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _SET_BY_LAUNCHERS) else 1
+    return _number("WORLD_SIZE") if all(name in os.environ for name in _SET_BY_LAUNCHERS) else 1
 
 
 def rank() -> int:
     """The number of this process among them, from 0."""
-    return int(os.environ["RANK"]) if size() > 1 else 0
+    return _number("RANK") if size() > 1 else 0
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise InputError(
+            f"{name} = {os.environ[name]!r} is no number: unset {', '.join(_SET_BY_LAUNCHERS)}, or start prep by a "
+            "launcher, which sets them."
+        ) from None
 
 
 def check(batch_size: int, device: str) -> None:
@@ -46,12 +59,12 @@ def check(batch_size: int, device: str) -> None:
     if batch_size < size():
         raise InputError(
             f"batch_size = {batch_size}: the groups of a step are shared out, and there are {size()} processes. "
-            f"Set batch_size of [train] to {size()} or more (--batch-size), or start fewer processes."
+            f"Set batch_size to {size()} or more, or start fewer processes."
         )
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(
-            f"device = {device!r}: {size()} processes need a device each. Set device of [train] to auto or cuda (the "
-            "GPU of each one's place on its machine), or to cpu."
+            f"device = {device!r}: {size()} processes need a device each. Set device to auto or cuda (the GPU of each "
+            "one's place on its machine), or to cpu."
         )
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         raise InputError(  # the launcher's store would still hold what those before them said
@@ -68,7 +81,7 @@ def check(batch_size: int, device: str) -> None:
 
 def own_device(kind: str) -> str:
     """The device of this process, of the kind that rank 0 computes on: "cuda" or "cpu"."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else kind
+    return pick_device(f"cuda:{_number('LOCAL_RANK')}") if kind == "cuda" else kind
 
 
 @contextmanager
@@ -88,6 +101,7 @@ def leading() -> Iterator[None]:
 def follow(train: Callable[[], None]) -> None:
     """What a process of another rank does: `train` whenever rank 0 calls, until that leaves."""
     done = 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # of a launcher: what was copied here goes with it
     try:
         while not _store().check([_LEFT]):
             if _store().add(_CALLS, 0) == done:
@@ -188,7 +202,7 @@ def _store() -> Any:
 
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=_FOUND))
-    except (dist.DistError, RuntimeError) as error:
+    except (dist.DistError, RuntimeError, ValueError) as error:
         at = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise InputError(f"the launcher's store at {at} can't be reached: {str(error).splitlines()[0]}") from error
     return dist.PrefixStore("prep", store)

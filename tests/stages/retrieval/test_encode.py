@@ -138,8 +138,8 @@ def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
     (line,) = tools.progress.lines[1:]  # type: ignore[attr-defined]
     assert line == (
-        "the memory did not hold a batch: batches have at most 512 tokens from here on. --batch-tokens 512 begins with "
-        "that."
+        "the memory did not hold a batch: from here on they have at most 512 tokens. batch_tokens = 512 under [encode] "
+        "begins with that."
     )
 
 

@@ -246,6 +246,29 @@ def test_one_text_that_the_memory_does_not_hold_is_an_input_error(
     assert encoder.fitting == 16
 
 
+def test_a_model_that_counts_no_tokens_is_given_fewer_texts(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    words = StaticEmbedding(Tokenizer.from_file(str(tiny_model / "tokenizer.json")), embedding_dim=4)
+    SentenceTransformer(modules=[words], device="cpu").save(str(tmp_path / "static"))
+    encoder = Encoder(recipe(str(tmp_path / "static")), str(tmp_path / "static"))
+    whole = all_vectors(encoder, [f"old mill {i}" for i in range(40)])
+    forward = encoder._forward
+
+    def full(texts: list[str], role: str, length: int) -> np.ndarray:
+        if len(texts) > 8:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return forward(texts, role, length)
+
+    monkeypatch.setattr(encoder, "_forward", full)
+    assert np.array_equal(all_vectors(encoder, [f"old mill {i}" for i in range(40)]), whole)
+    assert encoder.fitting == 8  # half of 40, of which a multiple of 8 is taken; half of 16
+
+
 def test_an_error_that_is_not_of_memory_is_not_taken_for_one(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(recipe(str(tiny_model)), str(tiny_model))
 

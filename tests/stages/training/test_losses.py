@@ -55,11 +55,12 @@ def test_a_positives_weight_is_that_of_its_group() -> None:
     scores = torch.tensor([1.0, 2.0, 0.5, 0.25])
     weights = torch.tensor([0.25, 1.0, 1.0, 0.5])
     first, second = math.log1p(math.e), math.log(1 + 0.5 * math.exp(-0.25))
-    assert listwise(scores, [2, 2], weights).item() == pytest.approx((0.25 * first + second) / 1.25)
+    assert listwise(scores, [2, 2], weights).item() == pytest.approx((0.25 * first + second) / 2)
     each = [0.25 * math.log1p(math.exp(-1)), math.log1p(math.exp(2)), math.log1p(math.exp(-0.5))]
     each.append(0.5 * math.log1p(math.exp(0.25)))
     assert pointwise(scores, [2, 2], weights).item() == pytest.approx(sum(each) / 2.75)
-    expected = (0.25 * math.log(2) + math.log(1.5)) / 1.25
+    assert listwise(scores[:2], [2], weights[:2]).item() == pytest.approx(0.25 * first), "alone in its step too"
+    expected = (0.25 * math.log(2) + math.log(1.5)) / 2
     assert chance("listwise", [[[0.25, 1.0], [1.0, 0.5]]]) == pytest.approx(expected)
     assert listwise(torch.zeros(4), [2, 2], weights).item() == pytest.approx(expected)
     share = 1.25 / 2.75

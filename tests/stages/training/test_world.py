@@ -27,12 +27,22 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
 
 def test_a_launcher_says_which_process_this_is(launched: pytest.MonkeyPatch) -> None:
     assert (world.rank(), world.size()) == (2, 4)
-    assert world.own_device("cuda") == "cuda:0"
     assert world.own_device("cpu") == "cpu"
     world.check(4, "auto")
+    launched.setattr("torch.cuda.is_available", lambda: True)
+    launched.setattr("torch.cuda.device_count", lambda: 1)
+    assert world.own_device("cuda") == "cuda:0"
+    launched.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match="'cuda:1': torch can use 1 such GPUs"):
+        world.own_device("cuda")
+    launched.setenv("RANK", "two")
+    with pytest.raises(InputError, match="RANK = 'two' is no number"):
+        world.rank()
 
 
-@pytest.mark.parametrize(("batch_size", "device", "said"), [(3, "auto", "batch_size of"), (8, "cuda:1", "'cuda:1'")])
+@pytest.mark.parametrize(
+    ("batch_size", "device", "said"), [(3, "auto", "Set batch_size to 4"), (8, "cuda:1", "'cuda:1'")]
+)
 def test_what_the_processes_cannot_share_is_refused(
     launched: pytest.MonkeyPatch, batch_size: int, device: str, said: str
 ) -> None:
