@@ -52,7 +52,8 @@ class Params(Base):
     index: str | None = option(
         None,
         "Search the vectors through a FAISS index, for corpora where exact search does not pay: a string of "
-        'faiss.index_factory, as "IVF4096,PQ64" or "HNSW32". Left out, or exact: exact search.',
+        'faiss.index_factory, as "IVF4096,PQ64" or "HNSW32". Left out: exact search. exact: the same, '
+        "whatever index_params says.",
         unkeyed=True,
     )
     index_params: str | None = option(
@@ -94,7 +95,7 @@ class Params(Base):
 
     @model_validator(mode="after")
     def _fits(self) -> "Params":
-        if self.index_params and self.index in EXACT:
+        if self.index_params and not self.index:
             raise ValueError(
                 f"index_params = {self.index_params!r} is how an index is searched, and there is none: give index too, "
                 "or leave both out for exact search"

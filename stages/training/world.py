@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stages.device import pick_device
 from stages.errors import InputError
 from stages.models import file_digest
 
@@ -81,6 +80,8 @@ def check(batch_size: int, device: str) -> None:
 
 def own_device(kind: str) -> str:
     """The device of this process, of the kind that rank 0 computes on: "cuda" or "cpu"."""
+    from stages.device import pick_device
+
     return pick_device(f"cuda:{_number('LOCAL_RANK')}") if kind == "cuda" else kind
 
 
