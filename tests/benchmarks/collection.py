@@ -96,8 +96,9 @@ def load(names: tuple[str, ...]) -> None:
 
 
 def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out: Path) -> dict[str, float]:
-    """Run these stages, each into a new folder of `out`; inputs that are not there come from `folder`. Seconds of each.
+    """Run these stages from nothing, each into a new folder of `out`; inputs that are not there come from `folder`.
 
+    Returns the seconds of each.
     `settings` are those of [mine], for whichever stage has them.
     """
     import shutil
@@ -108,6 +109,9 @@ def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out:
     from stages.contracts import Tools
 
     seconds = {}
+    if "search" in names:  # a search goes on from the last one's lists
+        for lists in (folder / "vectors").glob("*/lists"):
+            shutil.rmtree(lists)
     for name in names:
         stage = STAGES[name]
         module = stage.load()
