@@ -7,6 +7,7 @@ history, and a run that searches only what is new can equal a run from nothing b
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice, tee
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +24,8 @@ _MARGIN = 32
 """Documents swept beyond k, so that rounding and short ties at the cut are settled without a second sweep."""
 _PAIRS = 512
 """Pairs scored at once: their vectors in float64 stay in the cache."""
+_RUN = 16 * _PAIRS
+"""Pairs that a thread scores before it takes the next ones."""
 _TILE = 1_024, 2_048
 """Queries and documents multiplied at once where all that reach a score are wanted: 8 MB of scores."""
 
@@ -97,10 +100,7 @@ def best_above(queries: Floats, blocks: Blocks, k: int, least: Floats) -> tuple[
                 asked = slice(top, top + _TILE[0])
                 near = np.flatnonzero(queries[asked] @ documents.T >= enough[asked, None])
                 rows, columns = near // len(documents) + top, near % len(documents)
-                scores = np.empty(len(near), np.float32)
-                for begin in range(0, len(near), _PAIRS):
-                    part = slice(begin, begin + _PAIRS)
-                    scores[part] = pair_scores(queries[rows[part]], documents[columns[part]])
+                scores = pair_scores_at(queries, documents, rows, columns)
                 kept = scores >= least[rows]
                 reached.append((rows[kept], columns[kept] + start + first, scores[kept]))
                 held += int(kept.sum())
@@ -138,11 +138,23 @@ def pair_scores(queries: Floats, documents: Floats) -> Floats:
 
 
 def pair_scores_at(queries: Floats, documents: Floats, query: Ids, document: Ids) -> Floats:
-    """`pair_scores` of the pairs (queries[query[i]], documents[document[i]]), few of them held at once: float32 [n]."""
+    """`pair_scores` of the pairs (queries[query[i]], documents[document[i]]), few of them held at once: float32 [n].
+
+    As many threads compute as FAISS has; a pair's score does not depend on how many.
+    """
     out = np.empty(len(query), np.float32)
-    for start in range(0, len(query), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        out[part] = pair_scores(queries[query[part]], documents[document[part]])
+
+    def score(run: int) -> None:
+        for start in range(run, min(run + _RUN, len(query)), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            out[part] = pair_scores(queries[query[part]], documents[document[part]])
+
+    if len(query) <= _RUN:
+        score(0)
+    else:
+        with ThreadPoolExecutor(faiss_by_blas().omp_get_max_threads()) as threads:
+            for _ in threads.map(score, range(0, len(query), _RUN)):
+                pass
     return out
 
 
@@ -214,9 +226,8 @@ def _rescored(queries: Floats, blocks: Blocks, ids: Ids) -> Floats:
     start, begin = 0, int(np.searchsorted(flat, 0, sorter=order))
     for block in blocks:
         end = int(np.searchsorted(flat, start + len(block), sorter=order))
-        for first in range(begin, end, _PAIRS):
-            pairs = order[first : min(first + _PAIRS, end)]
-            scores[pairs] = pair_scores(queries[pairs // ids.shape[1]], block[flat[pairs] - start])
+        pairs = order[begin:end]
+        scores[pairs] = pair_scores_at(queries, block, pairs // max(ids.shape[1], 1), flat[pairs] - start)
         start, begin = start + len(block), end
     return scores.reshape(ids.shape)
 
