@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from numpy.typing import NDArray
 
 from stages.contracts import document_text
 from stages.negatives.known import Vectorise
@@ -47,7 +48,7 @@ def loose_forms(corpus: Path, path: Path) -> pa.Table:
 
 def document_vectors(corpus: Path, vectors: "Vectors") -> Vectorise:
     """A function from frames with doc_id to vectors [n, d]; it keeps 16 bytes a document, not the vectors."""
-    rows = pl.read_parquet(corpus, columns=["doc_id"]).with_row_index("row")
+    ids = pl.read_parquet(corpus, columns=["doc_id"])["doc_id"]
     with pq.ParquetFile(corpus) as file:
         hashes = [
             vectors.document_hashes(pl.DataFrame(pl.from_arrow(batch)))
@@ -56,10 +57,21 @@ def document_vectors(corpus: Path, vectors: "Vectors") -> Vectorise:
     together = np.concatenate([np.empty((0, 16), np.uint8), *hashes])
 
     def vectorise(frame: pl.DataFrame) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        found = frame.select("doc_id").join(rows, on="doc_id", how="left", maintain_order="left")
-        return vectors.read(together[found["row"].to_numpy()])
+        return vectors.read(together[places(frame["doc_id"], ids)])
 
     return vectorise
+
+
+def places(asked: pl.Series, ids: pl.Series) -> NDArray[np.int64]:
+    """Where each of `asked` stands in the sorted `ids`: [n]. Raises `KeyError` for one that does not.
+
+    Its time hangs on `asked`, and hardly on how long `ids` is.
+    """
+    found = ids.search_sorted(asked)
+    lost = asked.filter(ids.gather(found.clip(upper_bound=max(len(ids) - 1, 0))) != asked)
+    if len(lost):
+        raise KeyError(f"{lost[0]!r} is not in the table")
+    return found.cast(pl.Int64).to_numpy()
 
 
 def document_texts(corpus: Path) -> Iterator[tuple[list[str], list[str]]]:

@@ -31,7 +31,7 @@ from stages.retrieval.vectors import Floats
 if TYPE_CHECKING:
     from stages.retrieval.encode import Vectors
 
-VERSION = 3
+VERSION = 4
 
 ROWS_A_BLOCK = 200_000
 """Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""
@@ -74,7 +74,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     answers = contracts.read_table(inputs["answers"], contracts.ANSWERS)
     truth = Truth(
         positives=known.united_positives(queries, judged.select("query_id", "doc_id", "relevance").collect()),
-        keys=text_keys(inputs["corpus"]),
+        twins=text_keys(inputs["corpus"]).filter(pl.len().over("text_key") > 1),
         needles=known.usable_answers(answers if params.answers else answers.clear(), params.min_answer_chars),
     )
     forms = loose_forms(inputs["corpus"], tools.scratch / "loose.arrow") if len(truth.needles) else None
@@ -109,8 +109,8 @@ class Truth:
 
     positives: pl.DataFrame
     """query_id, doc_id, own: `known.united_positives`."""
-    keys: pl.DataFrame
-    """doc_id, text_key: `documents.text_keys`."""
+    twins: pl.DataFrame
+    """doc_id, text_key of the documents whose text another one has too: `documents.text_keys`."""
     needles: pl.DataFrame
     """query_id, needle: `known.usable_answers`."""
 
@@ -173,8 +173,8 @@ def flagged(
     positives = truth.positives.join(rows.select("query_id").unique(), on="query_id", how="semi")
     rows = known.positive_similarity(rows, positives, vectorise)
     rows = rows.join(positives, on=pair, how="left").join(curated.drop("score"), on=pair, how="left")
-    texts = positives.join(truth.keys, on="doc_id").select("query_id", "text_key", same_text=pl.lit(True)).unique()
-    rows = rows.join(truth.keys, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")
+    texts = positives.join(truth.twins, on="doc_id").select("query_id", "text_key", same_text=pl.lit(True)).unique()
+    rows = rows.join(truth.twins, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")
     if not len(truth.needles) or forms is None:
         return rows.drop("text_key")
     asked = rows.filter(pl.col("own").is_null() & pl.col("curated").is_null())

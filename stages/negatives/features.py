@@ -27,6 +27,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.contracts import FEATURES
+from stages.negatives.documents import places
 from stages.negatives.known import Vectorise
 from stages.retrieval.lexical import Bm25
 from stages.retrieval.nearest import pair_scores_at
@@ -78,8 +79,8 @@ class Scene:
 
     query_ids: pl.DataFrame
     """query_id and query (its place in what `queries` and `lexical` take)."""
-    doc_ids: pl.DataFrame
-    """doc_id and document (its place, for `lexical`)."""
+    doc_ids: pl.Series
+    """The ids of all documents, sorted; where one stands is its place in `lexical`."""
     queries: Callable[[NDArray[np.int64]], Floats]
     """Query vectors [n, d] by place."""
     documents: Vectorise
@@ -103,23 +104,19 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
     if rows.is_empty():
         return out
     listed = rows["listed"].to_numpy()
-    rows, anchors = (
-        side.select("query_id", "doc_id", "score")
-        .join(scene.query_ids, on="query_id", how="left", maintain_order="left")
-        .join(scene.doc_ids, on="doc_id", how="left", maintain_order="left")
-        for side in (
-            rows,
-            anchors.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id", "doc_id"),
-        )
-    )
+    anchors = anchors.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id", "doc_id")
     known = pl.concat([rows["doc_id"], anchors["doc_id"]]).unique().sort().to_frame()
     vectors = scene.documents(known).astype(np.float32, copy=False)
     level, width = usual_scores(vectors, scene.probes)
     unit = scaled(vectors)
-    place = known.with_row_index("place")
-    at, anchor_at = (
-        side.join(place, on="doc_id", how="left", maintain_order="left")["place"].to_numpy() for side in (rows, anchors)
+    known = known.with_row_index("place").with_columns(document=places(known["doc_id"], scene.doc_ids))
+    rows, anchors = (
+        side.select("query_id", "doc_id", "score")
+        .join(scene.query_ids, on="query_id", how="left", maintain_order="left")
+        .join(known, on="doc_id", how="left", maintain_order="left")
+        for side in (rows, anchors)
     )
+    at, anchor_at = (side["place"].to_numpy() for side in (rows, anchors))
     score, anchor_score = (side["score"].to_numpy().astype(np.float32) for side in (rows, anchors))
     lexical, anchor_lexical = (
         scene.lexical.scores(side["query"].to_numpy(), side["document"].to_numpy()) for side in (rows, anchors)

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.retrieval.nearest import pair_scores_at
+from stages.retrieval.nearest import lengths, pair_scores_at
 from stages.text import UNSPACED, loose, normalise
 
 Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]
@@ -82,21 +82,20 @@ def positive_similarity(rows: pl.DataFrame, positives: pl.DataFrame, vectorise: 
     wanted = positives.select("query_id", "doc_id").join(rows.select("query_id").unique(), on="query_id", how="semi")
     documents = pl.concat([rows["doc_id"], wanted["doc_id"]]).unique().sort().to_frame()
     vectors = vectorise(documents).astype(np.float32, copy=False)
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    length = np.maximum(lengths(vectors), 1e-12)
     place = documents.with_row_index("place")
     ours = wanted.join(place, on="doc_id").select("query_id", theirs="place")
-    best = []
-    for part in rows.with_row_index("row").join(place, on="doc_id", maintain_order="left").iter_slices(_ROWS):
-        pairs = part.select("row", "query_id", "place").join(ours, on="query_id", maintain_order="left")
-        cosine = [
-            pair_scores_at(vectors, vectors, some["place"].to_numpy(), some["theirs"].to_numpy())
-            for some in pairs.iter_slices(_ROWS)
-        ]
-        scored = pairs.with_columns(
-            pl.Series("positive_similarity", np.concatenate([np.empty(0, np.float32), *cosine]))
-        )
-        best.append(scored.group_by("row").agg(pl.col("positive_similarity").max()))
-    return rows.with_row_index("row").join(pl.concat(best), on="row", how="left", maintain_order="left").drop("row")
+    highest = np.full(len(rows), np.nan, np.float32)
+    asked = rows.select("query_id", "doc_id").with_row_index("row")
+    for part in asked.join(place, on="doc_id", maintain_order="left").iter_slices(_ROWS):
+        pairs = part.join(ours, on="query_id", maintain_order="left")
+        if pairs.is_empty():
+            continue
+        row, at, theirs = (pairs[column].to_numpy() for column in ("row", "place", "theirs"))
+        cosine = pair_scores_at(vectors, vectors, at, theirs) / (length[at] * length[theirs])
+        starts = np.flatnonzero(np.diff(row, prepend=-1))
+        highest[row[starts]] = np.maximum.reduceat(cosine, starts)
+    return rows.with_columns(pl.Series("positive_similarity", highest, nan_to_null=True))
 
 
 def _width(text: str) -> int:

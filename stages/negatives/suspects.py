@@ -173,8 +173,7 @@ def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vect
     """What the features need of a whole collection: `queries` (query_id, query), `anchors` (query_id, doc_id) of those
     that count as owners."""
     places = queries.select("query_id").with_row_index("query").select("query_id", pl.col("query").cast(pl.Int64))
-    ids = contracts.read_table(corpus, contracts.CORPUS, ["doc_id"])
-    doc_ids = ids.with_row_index("document").select("doc_id", pl.col("document").cast(pl.Int64))
+    doc_ids = contracts.read_table(corpus, contracts.CORPUS, ["doc_id"])["doc_id"]
     hashes = vectors.query_hashes(queries)
     owners = (
         anchors.join(places, on="query_id")
@@ -185,7 +184,7 @@ def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vect
         .drop("query_id")
     )
     asked = [places["query"].to_list()[i] for i in _drawn(places["query_id"].to_list(), features.PROBES, "probe")]
-    pairs = doc_ids[_drawn(doc_ids["doc_id"].to_list(), PAIRED, "pair")].select("doc_id")
+    pairs = doc_ids.gather(_drawn(doc_ids.to_list(), PAIRED, "pair")).to_frame()
     probes = vectors.read(hashes[asked])
     return Scene(
         places,

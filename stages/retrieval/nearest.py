@@ -92,7 +92,7 @@ def best_above(queries: Floats, blocks: Blocks, k: int, least: Floats) -> tuple[
     reached = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     start = held = 0
     for block in blocks:
-        bound = _rounding(queries, float(_lengths(block).max(initial=0)))
+        bound = _rounding(queries, float(lengths(block).max(initial=0)))
         enough = np.nextafter((least - bound).astype(np.float32), np.float32(-np.inf))
         for first in range(0, len(block), _TILE[1]):
             documents = block[first : first + _TILE[1]]
@@ -158,6 +158,15 @@ def pair_scores_at(queries: Floats, documents: Floats, query: Ids, document: Ids
     return out
 
 
+def lengths(vectors: Floats) -> npt.NDArray[np.float64]:
+    """Euclidean lengths of float32 [n, d], each by itself: float64 [n]."""
+    out = np.empty(len(vectors))
+    for start in range(0, len(vectors), _PAIRS):
+        part = vectors[start : start + _PAIRS].astype(np.float64, order="C")
+        out[start : start + _PAIRS] = np.sqrt(np.einsum("nd,nd->n", part, part))
+    return out
+
+
 def faiss_by_blas() -> Any:
     """The module faiss, set to multiply matrices by BLAS however few the queries are.
 
@@ -215,7 +224,7 @@ class _Knn:
         queries, block = item
         metric = self._faiss.METRIC_INNER_PRODUCT
         scores, ids = self._faiss.knn(queries, block, min(self._k, len(block)), metric=metric)
-        return [_Swept(scores, ids, float(_lengths(block).max(initial=0)), len(block))]
+        return [_Swept(scores, ids, float(lengths(block).max(initial=0)), len(block))]
 
 
 def _rescored(queries: Floats, blocks: Blocks, ids: Ids) -> Floats:
@@ -244,10 +253,5 @@ def _best(found: Sequence[tuple[Ids, Ids, Floats]], k: int) -> tuple[Ids, Ids, F
 def _rounding(queries: Floats, longest: float) -> npt.NDArray[np.float64]:
     """How far a float32 inner product with a vector of length <= longest can lie from `pair_scores`: float64 [q]."""
     error = (queries.shape[1] + 4) * 2.0**-24
-    bound: npt.NDArray[np.float64] = error / (1 - error) * _lengths(queries) * longest + 1e-30
+    bound: npt.NDArray[np.float64] = error / (1 - error) * lengths(queries) * longest + 1e-30
     return bound
-
-
-def _lengths(vectors: Floats) -> npt.NDArray[np.float64]:
-    lengths: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    return lengths

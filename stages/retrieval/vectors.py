@@ -28,6 +28,9 @@ _MAPPED = 512 << 20
 """Bytes of segments that may stay in a process's memory once they were read. Of a larger store they are let go at once:
 the system holds them all the same while it has room, but they do not count as this process's."""
 
+_AT_ONCE = 2_048
+"""Vectors copied at once: what lies between a segment and its copy stays in the cache."""
+
 
 def text_hashes(texts: Iterable[str], salt: str = "") -> Hashes:
     """xxh3-128 of `salt + text` for each text: uint8 [n, 16]."""
@@ -109,8 +112,10 @@ class VectorStore:
         for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
             if begin == end:
                 continue
-            part = order[begin:end]
-            out[part] = self._segments[number]["vector"][place[part] - self._starts[number]]
+            stored = self._segments[number]["vector"]
+            for start in range(begin, end, _AT_ONCE):
+                part = order[start : min(start + _AT_ONCE, end)]
+                out[part] = stored[place[part] - self._starts[number]]
             self._let_go(self._segments[number])
         return out
 

@@ -97,10 +97,10 @@ def scene() -> Scene:
     queries = np.array([[1, 0], [0.6, 0.8]], np.float32)
     return Scene(
         pl.DataFrame({"query_id": ["a", "b"], "query": [0, 1]}),
-        pl.DataFrame({"doc_id": ["p", "d", "e"], "document": [0, 1, 2]}),
+        pl.Series("doc_id", ["d", "e", "p"]),
         lambda rows: queries[rows],
         lambda frame: np.array([vectors[doc] for doc in frame["doc_id"]], np.float32),
-        Bm25(["red", "blue"], ["red", "red green", "green"]),
+        Bm25(["red", "blue"], ["red green", "green", "red"]),
         pl.DataFrame({"doc_id": ["p", "e"], "owner": [0, 1]}),
         queries,
         Spread(0.0, 0.5),
