@@ -1,8 +1,13 @@
 """Going through a table by blocks of queries, so that memory depends on the block and not on the table."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import polars as pl
+
+Made = TypeVar("Made")
 
 
 def query_blocks(query_ids: pl.Series, rows: int, rows_a_block: int) -> Iterator[pl.Series]:
@@ -15,6 +20,18 @@ def query_blocks(query_ids: pl.Series, rows: int, rows_a_block: int) -> Iterator
 def of_block(table: pl.LazyFrame, block: pl.Series) -> pl.DataFrame:
     """The rows of a block's queries; row groups outside are skipped where the file is sorted by query_id."""
     return table.filter(pl.col("query_id").is_between(pl.lit(block[0]), pl.lit(block[-1]))).collect()
+
+
+def in_order(make: Callable[[pl.Series], Made], blocks: Iterable[pl.Series], threads: int) -> Iterator[Made]:
+    """`make` of each block, in their order, by `threads`: no more blocks than these are held at once."""
+    waiting: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for block in blocks:
+            waiting.append(pool.submit(make, block))
+            if len(waiting) == threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def ordered(rows: pl.DataFrame) -> pl.DataFrame:

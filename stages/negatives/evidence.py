@@ -21,7 +21,7 @@ from stages import contracts
 from stages.contracts import DENSE, Summary, Tools
 from stages.models import file_digest
 from stages.negatives import known
-from stages.negatives.blocks import of_block, ordered, query_blocks
+from stages.negatives.blocks import in_order, of_block, ordered, query_blocks
 from stages.negatives.documents import document_vectors, loose_forms, text_keys
 from stages.params import Params as BaseParams
 from stages.params import option
@@ -29,12 +29,15 @@ from stages.retrieval.nearest import pair_scores
 from stages.retrieval.vectors import Floats
 
 if TYPE_CHECKING:
+    from stages.negatives.suspects import Suspects
     from stages.retrieval.encode import Vectors
 
 VERSION = 4
 
-ROWS_A_BLOCK = 200_000
+ROWS_A_BLOCK = 100_000
 """Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""
+THREADS = 2
+"""Blocks looked at at once; what holds the interpreter leaves little for more."""
 
 
 class Params(BaseParams):
@@ -66,6 +69,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     shown.parquet: the candidates of the questions whose positives were hidden, with the p of the fold that did not see
     them; estimator.json: which sources the estimate has, why it can't be trusted, and the models as numbers.
     """
+    from threadpoolctl import threadpool_limits
+
     from stages.retrieval.encode import Vectors
 
     candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
@@ -80,22 +85,23 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     forms = loose_forms(inputs["corpus"], tools.scratch / "loose.arrow") if len(truth.needles) else None
     vectors = Vectors(inputs["encoding"], tools.vectors)
     vectorise = document_vectors(inputs["corpus"], vectors)
-    suspects = None
-    if params.estimate:
-        from stages.negatives.suspects import Suspects
-
-        suspects = Suspects(inputs, vectors, vectorise, truth.positives, tools.progress)
     measure = dense_scores(queries, vectors, vectorise)
     ids, total = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows
-    pairs = done = 0
-    with contracts.writer(out / "evidence.parquet", contracts.EVIDENCE) as writer:
-        for block in query_blocks(ids, total, ROWS_A_BLOCK):
-            found = united(of_block(candidates, block), measure)
-            rows = flagged(found, of_block(judged, block), truth, vectorise, forms)
-            rows = suspects.judged(rows) if suspects and not suspects.unfit else rows
-            writer.write_table(contracts.to_arrow(ordered(rows), contracts.EVIDENCE))
-            pairs, done = pairs + len(rows), done + len(block)
-            tools.progress.advance(done, len(ids), "queries")
+
+    def judged_rows(block: pl.Series) -> pl.DataFrame:
+        found = united(of_block(candidates, block), measure)
+        rows = flagged(found, of_block(judged, block), truth, vectorise, forms)
+        return ordered(suspects.judged(rows) if suspects and not suspects.unfit else rows)
+
+    pairs, blocks = 0, list(query_blocks(ids, total, ROWS_A_BLOCK))
+    # What is multiplied here is small: more threads of BLAS wait longer than they compute, and hours where others work.
+    alone = threadpool_limits(1, "blas")
+    with alone, contracts.writer(out / "evidence.parquet", contracts.EVIDENCE) as writer:
+        suspects = _suspects(inputs, vectors, vectorise, truth, tools) if params.estimate else None
+        for done, rows in enumerate(in_order(judged_rows, blocks, THREADS), 1):
+            writer.write_table(contracts.to_arrow(rows, contracts.EVIDENCE))
+            pairs += len(rows)
+            tools.progress.advance(min(done * len(blocks[0]), len(ids)), len(ids), "queries")
     taught = suspects.taught() if suspects else pl.DataFrame(pl.from_arrow(contracts.TAUGHT.empty_table()))
     contracts.write_table(taught, contracts.TAUGHT, out / "shown.parquet")
     about = suspects.about() if suspects else {"source": None, "unfit": "estimate is switched off", "models": []}
@@ -113,6 +119,14 @@ class Truth:
     """doc_id, text_key of the documents whose text another one has too: `documents.text_keys`."""
     needles: pl.DataFrame
     """query_id, needle: `known.usable_answers`."""
+
+
+def _suspects(
+    inputs: Mapping[str, Path], vectors: "Vectors", vectorise: known.Vectorise, truth: Truth, tools: Tools
+) -> "Suspects":
+    from stages.negatives.suspects import Suspects
+
+    return Suspects(inputs, vectors, vectorise, truth.positives, tools.progress)
 
 
 def united(candidates: pl.DataFrame, measure: Callable[[pl.DataFrame], Floats]) -> pl.DataFrame:
