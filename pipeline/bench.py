@@ -99,13 +99,14 @@ def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
     from stages.negatives.known import positive_similarity
     from stages.negatives.suspects import Suspects
     from stages.retrieval import encode, search
+    from stages.retrieval.encoding import Vectors
 
     inputs = write_inputs(collection, tools.scratch)
     encode.run(encode.Params(model=encoder), inputs, tools.scratch, tools)
     inputs["encoding"] = tools.scratch / "encoding.json"
     search.run(search.Params(), inputs, tools.scratch, tools)
     inputs |= {name: tools.scratch / f"{name}.parquet" for name in ("candidates", "judged")}
-    vectors = encode.Vectors(inputs["encoding"], tools.vectors)
+    vectors = Vectors(inputs["encoding"], tools.vectors)
     vectorise = document_vectors(inputs["corpus"], vectors)
     judged = read_table(inputs["judged"], JUDGED)
     positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", own=pl.lit(True))

@@ -47,7 +47,7 @@ def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Ru
                 progress.say(held)
             params: Any = settings.params()
             if section in ("train", "evaluate", "refresh"):  # and again before it trains, which may be hours later
-                world.check(params["train"].batch_size, params["train"].device)
+                world.check(params["train"].device)
             yield Runner(workspace, params, progress, engine), settings
             if section and not from_file:
                 remember(workspace, section, given)

@@ -75,6 +75,10 @@ def events(workspace: Workspace) -> list[dict[str, Any]]:
     return found
 
 
+_GOES_ON = ("verify", "train")
+"""Stages that go on after an interruption, of which a plan does not look how far they came."""
+
+
 def compared(happened: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The last prediction for this machine of which a stage ran before the next one, with what those stages took.
 
@@ -89,11 +93,12 @@ def compared(happened: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     for event in happened:
         kind = event.get("event")
         if kind == "planned" and event["machine"] == HERE:
-            planned, ran, starts = event, {}, Counter()
+            planned, ran = event, {}
+            starts = Counter({run: times for run, times in starts.items() if run[0] in _GOES_ON})
         elif kind == "start":
             starts[event.get("stage"), event.get("key")] += 1
         elif kind == "done" and planned and event["stage"] in planned["stages"]:
-            interrupted = starts[event["stage"], event.get("key")] > 1
+            interrupted = starts.pop((event["stage"], event.get("key")), 0) > 1
             ran.setdefault(event["stage"], {**event, "interrupted": interrupted})
             found = planned, ran
     if found is None:

@@ -91,7 +91,7 @@ def find(
     What a person decided is no finding. `inputs` holds the files queries, corpus, decided, judged, verdicts and
     encoding; `vectors` is the root of the vector store; `rank` and `negatives` are audit_rank and negatives.
     """
-    from stages.retrieval.encode import Vectors
+    from stages.retrieval.encoding import Vectors
 
     queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query", "split"])
     judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)

@@ -62,7 +62,7 @@ class Composer:
             self._categories = corpus.filter(pl.col("category").is_not_null() & (pl.col("category") != ""))
         self._vectorise: Vectorise | None = None
         if params.thin_similarity <= 1:
-            from stages.retrieval.encode import Vectors
+            from stages.retrieval.encoding import Vectors
 
             self._vectorise = document_vectors(inputs["corpus"], Vectors(inputs["encoding"], tools.vectors))
         self._caps: hubs.Caps | None = None

@@ -16,7 +16,7 @@ from stages.negatives.known import Vectorise
 from stages.text import loose, normalise
 
 if TYPE_CHECKING:
-    from stages.retrieval.encode import Vectors
+    from stages.retrieval.encoding import Vectors
 
 _ROWS = 8192
 

@@ -30,7 +30,7 @@ from stages.retrieval.vectors import Floats
 
 if TYPE_CHECKING:
     from stages.negatives.suspects import Suspects
-    from stages.retrieval.encode import Vectors
+    from stages.retrieval.encoding import Vectors
 
 VERSION = 4
 
@@ -71,7 +71,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     """
     from threadpoolctl import threadpool_limits
 
-    from stages.retrieval.encode import Vectors
+    from stages.retrieval.encoding import Vectors
 
     candidates = contracts.scan_table(inputs["candidates"], contracts.CANDIDATES)
     judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)

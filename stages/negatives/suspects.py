@@ -15,7 +15,7 @@ from stages.negatives.blocks import ordered
 from stages.negatives.documents import document_texts
 from stages.negatives.features import GENERAL, Floats, Scene, Spread
 from stages.negatives.known import Vectorise
-from stages.retrieval.encode import Vectors
+from stages.retrieval.encoding import Vectors
 from stages.retrieval.lexical import Bm25
 from stages.text import loose, normalise
 

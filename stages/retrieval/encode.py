@@ -12,14 +12,15 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
-from stages.contracts import CORPUS, QUERIES, Summary, Tools, document_text, scan_table
+from stages.contracts import CORPUS, QUERIES, Summary, Tools, scan_table
 from stages.engine import Worker, pieces
 from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER, model_digest, portable, resolve_model
 from stages.params import Params as Base
 from stages.params import option
-from stages.retrieval.encoder import Encoder, Floats, Recipe, recipe
-from stages.retrieval.vectors import Buffer, Hashes, VectorStore, replace_synced, text_hashes, unique
+from stages.retrieval.encoder import Encoder, Recipe, recipe
+from stages.retrieval.encoding import encoder_texts, encodings
+from stages.retrieval.vectors import Buffer, Floats, Hashes, VectorStore, replace_synced, text_hashes, unique
 
 
 class Params(Base):
@@ -233,55 +234,6 @@ def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:
     texts = np.split(np.load(out / "texts.npy"), np.cumsum([part["texts"] for part in parts])[:-1])
     stores = [VectorStore(tools.vectors / part["encoder"]) for part in parts]
     return all(not store.broken and bool(store.held(hashes).all()) for store, hashes in zip(stores, texts, strict=True))
-
-
-def encodings(path: Path) -> list[dict[str, Any]]:
-    """What encoding.json says of each encoder, the first one's first."""
-    first = json.loads(path.read_text())
-    return [first, *first.get("more", [])]
-
-
-class Vectors:
-    """From rows of the tables to their vectors, for the stages after this one.
-
-    `encoding` is the encode stage's encoding.json, `root` the vector store's (`tools.vectors`), `number` the encoder's:
-    0 is `model`, 1 and on are `more_models`.
-    """
-
-    def __init__(self, encoding: Path, root: Path, number: int = 0) -> None:
-        self.encoding = encodings(encoding)[number]
-        self.store = VectorStore(root / self.encoding["encoder"])
-        self.dimension: int = self.encoding["dimension"]
-
-    def query_hashes(self, frame: pl.DataFrame) -> Hashes:
-        """Hashes of the rows of `frame` (column query): uint8 [n, 16], for `self.read`."""
-        return self._hashes(frame, "query")
-
-    def document_hashes(self, frame: pl.DataFrame) -> Hashes:
-        """Hashes of the rows of `frame` (columns text and, where there is one, title): uint8 [n, 16]."""
-        return self._hashes(frame, "document")
-
-    def read(self, hashes: Hashes) -> Floats:
-        """Vectors of hashes, float32 [n, d]; `KeyError` where one was not encoded."""
-        return self.store.read(hashes)
-
-    def queries(self, frame: pl.DataFrame) -> Floats:
-        """Vectors of the rows of `frame` (column query): float32 [n, d]."""
-        return self.read(self.query_hashes(frame))
-
-    def documents(self, frame: pl.DataFrame) -> Floats:
-        """Vectors of the rows of `frame` (columns text and, where there is one, title): float32 [n, d]."""
-        return self.read(self.document_hashes(frame))
-
-    def _hashes(self, frame: pl.DataFrame, role: str) -> Hashes:
-        return text_hashes(encoder_texts(frame, role), self.encoding["salts"][role])
-
-
-def encoder_texts(frame: pl.DataFrame, role: str) -> list[str]:
-    """What the encoder reads of each row, before its prompt: the query; or title (if any), a space and the text."""
-    if role == "query":
-        return frame["query"].to_list()
-    return frame.select(document_text(frame.columns))["text"].to_list()
 
 
 def _recipes(params: Params) -> list[Recipe]:

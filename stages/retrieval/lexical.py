@@ -111,14 +111,16 @@ def _index(
     data: list[NDArray[Any]] = [np.empty(0, np.float32)]
     places: list[NDArray[Any]] = [np.empty(0, np.int32)]
     ends: list[NDArray[Any]] = [np.zeros(1, np.int64)]
+    holding = np.zeros(len(words), np.int64)
     rest = iter(documents)
     while known := [_known(text, words, lengths) for text in islice(rest, _ROWS)]:
         block = _counts(known, words)
         data.append(block.data)
         places.append(block.indices)
         ends.append(ends[-1][-1] + block.indptr[1:])
-    weights = scipy.sparse.csr_array((_joined(data), _joined(places), _joined(ends)), shape=(len(lengths), len(words)))
-    holding = np.bincount(weights.indices, minlength=len(words))
+        holding += np.bincount(block.indices, minlength=len(words))
+    shape = len(lengths), len(words)
+    weights = scipy.sparse.csr_array((_joined(data), _joined(places), _narrow(_joined(ends))), shape=shape)
     idf = np.array([math.log(1 + (len(lengths) - n + 0.5) / (n + 0.5)) for n in holding.tolist()], np.float32)
     mean = np.mean(lengths) if any(lengths) else 1.0
     norms = _K1 * ((1 - _B) + _B * np.array(lengths) / mean)
@@ -143,10 +145,15 @@ def _counts(texts: Sequence[Sequence[int] | NDArray[np.int32]], words: Sized) ->
     sizes = [len(text) for text in texts]
     ids = np.fromiter(chain.from_iterable(texts), np.int32, sum(sizes))
     counts = scipy.sparse.csr_array(
-        (np.ones(len(ids), np.float32), ids, np.cumsum([0, *sizes])), shape=(len(texts), len(words))
+        (np.ones(len(ids), np.float32), ids, _narrow(np.cumsum([0, *sizes]))), shape=(len(texts), len(words))
     )
     counts.sum_duplicates()
     return counts
+
+
+def _narrow(ends: NDArray[Any]) -> NDArray[Any]:
+    """In 32 bits where that is enough: scipy makes the places as wide as the ends."""
+    return ends.astype(np.int32) if ends[-1] <= np.iinfo(np.int32).max else ends
 
 
 def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:

@@ -28,7 +28,7 @@ from stages.params import Params as Base
 from stages.params import option
 from stages.retrieval.approximate import EXACT, Approximate, Wanted
 from stages.retrieval.dense import Dense
-from stages.retrieval.encode import Vectors, encoder_texts, encodings
+from stages.retrieval.encoding import Vectors, encoder_texts, encodings
 from stages.retrieval.incremental import Incremental
 from stages.retrieval.index import check_factory, check_parameters
 from stages.retrieval.lexical import Bm25Search

@@ -71,17 +71,21 @@ def fit(
     highest (the first of equals) are kept, without `measure` the last. A loss that is no number ends the training.
     Where a launcher started several processes, the others are called to `train_along`.
     """
-    world.check(params.batch_size, params.device)
+    world.check(params.device)
     curriculum = Curriculum(epochs, queries, texts, params, learning_rate)
     checkpoint = newest_checkpoint(tools.scratch)
     if checkpoint:
         tools.progress.say(f"training was stopped before; it goes on after step {step_of(checkpoint)}")
-    if world.size() > 1:
-        tools.progress.say(f"{world.size()} processes share out the groups of each step")
+    if world.size() == 1:
+        world.alone()
+    else:
+        idle = world.size() - params.batch_size
+        rest = f"; {idle} of them have none, because batch_size is {params.batch_size}" if idle > 0 else ""
+        tools.progress.say(f"{world.size()} processes share out the groups of each step{rest}")
         world.call()
         save_reranker(model, tools.scratch / "base")
         with world.together():
-            world.give((curriculum, model.device.type))
+            world.broadcast((curriculum, model.device.type))
             world.share([tools.scratch / "base", *([checkpoint] if checkpoint else [])], tools.scratch)
     watch = _Watch(curriculum.steps, measure, tools)
     watch.trainer = _Trainer(
@@ -100,7 +104,7 @@ def train_along() -> None:
     with tempfile.TemporaryDirectory(prefix="prep-") as folder:
         scratch = Path(folder)
         with world.together():
-            curriculum, kind = world.give()
+            curriculum, kind = world.broadcast()
             base, *checkpoint = world.share((), scratch)
         params = curriculum.params
         model = load_reranker(base, world.own_device(kind), params.max_length, params.dropout, params.seed)

@@ -4,7 +4,6 @@ Rank 0 alone opens the workspace and speaks. The others wait in `follow`, for as
 it calls them to a training or leaves. Both stand in the launcher's store, so nobody waits for one who is gone.
 """
 
-import importlib.metadata
 import os
 import signal
 import socket
@@ -21,6 +20,8 @@ from stages.errors import InputError
 from stages.models import file_digest
 
 _SET_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Any of these above 1, or LOCAL_RANK alone, makes accelerate look for others."""
 _LIBRARIES = ("accelerate", "prep", "sentence-transformers", "tokenizers", "torch", "transformers")
 _CALLS, _LEFT = "calls", "left"
 _LOOK_SECONDS = 0.2
@@ -50,16 +51,18 @@ def _number(name: str) -> int:
         ) from None
 
 
-def check(batch_size: int, device: str) -> None:
-    """Raise `InputError` where the processes can't share steps of `batch_size` groups, can't each have a device, or are
-    not to train a whole model each, once."""
+def check(device: str) -> None:
+    """Raise `InputError` where the processes can't each have a device, are not to train a whole model each, once, or
+    can't find one another."""
     if size() == 1:
+        for name in _SIZES:
+            if os.environ.get(name, "1") not in ("", "0", "1"):
+                raise InputError(
+                    f"{name} = {os.environ[name]} says that this is one of several processes, but not where the others "
+                    f"are: start prep by torchrun or accelerate launch, which set {', '.join(_SET_BY_LAUNCHERS)}; or "
+                    f"unset {name}, and each trains by itself."
+                )
         return
-    if batch_size < size():
-        raise InputError(
-            f"batch_size = {batch_size}: the groups of a step are shared out, and there are {size()} processes. "
-            f"Set batch_size to {size()} or more, or start fewer processes."
-        )
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(
             f"device = {device!r}: {size()} processes need a device each. Set device to auto or cuda (the GPU of each "
@@ -83,6 +86,12 @@ def own_device(kind: str) -> str:
     from stages.device import pick_device
 
     return pick_device(f"cuda:{_number('LOCAL_RANK')}") if kind == "cuda" else kind
+
+
+def alone() -> None:
+    """Without others, take away what accelerate would go and look for them by."""
+    for name in (*_SET_BY_LAUNCHERS, *_SIZES):
+        os.environ.pop(name, None)
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def call() -> None:
     _join()
 
 
-def give(value: Any = None) -> Any:
+def broadcast(value: Any = None) -> Any:
     """What rank 0 gives, in every process."""
     import torch.distributed as dist
 
@@ -145,13 +154,14 @@ def share(folders: Sequence[Path], copies: Path) -> list[Path]:
     under `copies`."""
     import torch.distributed as dist
 
-    named = give({folder.resolve(): _digests(folder) for folder in folders})
+    named = broadcast({folder.resolve(): _digests(folder) for folder in folders})
     same: list[bool] = [False] * size()
-    dist.all_gather_object(same, all(_digests(folder) == digests for folder, digests in named.items()))
+    seen = rank() == 0 or all(_digests(folder) == digests for folder, digests in named.items())
+    dist.all_gather_object(same, seen)
     if not all(same):
-        for folder, digests in named.items():
-            files = give({name: (folder / name).read_bytes() for name in digests} if rank() == 0 else None)
-            for name, content in files.items() if rank() else ():
+        for folder, name in ((folder, name) for folder, digests in named.items() for name in digests):
+            content = broadcast((folder / name).read_bytes() if rank() == 0 else None)
+            if rank():
                 path = copies / folder.name / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
@@ -176,6 +186,8 @@ def together() -> Iterator[None]:
 
 def _join() -> None:
     """Be one of a torch process group, if not yet; raises `InputError` where the libraries are others than rank 0's."""
+    from importlib.metadata import version
+
     import torch
     import torch.distributed as dist
 
@@ -189,8 +201,8 @@ def _join() -> None:
             world_size=size(),
             timeout=_ANSWERED,
         )
-        here = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-        wanted = give(here)
+        here = {name: version(name) for name in _LIBRARIES}
+        wanted = broadcast(here)
     if wrong := ", ".join(f"{name} {here[name]}, not {wanted[name]}" for name in here if here[name] != wanted[name]):
         raise InputError(f"{socket.gethostname()} has {wrong}: install the same versions on every machine.")
 

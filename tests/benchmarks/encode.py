@@ -168,7 +168,7 @@ def check(folder: Path, sizes: Sizes) -> Result:
     import numpy as np
     import polars as pl
 
-    from stages.retrieval.encode import Vectors
+    from stages.retrieval.encoding import Vectors
 
     vectors = Vectors(folder / "ours" / "encoding.json", folder / "ours" / "vectors")
     mine = np.concatenate(

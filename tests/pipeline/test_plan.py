@@ -75,6 +75,10 @@ def test_what_went_on_after_an_interruption_has_no_ratio() -> None:
     happened = [start, planned("first", encode=10.0), start, {**done("encode", 9), "key": "k"}]
     assert ratios(compared(happened)) == {"encode": 0.9}  # what was cut short before the plan was counted in it
     assert ratios(compared([*happened[1:3], *happened[2:]])) == {"encode": None}
+    training = {**start, "stage": "train"}
+    before = [training, planned("first", train=10.0), training, {**done("train", 1), "key": "k"}]
+    assert ratios(compared(before)) == {"train": None}  # a plan does not look how far a training came
+    assert ratios(compared([*before, planned("second", train=10.0), *before[2:]])) == {"train": 0.1}
     other = {**start, "key": "of other settings"}
     assert ratios(compared([happened[1], other, *happened[2:]])) == {"encode": 0.9}
 

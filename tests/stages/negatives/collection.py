@@ -46,7 +46,7 @@ def write(folder: Path, **tables: pl.DataFrame) -> dict[str, Path]:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -> None:
-    """Let `stages.retrieval.encode.Vectors` give these document vectors."""
+    """Let `stages.retrieval.encoding.Vectors` give these document vectors."""
 
     class Vectors:
         def __init__(self, encoding: Path, root: Path) -> None:
@@ -61,6 +61,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -
         def read(self, hashes: np.ndarray) -> np.ndarray:
             return np.array([vectors[bytes(row).decode().strip()] for row in hashes], dtype=np.float32)
 
-    module = types.ModuleType("stages.retrieval.encode")
+    module = types.ModuleType("stages.retrieval.encoding")
     module.Vectors = Vectors  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stages.retrieval.encode", module)
+    monkeypatch.setitem(sys.modules, "stages.retrieval.encoding", module)

@@ -11,7 +11,7 @@ import pytest
 from stages.contracts import CORPUS, write_table
 from stages.errors import InputError
 from stages.retrieval.dense import Dense
-from stages.retrieval.encode import Vectors
+from stages.retrieval.encoding import Vectors
 from stages.retrieval.vectors import VectorStore, text_hashes
 
 

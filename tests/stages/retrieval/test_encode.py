@@ -13,8 +13,9 @@ import pytest
 from stages.contracts import CORPUS, QUERIES, Tools, write_table
 from stages.errors import InputError
 from stages.retrieval import encode
-from stages.retrieval.encode import Params, Vectors, encoder_texts, encodings, identity, intact, run
+from stages.retrieval.encode import Params, identity, intact, run
 from stages.retrieval.encoder import Recipe
+from stages.retrieval.encoding import Vectors, encoder_texts, encodings
 from stages.retrieval.vectors import VectorStore, text_hashes
 
 

@@ -159,6 +159,7 @@ def test_weights_are_those_of_bm25s_to_the_last_bit(documents: list[list[str]], 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lexical, "_ROWS", rows)
         ours = Bm25(words, map(" ".join, documents))
+    assert ours._weights.data.itemsize + ours._weights.indices.itemsize == 8
     every = np.arange(len(documents))
     for place, word in enumerate(words):
         expected = theirs.get_scores([word]) if word in theirs.vocab_dict else np.zeros(len(documents), np.float32)

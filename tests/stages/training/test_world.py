@@ -1,5 +1,7 @@
 """What is known of the processes from the launcher, and what is refused before any of them works."""
 
+import os
+
 import pytest
 
 from stages.errors import InputError
@@ -19,16 +21,32 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert (world.rank(), world.size()) == (0, 1)
-    monkeypatch.setenv("RANK", "1")  # a scheduler's, say, that starts the same thing many times
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    world.check("cuda:3")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
     assert (world.rank(), world.size()) == (0, 1)
-    world.check(1, "cuda:3")
+    world.check("cuda:3")
+    world.alone()
+    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(os.environ)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_one_of_several_that_does_not_know_where_the_others_are_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """accelerate would look for them, and average whatever trains there."""
+    monkeypatch.setenv("MASTER_ADDR", "head")
+    monkeypatch.setenv(name, "2")
+    assert world.size() == 1
+    with pytest.raises(InputError, match=f"{name} = 2 says .* torchrun .* or unset {name}"):
+        world.check("auto")
 
 
 def test_a_launcher_says_which_process_this_is(launched: pytest.MonkeyPatch) -> None:
     assert (world.rank(), world.size()) == (2, 4)
     assert world.own_device("cpu") == "cpu"
-    world.check(4, "auto")
+    world.check("auto")
     launched.setattr("torch.cuda.is_available", lambda: True)
     launched.setattr("torch.cuda.device_count", lambda: 1)
     assert world.own_device("cuda") == "cuda:0"
@@ -40,14 +58,9 @@ def test_a_launcher_says_which_process_this_is(launched: pytest.MonkeyPatch) -> 
         world.rank()
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "device", "said"), [(3, "auto", "Set batch_size to 4"), (8, "cuda:1", "'cuda:1'")]
-)
-def test_what_the_processes_cannot_share_is_refused(
-    launched: pytest.MonkeyPatch, batch_size: int, device: str, said: str
-) -> None:
-    with pytest.raises(InputError, match=said):
-        world.check(batch_size, device)
+def test_one_device_for_several_is_refused(launched: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="'cuda:1'"):
+        world.check("cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -62,4 +75,4 @@ def test_what_the_launcher_would_do_otherwise_is_refused(
 ) -> None:
     launched.setenv(name, value)
     with pytest.raises(InputError, match=said):
-        world.check(8, "auto")
+        world.check("auto")
