@@ -129,10 +129,20 @@ def test_with_nothing_to_do_all_leave(undisturbed: Project) -> None:
 
 
 def test_what_rank_0_refuses_ends_all_with_its_exit_code(undisturbed: Project) -> None:
-    code, _, err = ended(start(TORCHRUN, undisturbed, "train", "--batch-size", "1"))
+    code, out, err = ended(start(TORCHRUN, undisturbed, "train", "--device", "cuda:0", "--json"))
     assert code == 1, "the launcher's own, which names that of the process"
     assert re.search(r"rank +: 0 .*\n +exitcode +: 2 ", err)
-    assert err.count("batch_size = 1: the groups of a step are shared out, and there are 2 processes") == 1
+    assert err.count("'cuda:0': 2 processes need a device each") == 1
+    assert json.loads(out)["exit"] == 2
+
+
+def test_a_process_may_have_nothing_to_do(tmp_path: Path, finished: Path, tiny_model: Path, small_table: Path) -> None:
+    project = new(tmp_path, finished, tiny_model, small_table)
+    _, _, err = ended(start(TORCHRUN, project, "train", "--batch-size", "1"))
+    assert "1 of them have none, because batch_size is 1" in err
+    assert "epoch 1, dev: " in err  # the end; whether the gate likes what steps of one group learn is its own matter
+    assert "another process" not in err
+    assert "Traceback" not in err
 
 
 def test_a_kill_changes_nothing(
