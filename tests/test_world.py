@@ -142,7 +142,6 @@ def test_a_process_may_have_nothing_to_do(tmp_path: Path, finished: Path, tiny_m
     assert "1 of them have none, because batch_size is 1" in err
     assert "epoch 1, dev: " in err  # the end; whether the gate likes what steps of one group learn is its own matter
     assert "another process" not in err
-    assert "Traceback" not in err
 
 
 def test_a_kill_changes_nothing(
