@@ -288,18 +288,16 @@ def calibrate(options: Mapping[str, Any]) -> Result:
         said = runner.done["mask"].summary
         if said["rule"] != "learned":
             raise InputError(f"the learned mask can't be trusted on this table: {said['estimate']['unfit']}")
-        files = {"queries": "pairs", "judged": "search", "verdicts": "mask"}
-        found = trade(
-            {name: folders[stage] / f"{name}.parquet" for name, stage in files.items()},
-            learned.negatives,
-        )
-    header = ["expected", "95 %", "hardness", "fill"]
+        files = {"queries": "pairs", "judged": "search", "verdicts": "mask", "shown": "evidence"}
+        found = trade({name: folders[stage] / f"{name}.parquet" for name, stage in files.items()}, learned)
+    header = ["expected", "95 %", "hardness", "fill", "found"]
     budgets = [[f"{row['max_false_negatives']:.1%}", *_expectation(row)] for row in found["budgets"]]
     rules = [[row["rule"], *_expectation(row)] for row in found["rules"]]
     return Result(
         {**found, "estimate": said["estimate"]},
         [
-            f"{found['queries']:,} of {found['of']:,} train questions; false negatives expected among what is written:",
+            f"{found['queries']:,} of {found['of']:,} train questions; false negatives expected among what is written "
+            "(95 %: the luck of the questions, not of the model), and found where positives were hidden:",
             Table("learned mask, by the share that you accept", ["max_false_negatives", *header], budgets),
             Table("fixed rules, on the same candidates", ["rule", *header], rules),
             *check.lines(said["estimate"]),
@@ -308,10 +306,12 @@ def calibrate(options: Mapping[str, Any]) -> Result:
 
 
 def _expectation(row: Mapping[str, Any]) -> list[str]:
+    again = row["check"]
+    found = f"{again['observed']:.2%} ({again['hidden']:,})" if again else "not checked"
     if row["expected"] is None:
-        return ["", "", "", "0.0%"]
+        return ["", "", "", "0.0%", found]
     interval = f"[{row['low']:.2%}, {row['high']:.2%}]"
-    return [f"{row['expected']:.2%}", interval, f"{row['hardness']:.3f}", f"{row['fill']:.1%}"]
+    return [f"{row['expected']:.2%}", interval, f"{row['hardness']:.3f}", f"{row['fill']:.1%}", found]
 
 
 def audit(

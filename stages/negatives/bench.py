@@ -130,13 +130,15 @@ def emitted(mined: Mined, fixed: Fixed) -> Bools:
 
 
 def figures(mined: Mined, chosen: Bools) -> dict[str, float | None]:
-    """leak; rows, the share of questions with a leak; hardness; fill; near_duplicates, the share with a cosine of at
-    least NEAR with a known positive; judged_negatives, those kept of the candidates that people judged not relevant."""
+    """negatives, how many; leak; rows, the share of questions with a leak; hardness; fill; near_duplicates, the share
+    with a cosine of at least NEAR with a known positive; judged_negatives, those kept of the candidates that people
+    judged not relevant."""
     n, false = int(chosen.sum()), chosen & mined.hidden
     true = chosen & ~mined.hidden
     wanted = int(mined.lists.room.sum())
     wrong = int(mined.wrong.sum())
     return {
+        "negatives": n,
         "leak": int(false.sum()) / n if n else None,
         "rows": float(false.any(axis=1).mean()) if len(false) else None,
         "hardness": float(mined.lists.score[true].mean(dtype=np.float64)) if true.any() else None,
@@ -193,6 +195,7 @@ def report(mined: Mined) -> dict[str, Any]:
                 "leak_learned": ours["leak"],
                 "fill_rule": of_rule["fill"],
                 "fill_learned": ours["fill"],
+                "negatives": ours["negatives"],
             }
         )
     budgets = [
@@ -215,10 +218,10 @@ def bins(mined: Mined, n: int = 10) -> list[dict[str, float]]:
 
 
 def ratio(one: Mapping[str, Any]) -> float | None:
-    """How many times lower the learned mask's leak is; no leak counts as 0.01 %."""
-    if not one["leak_rule"]:
+    """How many times lower the learned mask's leak is; where none leaks of its n negatives, one could have."""
+    if not one["leak_rule"] or not one["negatives"]:
         return None
-    return float(one["leak_rule"] / max(one["leak_learned"], 1e-4))
+    return float(one["leak_rule"] / max(one["leak_learned"], 1 / one["negatives"]))
 
 
 def medians(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

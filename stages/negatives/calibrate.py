@@ -14,11 +14,13 @@ import numpy as np
 import polars as pl
 
 from stages import contracts
+from stages.contracts import Summary
 from stages.draw import draw
 from stages.errors import InputError
 from stages.negatives.bench import FIXED, as_lists, emitted, within
-from stages.negatives.budget import Bools, Ints, Lists
-from stages.negatives.mask import NEGATIVE
+from stages.negatives.budget import Bools, Ints, Limit, Lists
+from stages.negatives.check import found_again
+from stages.negatives.mask import NEGATIVE, Params
 
 BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 QUERIES = 20_000
@@ -26,11 +28,12 @@ QUERIES = 20_000
 SAMPLES = 500
 
 
-def trade(inputs: Mapping[str, Path], room: int) -> dict[str, Any]:
-    """`budgets` and `rules`, a line each: expected, low, high, hardness, fill; and how many questions they are of.
+def trade(inputs: Mapping[str, Path], params: Params) -> dict[str, Any]:
+    """`budgets` and `rules`, a line each: expected, low, high, hardness, fill, and check, which says what was found
+    again of positives that were hidden (`check.found_again`); and how many questions they are of.
 
-    `inputs` holds the files queries, judged and verdicts, the latter of the learned mask. Only what the mask leaves to
-    a rule is looked at: known positives, documents with the answer and the like are no rule's business.
+    `inputs` holds the files queries, judged, verdicts and shown of the learned mask of `params`. Only what the mask
+    leaves to a rule is looked at: known positives, documents with the answer and the like are no rule's business.
     """
     queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "split"])
     train = queries.filter(pl.col("split") == "train")["query_id"].to_list()
@@ -43,13 +46,22 @@ def trade(inputs: Mapping[str, Path], room: int) -> dict[str, Any]:
         raise InputError("there is no candidate with an estimate: no train question has a positive and a candidate")
     table = table.sort("query_id", "score", "doc_id", descending=[False, True, False])
     judged = contracts.read_table(inputs["judged"], contracts.JUDGED)
-    mined = as_lists(table, table["p_false_negative"].to_numpy(), judged, room)
-    mined = replace(mined, lists=replace(mined.lists, room=rooms(table, judged, room)))
+    mined = as_lists(table, table["p_false_negative"].to_numpy(), judged, params.negatives)
+    mined = replace(mined, lists=replace(mined.lists, room=rooms(table, judged, params.negatives)))
+    taught = contracts.read_table(inputs["shown"], contracts.TAUGHT)
+
+    def checked(limit: Limit | None, **given: Any) -> Summary | None:
+        return found_again(params.model_copy(update=given), limit, taught)
+
     budgets = [
-        {"max_false_negatives": share, **line(mined.lists, chosen)}
-        for share, (_, chosen) in zip(BUDGETS, within(mined, BUDGETS), strict=True)
+        {"max_false_negatives": share, **line(mined.lists, chosen), "check": checked(limit, max_false_negatives=share)}
+        for share, (limit, chosen) in zip(BUDGETS, within(mined, BUDGETS), strict=True)
     ]
-    found = [{"rule": name, **line(mined.lists, emitted(mined, fixed))} for name, fixed in FIXED.items()]
+    found = []
+    for name, fixed in FIXED.items():
+        start, end = fixed.window
+        again = checked(None, mask=fixed.rule, threshold=fixed.value, window_start=start, window_end=end)
+        found.append({"rule": name, **line(mined.lists, emitted(mined, fixed)), "check": again})
     return {"queries": len(mined.lists.room), "of": len(train), "budgets": budgets, "rules": found}
 
 

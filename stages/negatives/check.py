@@ -10,13 +10,15 @@ from stages.contracts import Summary
 from stages.negatives import budget, rules
 from stages.negatives.budget import Limit
 
+SAMPLES = 500
 ELSEWHERE = "0 to 5.1 % (median 1.6 %)"
 """`prep bench negatives stackfaq bioasq policyqa medquad medquad_liveqa covid_faq --left one`."""
 
 
 def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summary | None:
     """What the mask of `params` writes for the questions of `taught` (TAUGHT), each judged by a fold that did not see
-    it: how many negatives and how many hidden positives among them, the expected share of false ones and the observed.
+    it: how many negatives and how many hidden positives among them, the expected share of false ones and the observed
+    one, with its 95 % interval (low, high; a bootstrap over questions), and the share that the learned mask accepts.
 
     One of a question's positives is hidden at a time, so it stands for as many that nobody labelled as the question has
     positives (`stages.negatives.learned`), and both shares are of what is chosen beside it. None where nothing was
@@ -36,18 +38,28 @@ def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summa
     lists, at = budget.padded(query, rows["score"].to_numpy(), p, room)
     chosen = budget.choose(lists, limit.price if limit else 0.0)[at] & (p <= (limit.ceiling if limit else 1.0))
     wrong = chosen & rows["hidden"].to_numpy()
-    n, false = int(chosen.sum()), int(wrong.sum())
     left = chosen & ~wrong
     expected = float(p[left].mean(dtype=np.float64)) if left.any() else 0.0
-    weighed = float(rows["weight"].to_numpy()[wrong].sum(dtype=np.float64))
-    observed = min(weighed / max(n - false, 1), 1.0)
+    asked = taught.select(pl.col("query_id").unique(maintain_order=True)).with_row_index("question")
+    question = rows.join(asked, on="query_id", how="left", maintain_order="left")["question"].to_numpy()
+    weighed = np.bincount(question, rows["weight"].to_numpy() * wrong, len(asked))
+    beside = np.bincount(question, left, len(asked))
+    drawn = np.random.default_rng(0).integers(0, len(asked), (SAMPLES, len(asked)))
+    low, high = np.quantile(_share(weighed[drawn].sum(axis=1), beside[drawn].sum(axis=1)), [0.025, 0.975])
     return {
-        "questions": taught["query_id"].n_unique(),
-        "negatives": n,
-        "hidden": false,
+        "questions": len(asked),
+        "negatives": int(chosen.sum()),
+        "hidden": int(wrong.sum()),
         "expected": round(expected, 5),
-        "observed": round(observed, 5),
+        "observed": round(float(_share(weighed.sum(), beside.sum())), 5),
+        "low": round(float(low), 5),
+        "high": round(float(high), 5),
+        "accepted": params.max_false_negatives if limit else None,
     }
+
+
+def _share(false: Any, others: Any) -> Any:
+    return np.minimum(false / np.maximum(others, 1), 1.0)
 
 
 def lines(estimate: Mapping[str, Any] | None) -> list[str]:
@@ -59,10 +71,28 @@ def lines(estimate: Mapping[str, Any] | None) -> list[str]:
     if said := estimate["check"]:
         return [
             f"checked on {said['questions']:,} questions of this table by hiding positives, each judged by a model "
-            f"that did not see it: expected {said['expected']:.2%} false negatives, found "
-            f"{said['observed']:.2%}"
+            f"that did not see it: expected {said['expected']:.2%} false negatives, found {found(said)} of "
+            f"{said['negatives']:,} negatives",
+            *_beyond(said),
         ]
     return [
         "the estimate of false negatives is not checked on this table, where too few questions have several positives: "
         f"it is the shipped prior's alone, which gave {ELSEWHERE} where 2 % were accepted, on collections new to it"
+    ]
+
+
+def found(check: Mapping[str, Any]) -> str:
+    """The observed share of a check with its interval, and how many hidden positives it rests on."""
+    if not check["hidden"]:
+        return "none"
+    return f"{check['observed']:.2%} [{check['low']:.2%}, {check['high']:.2%}], {check['hidden']:,} hidden positives"
+
+
+def _beyond(check: Mapping[str, Any]) -> list[str]:
+    """Where more was found than is accepted, and not by luck alone, that has to be said."""
+    if check["accepted"] is None or check["low"] <= check["accepted"]:
+        return []
+    return [
+        f"that is more than the {check['accepted']:.1%} that you accept: the estimate is too hopeful here. Lower "
+        "max_false_negatives; `prep calibrate` shows what is found at each"
     ]

@@ -42,7 +42,7 @@ from stages.negatives.rules import RULES, RuleName
 from stages.negatives.verify import heard
 from stages.params import option
 
-VERSION = 4
+VERSION = 5
 
 NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
 RULE = "rule"

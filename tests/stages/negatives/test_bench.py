@@ -113,6 +113,7 @@ def mined(k: int = 2):
 def test_figures_by_hand() -> None:
     naive = figures(mined(), emitted(mined(), FIXED["naive"]))
     assert naive == {
+        "negatives": 4,
         "leak": 0.5,
         "rows": 1.0,
         "hardness": pytest.approx((0.8 + 0.7) / 2),
@@ -154,9 +155,10 @@ def test_a_prior_of_one_set_has_no_other_to_leave_it_out_of(tmp_path: Path) -> N
 
 def test_medians_leave_out_sets_where_the_rule_leaks_nothing() -> None:
     def of(rule: float, ours: float) -> dict[str, list[dict[str, object]]]:
-        return {"equal_hardness": [{"rule": "r", "leak_rule": rule, "leak_learned": ours}]}
+        return {"equal_hardness": [{"rule": "r", "leak_rule": rule, "leak_learned": ours, "negatives": 88}]}
 
-    assert medians({"a": of(0.1, 0.05), "b": of(0.1, 0.01), "c": of(0.0, 0.0), "d": of(0.1, 0.0)}) == {"r": 10.0}
+    # where none leaks of 88, one could have: 0.1 x 88
+    assert medians({"a": of(0.1, 0.05), "b": of(0.1, 0.01), "c": of(0.0, 0.0), "d": of(0.1, 0.0)}) == {"r": 8.8}
 
 
 def test_curated_negatives_leave_less_room() -> None:

@@ -27,15 +27,20 @@ def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
         "hidden": 1,
         "expected": pytest.approx(0.15),  # of x and y
         "observed": 1.0,  # 4 / 2, at most 1
+        "low": 1.0,  # the one question, whatever is drawn
+        "high": 1.0,
+        "accepted": None,
     }
     # perc: at most 0.95 x 0.7; y and z
     assert found_again(Params(mask="perc", negatives=3), None, taught()) == {
         "questions": 1, "negatives": 2, "hidden": 0, "expected": pytest.approx(0.1), "observed": 0.0,
+        "low": 0.0, "high": 0.0, "accepted": None,
     }  # fmt: skip
     # learned at a price of 1: 0.85 - 0.1, 0.84 - 0.4, 0.6 - 0.2, 0.5: x and z
     limit = Limit(1.0, 1.0, 0.05, 0.5, 2)
     assert found_again(Params(mask="learned", negatives=2), limit, taught()) == {
         "questions": 1, "negatives": 2, "hidden": 0, "expected": pytest.approx(0.05), "observed": 0.0,
+        "low": 0.0, "high": 0.0, "accepted": 0.02,
     }  # fmt: skip
 
 
@@ -47,10 +52,25 @@ def test_each_turn_is_a_question_of_its_own() -> None:
     assert found_again(Params(), None, taught().clear()) is None
 
 
+def test_the_interval_is_that_of_questions() -> None:
+    """Of two questions one lets a hidden positive through: both may be drawn twice."""
+    harmless = taught().with_columns(query_id=pl.lit("r"), hidden=pl.lit(False))
+    found = found_again(Params(mask="none", negatives=3), None, pl.concat([taught(), harmless]))
+    assert found is not None
+    assert (found["low"], found["observed"], found["high"]) == (0.0, 0.8, 1.0)  # 4 / (2 + 3) of both, 4 / 2 of the one
+
+
 def test_how_it_is_known_is_said() -> None:
-    check = {"questions": 1234, "negatives": 9, "hidden": 1, "expected": 0.02, "observed": 0.018}
+    check = {
+        "questions": 1234, "negatives": 900, "hidden": 4, "expected": 0.02, "observed": 0.018,
+        "low": 0.01, "high": 0.03, "accepted": 0.02,
+    }  # fmt: skip
     assert "1,234 questions of this table" in lines({"unfit": None, "check": check})[0]
-    assert "expected 2.00% false negatives, found 1.80%" in lines({"unfit": None, "check": check})[0]
+    (line,) = lines({"unfit": None, "check": check})
+    assert "2.00% false negatives, found 1.80% [1.00%, 3.00%], 4 hidden positives of 900 negatives" in line
+    assert "found none of 900" in lines({"unfit": None, "check": {**check, "hidden": 0}})[0]
+    _, beyond = lines({"unfit": None, "check": {**check, "low": 0.021}})
+    assert "more than the 2.0% that you accept" in beyond
     assert "not checked on this table" in lines({"unfit": None, "check": None})[0]
     assert "can't be told on this table: odd" in lines({"unfit": "odd", "check": None})[0]
     assert lines(None) == []
