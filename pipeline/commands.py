@@ -43,7 +43,7 @@ def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Ru
         with workspace.locked(), engine_for(options, progress) as engine:
             given = spooled(workspace, given)
             settings, from_file = load_settings(options["config"], workspace, section, given)
-            if held := settings.remembered():
+            if held := settings.passing() if from_file else settings.remembered():
                 progress.say(held)
             params: Any = settings.params()
             if section in ("train", "evaluate", "refresh"):  # and again before it trains, which may be hours later

@@ -56,6 +56,11 @@ class Settings:
         shown = [f"[{s}] {name} = {'(kept)' if name == 'database' else repr(v)}" for (s, name), v in found.items()]
         return f"settings of earlier commands hold too (there is no prep.toml): {', '.join(shown)}" if shown else None
 
+    def passing(self) -> str | None:
+        """The flags of this command, for a person to see that a prep.toml does not hold them; None without any."""
+        flags = [label for label in self.source.values() if label.startswith("--")]
+        return f"for this command alone: {', '.join(flags)}; what is to stay goes into prep.toml" if flags else None
+
     def params(self) -> dict[str, Params]:
         """Stage name -> its checked Params. Raises `InputError` naming the section, the key and the value."""
         return {stage.name: self.check(stage.section, stage.load().Params) for stage in (*PIPELINE, GATE)}

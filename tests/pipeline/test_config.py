@@ -54,6 +54,14 @@ def test_mistakes_are_named_with_their_place(tmp_path: Path, text: str, message:
         settings_of(tmp_path, text).params()
 
 
+def test_flags_beside_a_file_are_said_not_to_stay(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "[mine]\ndepth = 50\n", "mine", mask="perc", max_false_negatives=0.01)
+    assert settings.passing() == (
+        "for this command alone: --mask, --max-false-negatives; what is to stay goes into prep.toml"
+    )
+    assert settings_of(tmp_path, "[mine]\ndepth = 50\n", "mine").passing() is None
+
+
 def test_a_wrong_flag_is_named_as_a_flag(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--depth = -1: "):
         settings_of(tmp_path, "", "mine", depth=-1).params()
