@@ -30,7 +30,8 @@ def bench(*arguments: str, folder: Path) -> tuple[str, dict[str, Any]]:
 def test_search_at_a_small_scale(tmp_path: Path) -> None:
     table, found = bench("--only", "search", "--scale", "0.01", "--turns", "2", folder=tmp_path)
     peers = {"mine_hard_negatives", "hn_mine", "faiss.knn"}
-    assert set(found["goals"]) == {f"search/{peer}" for peer in peers}
+    assert set(found["goals"]) == {f"search/{peer}" for peer in (*peers, "matrix rate")}
+    assert found["goals"].pop("search/matrix rate")["figure"] == "gflops"
     for name, row in found["goals"].items():
         assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
         assert row["ratio_min"] <= row["ratio_max"]
