@@ -1,5 +1,7 @@
 """The precedence table of the mask, row by row, on a collection whose every verdict is worked out by hand."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -232,6 +234,20 @@ def test_a_pair_that_several_sources_found_is_one_row():
 def test_what_goes_by_the_estimate_needs_one(given, inputs, tmp_path):
     with pytest.raises(InputError, match="estimate = false switches off"):
         verdicts(inputs, tmp_path, **given)
+
+
+def test_where_the_estimate_is_unfit_the_learned_mask_is_perc_and_says_so(inputs, tmp_path):
+    expected, _ = verdicts(inputs, tmp_path)
+    out = tmp_path / "out"
+    unfit = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": "it is odd", "models": {}}
+    (out / "estimator.json").write_text(json.dumps(unfit))
+    seen, lent = {name: out / file for name, file in FILES.items()}, tools(tmp_path)
+    summary = mask.run(Params(mask="learned"), inputs | seen, out, lent)
+    assert contracts.read_table(out / "verdicts.parquet", contracts.VERDICTS).equals(expected)
+    assert (summary["rule"], summary["threshold"], summary["verdicts"]["ignored"]["perc"]) == ("perc", 0.95, 1)
+    assert (summary["estimate"]["unfit"], summary["estimate"]["price"]) == ("it is odd", None)
+    [line] = [line for line in lent.progress.lines if "it is odd" in line]
+    assert "perc is used" in line
 
 
 def judged_by(p: dict[str, float | None], judge: dict[str, bool] | None = None, **given) -> pl.DataFrame:
