@@ -293,3 +293,35 @@ def test_what_the_rule_sets_aside_can_stay_with_a_weight():
         ("b", "negative", "kept", None),
     ]
     assert judged_by({"a": None}, relabel="weight")["reason"].to_list() == ["perc"]
+
+
+def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
+    """What is said where `high`, which perc sets aside, is a false negative with probability p, and `edge`, which it
+    keeps, with 0.97."""
+    verdicts(inputs, tmp_path)
+    out = tmp_path / "out"
+    about = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": None, "models": {}}
+    (out / "estimator.json").write_text(json.dumps(about))
+    seen = contracts.read_table(out / "evidence.parquet", contracts.EVIDENCE)
+    here = pl.col("query_id") == "a"
+    estimated = (
+        pl.when(here & (pl.col("doc_id") == "high")).then(p).when(here & (pl.col("doc_id") == "edge")).then(0.97)
+    )
+    contracts.write_table(
+        seen.with_columns(p_false_negative=estimated.cast(pl.Float32)), contracts.EVIDENCE, out / "evidence.parquet"
+    )
+    lent = tools(tmp_path)
+    files = {name: out / file for name, file in FILES.items()}
+    mask.run(Params(**{"mask": "perc", "relabel": "positive"} | given), inputs | files, out, lent)
+    return [line for line in lent.progress.lines if "relabel" in line]
+
+
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_where_relabel_finds_nothing_it_says_how_likely_the_likeliest_is(rows, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(mask, "ROWS_A_BLOCK", rows)
+    [line] = relabelled(inputs, tmp_path, 0.8614)
+    assert "0.861, and above = 0.9 is asked for" in line
+    assert relabelled(inputs, tmp_path, 0.91) == []
+    assert relabelled(inputs, tmp_path, 0.8614, relabel="no") == []
+    [line] = relabelled(inputs, tmp_path, 0.8614, mask="none")
+    assert "nothing with an estimate is set aside" in line
