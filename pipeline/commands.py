@@ -153,10 +153,19 @@ def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
     shown = {name: value for name, value in summary.items() if value is not None}
     false = shown.pop("false_negatives", None)
     line = f"{stage}: " + ", ".join(f"{name.replace('_', ' ')} {_number(v)}" for name, v in shown.items())
-    expected = (
-        [] if false is None else [f"false ones expected among the {summary['negatives']:,} negatives: {false:.2%}"]
-    )
+    expected = [] if false is None else [expectation(false, summary["negatives"], summary["weighted"])]
     return [line, *expected]
+
+
+def expectation(false: float, negatives: int, weighted: int) -> str:
+    """How many of the negatives written are false, as expected; `weighted` of them stand there with a weight."""
+    told = f"false ones expected among the {negatives:,} negatives: {false:.2%}"
+    if not weighted:
+        return told
+    return (
+        f"{told}; {weighted:,} of them the mask would have set aside: relabel = weight keeps them, with a weight "
+        "(neg_weights), beyond the share of false ones that is accepted"
+    )
 
 
 def _number(value: Any) -> str:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pipeline.graph import GATE, PIPELINE
 from pipeline.store import Workspace, write_durably
 from stages.errors import InputError
+from stages.negatives.needs import Ignored, ignored
 from stages.params import Params, option
 
 REMEMBERED = "remembered setting"
@@ -63,7 +64,19 @@ class Settings:
 
     def params(self) -> dict[str, Params]:
         """Stage name -> its checked Params. Raises `InputError` naming the section, the key and the value."""
-        return {stage.name: self.check(stage.section, stage.load().Params) for stage in (*PIPELINE, GATE)}
+        found = {stage.name: self.check(stage.section, stage.load().Params) for stage in (*PIPELINE, GATE)}
+        if vain := [self._ignored(one) for one in ignored(found) if self._meant(one)]:
+            raise InputError("\n".join(vain))
+        return found
+
+    def _meant(self, one: Ignored) -> bool:
+        """Is what is ignored a mistake? A flag is; a key of the file is, unless a flag of this command chose another
+        way than the file describes; what is remembered was checked when it was given."""
+        label, others = self.source["mine", one.name], (self.source.get(("mine", name), "") for name in one.others)
+        return _is_flag(label) or not (label.startswith(REMEMBERED) or any(map(_is_flag, others)))
+
+    def _ignored(self, one: Ignored) -> str:
+        return f"{self.source['mine', one.name]} = {self.sections['mine'][one.name]!r} {one.why}"
 
     def refresh(self) -> RefreshParams:
         """What a refresh keeps, checked."""
@@ -84,6 +97,10 @@ class Settings:
             return f"[{section}] {message}"
         where = self.source.get((section, name), f"[{section}] {name}")
         return f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _is_flag(label: str) -> bool:
+    return label.startswith("--")
 
 
 def load_settings(

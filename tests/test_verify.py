@@ -17,7 +17,8 @@ from tests.test_refresh import result
 def seen(project: Project) -> Project:
     """The small table under prep's own encoder, whose candidates the prior knows how to read."""
     project.set("encode", "model", f'"{DEFAULT_ENCODER}"')
-    project.set("mine", "mask", '"learned"')
+    for name, value in (("mask", '"learned"'), ("window_start", "10"), ("window_end", "210")):
+        project.set("mine", name, value)
     return project
 
 

@@ -29,6 +29,8 @@ class Fixed:
     value: float | None = None
     window: tuple[int, int] = (0, 0)
     source: str = ""
+    bare: bool = False
+    """The window's ranks are counted without the known positives."""
 
 
 FIXED: dict[str, Fixed] = {
@@ -41,7 +43,8 @@ FIXED: dict[str, Fixed] = {
     "margin 0.1": Fixed("margin", 0.1, source="sentence-transformers absolute_margin 0.1"),
     "abs 0.7": Fixed("abs", 0.7, source="NV-Retriever TopK-Abs; sentence-transformers max_score"),
     "infonce 0.1": Fixed("infonce", 0.1, source="SWIFT INFONCE_MASK_FAKE_NEGATIVE"),
-    "window 10-210": Fixed("window", window=(10, 210), source="FlagEmbedding; sentence-transformers range_min 10"),
+    "window 10-210": Fixed("window", window=(10, 210), source="FlagEmbedding range_for_sampling"),
+    "range_min 10": Fixed("window", window=(10, 10**9), source="sentence-transformers range_min", bare=True),
 }  # fmt: skip
 BUDGETS = (0.01, 0.02, 0.05)
 NEAR = 0.98
@@ -119,10 +122,11 @@ def emitted(mined: Mined, fixed: Fixed) -> Bools:
     """What a fixed rule takes [q, width]: the best of those that it lets through."""
     limit = rules.thresholds(fixed.rule, fixed.value, mined.lowest, mined.best)
     shape = mined.lists.score.shape
+    rank = np.broadcast_to(np.arange(1, shape[1] + 1, dtype=np.int32), shape) if fixed.bare else mined.rank
     passed = rules.passes(
         fixed.rule,
         mined.lists.score.ravel(),
-        mined.rank.ravel(),
+        rank.ravel(),
         np.repeat(limit, shape[1]),
         fixed.window,
     ).reshape(shape)

@@ -173,6 +173,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     if not tally.n["written"]:
         raise InputError(_nothing(tally.n))
     summary = summarise(tally, params.same == "category", params.drop_positives, params.positive_weight) | composer.told
+    if params.hub_cap and (line := crowded(params, tally, int(corpus.select(pl.len()).collect().item()))):
+        tools.progress.say(line)
     if params.same == "category" and tally.n["without_category"] == tally.n["with_positive"]:
         tools.progress.say("same = category: no positive has a category, so no negative was preferred")
     return summary
@@ -204,6 +206,20 @@ def lines(asked: pl.DataFrame, positives: pl.DataFrame, chosen: pl.DataFrame, te
 def weighted(side: pl.DataFrame) -> list[str]:
     """The column of weights, where there is one."""
     return [name for name in side.columns if name == "weight"]
+
+
+def crowded(params: Params, tally: Tally, documents: int) -> str | None:
+    """What to say where so many documents can't be all the negatives that are wanted, as often as hub_cap lets them."""
+    wanted = tally.asked * tally.n["with_positive"] - tally.bands["curated"]  # these know no cap
+    most = documents * params.hub_cap
+    if most >= wanted:
+        return None
+    none = tally.n["with_positive"] - tally.n["written"]
+    return (
+        f"hub_cap = {params.hub_cap} can't be met: {documents:,} documents x {params.hub_cap} are at most {most:,} "
+        f"negatives, and {wanted:,} are wanted, which takes hub_cap = {-(-wanted // documents)} at least. Of "
+        f"{tally.n['with_positive']:,} questions {tally.n['short']:,} have fewer than {tally.asked}, {none:,} none"
+    )
 
 
 def _nothing(tally: Mapping[str, int]) -> str:

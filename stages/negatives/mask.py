@@ -132,11 +132,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     blocks = list(query_blocks(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, ROWS_A_BLOCK))
     limit = budget.settled(rule, evidence, queries, blocks) if rule.mask == "learned" else None
     counts: Counter[str] = Counter()
+    likeliest = 0.0
     with contracts.writer(out / "verdicts.parquet", contracts.VERDICTS) as writer:
         for block in blocks:
             verdicts = decided(rule, of_block(evidence, block), of_block(judged, block), limit)
             writer.write_table(contracts.to_arrow(verdicts.drop("contradicted"), contracts.VERDICTS))
             counts += count(verdicts)
+            likeliest = max(likeliest, likeliest_aside(verdicts, rule.mask))
             tools.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
     summary = summarise(rule, counts, len(queries))
     if estimator["source"]:
@@ -146,6 +148,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
             "ceiling": round(limit.ceiling, 5) if limit else None,
             "check": check.found_again(rule, limit, taught),
         }
+    if params.relabel == "positive" and not estimator["unfit"] and not counts["relabelled"]:
+        tools.progress.say(nothing_relabelled(params.above, likeliest))
     for line in warnings(summary):
         tools.progress.say(line)
     return summary
@@ -206,6 +210,22 @@ def count(verdicts: pl.DataFrame) -> Counter[str]:
     counts["filled"] = verdicts.filter(pl.col("verdict") == NEGATIVE)["query_id"].n_unique()
     counts["anchorless"] = verdicts.filter(pl.col("reason") == "no_positive")["query_id"].n_unique()
     return counts
+
+
+def likeliest_aside(verdicts: pl.DataFrame, rule: RuleName) -> float:
+    """The highest p_false_negative of what the rule, the teacher or the judge set aside; 0 where there is none."""
+    aside = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "teacher", "judged"]))
+    return float(aside.select(pl.col("p_false_negative").max().fill_null(0.0)).item())
+
+
+def nothing_relabelled(above: float, likeliest: float) -> str:
+    """Why relabel = positive made no positive; `likeliest`: of `likeliest_aside`."""
+    if not likeliest:
+        return "relabel = positive makes no positive: nothing with an estimate is set aside"
+    return (
+        f"relabel = positive makes no positive: the likeliest false negative that is set aside has a probability of "
+        f"{likeliest:.3f}, and above = {above} is asked for"
+    )
 
 
 def summarise(params: Params, counts: Mapping[str, int], queries: int) -> Summary:

@@ -45,6 +45,14 @@ def test_model_folders_in_the_file_are_relative_to_it_in_lists_too(tmp_path: Pat
         ('[mine]\ndepth = "deep"', r"prep.toml \[mine\] depth = 'deep': .*integer"),
         ("[mine]\ndepth = 0", r"prep.toml \[mine\] depth = 0: "),
         ('[mine]\nsources = ["bm25"]', r"prep.toml \[mine\] sources = \['bm25'\]: dense must be among the sources"),
+        (
+            "[mine]\nfolds = 4",
+            r"prep.toml \[mine\] folds = 4 counts only with teacher = 'self': give that, or leave it",
+        ),
+        (
+            '[mine]\nsampling = "slices"\nmask = "perc"',
+            r"\[mine\] mask = 'perc' does not count with sampling = 'slices'",
+        ),
         ("[mine\n", r"prep.toml is not valid TOML: .*line 1"),
         ("depth = 5", r"depth = 5 stands outside a section"),
     ],
@@ -65,6 +73,33 @@ def test_flags_beside_a_file_are_said_not_to_stay(tmp_path: Path) -> None:
 def test_a_wrong_flag_is_named_as_a_flag(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--depth = -1: "):
         settings_of(tmp_path, "", "mine", depth=-1).params()
+
+
+def test_a_flag_that_would_be_ignored_is_refused_whatever_the_file_says(tmp_path: Path) -> None:
+    for text in ("", '[mine]\nsampling = "slices"\n'):
+        with pytest.raises(InputError, match=r"^--mask = 'perc' does not count with sampling = 'slices'.*'learned'$"):
+            settings_of(tmp_path, text, "mine", mask="perc", sampling="slices").params()
+    with pytest.raises(InputError, match=r"^--folds = 3 counts only with teacher = 'self'.*\n--above = 0.8 "):
+        settings_of(tmp_path, "[mine]\nnegatives = 3\n", "mine", folds=3, above=0.8).params()
+
+
+def test_what_the_file_describes_may_rest_while_a_flag_goes_another_way(tmp_path: Path) -> None:
+    text = '[mine]\nmask = "window"\nwindow_start = 5\nsampling = "simans"\nsimans_a = 100.0\n'
+    assert settings_of(tmp_path, text, "mine", mask="perc").params()["mask"].mask == "perc"
+    assert settings_of(tmp_path, text, "mine", sampling="top").params()["compose"].simans_a == 100
+    assert settings_of(tmp_path, text.replace("simans_a = 100.0", ""), "mine", sampling="slices").params()
+    with pytest.raises(InputError, match=r"window_start = 5 counts only with mask = 'window'"):
+        settings_of(tmp_path, text.replace('"window"', '"perc"'), "mine", sampling="top").params()
+
+
+def test_what_is_remembered_may_rest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(tmp_path / "work")
+    workspace.root.mkdir()
+    remember(workspace, "mine", {"mask": "perc", "sampling": "random"})
+    assert load_settings(None, workspace, "mine", {"sampling": "slices"})[0].params()
+    remember(workspace, "mine", {"sampling": "slices"})
+    assert load_settings(None, workspace, "train", {"epochs": 1})[0].params()["mask"].mask == "perc"
 
 
 def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a stage leaves unread under its parameters is neither made for it nor part of its key."""
 
 import json
+import re
 
 from pipeline.graph import STAGES
 from stages.negatives.compose import Params
@@ -20,9 +21,16 @@ def states(project: Project) -> dict[str, str]:
     return {stage["stage"]: stage["state"] for stage in json.loads(done.stdout)["stages"]}
 
 
+def sliced(project: Project, **given: int) -> None:
+    """Let [mine] hold nothing but sampling = slices, and what is given."""
+    path = project.folder / "prep.toml"
+    keys = {"sampling": '"slices"', **given}
+    section = "[mine]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items())
+    path.write_text(re.sub(r"\[mine\]\n[^[]*", section, path.read_text()))
+
+
 def test_slices_need_no_model_and_what_comes_after_still_works(project: Project) -> None:
-    for name, value in (("sampling", '"slices"'), ("slice", "4"), ("slices", "2")):
-        project.set("mine", name, value)
+    sliced(project, slice=4, slices=2, depth=20)
     assert ran(project, "mine-negatives") == ["pairs", "compose"]
     assert states(project) == dict.fromkeys(STAGES, "absent") | {"pairs": "fresh", "compose": "fresh"}
     assert ran(project, "mine-negatives") == []
@@ -53,10 +61,13 @@ def test_stages_upstream_are_those_that_are_read() -> None:
     )
 
 
-def test_a_mask_that_changes_leaves_slices_as_they_are(project: Project) -> None:
-    project.set("mine", "sampling", '"slices"')
+def test_a_search_that_changes_leaves_slices_as_they_are(project: Project) -> None:
+    sliced(project)
     assert ran(project, "mine-negatives") == ["pairs", "compose"]
-    assert ran(project, "mine-negatives", "--mask", "none", "--depth", "7") == []
+    assert ran(project, "mine-negatives", "--depth", "7") == []
+    refused = project.prep("mine-negatives", "--mask", "none", "--depth", "7")
+    assert refused.returncode == 2
+    assert "--mask = 'none' does not count with sampling = 'slices'" in refused.stderr
     _, *others = list(STAGES)[: list(STAGES).index("compose") + 1]
     assert ran(project, "mine-negatives", "--sampling", "top") == others
 

@@ -323,6 +323,24 @@ def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
     assert summary["hubs"] == {"most_used": 3, "capped": 0, "turned_away": 0}
 
 
+def test_a_cap_that_the_documents_can_not_meet_is_said(inputs, tmp_path):
+    # three questions have a positive and want three each; of eight documents each may be a negative once
+    out, lent = tmp_path / "out", tools(tmp_path)
+    out.mkdir()
+
+    def said(**given) -> list[str]:
+        lent.progress.lines.clear()
+        compose.run(Params(thin_similarity=NO_THINNING, **given), inputs, out, lent)
+        return [line for line in lent.progress.lines if "hub_cap" in line]
+
+    assert said(negatives=3, hub_cap=1) == []  # 8 of the 9: n5 is curated, and knows no cap
+    [line] = said(negatives=4, hub_cap=1)
+    assert "8 documents x 1 are at most 8 negatives, and 11 are wanted, which takes hub_cap = 2 at least" in line
+    assert line.endswith("Of 3 questions 2 have fewer than 4, 1 none")
+    assert said(negatives=4, hub_cap=2) == []
+    assert said(negatives=4) == []
+
+
 def test_categories_are_counted(inputs, tmp_path):
     corpus = pl.read_parquet(inputs["corpus"]).with_columns(
         category=pl.col("doc_id").replace_strict({"p2": "x", "n3": "x", "n1": "y"}, default=None)

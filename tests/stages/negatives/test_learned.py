@@ -139,6 +139,16 @@ def test_a_query_is_judged_by_a_model_that_did_not_see_it() -> None:
     assert one[0] != other[0]
 
 
+def test_and_its_probability_is_that_model_s() -> None:
+    # the own model of fold k says exp(-1 - k) to everything, the prior (which has no say left) something else
+    names = [*(f"q{i}" for i in range(40)), "q3", "q3"]
+    own = tuple(flat(-1.0 - number) for number in range(5))
+    found = Estimator(FLAT, own, 10**9).probability(np.zeros((42, len(FEATURES)), np.float32), names)
+    expected = np.exp(-1.0 - folds(names))
+    assert set(folds(names)) == {0, 1, 2, 3, 4}
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-3)
+
+
 def test_with_too_little_the_prior_speaks_alone() -> None:
     features, labels, queries = table(5)
     found = fit_own(features, labels, ONE[: len(labels)], queries, FLAT)

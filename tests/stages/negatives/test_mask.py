@@ -1,5 +1,7 @@
 """The precedence table of the mask, row by row, on a collection whose every verdict is worked out by hand."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -234,6 +236,20 @@ def test_what_goes_by_the_estimate_needs_one(given, inputs, tmp_path):
         verdicts(inputs, tmp_path, **given)
 
 
+def test_where_the_estimate_is_unfit_the_learned_mask_is_perc_and_says_so(inputs, tmp_path):
+    expected, _ = verdicts(inputs, tmp_path)
+    out = tmp_path / "out"
+    unfit = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": "it is odd", "models": {}}
+    (out / "estimator.json").write_text(json.dumps(unfit))
+    seen, lent = {name: out / file for name, file in FILES.items()}, tools(tmp_path)
+    summary = mask.run(Params(mask="learned"), inputs | seen, out, lent)
+    assert contracts.read_table(out / "verdicts.parquet", contracts.VERDICTS).equals(expected)
+    assert (summary["rule"], summary["threshold"], summary["verdicts"]["ignored"]["perc"]) == ("perc", 0.95, 1)
+    assert (summary["estimate"]["unfit"], summary["estimate"]["price"]) == ("it is odd", None)
+    [line] = [line for line in lent.progress.lines if "it is odd" in line]
+    assert "perc is used" in line
+
+
 def judged_by(p: dict[str, float | None], judge: dict[str, bool] | None = None, **given) -> pl.DataFrame:
     """Verdicts on candidates of one query with these p, scores falling from 0.9 by 0.1; its positive scores 0.8."""
     rows = [("q", doc, "dense", i + 1, 0.9 - 0.1 * i) for i, doc in enumerate(p)]
@@ -277,3 +293,35 @@ def test_what_the_rule_sets_aside_can_stay_with_a_weight():
         ("b", "negative", "kept", None),
     ]
     assert judged_by({"a": None}, relabel="weight")["reason"].to_list() == ["perc"]
+
+
+def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
+    """What is said where `high`, which perc sets aside, is a false negative with probability p, and `edge`, which it
+    keeps, with 0.97."""
+    verdicts(inputs, tmp_path)
+    out = tmp_path / "out"
+    about = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": None, "models": {}}
+    (out / "estimator.json").write_text(json.dumps(about))
+    seen = contracts.read_table(out / "evidence.parquet", contracts.EVIDENCE)
+    here = pl.col("query_id") == "a"
+    estimated = (
+        pl.when(here & (pl.col("doc_id") == "high")).then(p).when(here & (pl.col("doc_id") == "edge")).then(0.97)
+    )
+    contracts.write_table(
+        seen.with_columns(p_false_negative=estimated.cast(pl.Float32)), contracts.EVIDENCE, out / "evidence.parquet"
+    )
+    lent = tools(tmp_path)
+    files = {name: out / file for name, file in FILES.items()}
+    mask.run(Params(**{"mask": "perc", "relabel": "positive"} | given), inputs | files, out, lent)
+    return [line for line in lent.progress.lines if "relabel" in line]
+
+
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_where_relabel_finds_nothing_it_says_how_likely_the_likeliest_is(rows, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(mask, "ROWS_A_BLOCK", rows)
+    [line] = relabelled(inputs, tmp_path, 0.8614)
+    assert "0.861, and above = 0.9 is asked for" in line
+    assert relabelled(inputs, tmp_path, 0.91) == []
+    assert relabelled(inputs, tmp_path, 0.8614, relabel="no") == []
+    [line] = relabelled(inputs, tmp_path, 0.8614, mask="none")
+    assert "nothing with an estimate is set aside" in line

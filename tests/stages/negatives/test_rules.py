@@ -1,9 +1,12 @@
 """The rules against hand-computed thresholds, and against the sources' own code where it is installed."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
+from stages.negatives.bench import FIXED, Fixed, as_lists, emitted
 from stages.negatives.rules import RULES, apply, passes, thresholds
 
 
@@ -104,8 +107,54 @@ class Encoder:
         return (torch.as_tensor(left) * torch.as_tensor(right)).sum(dim=1)
 
 
+# p and r are the positives of q, v that of w: q's lie at cosines 0.94 and 0.77, w's (away from it) at -0.17.
+DEGREES = {"q": 0, "w": 90, "p": 20, "r": 40, "v": 190}
+DEGREES |= {f"d{angle}": angle for angle in (2, 10, 25, 35, 39, 41, 43, 44, 46, 60, 75, 95, 130, 185, 195, 215, 300)}
+POSITIVES = {"q": ["p", "r"], "w": ["v"]}
+DOCUMENTS = [name for name in DEGREES if name not in POSITIVES]
+
+
+def theirs(**given) -> set[tuple[str, str]]:
+    """What sentence-transformers mines there."""
+    from datasets import Dataset
+    from sentence_transformers.util import mine_hard_negatives
+
+    mined = mine_hard_negatives(
+        Dataset.from_dict({"query": ["q", "q", "w"], "answer": ["p", "r", "v"]}),
+        Encoder(DEGREES),
+        corpus=DOCUMENTS,
+        verbose=False,
+        **{"num_negatives": len(DOCUMENTS), "range_max": len(DOCUMENTS)} | given,
+    )
+    found = {(row["query"], row["negative"]) for row in mined}
+    assert found
+    return found
+
+
+def retrieved() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All documents by rank for each query, and which pairs are known positives."""
+    encoder = Encoder(DEGREES)
+    scores = encoder.similarity(encoder.encode_query(POSITIVES), encoder.encode_query(DOCUMENTS)).numpy()
+    rows = pl.DataFrame(
+        [
+            (query, document, rank + 1, scores[i, j])
+            for i, query in enumerate(POSITIVES)
+            for rank, j in enumerate(np.argsort(-scores[i], kind="stable"))
+            for document in [DOCUMENTS[j]]
+        ],
+        schema={"query_id": pl.String, "doc_id": pl.String, "rank": pl.Int32, "score": pl.Float32},
+        orient="row",
+    )
+    known = pl.DataFrame(
+        [(query, document) for query, own in POSITIVES.items() for document in own],
+        schema=["query_id", "doc_id"],
+        orient="row",
+    )
+    return rows, known
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "theirs"),
+    ("name", "value", "given"),
     [
         ("perc", 0.95, {"relative_margin": 0.05}),
         ("perc", 0.7, {"relative_margin": 0.3}),
@@ -115,50 +164,31 @@ class Encoder:
         ("none", None, {}),
     ],
 )
-def test_the_same_negatives_as_sentence_transformers(name, value, theirs):
-    from datasets import Dataset
-    from sentence_transformers.util import mine_hard_negatives
-
-    # p and r are the positives of q, v that of w: q's lie at cosines 0.94 and 0.77, w's (away from it) at -0.17.
-    degrees = {"q": 0, "w": 90, "p": 20, "r": 40, "v": 190}
-    degrees |= {
-        f"d{angle}": angle for angle in (2, 10, 25, 35, 39, 41, 43, 44, 46, 60, 75, 95, 130, 185, 195, 215, 300)
-    }
-    positives = {"q": ["p", "r"], "w": ["v"]}
-    documents = [name for name in degrees if name not in positives]
-    encoder = Encoder(degrees)
-    mined = mine_hard_negatives(
-        Dataset.from_dict({"query": ["q", "q", "w"], "answer": ["p", "r", "v"]}),
-        encoder,
-        corpus=documents,
-        num_negatives=len(documents),
-        range_max=len(documents),
-        verbose=False,
-        **theirs,
-    )
-    expected = {(row["query"], row["negative"]) for row in mined}
-
-    scores = encoder.similarity(encoder.encode_query(positives), encoder.encode_query(documents)).numpy()
-    rows = pl.DataFrame(
-        [
-            (query, document, rank + 1, scores[i, j])
-            for i, query in enumerate(positives)
-            for rank, j in enumerate(np.argsort(-scores[i], kind="stable"))
-            for document in [documents[j]]
-        ],
-        schema={"query_id": pl.String, "doc_id": pl.String, "rank": pl.Int32, "score": pl.Float32},
-        orient="row",
-    )
-    known = pl.DataFrame(
-        [(query, document) for query, own in positives.items() for document in own],
-        schema=["query_id", "doc_id"],
-        orient="row",
-    )
+def test_the_same_negatives_as_sentence_transformers(name, value, given):
+    rows, known = retrieved()
     judged = known.join(rows, on=["query_id", "doc_id"]).with_columns(relevance=1)
     ours = (
         apply(name, value, (0, 1), rows, judged)
         .filter(~pl.col("rule"))
         .join(known, on=["query_id", "doc_id"], how="anti")
     )
-    assert set(ours.select("query_id", "doc_id").iter_rows()) == expected
-    assert expected
+    assert set(ours.select("query_id", "doc_id").iter_rows()) == theirs(**given)
+
+
+@pytest.mark.parametrize(("skipped", "k"), [(0, 3), (2, 3), (3, 5), (10, 4)])
+def test_and_under_its_range_min(skipped, k):
+    rows, known = retrieved()
+    rows = rows.join(known, on=["query_id", "doc_id"], how="anti", maintain_order="left")
+    positives = known.with_columns(relevance=pl.lit(1), score=pl.lit(0.5, pl.Float32))
+    mined = as_lists(rows, np.zeros(len(rows), np.float32), positives, k)
+    chosen = emitted(mined, replace(FIXED["range_min 10"], window=(skipped, 10**6)))
+    of_query = rows.partition_by("query_id", maintain_order=True)
+    ours = {
+        pair
+        for part, taken in zip(of_query, chosen, strict=True)
+        for pair in part.filter(pl.Series(taken[: len(part)])).select("query_id", "doc_id").iter_rows()
+    }
+    assert ours == theirs(range_min=skipped, num_negatives=k, range_max=skipped + k)
+    # FlagEmbedding counts the positives among the ranks that it skips: q's p stands third
+    counted = emitted(mined, Fixed("window", window=(skipped, 10**6)))
+    assert (counted == chosen).all() == (skipped < 3)

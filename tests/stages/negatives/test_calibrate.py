@@ -1,0 +1,45 @@
+"""Calibrate by hand: what is expected of what would be written, and how sure that is."""
+
+import numpy as np
+import pytest
+
+from stages.negatives.budget import Lists
+from stages.negatives.calibrate import line
+
+
+def lists(score: list[list[float]], p: list[list[float]], room: int) -> Lists:
+    """All of these candidates, a row a query."""
+    there = np.array(score, np.float32)
+    return Lists(there, np.array(p, np.float32), np.ones(there.shape, np.bool_), np.full(len(there), room))
+
+
+def test_the_expected_share_hardness_and_fill() -> None:
+    two = lists([[0.9, 0.8, 0.1], [0.7, 0.5, 0.3]], [[0.3, 0.1, 0.9], [0.2, 0.9, 0.9]], room=2)
+    found = line(two, np.array([[True, True, False], [True, False, False]]))
+    assert found["expected"] == pytest.approx((0.3 + 0.1 + 0.2) / 3)  # of negatives, not the mean over queries
+    assert found["hardness"] == pytest.approx((0.9 + 0.8 + 0.7) / 3)
+    assert found["fill"] == pytest.approx(3 / 4)
+    # questions are drawn with replacement: two of the first, one of each, or two of the second
+    assert found["low"] == pytest.approx(0.2)
+    assert found["high"] == pytest.approx(0.2)
+    other = line(two, np.array([[True, False, False], [False, True, False]]))
+    assert (other["low"], other["high"]) == (pytest.approx(0.3), pytest.approx(0.9))
+    assert other["expected"] == pytest.approx(0.6)
+
+
+def test_the_interval_is_that_of_a_mean_over_questions() -> None:
+    # half of 400 questions have one of p 0.2, the others one of 0: a deviation of 0.1 a question, 0.005 in the mean
+    many = lists([[0.5]] * 400, [[0.2], [0.0]] * 200, room=1)
+    found = line(many, np.ones((400, 1), np.bool_))
+    assert found["expected"] == pytest.approx(0.1)
+    assert found["low"] == pytest.approx(0.1 - 1.96 * 0.005, abs=0.0015)
+    assert found["high"] == pytest.approx(0.1 + 1.96 * 0.005, abs=0.0015)
+    # twice as many negatives that share their questions' luck tell no more
+    paired = lists([[0.5, 0.5]] * 400, [[0.2, 0.2], [0.0, 0.0]] * 200, room=2)
+    assert line(paired, np.ones((400, 2), np.bool_)) == found
+
+
+def test_where_nothing_would_be_written_nothing_is_expected() -> None:
+    one = lists([[0.9]], [[0.3]], room=7)
+    nothing = {"expected": None, "low": None, "high": None, "hardness": None, "fill": 0.0}
+    assert line(one, np.array([[False]])) == nothing
