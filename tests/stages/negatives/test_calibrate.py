@@ -1,10 +1,18 @@
 """Calibrate by hand: what is expected of what would be written, and how sure that is."""
 
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import pytest
 
+from stages import contracts
 from stages.negatives.budget import Lists
-from stages.negatives.calibrate import line
+from stages.negatives.calibrate import line, trade
+from stages.negatives.check import found_again
+from stages.negatives.mask import Params
+from tests.stages.negatives.collection import table, write
+from tests.stages.negatives.test_check import taught
 
 
 def lists(score: list[list[float]], p: list[list[float]], room: int) -> Lists:
@@ -43,3 +51,26 @@ def test_where_nothing_would_be_written_nothing_is_expected() -> None:
     one = lists([[0.9]], [[0.3]], room=7)
     nothing = {"expected": None, "low": None, "high": None, "hardness": None, "fill": 0.0}
     assert line(one, np.array([[False]])) == nothing
+
+
+def test_each_line_says_what_was_found_of_hidden_positives(tmp_path: Path) -> None:
+    known = {"query_id": "q", "source": "dense", "verdict": "negative", "reason": "kept"}
+    listed = (("x", 1, 0.85), ("z", 2, 0.5))
+    rows = [known | {"doc_id": d, "rank": r, "score": s, "p_false_negative": 0.1} for d, r, s in listed]
+    verdicts = pl.DataFrame(
+        [dict.fromkeys(contracts.VERDICTS.names) | row for row in rows],
+        schema=pl.DataFrame(pl.from_arrow(contracts.VERDICTS.empty_table())).schema,
+    )
+    inputs = write(
+        tmp_path,
+        queries=table(contracts.QUERIES, ("q", "a question", "train", "q")),
+        judged=table(contracts.JUDGED, ("q", "p", 1, 0.9)),
+        verdicts=verdicts,
+        taught=taught(),
+    )
+    found = trade({**inputs, "shown": inputs["taught"]}, Params(negatives=3))
+    checks = {row["rule"]: row["check"] for row in found["rules"]}
+    assert checks["naive"] == found_again(Params(mask="none", negatives=3), None, taught())
+    assert checks["perc 0.95"] == found_again(Params(mask="perc", negatives=3), None, taught())
+    assert checks["range_min 10"] is None  # its ranks are others than those that are known of what was hidden
+    assert [row["check"]["accepted"] for row in found["budgets"]] == [0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
