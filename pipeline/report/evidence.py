@@ -91,11 +91,12 @@ def drawn_questions(artifacts: Mapping[str, Artifact]) -> list[Question]:
     wanted = pl.concat([verdicts["doc_id"], judged["doc_id"]]).unique().implode()
     corpus = scan_table(artifacts["pairs"].folder / "corpus.parquet", CORPUS).select("doc_id", "text")
     texts = corpus.filter(pl.col("doc_id").is_in(wanted)).collect()
+    rule = artifacts["mask"].summary["rule"]
     mined = _mined(artifacts["compose"], set(drawn["query_id"]))
     out = []
     for query_id, text in drawn.select("query_id", "query").iter_rows():
         mine = pl.col("query_id") == query_id
-        rows = arrange(judged.filter(mine), verdicts.filter(mine), texts).to_dicts()
+        rows = arrange(judged.filter(mine), verdicts.filter(mine), texts, rule).to_dicts()
         out.append(_question(query_id, text, rows, mined.get(query_id, [])))
     return out
 
