@@ -121,10 +121,12 @@ def _drawn(doc_id: str, text: str) -> dict[str, Any]:
 
 
 def _distance(row: Mapping[str, Any]) -> tuple[bool, float, str]:
-    """How far a candidate's score is from its threshold; where there is none, the lowest scores come first."""
-    if row["threshold"] is None:
+    """How far a candidate is from its threshold, in what the rule measures; where there is none, the lowest scores come
+    first."""
+    measured = row["p_false_negative"] if row["reason"] == "learned" else row["score"]
+    if row["threshold"] is None or measured is None:
         return True, row["score"], row["doc_id"]
-    return False, abs(row["score"] - row["threshold"]), row["doc_id"]
+    return False, abs(measured - row["threshold"]), row["doc_id"]
 
 
 def _train(artifacts: Mapping[str, Artifact]) -> pl.DataFrame:
