@@ -268,7 +268,8 @@ def status(**options: Any) -> None:
 @click.argument("query")
 @click.option("--top", default=20, show_default=True, type=click.IntRange(min=0), help="How many candidates to print.")
 def show_query(query: str, top: int, **options: Any) -> None:
-    """Print a query with its positives and its candidates: rank, score, verdict, reason, text.
+    """Print a query with its positives and its candidates: rank, score, verdict, whether it stands in mined.jsonl,
+    reason, text.
 
     QUERY is a query_id, a query's text, or a part of it that only one query has.
 

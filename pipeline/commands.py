@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -232,55 +233,82 @@ def age(made: float | None) -> str:
 
 def show_query(options: Mapping[str, Any], query: str, top: int) -> Result:
     """One query with its positives and its judged candidates."""
-    from stages.negatives.show import show
+    from stages.negatives.show import Policy, headlines, show
 
-    files = {"queries": "pairs", "corpus": "pairs", "judged": "search", "verdicts": "mask"}
-    folders = judged_folders(options)
-    found, frame = show(query, {stem: folders[stage] / f"{stem}.parquet" for stem, stage in files.items()})
+    files = {"queries": "pairs", "corpus": "pairs", "judged": "search", "evidence": "evidence", "verified": "verify"}
+    made = judged_artifacts(options)
+    inputs = {stem: made[stage].folder / f"{stem}.parquet" for stem, stage in {**files, "verdicts": "mask"}.items()}
+    if "compose" in made:
+        inputs["mined"] = made["compose"].folder / "mined.jsonl"
+    said, given = made["mask"].summary, made["mask"].manifest["parameters"]
+    policy = Policy(
+        said["rule"],
+        said["threshold"],
+        given["max_false_negatives"],
+        made["compose"].summary["false_negatives"] if "compose" in made else None,
+        said["estimate"]["unfit"] if said["rule"] != given["mask"] else None,
+    )
+    found, frame, negatives = show(query, inputs, policy.rule)
     documents = frame.to_dicts()
     positives = [row for row in documents if row["verdict"] == "positive"]
-    others = [row for row in documents if row["verdict"] != "positive"][:top]
+    others = [row for row in documents if row["verdict"] != "positive"]
     rows = [
-        [_rank(row), f"{row['score']:.3f}", row["verdict"], row["explanation"], row["doc_id"], _short(row["text"])]
-        for row in [*positives, *others]
+        [
+            *(_rank(row), f"{row['score']:.3f}", row["verdict"], row["mined"] or ""),
+            *(row["explanation"], row["doc_id"], _short(row["text"], 100)),
+        ]
+        for row in [*positives, *others[:top]]
     ]
+    header = ["rank", "score", "verdict", "mined", "why", "document", "text"]
+    left = len(others) - top
     return Result(
-        {**found, "documents": [*positives, *others]},
+        {**found, "mask": asdict(policy), "negatives": negatives, "documents": [*positives, *others[:top]]},
         [
             f"{found['query_id']} ({found['split']}): {found['query']}",
-            Table("", ["rank", "score", "verdict", "why", "document", "text"], rows, frozenset({"text", "why"})),
+            *headlines(found, frame, negatives, policy),
+            Table("", header, rows, frozenset({"text", "why"})),
+            *([f"{left:,} more candidates: --top {len(others)} shows all"] if left > 0 else []),
         ],
     )
 
 
-def judged_folders(options: Mapping[str, Any]) -> dict[str, Path]:
-    """The folders of pairs, search and mask: as they stand where they are up to date, which needs no lock; else brought
-    up to date; else, where another run is at that, those that are published."""
+def judged_artifacts(options: Mapping[str, Any]) -> dict[str, Artifact]:
+    """Those of the stages up to mask, and of compose where something can be composed: as they stand where they are up
+    to date, which needs no lock; else brought up to date; else, where another run is at that, those published."""
     from pipeline.publication import latest_publication
 
     workspace = Workspace(options["workspace"])
     settings, _ = load_settings(options["config"], workspace, None, {})
     runner = Runner(workspace, settings.params(), progress_for(True, False))
-    fresh = {s.stage: s.artifact.folder for s in runner.standings() if s.state == "fresh" and s.artifact}
-    if {"pairs", "search", "mask"} <= fresh.keys():
+    fresh = {s.stage: s.artifact for s in runner.standings() if s.state == "fresh" and s.artifact}
+    needed = {"pairs", "search", "evidence", "verify", "mask"}
+    if {*needed, "compose"} <= fresh.keys():
         return fresh
     try:
         with opened(options, None) as (runner, _):
             runner.bring("mask")
+            try:
+                runner.bring("compose")
+            except InputError as error:  # that nothing is left to compose is what a person may want to look into
+                runner.progress.say(f"mined.jsonl is not written: {error}")
     except WorkspaceBusy:
         published = latest_publication(workspace)
-        if published is None:
+        held = {
+            stage: workspace.find(stage, key) for stage, key in (published or {"artifacts": {}})["artifacts"].items()
+        }
+        whole = {stage: artifact for stage, artifact in held.items() if artifact}
+        if not needed <= whole.keys():
             raise
-        return {stage: workspace.folder(stage, key) for stage, key in published["artifacts"].items()}
-    return {name: artifact.folder for name, artifact in runner.done.items()}
+        return whole
+    return runner.done
 
 
 def _rank(row: Mapping[str, Any]) -> str:
     return "-" if row["rank"] is None else str(row["rank"])
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 160 else text[:159].rstrip() + "…"
+def _short(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def calibrate(options: Mapping[str, Any]) -> Result:

@@ -40,7 +40,8 @@ class Plain(Quiet):
         self.last = now
         of = f" of {total:,}" if total else ""
         left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-        self.say(f"  {done:,}{of} {unit}, {_figure(rate)} {unit}/s{_reading(done, rate, tokens)}{left}")
+        speed = f", {_figure(rate)} {unit}/s{_reading(done, rate, tokens)}" if rate else ""
+        self.say(f"  {done:,}{of} {unit}{speed}{left}")
 
     def say(self, message: str) -> None:
         """Print one line with the time of day."""
@@ -68,7 +69,7 @@ class Terminal(Quiet):
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         """Move the bar; a new unit or a smaller count begins a new one."""
         rate = self.meter.rate(done, unit)
-        rates = f"{_figure(rate)}/s{_reading(done, rate, tokens)}"
+        rates = f"{_figure(rate)}/s{_reading(done, rate, tokens)}" if rate else ""
         if self.task is None or unit != self.unit or self.meter.restarted:
             self._drop()
             self.task = self.bars.add_task(unit, total=total, rate=rates)
@@ -99,7 +100,7 @@ class Meter:
         self.restarted = False
 
     def rate(self, done: int, unit: str) -> float:
-        """Units a second so far."""
+        """Units a second so far; 0 where it is not known yet, as at the first that is heard of a unit."""
         now = time.monotonic()
         self.restarted = unit != self.unit or done < self.done
         if self.restarted:

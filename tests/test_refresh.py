@@ -199,9 +199,28 @@ def test_show_explains_a_verdict(project: Project, finished: Path) -> None:
     text = project.prep("show", query["query"], "-q")
     assert text.returncode == 0
     assert query["query_id"] in text.stdout
+    assert "mask window: a rank inside the window" in text.stdout
     unknown = project.prep("show", "a question that nobody asked", "-q")
     assert unknown.returncode == 2
     assert "no query" in unknown.stderr
+
+
+def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    line = json.loads((project.work / "current" / "mined.jsonl").read_text().splitlines()[0])
+    shown = result(project, "show", line["query_id"], "--top", "100")
+    assert sorted(shown["negatives"]) == sorted(line["neg_ids"])
+    for side, key in (("pos", "pos_ids"), ("neg", "neg_ids")):
+        assert {row["doc_id"] for row in shown["documents"] if row["mined"] == side} == set(line[key])
+    project.set("mine", "negatives", "1")  # composed anew, so that it shows what this prep.toml gives
+    assert len(result(project, "show", line["query_id"])["negatives"]) == 1
+    project.set("mine", "mask", '"abs"')
+    project.set("mine", "threshold", "-2.0")  # nothing is left to compose, which is what show is asked about
+    done = project.prep("show", line["query_id"])
+    assert done.returncode == 0
+    assert "mined.jsonl is not written: not one negative is left" in done.stderr
+    assert "mined.jsonl is not written yet" in done.stdout
+    assert "may be a positive: score" in done.stdout
 
 
 def test_a_held_workspace_is_exit_75(project: Project) -> None:

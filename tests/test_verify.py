@@ -67,3 +67,22 @@ def test_a_judge_that_is_not_there_is_named(seen: Project) -> None:
     done = seen.prep("mine-negatives", "--judge", "http://127.0.0.1:9/v1", "--judge-model", "m", "--json")
     assert done.returncode == 2
     assert "http://127.0.0.1:9/v1" in json.loads(done.stdout)["error"]
+
+
+def test_a_table_too_unlike_the_prior_s_asks_nobody_and_goes_by_perc(seen: Project) -> None:
+    rows = (
+        ("how do I reset my password", "Open settings and choose reset."),
+        ("where is my parcel", "Follow the link in the e-mail."),
+        ("can I get a refund", "Within thirty days of the order."),
+        ("what are your opening hours", "Nine to five on weekdays."),
+        ("do you ship abroad", "To all of Europe and Norway."),
+    )
+    (seen.folder / "faq.csv").write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in rows))
+    done = seen.prep("mine-negatives", "--teacher", "self", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)["summary"]
+    assert summary["mask"]["rule"] == "perc"
+    assert summary["compose"]["negatives"] > 0
+    assert "no teacher is asked, since it can't be told what is in doubt: this table is unlike those" in done.stderr
+    # five documents: a question has fewer candidates than anywhere that the prior has been
+    assert "in how many candidates a question has (3.7 standard deviations off, 3 are trusted)" in done.stderr

@@ -91,11 +91,12 @@ def drawn_questions(artifacts: Mapping[str, Artifact]) -> list[Question]:
     wanted = pl.concat([verdicts["doc_id"], judged["doc_id"]]).unique().implode()
     corpus = scan_table(artifacts["pairs"].folder / "corpus.parquet", CORPUS).select("doc_id", "text")
     texts = corpus.filter(pl.col("doc_id").is_in(wanted)).collect()
+    rule = artifacts["mask"].summary["rule"]
     mined = _mined(artifacts["compose"], set(drawn["query_id"]))
     out = []
     for query_id, text in drawn.select("query_id", "query").iter_rows():
         mine = pl.col("query_id") == query_id
-        rows = arrange(judged.filter(mine), verdicts.filter(mine), texts).to_dicts()
+        rows = arrange(judged.filter(mine), verdicts.filter(mine), texts, rule).to_dicts()
         out.append(_question(query_id, text, rows, mined.get(query_id, [])))
     return out
 
@@ -120,10 +121,12 @@ def _drawn(doc_id: str, text: str) -> dict[str, Any]:
 
 
 def _distance(row: Mapping[str, Any]) -> tuple[bool, float, str]:
-    """How far a candidate's score is from its threshold; where there is none, the lowest scores come first."""
-    if row["threshold"] is None:
+    """How far a candidate is from its threshold, in what the rule measures; where there is none, the lowest scores come
+    first."""
+    measured = row["p_false_negative"] if row["reason"] == "learned" else row["score"]
+    if row["threshold"] is None or measured is None:
         return True, row["score"], row["doc_id"]
-    return False, abs(row["score"] - row["threshold"]), row["doc_id"]
+    return False, abs(measured - row["threshold"]), row["doc_id"]
 
 
 def _train(artifacts: Mapping[str, Artifact]) -> pl.DataFrame:

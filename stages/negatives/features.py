@@ -37,6 +37,23 @@ Floats = NDArray[np.float32]
 GENERAL = FEATURES[:-1]
 """Those that mean the same on any data set. `owner_like` hangs on how a table was made: only that can teach it."""
 
+MEANS = {
+    "z": "how far a candidate's score lies from the usual one of its question",
+    "below_best": "how far candidates score below the best positive",
+    "below_worst": "how far candidates score below the lowest positive",
+    "log_rank": "how many candidates a question has",
+    "like_best": "how alike candidates and the nearest positive are",
+    "like_mean": "how alike candidates and positives are",
+    "like_top": "how alike the candidates of a question are",
+    "lexical": "how many words candidates share with the question",
+    "lexical_below": "how many fewer words than the positive candidates share with the question",
+    "hub": "how high candidates score for any question",
+    "hub_below": "how much higher than the positive candidates score for any question",
+    "stands_out": "how far the best positive scores above the candidates",
+    "log_anchors": "how many positives a question has",
+}
+"""What the features GENERAL say, for a person: "this table is unusual in ..."."""
+
 TOP = 10
 PROBES = 256
 """Queries, drawn by hash, that tell how high any query scores a document."""

@@ -13,7 +13,7 @@ from stages.draw import draw
 from stages.negatives import features, learned
 from stages.negatives.blocks import ordered
 from stages.negatives.documents import document_texts
-from stages.negatives.features import GENERAL, Floats, Scene, Spread
+from stages.negatives.features import GENERAL, MEANS, Floats, Scene, Spread
 from stages.negatives.known import Vectorise
 from stages.retrieval.encoding import Vectors
 from stages.retrieval.lexical import Bm25
@@ -164,8 +164,11 @@ class Suspects:
             return "there is no candidate beside the positives"
         off = self.estimator.prior.strange(table)
         if off.max() > STRANGE:
-            name = GENERAL[int(off.argmax())]
-            return f"{name} lies {off.max():.1f} standard deviations off what the prior was fitted on"
+            what = MEANS[GENERAL[int(off.argmax())]]
+            return (
+                f"this table is unlike those that the shipped estimate learned from in {what} "
+                f"({off.max():.1f} standard deviations off, {STRANGE:g} are trusted)"
+            )
         return None
 
 

@@ -2,7 +2,8 @@
 
 A teacher (a cross-encoder, or rerankers cross-fitted on the table itself) reads the candidates in the band where
 p_false_negative decides little; a judge (an LLM) reads those whose verdict would change most. What they said stands in
-verified.parquet, beside the p that follows from it; the mask goes by that p. Without either, nothing is asked.
+verified.parquet, beside the p that follows from it; the mask goes by that p. Without either, nothing is asked; nor
+where the estimate can't be trusted on this table, which is said.
 """
 
 import json
@@ -98,12 +99,15 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     taught = contracts.read_table(inputs["shown"], contracts.TAUGHT)
     said: Summary = {}
     verified = pl.DataFrame(pl.from_arrow(contracts.VERIFIED.empty_table()))
-    if params.teacher or params.judge:
-        if estimator["source"] is None or estimator["unfit"]:
-            why = estimator["unfit"]
-            raise InputError(
-                f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {why}"
-            )
+    wanted = " nor ".join(who for who in ("teacher", "judge") if getattr(params, who))
+    if wanted and estimator["source"] is None:
+        why = estimator["unfit"]
+        raise InputError(f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {why}")
+    if wanted and estimator["unfit"]:
+        # no contradiction in what the person set: a table may come to this, or leave it, from one refresh to the next
+        tools.progress.say(f"no {wanted} is asked, since it can't be told what is in doubt: {estimator['unfit']}")
+        said["unasked"] = estimator["unfit"]
+    elif wanted:
         scene = Scene(inputs, tools)
         rows = scene.doubtful(params).with_columns(judge=pl.lit(None, pl.Boolean))
         if params.teacher:

@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -25,19 +26,31 @@ def read_decisions(path: Path) -> pl.DataFrame:
     rows = []
     for number, line in _lines(path):
         try:
-            given = json.loads(line) if isinstance(line, str) else line
-            query_id, doc_id, label = (given[name] for name in ("query_id", "doc_id", "label"))
-            if label is None or label == "":
-                continue
-            relevance = LABELS[str(label).strip().casefold()]
-        except (ValueError, TypeError, KeyError) as error:
+            decision = _decision(json.loads(line) if isinstance(line, str) else line)
+        except ValueError as error:
             raise InputError(
                 f'{path}, line {number}: no decision ({error}). A line is {{"query_id": ..., "doc_id": ..., '
                 f'"label": "positive"}}, or "negative".'
             ) from error
-        rows.append((number, str(query_id), str(doc_id), relevance))
+        if decision:
+            rows.append((number, *decision))
     frame = pl.DataFrame(rows, schema=DECISION, orient="row")
     return frame.unique(["query_id", "doc_id"], keep="last", maintain_order=True)
+
+
+def _decision(given: Any) -> tuple[str, str, int] | None:
+    """query_id, doc_id and relevance; None where nobody decided yet. Raises `ValueError` that says what is wrong."""
+    if not isinstance(given, dict):
+        raise ValueError("not an object with keys")
+    if lacking := [name for name in ("query_id", "doc_id", "label") if name not in given]:
+        raise ValueError(f"no key {', no key '.join(lacking)}")
+    label = given["label"]
+    if label is None or label == "":
+        return None
+    relevance = LABELS.get(str(label).strip().casefold())
+    if relevance is None:
+        raise ValueError(f"label is {label!r}")
+    return str(given["query_id"]), str(given["doc_id"]), relevance
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | dict[str, str | None]]]:

@@ -18,7 +18,7 @@ from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER, model_digest, portable, resolve_model
 from stages.params import Params as Base
 from stages.params import option
-from stages.retrieval.encoder import Encoder, Recipe, recipe
+from stages.retrieval.encoder import Encoder, Recipe, recipe, replaced_similarity
 from stages.retrieval.encoding import encoder_texts, encodings
 from stages.retrieval.vectors import Buffer, Floats, Hashes, VectorStore, replace_synced, text_hashes, unique
 
@@ -45,7 +45,7 @@ class Params(Base):
     similarity: Literal["auto", "cosine", "dot"] = option(
         "auto",
         "What compares two vectors: cosine (vectors are scaled to length 1) or dot. auto: dot where the model says so, "
-        "else cosine.",
+        "else cosine, also for a model that says euclidean or manhattan: search is by inner product.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Number format the model computes in. auto: float32."
@@ -100,6 +100,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     no finite vector.
     """
     names = (params.model, *params.more_models)
+    for name in names if params.similarity == "auto" else params.more_models:
+        if stated := replaced_similarity(name):
+            tools.progress.say(
+                f"the encoder {name} asks for the {stated} similarity; cosine is used instead, since search is by "
+                "inner product (where all vectors have one length, cosine and euclidean rank alike)"
+            )
     done = [
         _encoded(made, name, params.batch_tokens, inputs, tools)
         for made, name in zip(_recipes(params), names, strict=True)

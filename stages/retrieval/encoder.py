@@ -90,7 +90,7 @@ def recipe(
     settings = _json(folder / "config_sentence_transformers.json", {})
     prompts = settings.get("prompts") or {}
     if similarity == "auto":
-        similarity = "dot" if settings.get("similarity_fn_name") in ("dot", "dot_product") else "cosine"
+        similarity = "dot" if _stated(folder) in ("dot", "dot_product") else "cosine"
     modules = _json(folder / "modules.json", [])
     return Recipe(
         model=model_name(model),
@@ -105,6 +105,17 @@ def recipe(
         similarity=similarity,
         routed=any(str(module.get("type", "")).endswith((".Router", ".Asym")) for module in modules),
     )
+
+
+def replaced_similarity(model: str) -> str | None:
+    """The similarity that `model` states for itself where search has none like it (euclidean, manhattan), so that
+    `auto` takes the cosine instead; None where it states another or none."""
+    stated = _stated(resolve_model(model))
+    return None if stated in (None, "cosine", "dot", "dot_product") else str(stated)
+
+
+def _stated(folder: Path) -> Any:
+    return _json(folder / "config_sentence_transformers.json", {}).get("similarity_fn_name")
 
 
 class Encoder:

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.graph import PIPELINE
 from pipeline.report.chart import Dot, Marker, Series, dots, histogram, ticks
+from pipeline.report.evidence import drawn_questions
 from pipeline.report.markup import CUT, Html, cut, esc, table
 from pipeline.report.page import page, rule
 from pipeline.report.quality import advice, difference, finding
@@ -409,3 +410,16 @@ def test_advice_is_given_where_the_reranker_is_worse_alone() -> None:
     assert len(told) == 3
     assert "[train] base" in told[1]
     assert advice({"tests": {"test": {"reranker": {"nDCG@10": unclear}}}, "untrained_head": True}) == []
+
+
+def test_what_the_learned_mask_set_aside_is_near_its_threshold_by_its_probability(build: Build) -> None:
+    artifacts = build()
+    artifacts["mask"].manifest["summary"] = {**artifacts["mask"].summary, "rule": "learned"}
+    rows = [  # by the score, m would come first: 0.2 against a threshold of 0.1
+        ("q1", "m", "dense", 1, 0.2, "ignored", "learned", 0.4, 0.1),
+        ("q1", "k", "dense", 2, 0.9, "ignored", "learned", 0.12, 0.1),
+    ]
+    write_table(frame_of(rows, VERDICTS), VERDICTS, artifacts["mask"].folder / "verdicts.parquet")
+    (question,) = drawn_questions(artifacts)
+    assert [row["doc_id"] for row in question.masked.rows] == ["k", "m"]
+    assert question.masked.rows[0]["explanation"].startswith("may answer: 12.0% likely a false negative, up to 10.0%")

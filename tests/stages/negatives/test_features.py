@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from stages.contracts import FEATURES
-from stages.negatives.features import FAR, GENERAL, Scene, Spread, of_owners, of_query, of_rows, usual_scores
+from stages.negatives.features import FAR, GENERAL, MEANS, Scene, Spread, of_owners, of_query, of_rows, usual_scores
 from stages.retrieval.lexical import Bm25
 
 
@@ -146,3 +146,11 @@ def test_a_query_s_features_do_not_hang_on_other_queries() -> None:
     alone = of_rows(both.head(2), anchors, scene())
     np.testing.assert_array_equal(together[:2], alone)
     assert of_rows(both.clear(), anchors, scene()).shape == (0, len(FEATURES))
+
+
+def test_what_each_feature_says_has_words_that_need_no_code() -> None:
+    assert tuple(MEANS) == GENERAL
+    for words in MEANS.values():
+        assert words.startswith("how ")
+        assert words.replace(" ", "").replace("'", "").isalpha()
+    assert len(set(MEANS.values())) == len(GENERAL)

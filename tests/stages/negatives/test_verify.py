@@ -145,3 +145,29 @@ def test_without_an_estimate_there_is_no_doubt_to_ask_about(inputs: dict[str, Pa
     inputs["estimator"].write_text(json.dumps({"source": None, "unfit": "estimate is switched off", "models": {}}))
     with pytest.raises(InputError, match="estimate is switched off"):
         verified(inputs, tmp_path, teacher="some/model")
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"teacher": "some/model"}, "no teacher is asked, since it can't be told what is in doubt: too odd"),
+        ({"teacher": "self"}, "no teacher is asked, since it can't be told what is in doubt: too odd"),
+        ({"judge": "http://here/v1", "judge_model": "m"}, "no judge is asked, since"),
+        ({"teacher": "self", "judge": "http://here/v1", "judge_model": "m"}, "no teacher nor judge is asked, since"),
+        ({}, None),
+    ],
+)
+def test_a_table_whose_estimate_can_t_be_trusted_goes_on_and_says_that_nobody_is_asked(
+    inputs: dict[str, Path], tmp_path: Path, asked: dict[str, str], says: str | None
+) -> None:
+    inputs["estimator"].write_text(json.dumps({"source": "prior", "unfit": "too odd", "models": {}}))
+    Reader.said, Court.said = [], []
+    given, out = tools(tmp_path), tmp_path / "out"
+    out.mkdir()
+    summary = verify.run(Params(**asked), inputs, out, given)  # type: ignore[arg-type]
+    assert (Reader.said, Court.said) == ([], [])
+    assert contracts.read_table(out / "verified.parquet", contracts.VERIFIED).is_empty()
+    assert summary == ({"pairs": 0, "unasked": "too odd"} if says else {"pairs": 0})
+    lines = given.progress.lines  # type: ignore[attr-defined]
+    assert len(lines) == (1 if says else 0)
+    assert all(line.startswith(says) for line in lines)

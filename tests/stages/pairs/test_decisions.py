@@ -30,12 +30,20 @@ def test_the_last_line_on_a_pair_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad",
-    ["{", "[]", {"query_id": "q", "doc_id": "d"}, line("q", "d", "maybe"), {"query_id": "q", "label": "positive"}],
+    ("bad", "says"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "not an object with keys"),
+        ("3", "not an object with keys"),
+        ({"query_id": "q", "doc_id": "d"}, "no key label"),
+        ({"label": "positive"}, "no key query_id, no key doc_id"),
+        (line("q", "d", "maybe"), "label is 'maybe'"),
+        ({"query_id": "q", "label": "positive"}, "no key doc_id"),
+    ],
 )
-def test_a_line_that_is_none_is_named(tmp_path: Path, bad: object) -> None:
+def test_a_line_that_is_none_is_named(tmp_path: Path, bad: object, says: str) -> None:
     path = write(tmp_path / "d.jsonl", line("q", "d", "positive"), bad)
-    with pytest.raises(InputError, match=r"d\.jsonl, line 2: no decision"):
+    with pytest.raises(InputError, match=rf"d\.jsonl, line 2: no decision \({says}"):
         read_decisions(path)
 
 
@@ -84,5 +92,5 @@ def test_what_the_audit_writes_is_read_and_an_empty_label_decides_nothing(tmp_pa
 def test_a_csv_without_labels_is_refused(tmp_path):
     path = tmp_path / "d.csv"
     path.write_text("query_id,doc_id\n1,a\n")
-    with pytest.raises(InputError, match="line 1: no decision"):
+    with pytest.raises(InputError, match=r"line 1: no decision \(no key label\)"):
         read_decisions(path)

@@ -144,6 +144,45 @@ def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
     )
 
 
+@pytest.mark.parametrize(
+    ("stated", "given", "says"),
+    [
+        (
+            "euclidean",
+            {},
+            "asks for the euclidean similarity; cosine is used instead, since search is by inner product",
+        ),
+        ("manhattan", {}, "asks for the manhattan similarity; cosine is used instead"),
+        ("euclidean", {"similarity": "cosine"}, None),  # who names it knows
+        ("cosine", {}, None),
+        ("dot", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_a_similarity_that_is_replaced_is_said(
+    inputs: dict[str, Path],
+    tools: Tools,
+    tmp_path: Path,
+    fake: type[FakeEncoder],
+    stated: str | None,
+    given: dict[str, str],
+    says: str | None,
+) -> None:
+    model = fresh(tmp_path / "model")
+    (model / "config.json").write_text("{}")
+    if stated:
+        (model / "config_sentence_transformers.json").write_text(json.dumps({"similarity_fn_name": stated}))
+    run(Params(model=str(model), **given), inputs, fresh(tmp_path / "out"), tools)  # type: ignore[arg-type]
+    used = json.loads((tmp_path / "out" / "encoding.json").read_text())["similarity"]
+    assert used == ("dot" if stated == "dot" else "cosine")
+    said = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
+    assert [says in line and str(model) in line for line in said] == ([True] if says else [])
+    run(Params(more_models=(str(model),), **given), inputs, fresh(tmp_path / "more"), tools)  # type: ignore[arg-type]
+    again = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
+    replaced = stated in ("euclidean", "manhattan")  # further encoders go by their own, whatever the first is given
+    assert len(again) - len(said) == int(replaced)
+
+
 def test_windows_smaller_than_the_tables_encode_the_same(
     inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
