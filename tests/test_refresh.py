@@ -214,7 +214,8 @@ def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) 
         assert {row["doc_id"] for row in shown["documents"] if row["mined"] == side} == set(line[key])
     project.set("mine", "negatives", "1")  # composed anew, so that it shows what this prep.toml gives
     assert len(result(project, "show", line["query_id"])["negatives"]) == 1
-    project.set("mine", "mask", '"abs"')
+    for name, value in (("mask", '"abs"'), ("window_start", "10"), ("window_end", "210")):
+        project.set("mine", name, value)
     project.set("mine", "threshold", "-2.0")  # nothing is left to compose, which is what show is asked about
     done = project.prep("show", line["query_id"])
     assert done.returncode == 0
