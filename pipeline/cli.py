@@ -259,7 +259,7 @@ def status(**options: Any) -> None:
     \b
     Example:  prep status --json
     """
-    from pipeline.commands import status as run
+    from pipeline.inspection import status as run
 
     show(options, run(options))
 
@@ -276,7 +276,7 @@ def show_query(query: str, top: int, **options: Any) -> None:
     \b
     Example:  prep show 'how long do refunds take'
     """
-    from pipeline.commands import show_query as run
+    from pipeline.inspection import show_query as run
 
     show(options, run(options, query, top))
 
@@ -290,7 +290,7 @@ def calibrate(**options: Any) -> None:
     \b
     Example:  prep calibrate --negatives 7
     """
-    from pipeline.commands import calibrate as run
+    from pipeline.inspection import calibrate as run
 
     show(options, run(options))
 
@@ -321,7 +321,7 @@ def audit(top: int, out: Path | None, max_share: float | None, force: bool, **op
                prep audit --out doubtful.csv
                prep audit --max-share 0.02
     """
-    from pipeline.commands import audit as run
+    from pipeline.inspection import audit as run
 
     show(options, run(options, top, out, max_share, force))
 
