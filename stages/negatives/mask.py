@@ -138,7 +138,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
             verdicts = decided(rule, of_block(evidence, block), of_block(judged, block), limit)
             writer.write_table(contracts.to_arrow(verdicts.drop("contradicted"), contracts.VERDICTS))
             counts += count(verdicts)
-            likeliest = max(likeliest, likeliest_aside(verdicts, rule.mask))
+            if params.relabel == "positive":  # which may make none, and then has to say how far off it was
+                likeliest = max(likeliest, likeliest_aside(verdicts, rule.mask))
             tools.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
     summary = summarise(rule, counts, len(queries))
     if estimator["source"]:

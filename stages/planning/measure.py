@@ -75,8 +75,8 @@ def measure(stages: Collection[str], table: Table, settings: Settings, imported:
 
 def on_gpus(gpu: Gpu, gpus: int, table: Table, settings: Settings, here: Machine | None = None) -> Machine:
     """`gpus` GPUs of a kind. Nothing of them is measured; what the CPU does (splitting texts into tokens, scoring what
-    a search found) is taken at this machine's speed. Encoding and search use all of them; training and
-    scoring one, as they do without a launcher of several processes."""
+    a search found) is taken at this machine's speed. Encoding and search use all of them; training and scoring one, as
+    they do without a launcher of several processes."""
     machine = here or replace(unmeasured := _unmeasured(table, settings), sweep=_swept(table, settings, unmeasured))
     encoders = []
     for encoding, model in zip(table.encodings, machine.encoders, strict=True):
