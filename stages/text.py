@@ -11,6 +11,9 @@ UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Scripts that do not part words by spaces, as ranges of a regular expression: Han and kana, and Thai to Burmese and
 Khmer; with them Hangul, whose particles cling to the word."""
 
+UNUSUAL = r"[^ -~]|  |^ | $"
+"""What a text has that `normalise` may change, as a regular expression; most English texts have none of it."""
+
 _ASCII = str.maketrans({code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")})
 
 

@@ -5,11 +5,12 @@ Curated negatives come first. The rest is `top` (the hardest: highest score), `r
 any model `slices` (other rows' documents). What nearly equals a negative that is taken is passed over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import polars as pl
+import pyarrow.parquet as pq
 from pydantic import field_validator, model_validator
 
 from stages import contracts
@@ -18,13 +19,16 @@ from stages.draw import seed_option
 from stages.errors import InputError
 from stages.negatives import audit, quotas
 from stages.negatives.budget import negatives_option
-from stages.negatives.composer import Composer
+from stages.negatives.composer import Block, Composer
 from stages.negatives.slices import Slices
 from stages.negatives.tally import Tally, summarise
 from stages.params import Params as BaseParams
 from stages.params import option
 
-VERSION = 3
+VERSION = 4
+
+TEXTS = 256 << 20
+"""Bytes of documents held at once; bounds memory and changes no result."""
 
 
 class Params(BaseParams):
@@ -164,11 +168,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     )
     tally = Tally(params.asked)
     with (out / "mined.jsonl").open("wb") as file:
-        for block in composer.blocks():
-            wanted = pl.concat([block.positives["doc_id"], block.chosen["doc_id"]]).unique()
+        for blocks in gathered(composer.blocks(), texts_at_once(inputs["corpus"])):
+            sides = [side for block in blocks for side in (block.positives, block.chosen)]
+            wanted = pl.concat([side["doc_id"] for side in sides]).unique()
             texts = corpus.filter(pl.col("doc_id").is_in(wanted.implode())).collect()
-            lines(block.asked, block.positives, block.chosen, texts).write_ndjson(file)
-            tally.add(block)
+            for block in blocks:
+                lines(block.asked, block.positives, block.chosen, texts).write_ndjson(file)
+                tally.add(block)
             tools.progress.advance(tally.n["train"], len(queries), "queries")
     if not tally.n["written"]:
         raise InputError(_nothing(tally.n))
@@ -178,6 +184,28 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     if params.same == "category" and tally.n["without_category"] == tally.n["with_positive"]:
         tools.progress.say("same = category: no positive has a category, so no negative was preferred")
     return summary
+
+
+def texts_at_once(corpus: Path) -> int:
+    """How many of a corpus' documents fit into TEXTS, going by their mean."""
+    about = pq.read_metadata(corpus)
+    column = about.schema.names.index("text")
+    size = sum(about.row_group(group).column(column).total_uncompressed_size for group in range(about.num_row_groups))
+    return int(TEXTS * about.num_rows // max(size, 1))
+
+
+def gathered(blocks: Iterable[Block], most: int) -> Iterator[list[Block]]:
+    """The blocks, as many at a time as name about `most` documents: the corpus is read once for these."""
+    held: list[Block] = []
+    named = 0
+    for block in blocks:
+        held.append(block)
+        named += len(block.positives) + len(block.chosen)
+        if named >= most:
+            yield held
+            held, named = [], 0
+    if held:
+        yield held
 
 
 def lines(asked: pl.DataFrame, positives: pl.DataFrame, chosen: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:

@@ -23,6 +23,8 @@ ROWS_A_BLOCK = 1_000_000
 """Verdicts looked at together; bounds memory and changes no result."""
 ROWS_A_NEGATIVE = 10
 """A negative that is wanted weighs so many verdicts: its text and its vector are held."""
+AHEAD = 4
+"""Where the hardest are taken, so many survivors a negative are looked at first; changes no result."""
 
 
 class Block(NamedTuple):
@@ -35,7 +37,7 @@ class Block(NamedTuple):
     chosen: pl.DataFrame
     """Of `choose`, and `line` (0, 1, ... within a query)."""
     thinned: int
-    """Near-duplicates that were passed over."""
+    """How many near-duplicates were passed over."""
     doubted: pl.DataFrame
     """query_id, finding of the positives that the audit took away or made count less."""
 
@@ -105,19 +107,47 @@ class Composer:
             kept = doubted.select(*right.columns, weight=pl.lit(weight)).unique(["query_id", "doc_id"])
             right = pl.concat([right.with_columns(weight=pl.lit(1.0)), kept])
         positives = pick_positives(right, self._keys)
-        pool = samplings.pool_of(survivors, positives, self._keys, self._categories)
-        pool = pool.join(self._numbers, on="query_id", how="left", maintain_order="left")
-        barred = None
-        if caps is not None:
-            barred = caps.barred(pool.select("document", "score", query="asking")) & ~pool["curated"].to_numpy()
-        chosen, thinned = choose(self._params, pool, barred, self._vectorise)
+        chosen, thinned = self._chosen(survivors, positives, caps)
         if self._categories is not None:
             own = samplings.categories_of(positives, self._categories)["query_id"].unique()
             chosen = chosen.with_columns(categorised=pl.col("query_id").is_in(own.implode()))
             positives = positives.with_columns(categorised=pl.col("query_id").is_in(own.implode()))
         return Block(
-            asked, positives, chosen.with_columns(line=pl.lit(0)), thinned, doubted.select("query_id", "finding")
+            asked, positives, chosen.with_columns(line=pl.lit(0)), len(thinned), doubted.select("query_id", "finding")
         )
+
+    def _chosen(
+        self, survivors: pl.DataFrame, positives: pl.DataFrame, caps: hubs.Caps | None
+    ) -> tuple[pl.DataFrame, pl.Series]:
+        """As `_taken`. Where nothing but the score orders a query's survivors, the first that fill it are enough; a
+        query that they do not fill, since texts repeat or are thinned, is looked at again with all."""
+        asked = self._params.negatives
+        by_score = self._params.sampling == "top" and not self._params.quotas and self._categories is None
+        if not by_score or caps is not None:
+            return self._taken(survivors, positives, caps)
+        place = pl.col("score").rank("min", descending=True).over("query_id")  # of equal ones all or none
+        marked = survivors.with_columns(behind=(pl.col("reason") != "curated") & (place > AHEAD * asked))
+        chosen, thinned = self._taken(marked.filter(~pl.col("behind")).drop("behind"), positives, None)
+        full = chosen.group_by("query_id").len().filter(pl.col("len") >= asked)["query_id"]
+        again = marked.filter("behind")["query_id"].unique()
+        again = again.filter(~again.is_in(full.implode()))
+        if again.is_empty():
+            return chosen, thinned
+        others = ~pl.col("query_id").is_in(again.implode())
+        more, more_thinned = self._taken(survivors.filter(~others), positives, None)
+        both = pl.concat([chosen.filter(others), more]).sort("query_id", maintain_order=True)
+        return both, pl.concat([thinned.filter(~thinned.is_in(again.implode())), more_thinned])
+
+    def _taken(
+        self, survivors: pl.DataFrame, positives: pl.DataFrame, caps: hubs.Caps | None
+    ) -> tuple[pl.DataFrame, pl.Series]:
+        """Of `choose`, from `survivors` that no cap keeps out."""
+        pool = samplings.pool_of(survivors, positives, self._keys, self._categories)
+        pool = pool.join(self._numbers, on="query_id", how="left", maintain_order="left")
+        barred = None
+        if caps is not None:
+            barred = caps.barred(pool.select("document", "score", query="asking")) & ~pool["curated"].to_numpy()
+        return choose(self._params, pool, barred, self._vectorise)
 
     def _wants(self, caps: hubs.Caps, some: pl.Series | None) -> pl.DataFrame:
         """What `hubs.settle` asks for; `some`: rising numbers of queries."""
@@ -161,8 +191,8 @@ def pick_positives(found: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
 
 def choose(
     params: "Params", pool: pl.DataFrame, barred: NDArray[np.bool_] | None = None, vectorise: Vectorise | None = None
-) -> tuple[pl.DataFrame, int]:
-    """The rows of `pool` (`samplings.pool_of`) that are taken, and how many near-duplicates were passed over.
+) -> tuple[pl.DataFrame, pl.Series]:
+    """The rows of `pool` (`samplings.pool_of`) that are taken, and the query_id of each near-duplicate passed over.
 
     The rows have `band` too; of each query the curated ones come first, then by falling score (ties by doc_id).
     `barred` [rows] marks what a cap keeps out; without `vectorise` nothing is passed over.
@@ -175,4 +205,4 @@ def choose(
     found = visits[taken]
     chosen = pool[found["row"].to_numpy()].with_columns(found["band"])
     order = chosen.sort("query_id", "curated", "score", "doc_id", descending=[False, True, True, False])
-    return order, thinned
+    return order, pool["query_id"].gather(visits["row"].gather(thinned))

@@ -8,12 +8,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from numpy.typing import NDArray
 
 from stages.contracts import document_text
 from stages.negatives.known import Vectorise
-from stages.text import loose, normalise
+from stages.text import UNUSUAL, loose, normalise
 
 if TYPE_CHECKING:
     from stages.retrieval.encoding import Vectors
@@ -22,15 +21,17 @@ _ROWS = 8192
 
 
 def text_keys(corpus: Path) -> pl.DataFrame:
-    """doc_id and text_key (xxh3-64 of the normalised text), for telling equal texts."""
-    schema = {"doc_id": pl.String, "text_key": pl.UInt64}
-    parts = [
-        pl.DataFrame(
-            {"doc_id": ids, "text_key": [xxhash.xxh3_64_intdigest(normalise(text).encode()) for text in texts]}, schema
-        )
-        for ids, texts in document_texts(corpus)
-    ]
-    return pl.concat([pl.DataFrame(schema=schema), *parts])
+    """doc_id and text_key (64 bits of a hash of the normalised text), for telling equal texts.
+
+    The hash is polars', which may be another with its next version: keys are compared within a run and never kept.
+    """
+    parts = [pl.DataFrame(schema={"doc_id": pl.String, "text_key": pl.UInt64})]
+    for frame in _documents(corpus):
+        texts = frame["text"]
+        unusual = texts.str.contains(UNUSUAL).arg_true()
+        texts = texts.scatter(unusual, [normalise(text) for text in texts.gather(unusual)])
+        parts.append(pl.DataFrame({"doc_id": frame["doc_id"], "text_key": texts.hash()}))
+    return pl.concat(parts)
 
 
 def loose_forms(corpus: Path, path: Path) -> pa.Table:
@@ -76,7 +77,12 @@ def places(asked: pl.Series, ids: pl.Series) -> NDArray[np.int64]:
 
 def document_texts(corpus: Path) -> Iterator[tuple[list[str], list[str]]]:
     """The ids and texts of a corpus file, some at a time, as models read them."""
+    for frame in _documents(corpus):
+        yield frame["doc_id"].to_list(), frame["text"].to_list()
+
+
+def _documents(corpus: Path) -> Iterator[pl.DataFrame]:
     with pq.ParquetFile(corpus) as file:
         for batch in file.iter_batches(_ROWS, columns=["doc_id", "text", "title"]):
             frame = pl.DataFrame(pl.from_arrow(batch))
-            yield frame["doc_id"].to_list(), frame.select(document_text(frame.columns))["text"].to_list()
+            yield frame.select("doc_id", document_text(frame.columns))

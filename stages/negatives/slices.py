@@ -63,11 +63,11 @@ class Slices:
 def circle_of(keys: pl.DataFrame, seed: int) -> pl.DataFrame:
     """The texts of a corpus (doc_id, text_key) laid on a circle by a hash: point, text_key, doc_id, by rising point.
 
-    Equal texts stand once, under the smallest doc_id.
+    Equal texts stand once, under the smallest doc_id, by which they are laid.
     """
     texts = keys.group_by("text_key").agg(pl.col("doc_id").min())
-    points = [draw(seed, "slices of texts", str(key)) for key in texts["text_key"]]
-    return texts.select(pl.Series("point", points, dtype=pl.UInt64), "text_key", "doc_id").sort("point", "text_key")
+    points = [draw(seed, "slices of texts", doc_id) for doc_id in texts["doc_id"]]
+    return texts.select(pl.Series("point", points, dtype=pl.UInt64), "text_key", "doc_id").sort("point", "doc_id")
 
 
 def drawn(params: "Params", known: pl.DataFrame, circle: pl.DataFrame) -> pl.DataFrame:

@@ -17,11 +17,12 @@ _PAIRS = 8192
 
 
 class Walked(NamedTuple):
-    """What was taken, and how many were passed over because they nearly equal one that was taken before."""
+    """What was taken, and what was passed over because it nearly equals one that was taken before."""
 
     taken: Ints
     """Places in the visits, in the order of taking within each query."""
-    thinned: int
+    thinned: Ints
+    """Places in the visits, in no order."""
 
 
 class Alike:
@@ -84,7 +85,7 @@ def walk(visits: pl.DataFrame, curated: Bools, negatives: int, alike: Alike | No
     counts = np.zeros((len(starts), int(counter.max(initial=0)) + 1), np.int64)
     gone = np.zeros(len(curated), np.bool_)
     at = starts.copy()
-    thinned = 0
+    thinned = [np.empty(0, np.int64)]
     active = np.arange(len(starts))
     while len(active):
         visit = at[active]
@@ -98,11 +99,11 @@ def walk(visits: pl.DataFrame, curated: Bools, negatives: int, alike: Alike | No
         else:
             near = np.zeros(len(rows), np.bool_)
         gone[rows] = True
-        thinned += int(near.sum())
+        thinned.append(visit[near])
         mine = asking[~near]
         held[mine, taken[mine]], places[mine, taken[mine]] = rows[~near], visit[~near]
         counts[mine, counter[visit[~near]]] += 1
         taken[mine] += 1
         at[active] += 1
         active = active[(at[active] < ends[active]) & (taken[active] < negatives)]
-    return Walked(places[places >= 0], thinned)
+    return Walked(places[places >= 0], np.concatenate(thinned))

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -161,6 +162,51 @@ def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch
     _, summary, content = run(params, inputs, tmp_path)
     monkeypatch.setattr(composer, "ROWS_A_BLOCK", rows)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
+    monkeypatch.setattr(compose, "TEXTS", 1)  # and neither does in how many readings the corpus gives its texts
+    assert run(params, inputs, tmp_path)[1:] == (summary, content)
+
+
+def test_a_text_is_held_for_as_many_blocks_as_there_is_room_for(tmp_path):
+    with_texts_of_their_own = table(contracts.CORPUS, *((f"d{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
+    found = write(tmp_path, corpus=with_texts_of_their_own)
+    assert compose.TEXTS / 1100 < compose.texts_at_once(found["corpus"]) < compose.TEXTS / 1000
+    side = pl.DataFrame({"doc_id": ["a", "b"]})
+    blocks = [composer.Block(side, side.head(n), side.head(1), 0, side) for n in (1, 2, 1, 0)]
+    assert list(compose.gathered(blocks, 4)) == [blocks[:2], blocks[2:]]
+    assert list(compose.gathered(blocks, 0)) == [[block] for block in blocks]
+    assert list(compose.gathered([], 4)) == []
+
+
+def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, monkeypatch):
+    """Texts and vectors repeat, scores too, so that what is looked at first often does not fill a query."""
+    again = 0
+    for seed in range(25):
+        random = np.random.default_rng(seed)
+        documents, queries = [f"d{i:02}" for i in range(20)], ["q0", "q1", "q2"]
+        angles = random.integers(0, 8, 20)
+        stand_in(monkeypatch, {d: [np.cos(a), np.sin(a)] for d, a in zip(documents, angles, strict=True)})
+        rows = []
+        for query in queries:
+            listed = random.permutation(20)[: random.integers(3, 20)]
+            scores = -np.sort(-random.choice([0.2, 0.4, 0.6, 0.8], len(listed)))
+            for rank, (document, score) in enumerate(zip(listed, scores, strict=True), 1):
+                curated = random.random() < 0.1
+                reason = "curated" if curated else "kept"
+                rows.append(verdict(query, documents[document], 0 if curated else rank, score, "negative", reason))
+        found = write(
+            tmp_path,
+            queries=table(contracts.QUERIES, *((q, f"the question {q}", "train", q) for q in queries)),
+            corpus=table(contracts.CORPUS, *((d, f"text {random.integers(0, 14)}") for d in documents)),
+            judged=table(contracts.JUDGED, *((q, "d00", 1, 0.9) for q in queries)),
+            verdicts=table(contracts.VERDICTS, *rows),
+            qrels=table(contracts.QRELS),
+        ) | {"encoding": tmp_path / "encoding.json"}
+        monkeypatch.setattr(composer, "AHEAD", 1_000)
+        expected = run(Params(negatives=4), found, tmp_path)
+        monkeypatch.setattr(composer, "AHEAD", 1)
+        assert run(Params(negatives=4), found, tmp_path) == expected
+        again += expected[1]["thinned"]
+    assert again > 25
 
 
 def test_nothing_to_write_is_refused_with_the_counts(inputs, tmp_path):
