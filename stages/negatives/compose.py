@@ -169,11 +169,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     tally = Tally(params.asked)
     with (out / "mined.jsonl").open("wb") as file:
         for blocks in gathered(composer.blocks(), texts_at_once(inputs["corpus"])):
-            sides = [side for block in blocks for side in (block.positives, block.chosen)]
-            wanted = pl.concat([side["doc_id"] for side in sides]).unique()
+            asked, positives, chosen = (
+                pl.concat(getattr(block, side) for block in blocks) for side in ("asked", "positives", "chosen")
+            )
+            wanted = pl.concat([positives["doc_id"], chosen["doc_id"]]).unique()
             texts = corpus.filter(pl.col("doc_id").is_in(wanted.implode())).collect()
+            lines(asked, positives, chosen, texts).write_ndjson(file)
             for block in blocks:
-                lines(block.asked, block.positives, block.chosen, texts).write_ndjson(file)
                 tally.add(block)
             tools.progress.advance(tally.n["train"], len(queries), "queries")
     if not tally.n["written"]:

@@ -36,7 +36,7 @@ from stages import contracts
 from stages.contracts import Summary, Tools
 from stages.errors import InputError
 from stages.negatives import budget, check, rules
-from stages.negatives.blocks import of_block, query_blocks
+from stages.negatives.blocks import in_order, of_block, query_blocks
 from stages.negatives.budget import Limit, Limits
 from stages.negatives.rules import RULES, RuleName
 from stages.negatives.verify import heard
@@ -63,8 +63,10 @@ PRECEDENCE = (
     (RULE, IGNORED),
 )
 
-ROWS_A_BLOCK = 1_000_000
+ROWS_A_BLOCK = 500_000
 """Pairs looked at together; bounds memory and changes no result."""
+THREADS = 2
+"""Blocks decided at once, while another is written."""
 
 
 class Params(Limits):
@@ -131,11 +133,14 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         tools.progress.say(f"relabel = {params.relabel} finds nothing, since no estimate can be trusted here")
     blocks = list(query_blocks(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, ROWS_A_BLOCK))
     limit = budget.settled(rule, evidence, queries, blocks) if rule.mask == "learned" else None
+
+    def decide(block: pl.Series) -> pl.DataFrame:
+        return decided(rule, of_block(evidence, block), of_block(judged, block), limit)
+
     counts: Counter[str] = Counter()
     likeliest = 0.0
     with contracts.writer(out / "verdicts.parquet", contracts.VERDICTS) as writer:
-        for block in blocks:
-            verdicts = decided(rule, of_block(evidence, block), of_block(judged, block), limit)
+        for verdicts in in_order(decide, blocks, THREADS):
             writer.write_table(contracts.to_arrow(verdicts.drop("contradicted"), contracts.VERDICTS))
             counts += count(verdicts)
             if params.relabel == "positive":  # which may make none, and then has to say how far off it was
@@ -184,13 +189,11 @@ def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Lim
         relabelled=pl.lit(params.relabel == "positive") & (doubted | answers) & (p >= params.above),
         weighted=pl.lit(params.relabel == "weight") & doubted & p.is_not_null(),
     )
-    decided = rows.with_columns(
-        verdict=pl.coalesce(*(pl.when(flag).then(pl.lit(v)) for flag, v in PRECEDENCE), pl.lit(NEGATIVE)),
-        reason=pl.coalesce(
-            *(pl.when(flag).then(pl.lit(params.mask if flag == RULE else flag)) for flag, _ in PRECEDENCE),
-            pl.lit("kept"),
-        ),
-    )
+    lines = pl.DataFrame([*PRECEDENCE, ("kept", NEGATIVE)], schema=["reason", "verdict"], orient="row")
+    first = (pl.when(flag).then(pl.lit(line, pl.UInt8)) for line, (flag, _) in enumerate(PRECEDENCE))
+    line = rows.select(pl.coalesce(*first, pl.lit(len(PRECEDENCE), pl.UInt8))).to_series()
+    reason = lines["reason"].replace(RULE, params.mask)
+    decided = rows.with_columns(verdict=lines["verdict"].gather(line), reason=reason.gather(line))
     return (
         decided.with_columns(
             weight=pl.when(pl.col("reason") == "weighted").then(1 - p).cast(pl.Float32),
@@ -203,14 +206,19 @@ def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Lim
 
 def count(verdicts: pl.DataFrame) -> Counter[str]:
     """What a block adds to the summary."""
-    counts: Counter[str] = Counter(queries=verdicts["query_id"].n_unique(), rows=len(verdicts))
+    counts: Counter[str] = Counter(queries=_queries(verdicts), rows=len(verdicts))
     for reason, rows in verdicts.group_by("reason").len().iter_rows():
         counts[reason] = rows
     counts["added"] = verdicts.filter(pl.col("source") == "curated").height
     counts["contradicted"] = int(verdicts["contradicted"].sum())
-    counts["filled"] = verdicts.filter(pl.col("verdict") == NEGATIVE)["query_id"].n_unique()
-    counts["anchorless"] = verdicts.filter(pl.col("reason") == "no_positive")["query_id"].n_unique()
+    counts["filled"] = _queries(verdicts.filter(pl.col("verdict") == NEGATIVE))
+    counts["anchorless"] = _queries(verdicts.filter(pl.col("reason") == "no_positive"))
     return counts
+
+
+def _queries(rows: pl.DataFrame) -> int:
+    """How many queries these rows are of, which come by query."""
+    return len(rows["query_id"].rle())
 
 
 def likeliest_aside(verdicts: pl.DataFrame, rule: RuleName) -> float:

@@ -90,17 +90,18 @@ def apply(
     `rule` marks what the rule sets aside, `no_positive` the rows of queries that lack the positive the rule measures
     from; `judged` (query_id, relevance, score) holds the positives' scores.
     """
-    own = judged.filter(pl.col("relevance") > 0).group_by("query_id")
-    rows = rows.join(
-        own.agg(lowest=pl.col("score").min(), best=pl.col("score").max()),
-        on="query_id",
-        how="left",
-        maintain_order="left",
+    positives = judged.filter(pl.col("relevance") > 0)
+    own = positives.group_by("query_id").agg(lowest=pl.col("score").min(), best=pl.col("score").max())
+    runs = rows["query_id"].rle()  # rows come by query: what is the same for all of one is looked up once
+    asked = pl.DataFrame({"query_id": runs.struct.field("value")})
+    ends = asked.join(own, on="query_id", how="left", maintain_order="left")
+    times = runs.struct.field("len").to_numpy()
+    lowest, best = (
+        np.repeat(ends[end].cast(pl.Float32).fill_null(float("nan")).to_numpy(), times) for end in ("lowest", "best")
     )
-    lowest, best = (rows[end].cast(pl.Float32).fill_null(float("nan")).to_numpy() for end in ("lowest", "best"))
     limit = thresholds(name, value, lowest, best)
     passed = passes(name, rows["score"].to_numpy(), rows["rank"].to_numpy(), limit, window)
-    return rows.drop("lowest", "best").with_columns(
+    return rows.with_columns(
         pl.Series("threshold", limit).fill_nan(None),
         pl.Series("no_positive", np.isnan(lowest) & (RULES[name].positive is not None)),
         pl.Series("rule", ~passed),
