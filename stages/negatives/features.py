@@ -30,7 +30,7 @@ from stages.contracts import FEATURES
 from stages.negatives.documents import places
 from stages.negatives.known import Vectorise
 from stages.retrieval.lexical import Bm25
-from stages.retrieval.nearest import pair_scores_at
+from stages.retrieval.nearest import highest_at
 
 Floats = NDArray[np.float32]
 
@@ -63,8 +63,8 @@ FAR = 30.0
 """No feature goes farther: where a query's candidates all score the same, any distance is endless in their unit."""
 _TINY = 1e-6
 _PAIRS = 32_768
-"""Pairs of questions compared at once. Mostly few are distinct, and each vector is read once; where all are, twice so
-many vectors are held."""
+"""Pairs of questions compared at once, unless so few are distinct that no more vectors are held than for these: two a
+pair. Each vector is read once."""
 _AT_ONCE = 8_192
 _BITS = 18
 
@@ -236,18 +236,21 @@ def of_owners(rows: pl.DataFrame, scene: Scene) -> Floats:
     pairs = (
         rows.with_row_index("row")
         .select("row", "query", "doc_id")
-        .join(scene.owners, on="doc_id")
+        .join(scene.owners, on="doc_id", maintain_order="left")
         .filter(pl.col("owner") != pl.col("query"))
     )
     out = np.zeros(len(rows), np.float32)
     if pairs.is_empty():
         return out
-    cosines = []
-    for some in pairs.iter_slices(_PAIRS):
-        places, at = np.unique(np.concatenate([some["query"], some["owner"]]), return_inverse=True)
-        vectors = scaled(scene.queries(places))
-        cosines.append(pair_scores_at(vectors, vectors, at[: len(some)], at[len(some) :]))
-    nearest = pairs.with_columns(cosine=pl.Series(np.concatenate(cosines))).group_by("row").agg(pl.col("cosine").max())
+    sides = pairs["query"].unique(), pairs["owner"].unique()
+    found = []
+    for some in [pairs] if sum(map(len, sides)) <= 2 * _PAIRS else pairs.iter_slices(_PAIRS):
+        asked, query = np.unique(some["query"], return_inverse=True)
+        owners, owner = np.unique(some["owner"], return_inverse=True)
+        vectors = scaled(scene.queries(asked)), scaled(scene.queries(owners))
+        cosines = highest_at(*vectors, query, owner, some["row"].cast(pl.Int64).to_numpy())
+        found.append(pl.DataFrame({"row": some["row"].unique(maintain_order=True), "cosine": cosines}))
+    nearest = pl.concat(found).group_by("row").agg(pl.col("cosine").max())
     out[nearest["row"].to_numpy()] = np.maximum(scene.query_spread(nearest["cosine"].to_numpy()), 0)
     return out
 

@@ -26,6 +26,8 @@ _PAIRS = 512
 """Pairs scored at once: their vectors in float64 stay in the cache."""
 _RUN = 16 * _PAIRS
 """Pairs that a thread scores before it takes the next ones."""
+_SPARSE = 16
+"""A product of all queries with all documents is taken where it has at most so many pairs for one that is asked for."""
 _TILE = 1_024, 2_048
 """Queries and documents multiplied at once where all that reach a score are wanted: 8 MB of scores."""
 
@@ -156,6 +158,23 @@ def pair_scores_at(queries: Floats, documents: Floats, query: Ids, document: Ids
             for _ in threads.map(score, range(0, len(query), _RUN)):
                 pass
     return out
+
+
+def highest_at(queries: Floats, documents: Floats, query: Ids, document: Ids, run: Ids) -> Floats:
+    """The highest of `pair_scores_at` within each run of equal `run` [n], a run being of one query: float32 [runs].
+
+    Where the pairs are a good part of all that there could be, one float32 product of both sides says which of a run
+    can be the highest (it is off by at most `_rounding`), and only these are scored.
+    """
+    if len(queries) * len(documents) <= _SPARSE * len(query):
+        rough = (queries @ documents.T)[query, document].astype(np.float64)
+        starts = np.flatnonzero(np.diff(run, prepend=-1))
+        best = np.repeat(np.maximum.reduceat(rough, starts), np.diff(starts, append=len(run)))
+        near = rough >= best - 2 * _rounding(queries, float(lengths(documents).max()))[query]
+        query, document, run = query[near], document[near], run[near]
+    scores = pair_scores_at(queries, documents, query, document)
+    highest: Floats = np.maximum.reduceat(scores, np.flatnonzero(np.diff(run, prepend=-1)))
+    return highest
 
 
 def lengths(vectors: Floats) -> npt.NDArray[np.float64]:
