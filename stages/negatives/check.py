@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from stages.contracts import Summary
-from stages.negatives import budget, rules
+from stages.negatives import budget, learned, rules
 from stages.negatives.budget import Limit
 
 SAMPLES = 500
@@ -20,9 +20,9 @@ def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summa
     it: how many negatives and how many hidden positives among them, the expected share of false ones and the observed
     one, with its 95 % interval (low, high; a bootstrap over questions), and the share that the learned mask accepts.
 
-    One of a question's positives is hidden at a time, so it stands for as many that nobody labelled as the question has
-    positives (`stages.negatives.learned`), and both shares are of what is chosen beside it. None where nothing was
-    hidden.
+    One of a question's positives is hidden at a time, and stands for those that nobody labelled: MISSING for each that
+    is left (`stages.negatives.learned`). Both shares are of what is chosen beside it, as much as each of that counts.
+    None where nothing was hidden.
     """
     if taught.is_empty():
         return None
@@ -32,17 +32,20 @@ def found_again(params: Any, limit: Limit | None, taught: pl.DataFrame) -> Summa
         threshold = rules.thresholds(params.mask, params.limit, figures["lowest"], figures["best"])
         window = params.window_start, params.window_end
         rows = rows.filter(pl.Series(rules.passes(params.mask, figures["score"], figures["rank"], threshold, window)))
+    else:
+        rows = rows.filter(pl.col("p_false_negative") <= budget.LIKELY)
     p = rows["p_false_negative"].to_numpy()
     query = rows.select(pl.struct("query_id", "turn").rle_id()).to_series().cast(pl.Int64).to_numpy()
     room = np.full(int(query.max(initial=-1)) + 1, params.negatives)
     lists, at = budget.padded(query, rows["score"].to_numpy(), p, room)
     chosen = budget.choose(lists, limit.price if limit else 0.0)[at] & (p <= (limit.ceiling if limit else 1.0))
     wrong = chosen & rows["hidden"].to_numpy()
-    left = chosen & ~wrong
-    expected = float(p[left].mean(dtype=np.float64)) if left.any() else 0.0
+    known = rows["weight"].to_numpy().astype(np.float64) - 1
+    left = np.where(chosen & ~wrong, learned.counted(p.astype(np.float64), known), 0.0)
+    expected = float((p * left).sum() / max(left.sum(), 1))
     asked = taught.select(pl.col("query_id").unique(maintain_order=True)).with_row_index("question")
     question = rows.join(asked, on="query_id", how="left", maintain_order="left")["question"].to_numpy()
-    weighed = np.bincount(question, rows["weight"].to_numpy() * wrong, len(asked))
+    weighed = np.bincount(question, learned.MISSING * known * wrong, len(asked))
     beside = np.bincount(question, left, len(asked))
     drawn = np.random.default_rng(0).integers(0, len(asked), (SAMPLES, len(asked)))
     low, high = np.quantile(_share(weighed[drawn].sum(axis=1), beside[drawn].sum(axis=1)), [0.025, 0.975])

@@ -42,7 +42,7 @@ from stages.negatives.rules import RULES, RuleName
 from stages.negatives.verify import heard
 from stages.params import option
 
-VERSION = 5
+VERSION = 6
 
 NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
 RULE = "rule"

@@ -35,6 +35,8 @@ class Opinion:
     """In words, with the figures: why it is listened to or not."""
     figures: Summary
     """hidden, candidates, auc_p, auc_teacher, auc_both, loss_p, loss_both: over folds that did not see the question."""
+    level: float = 0.0
+    """What is added to the log odds, by `learned.level`."""
 
     def probability(self, p: Floats, score: Floats, lowest: Floats, best: Floats, query_ids: Sequence[str]) -> Floats:
         """p [n] after the teacher's logits [n] are heard; p itself where these are NaN or nobody listens."""
@@ -43,7 +45,7 @@ class Opinion:
             return p
         rows = table(p[heard], score[heard], lowest[heard], best[heard])
         queries = [query for query, one in zip(query_ids, heard, strict=True) if one]
-        found = shares(learned.missing(_by_fold(self.models, rows, learned.folds(queries))))
+        found = shares(learned.missing(_by_fold(self.models, rows, learned.folds(queries))) + self.level)
         out = p.astype(np.float32, copy=True)
         out[heard] = found
         return out
@@ -53,7 +55,7 @@ def fit(
     p: Floats, score: Floats, lowest: Floats, best: Floats, labels: Bools, weights: Floats, query_ids: Sequence[str]
 ) -> Opinion:
     """The opinion of a teacher about candidates of which `labels` [n] are hidden positives, which count `weights` [n]
-    times; p must not know them.
+    times, as many as their question has positives; p must not know them.
 
     All are [n]: p of folds that did not see the question, logits of the candidate and of its query's lowest and best
     *known* positive. Rows that the teacher was not asked about (NaN) are passed over.
@@ -81,7 +83,8 @@ def fit(
     losses = f"log loss {found['loss_both']:.4f} with it, {found['loss_p']:.4f} without"
     aucs = f"AUC {found['auc_teacher']:.3f} alone, {found['auc_p']:.3f} of p, {found['auc_both']:.3f} together"
     if fall > SURE * error:
-        return Opinion(told, f"it tells hidden positives apart: {losses}; {aucs}", found)
+        level = learned.level(learned.missing(after), labels, weights[heard].astype(np.float64) - 1)
+        return Opinion(told, f"it tells hidden positives apart: {losses}; {aucs}", found, level)
     return Opinion((), f"it adds nothing beyond luck: {losses}; {aucs}", found)
 
 

@@ -67,6 +67,7 @@ class Suspects:
             "own_share": round(own, 3),
             "own_found": self.estimator.found,
             "own_queries": several,
+            "level": self.estimator.level,
             "unfit": self.unfit,
         }
         known = f"{several:,} questions with several positives"

@@ -28,7 +28,7 @@ from stages.params import option
 if TYPE_CHECKING:
     from stages.negatives.teacher import Teacher
 
-VERSION = 1
+VERSION = 2
 
 SAID = {"teacher_score": pl.Float32, "teacher_false": pl.Boolean, "judge": pl.Boolean}
 """What a teacher and a judge say of a pair."""

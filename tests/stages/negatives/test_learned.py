@@ -11,13 +11,16 @@ from stages.negatives import learned
 from stages.negatives.features import GENERAL
 from stages.negatives.learned import (
     CEILING,
+    FARTHEST,
     Estimator,
     Model,
     Prior,
+    counted,
     fit_own,
     folds,
     hide,
     hide_one,
+    level,
     missing,
     read_prior,
 )
@@ -116,6 +119,47 @@ def test_the_odds_of_a_hidden_one_are_the_probability_of_a_missing_one() -> None
     # 1 hidden, 1 missing, 3 others: odds of 1 : 4, and one in four of those that are not hidden
     p = 1 / (1 + np.exp(-missing(np.log(np.array([0.25, 1e-9, 1.0, 5.0])))))
     assert p.tolist() == pytest.approx([0.25, 1e-9, CEILING, CEILING])
+
+
+def test_a_candidate_counts_for_as_much_as_would_be_there_with_one_positive_fewer_known() -> None:
+    # densities of 1 and 1: of 0.85 + 1 there 0.85 are missing, and where two are known 1.7 + 1 lie
+    p = np.array([0.85 / 1.85, 1.7 / 2.7, 0.0])
+    assert counted(p, np.array([1.0, 2.0, 1.0])).tolist() == pytest.approx([1.85 / 2.7, 2.7 / 3.55, 1.0])
+
+
+def test_the_level_is_where_as_many_are_expected_as_were_found_again() -> None:
+    labels, known = np.array([True, False, False, False, False]), np.ones(5)
+    # 4 p / (1 + p) = 0.85
+    p = 0.2125 / 0.7875
+    assert level(np.zeros(5), labels, known) == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
+    assert level(np.full(5, 2.0), labels, known) == pytest.approx(np.log(p / (1 - p)) - 2, abs=1e-3)
+    # 3 known are left: 4 p / (1 + p / 3) = 2.55
+    p = 0.6375 / 0.7875
+    assert level(np.zeros(5), labels, 3 * known) == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
+    assert level(np.full(5, -99.0), labels, known) == pytest.approx(FARTHEST, abs=1e-3)
+
+
+def test_a_prior_that_is_too_cautious_or_too_hopeful_here_is_brought_to_the_table_s_level() -> None:
+    random = np.random.default_rng(0)
+
+    def candidates(questions: int, positives: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Features of 20 a question, and which of them are positives: the first ones, so many in the mean."""
+        right = np.tile(np.arange(20), questions) < np.repeat(positives + random.random(questions), 20) // 1
+        features = np.zeros((len(right), len(FEATURES)), np.float32)
+        features[:, FEATURES.index("like_best")] = np.where(right, 1.5, 0.0) + random.normal(size=len(right))
+        return features, right, [f"q{i // 20}" for i in range(len(right))]
+
+    # two are known, of which one is hidden; 0.85 for each known one are missing
+    features, _right, names = candidates(1000, 1 + 2 * 0.85)
+    hidden = np.tile(np.arange(20), 1000) == 0
+    for bias in (-8.0, 0.0):
+        found = fit_own(features, hidden, np.where(hidden, 2.0, 1.0), names, Prior(flat(bias), flat(bias)))
+        # other questions, where one is known
+        features_there, right_there, names_there = candidates(2000, 0.85)
+        p = found.probability(features_there, names_there).astype(np.float64)
+        assert p.sum() == pytest.approx(right_there.sum(), rel=0.1)
+        likely = p > np.quantile(p, 0.9)
+        assert p[likely].mean() == pytest.approx(right_there[likely].mean(), rel=0.2)
 
 
 def test_one_positive_is_hidden_at_a_time_each_in_its_turn() -> None:
