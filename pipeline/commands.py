@@ -62,7 +62,7 @@ def bring(target: str, options: Mapping[str, Any]) -> Result:
     shown = [stage.name for stage in PIPELINE if stage.name in runner.done and stage.section == section]
     parts: list[str | Table] = []
     for name in shown:
-        parts += summary_parts(name, runner.done[name])
+        parts += summary_parts(name, runner.done[name], accepted(runner))
     if not runner.ran:
         parts.append("nothing to do: everything is up to date")
     parts += [f"wrote {runner.done[name].folder}" for name in shown if name in runner.ran]
@@ -84,7 +84,7 @@ def refresh(options: Mapping[str, Any], force: bool) -> Result:
         outcome = run(runner, settings.refresh().keep, force)
     parts: list[str | Table] = []
     for stage in PIPELINE:
-        parts += summary_parts(stage.name, runner.done[stage.name])
+        parts += summary_parts(stage.name, runner.done[stage.name], accepted(runner))
     current = options["workspace"] / "current"
     if outcome.moved:
         parts.append(f"{outcome.moved:,} questions changed their split, because rows were added or changed")
@@ -123,8 +123,15 @@ def gate_line(verdict: Mapping[str, Any]) -> str:
     return f"against the published reranker: {verdict['measure']} {change}: {verdict['verdict']}"
 
 
-def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
-    """What a stage reported, for a person."""
+def accepted(runner: Runner) -> float | None:
+    """The share of false negatives that the learned mask accepted; None where another rule was used."""
+    mask = runner.done.get("mask")
+    estimate = mask and mask.summary.get("estimate")
+    return estimate["accepted"] if estimate else None
+
+
+def summary_parts(stage: str, artifact: Artifact, accepted: float | None = None) -> list[str | Table]:
+    """What a stage reported, for a person; `accepted`: of the learned mask."""
     summary = artifact.summary
     if stage == "pairs":
         from stages.pairs.build import funnel_lines
@@ -152,13 +159,18 @@ def summary_parts(stage: str, artifact: Artifact) -> list[str | Table]:
     shown = {name: value for name, value in summary.items() if value is not None}
     false = shown.pop("false_negatives", None)
     line = f"{stage}: " + ", ".join(f"{name.replace('_', ' ')} {_number(v)}" for name, v in shown.items())
-    expected = [] if false is None else [expectation(false, summary["negatives"], summary["weighted"])]
+    expected = [] if false is None else [expectation(false, summary["negatives"], summary["weighted"], accepted)]
     return [line, *expected]
 
 
-def expectation(false: float, negatives: int, weighted: int) -> str:
+def expectation(false: float, negatives: int, weighted: int, accepted: float | None) -> str:
     """How many of the negatives written are false, as expected; `weighted` of them stand there with a weight."""
     told = f"false ones expected among the {negatives:,} negatives: {false:.2%}"
+    if not weighted and accepted is not None and false > 1.02 * accepted:
+        return (
+            f"{told}, more than the {accepted:.1%} accepted: the mask reckoned with the hardest that it lets through, "
+            "and hub_cap, same, sampling or quota_sources took others"
+        )
     if not weighted:
         return told
     return (

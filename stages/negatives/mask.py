@@ -150,6 +150,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     if estimator["source"]:
         taught = contracts.read_table(inputs["taught"], contracts.TAUGHT)
         summary["estimate"] = {name: value for name, value in estimator.items() if name != "models"} | {
+            "accepted": rule.max_false_negatives if limit else None,
             "price": limit.price if limit else None,
             "ceiling": round(limit.ceiling, 5) if limit else None,
             "check": check.found_again(rule, limit, taught),
