@@ -82,6 +82,7 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> Result:
     policy = Policy(
         said["rule"],
         said["threshold"],
+        (given["window_start"], given["window_end"]),
         given["max_false_negatives"],
         made["compose"].summary["false_negatives"] if "compose" in made else None,
         said["estimate"]["unfit"] if said["rule"] != given["mask"] else None,

@@ -16,7 +16,7 @@ from pipeline.store import Artifact
 from stages.contracts import SPLITS
 from stages.negatives import check
 from stages.negatives.mask import NEGATIVE, PRECEDENCE, RULE
-from stages.negatives.rules import RULES
+from stages.negatives.rules import RULES, described
 
 REASONS = {
     "known_positive": "is a positive of the question",
@@ -143,10 +143,8 @@ def rule(mask: Artifact) -> str:
     name, threshold = mask.summary["rule"], mask.summary["threshold"]
     if name not in RULES:
         return f"what it does not take for a positive (threshold {threshold})"
-    words = RULES[name].meaning.format(t=threshold)
-    if name == "window":
-        given = mask.manifest["parameters"]
-        words = f"the ranks from {given['window_start'] + 1} to {given['window_end']}"
+    given = mask.manifest["parameters"]
+    words = described(name, threshold, (given["window_start"], given["window_end"]))
     return f"{words} ({RULES[name].source})"
 
 

@@ -37,11 +37,16 @@ RULES: dict[RuleName, Rule] = {
     "margin": Rule("lowest", 0.05, "at least {t} below the lowest positive", "NV-Retriever TopK-MarginPos; NeMo abs"),
     "margin_max": Rule("best", 0.05, "at least {t} below the best positive", "TopK-MarginPos on the best positive"),
     "abs": Rule(None, 0.7, "a score of at most {t}", "NV-Retriever TopK-Abs; sentence-transformers max_score"),
-    "window": Rule(None, None, "a rank inside the window", "FlagEmbedding hn_mine range_for_sampling 10-210"),
+    "window": Rule(None, None, "the ranks from {first} to {last}", "FlagEmbedding hn_mine range_for_sampling 10-210"),
     "infonce": Rule("lowest", 0.1, "at most {t} above the lowest positive", "SWIFT INFONCE_MASK_FAKE_NEGATIVE"),
     "none": Rule(None, None, "everything that is not known to be positive", "naive top-k"),
     "learned": Rule("lowest", None, "what is unlikely enough to be a false negative for how hard it is", "prep"),
 }
+
+
+def described(name: RuleName, number: float | None, window: tuple[int, int]) -> str:
+    """What a rule accepts, for a person; `window` as `passes` takes it."""
+    return RULES[name].meaning.format(t=number, first=window[0] + 1, last=window[1])
 
 
 def thresholds(name: RuleName, value: float | None, lowest: Floats, best: Floats) -> Floats:

@@ -15,7 +15,7 @@ import polars as pl
 from stages import contracts
 from stages.errors import InputError
 from stages.negatives.budget import LIKELY
-from stages.negatives.rules import RULES, RuleName
+from stages.negatives.rules import RULES, RuleName, described
 from stages.text import loose, normalise
 
 _WORDS = {
@@ -45,6 +45,8 @@ class Policy:
     rule: RuleName
     number: float | None
     """The rule's."""
+    window: tuple[int, int]
+    """As `rules.passes` takes it."""
     accepted: float
     """`max_false_negatives`."""
     expected: float | None
@@ -55,7 +57,7 @@ class Policy:
 
 def headlines(query: Mapping[str, Any], rows: pl.DataFrame, negatives: list[str] | None, policy: Policy) -> list[str]:
     """What holds for a whole query, as `show` gives it with all its rows, in lines for a person."""
-    line = f"mask {policy.rule}: {RULES[policy.rule].meaning.format(t=policy.number)}"
+    line = f"mask {policy.rule}: {described(policy.rule, policy.number, policy.window)}"
     if policy.rule == "learned":
         known = "" if policy.expected is None else f", {percent(policy.expected)} are expected to be"
         line = (

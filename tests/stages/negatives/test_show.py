@@ -95,7 +95,7 @@ def test_where_mined_jsonl_is_not_written_nothing_stands_in_it(tmp_path):
     query, rows, negatives = show("1", inputs, "perc")
     assert negatives is None
     assert rows["mined"].null_count() == len(rows)
-    policy = Policy("perc", 0.9, 0.02, None, None)
+    policy = Policy("perc", 0.9, (10, 210), 0.02, None, None)
     assert headlines(query, rows, negatives, policy)[1] == "mined.jsonl is not written yet"
 
 
@@ -249,7 +249,7 @@ ROWS = pl.DataFrame(
     ],
 )
 def test_what_of_a_question_stands_in_mined_jsonl(negatives, query, rows, says):
-    policy = Policy("none", None, 0.02, None, None)
+    policy = Policy("none", None, (10, 210), 0.02, None, None)
     assert headlines(QUERY | query, rows, negatives, policy)[1] == f"mined.jsonl {says}"
 
 
@@ -257,18 +257,19 @@ def test_what_of_a_question_stands_in_mined_jsonl(negatives, query, rows, says):
     ("policy", "says"),
     [
         (
-            Policy("learned", None, 0.02, 0.0192, None),
+            Policy("learned", None, (10, 210), 0.02, 0.0192, None),
             "mask learned: at most 2.0% of all negatives written may be false, 1.9% are expected to be. The higher a "
             "candidate's score, the more is accepted.",
         ),
         (
-            Policy("learned", None, 0.005, None, None),
+            Policy("learned", None, (10, 210), 0.005, None, None),
             "mask learned: at most 0.50% of all negatives written may be false. The higher a candidate's score, the "
             "more is accepted.",
         ),
-        (Policy("abs", 0.7, 0.02, None, None), "mask abs: a score of at most 0.7"),
+        (Policy("abs", 0.7, (10, 210), 0.02, None, None), "mask abs: a score of at most 0.7"),
+        (Policy("window", None, (10, 210), 0.02, None, None), "mask window: the ranks from 11 to 210"),
         (
-            Policy("perc", 0.95, 0.02, None, "too odd"),
+            Policy("perc", 0.95, (10, 210), 0.02, None, "too odd"),
             "mask perc: at most 0.95 of the lowest positive's score; learned can't be trusted here: too odd",
         ),
     ],
