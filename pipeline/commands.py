@@ -169,7 +169,7 @@ def expectation(false: float, negatives: int, weighted: int, accepted: float | N
     if not weighted and accepted is not None and false > 1.02 * accepted:
         return (
             f"{told}, more than the {accepted:.1%} accepted: the mask reckoned with the hardest that it lets through, "
-            "and hub_cap, same, sampling or quota_sources took others"
+            "and others stand in their place (near-duplicates are thinned; hub_cap, same, sampling, quota_sources)"
         )
     if not weighted:
         return told

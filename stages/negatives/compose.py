@@ -29,6 +29,8 @@ VERSION = 4
 
 TEXTS = 256 << 20
 """Bytes of documents held at once; bounds memory and changes no result."""
+BESIDE = 500
+"""Bytes that are held for each beside its text: ids, scores, features."""
 
 
 class Params(BaseParams):
@@ -189,11 +191,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
 
 
 def texts_at_once(corpus: Path) -> int:
-    """How many of a corpus' documents fit into TEXTS, going by their mean."""
+    """How many of a corpus' documents fit into TEXTS, going by their mean, with what a line holds of each beside it."""
     about = pq.read_metadata(corpus)
-    column = about.schema.names.index("text")
-    size = sum(about.row_group(group).column(column).total_uncompressed_size for group in range(about.num_row_groups))
-    return int(TEXTS * about.num_rows // max(size, 1))
+    read = [about.schema.names.index(name) for name in ("title", "text")]
+    groups = [about.row_group(group) for group in range(about.num_row_groups)]
+    size = sum(group.column(column).total_uncompressed_size for group in groups for column in read)
+    return int(TEXTS // (size / max(about.num_rows, 1) + BESIDE))
 
 
 def gathered(blocks: Iterable[Block], most: int) -> Iterator[list[Block]]:

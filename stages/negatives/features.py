@@ -63,8 +63,9 @@ FAR = 30.0
 """No feature goes farther: where a query's candidates all score the same, any distance is endless in their unit."""
 _TINY = 1e-6
 _PAIRS = 32_768
-"""Pairs of questions compared at once, unless so few are distinct that no more vectors are held than for these: two a
-pair. Each vector is read once."""
+"""Pairs of questions compared at once; twice so many vectors are held where all are distinct."""
+_MORE = 32 * _PAIRS
+"""Pairs compared at once where so few questions are distinct that no more vectors are held."""
 _AT_ONCE = 8_192
 _BITS = 18
 
@@ -244,7 +245,7 @@ def of_owners(rows: pl.DataFrame, scene: Scene) -> Floats:
         return out
     sides = pairs["query"].unique(), pairs["owner"].unique()
     found = []
-    for some in [pairs] if sum(map(len, sides)) <= 2 * _PAIRS else pairs.iter_slices(_PAIRS):
+    for some in pairs.iter_slices(_MORE if sum(map(len, sides)) <= 2 * _PAIRS else _PAIRS):
         asked, query = np.unique(some["query"], return_inverse=True)
         owners, owner = np.unique(some["owner"], return_inverse=True)
         vectors = scaled(scene.queries(asked)), scaled(scene.queries(owners))

@@ -15,8 +15,9 @@ one, and it counts m times, on the assumption that as many are missing as are kn
 candidates too, without a label, and look the same; where nothing else does, the hidden ones come to half of the weight.
 `missing` takes that into account (positive-unlabelled learning: Elkan and Noto, KDD 2008).
 
-That gives the order. The level is set last (`level`): so that on the hidden positives' own questions, judged by folds
-that did not see them, as many missing ones are expected as the hidden ones that were found say there are.
+Where what is labelled is mixed with what is not, and only one of two known positives is left, those weights expect too
+many. So the log odds are lowered last (`level`), until on the hidden positives' own questions, judged by folds that did
+not see them, no more missing ones are expected than the hidden ones that were found say there are.
 """
 
 import json
@@ -47,10 +48,10 @@ LEAST_FOUND = 30
 TRUST = 100
 """With so many, it has half of the say."""
 MISSING = 0.85
-"""Positives that are missing for one that is known. Looked at on the five sets of prior.json, of which the bench hides
-a half, rounded down: with 0.8 two leak more than the 2 % accepted (1.1 and 1.2 times), with 0.85 and 0.9 none."""
-FARTHEST = 5.0
-"""The most that the level may be moved, in log odds."""
+"""Positives that are missing for one that is known, at most. Looked at on the five sets of prior.json, of which the
+bench hides a half, rounded down."""
+LOWEST = -5.0
+"""The most that log odds are lowered."""
 ROUNDS = 3
 """Times that another positive of a question is hidden."""
 CEILING = 0.95
@@ -133,8 +134,8 @@ class Estimator:
     own: tuple[Model, ...] = ()
     found: int = 0
     """Hidden positives among the candidates that the own models learned from."""
-    level: float = 0.0
-    """What is added to the log odds, by `level`."""
+    levels: tuple[float, ...] = ()
+    """What is added to the log odds, by fold: of `levels`."""
 
     @cached_property
     def share(self) -> float:
@@ -151,15 +152,16 @@ class Estimator:
 
     def log_odds(self, features: Floats, questions: Sequence[str]) -> Doubles:
         """Those of `probability`."""
-        general = mixed = self.prior.log_odds(features)
-        if self.own:
-            fold, word = folds(questions), self.prior.several.log_odds(features[:, : len(GENERAL)])
-            mixed = np.empty(len(features))
-            for number, model in enumerate(self.own):
-                here = fold == number
-                own = missing(model.log_odds(columns(features[here], word[here], model.names)))
-                mixed[here] = self.share * own + (1 - self.share) * general[here]
-        return mixed + self.level
+        general = self.prior.log_odds(features)
+        if not self.own:
+            return general
+        fold, word = folds(questions), self.prior.several.log_odds(features[:, : len(GENERAL)])
+        mixed = np.empty(len(features))
+        for number, model in enumerate(self.own):
+            here = fold == number
+            own = missing(model.log_odds(columns(features[here], word[here], model.names)))
+            mixed[here] = self.share * own + (1 - self.share) * general[here]
+        return mixed + np.array(self.levels)[fold] if self.levels else mixed
 
 
 def missing(log_odds: Doubles) -> Doubles:
@@ -176,30 +178,41 @@ def missing(log_odds: Doubles) -> Doubles:
 def counted(p: Doubles, known: Doubles) -> Doubles:
     """How much a candidate that is not hidden counts, of a question that showed one more positive than `known`: [n].
 
-    p [n] is what it has where `known` positives are known: with the density f of a positive and n of the others,
-    r known f / (r known f + n), where r is MISSING. Here one more was known, so r (known + 1) f + n lie at its place,
-    which is 1 + p / known times as many.
+    p [n] is what it has where `known` positives (1 or more) are known: with the density f of a positive and n of the
+    others, r known f / (r known f + n), where r is MISSING. Here one more was known, so r (known + 1) f + n lie at its
+    place, which is 1 + p / known times as many.
     """
     out: Doubles = 1 / (1 + p / known)
     return out
 
 
+def levels(log_odds: Doubles, labels: NDArray[np.bool_], known: Doubles, fold: NDArray[np.int64]) -> tuple[float, ...]:
+    """Of each fold the `level` of all rows [n] outside it."""
+    seen = [fold != number for number in range(FOLDS)]
+    return tuple(level(log_odds[s], labels[s], known[s]) for s in seen)
+
+
 def level(log_odds: Doubles, labels: NDArray[np.bool_], known: Doubles) -> float:
-    """What to add to log odds [n] so that they expect as many missing positives as there are, by `labels` [n].
+    """What to add to log odds [n] so that they expect no more missing positives than there are, by `labels` [n]: 0 or
+    less.
 
     Each of these is a positive that was hidden, and found among the candidates of a question of which `known` [n] are
-    left; of MISSING x known others one would find as many. They are expected among the rows that are no labels.
+    left; of MISSING x known others one would find as many. They are expected among the rows that are no labels. Where
+    fewer are expected there, nothing is added: where people labelled all that there is, nothing is missing.
     """
     wanted, others = MISSING * float(known[labels].sum()), ~labels
     odds, left = log_odds[others], known[others]
-    low, high = -FARTHEST, FARTHEST
+
+    def expected(added: float) -> float:
+        p = 1 / (1 + np.exp(-odds - added))
+        return float((p * counted(p, left)).sum())
+
+    low, high = LOWEST, 0.0
+    if expected(high) <= wanted:
+        return high
     while high - low > 1e-4:
         middle = (low + high) / 2
-        p = 1 / (1 + np.exp(-odds - middle))
-        if float((p * counted(p, left)).sum()) > wanted:
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if expected(middle) > wanted else (middle, high)
     return round(low, 3)
 
 
@@ -231,7 +244,7 @@ def fit_own(
         own.append(model)
     untold = Estimator(prior, tuple(own), found)
     known = np.exp(features[:, ANCHORS].astype(np.float64))
-    return replace(untold, level=level(untold.log_odds(features, questions), labels, known))
+    return replace(untold, levels=levels(untold.log_odds(features, questions), labels, known, fold))
 
 
 def hide(positives: pl.DataFrame, seed: int, purpose: str, left: Left = "half") -> pl.DataFrame:

@@ -66,7 +66,7 @@ PRECEDENCE = (
 ROWS_A_BLOCK = 500_000
 """Pairs looked at together; bounds memory and changes no result."""
 THREADS = 2
-"""Blocks decided at once, while another is written."""
+"""Blocks held at once: while one is written, the next is decided."""
 
 
 class Params(Limits):

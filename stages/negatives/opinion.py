@@ -35,8 +35,8 @@ class Opinion:
     """In words, with the figures: why it is listened to or not."""
     figures: Summary
     """hidden, candidates, auc_p, auc_teacher, auc_both, loss_p, loss_both: over folds that did not see the question."""
-    level: float = 0.0
-    """What is added to the log odds, by `learned.level`."""
+    levels: tuple[float, ...] = ()
+    """What is added to the log odds, by fold: of `learned.levels`."""
 
     def probability(self, p: Floats, score: Floats, lowest: Floats, best: Floats, query_ids: Sequence[str]) -> Floats:
         """p [n] after the teacher's logits [n] are heard; p itself where these are NaN or nobody listens."""
@@ -45,7 +45,8 @@ class Opinion:
             return p
         rows = table(p[heard], score[heard], lowest[heard], best[heard])
         queries = [query for query, one in zip(query_ids, heard, strict=True) if one]
-        found = shares(learned.missing(_by_fold(self.models, rows, learned.folds(queries))) + self.level)
+        fold = learned.folds(queries)
+        found = shares(learned.missing(_by_fold(self.models, rows, fold)) + np.array(self.levels)[fold])
         out = p.astype(np.float32, copy=True)
         out[heard] = found
         return out
@@ -83,8 +84,8 @@ def fit(
     losses = f"log loss {found['loss_both']:.4f} with it, {found['loss_p']:.4f} without"
     aucs = f"AUC {found['auc_teacher']:.3f} alone, {found['auc_p']:.3f} of p, {found['auc_both']:.3f} together"
     if fall > SURE * error:
-        level = learned.level(learned.missing(after), labels, weights[heard].astype(np.float64) - 1)
-        return Opinion(told, f"it tells hidden positives apart: {losses}; {aucs}", found, level)
+        levels = learned.levels(learned.missing(after), labels, weights[heard].astype(np.float64) - 1, fold)
+        return Opinion(told, f"it tells hidden positives apart: {losses}; {aucs}", found, levels)
     return Opinion((), f"it adds nothing beyond luck: {losses}; {aucs}", found)
 
 

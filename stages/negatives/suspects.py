@@ -67,7 +67,7 @@ class Suspects:
             "own_share": round(own, 3),
             "own_found": self.estimator.found,
             "own_queries": several,
-            "level": self.estimator.level,
+            "levels": self.estimator.levels,
             "unfit": self.unfit,
         }
         known = f"{several:,} questions with several positives"

@@ -169,7 +169,12 @@ def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch
 def test_a_text_is_held_for_as_many_blocks_as_there_is_room_for(tmp_path):
     with_texts_of_their_own = table(contracts.CORPUS, *((f"d{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
     found = write(tmp_path, corpus=with_texts_of_their_own)
-    assert compose.TEXTS / 1100 < compose.texts_at_once(found["corpus"]) < compose.TEXTS / 1000
+    assert compose.TEXTS / 1600 < compose.texts_at_once(found["corpus"]) < compose.TEXTS / 1500
+    titled = table(contracts.CORPUS, *((f"d{i:03}", f"{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
+    found = write(tmp_path, corpus=titled)
+    assert compose.TEXTS / 1650 < compose.texts_at_once(found["corpus"]) < compose.TEXTS / 1500
+    found = write(tmp_path, corpus=table(contracts.CORPUS))
+    assert 0 < compose.texts_at_once(found["corpus"]) <= compose.TEXTS // compose.BESIDE
     side = pl.DataFrame({"doc_id": ["a", "b"]})
     blocks = [composer.Block(side, side.head(n), side.head(1), 0, side) for n in (1, 2, 1, 0)]
     assert list(compose.gathered(blocks, 4)) == [blocks[:2], blocks[2:]]

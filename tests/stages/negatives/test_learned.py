@@ -11,7 +11,7 @@ from stages.negatives import learned
 from stages.negatives.features import GENERAL
 from stages.negatives.learned import (
     CEILING,
-    FARTHEST,
+    LOWEST,
     Estimator,
     Model,
     Prior,
@@ -21,6 +21,7 @@ from stages.negatives.learned import (
     hide,
     hide_one,
     level,
+    levels,
     missing,
     read_prior,
 )
@@ -135,11 +136,14 @@ def test_the_level_is_where_as_many_are_expected_as_were_found_again() -> None:
     assert level(np.full(5, 2.0), labels, known) == pytest.approx(np.log(p / (1 - p)) - 2, abs=1e-3)
     # 3 known are left: 4 p / (1 + p / 3) = 2.55
     p = 0.6375 / 0.7875
-    assert level(np.zeros(5), labels, 3 * known) == pytest.approx(np.log(p / (1 - p)), abs=1e-3)
-    assert level(np.full(5, -99.0), labels, known) == pytest.approx(FARTHEST, abs=1e-3)
+    assert level(np.full(5, 3.0), labels, 3 * known) == pytest.approx(np.log(p / (1 - p)) - 3, abs=1e-3)
+    # where fewer are expected nothing is added: all may be labelled
+    assert level(np.full(5, -2.0), labels, known) == 0.0
+    assert level(np.full(5, 99.0), labels, known) == LOWEST
+    assert level(np.zeros(5), ~labels, known) == 0.0
 
 
-def test_a_prior_that_is_too_cautious_or_too_hopeful_here_is_brought_to_the_table_s_level() -> None:
+def test_a_prior_that_is_too_cautious_here_is_brought_to_the_table_s_level() -> None:
     random = np.random.default_rng(0)
 
     def candidates(questions: int, positives: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -152,7 +156,7 @@ def test_a_prior_that_is_too_cautious_or_too_hopeful_here_is_brought_to_the_tabl
     # two are known, of which one is hidden; 0.85 for each known one are missing
     features, _right, names = candidates(1000, 1 + 2 * 0.85)
     hidden = np.tile(np.arange(20), 1000) == 0
-    for bias in (-8.0, 0.0):
+    for bias in (0.0, 8.0):
         found = fit_own(features, hidden, np.where(hidden, 2.0, 1.0), names, Prior(flat(bias), flat(bias)))
         # other questions, where one is known
         features_there, right_there, names_there = candidates(2000, 0.85)
@@ -160,6 +164,16 @@ def test_a_prior_that_is_too_cautious_or_too_hopeful_here_is_brought_to_the_tabl
         assert p.sum() == pytest.approx(right_there.sum(), rel=0.1)
         likely = p > np.quantile(p, 0.9)
         assert p[likely].mean() == pytest.approx(right_there[likely].mean(), rel=0.2)
+
+
+def test_a_question_has_no_say_in_its_own_level() -> None:
+    fold, labels, known = np.arange(50) % 5, np.arange(50) < 5, np.ones(50)
+    odds = np.full(50, 1.0)
+    before = levels(odds, labels, known, fold)
+    odds[fold == 3] = 9.0
+    after = levels(odds, labels, known, fold)
+    assert after[3] == before[3] == level(odds[fold != 3], labels[fold != 3], known[fold != 3])
+    assert all(after[number] < before[number] for number in (0, 1, 2, 4))
 
 
 def test_one_positive_is_hidden_at_a_time_each_in_its_turn() -> None:
