@@ -199,7 +199,7 @@ def test_show_explains_a_verdict(project: Project, finished: Path) -> None:
     text = project.prep("show", query["query"], "-q")
     assert text.returncode == 0
     assert query["query_id"] in text.stdout
-    assert "mask window: a rank inside the window" in text.stdout
+    assert "mask window: the ranks from 2 to 19" in text.stdout
     unknown = project.prep("show", "a question that nobody asked", "-q")
     assert unknown.returncode == 2
     assert "no query" in unknown.stderr
