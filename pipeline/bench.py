@@ -16,7 +16,7 @@ from stages.contracts import JUDGED, Tools, read_table
 from stages.errors import InputError
 
 if TYPE_CHECKING:
-    from stages.negatives.learned import Left
+    from stages.negatives.hiding import Left
 
 
 def require_names(folders: Sequence[Path]) -> None:

@@ -13,7 +13,7 @@ from pipeline.graph import PIPELINE
 from pipeline.process import outcome, ranked
 
 if TYPE_CHECKING:
-    from stages.negatives.learned import Left
+    from stages.negatives.hiding import Left
 
 COMMON = (
     click.Option(

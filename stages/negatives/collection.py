@@ -9,8 +9,7 @@ import xxhash
 from stages import contracts
 from stages.draw import draw
 from stages.errors import InputError
-from stages.negatives import learned
-from stages.negatives.learned import Left
+from stages.negatives.hiding import Left, hide
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def read_collection(folder: Path, seed: int, most: int, left: Left = "half") -> 
     `InputError` naming what is missing.
     """
     found = read_judgements(folder)
-    positives = learned.hide(found.positives, seed, "bench", left)
+    positives = hide(found.positives, seed, "bench", left)
     many = positives.filter("hidden")["query_id"].unique().to_list()
     kept = sorted(many, key=lambda query: (draw(seed, "bench", query), query))[:most]
     asked = pl.col("query_id").is_in(kept)

@@ -25,10 +25,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from stages.contracts import FEATURES
@@ -37,9 +36,6 @@ from stages.negatives.features import GENERAL
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Left = Literal["half", "one"]
-"""How many of a query's positives `hide` leaves."""
-
 PRIOR = Path(__file__).with_name("prior.json")
 
 FOLDS = 5
@@ -245,27 +241,6 @@ def fit_own(
     untold = Estimator(prior, tuple(own), found)
     known = np.exp(features[:, ANCHORS].astype(np.float64))
     return replace(untold, levels=levels(untold.log_odds(features, questions), labels, known, fold))
-
-
-def hide(positives: pl.DataFrame, seed: int, purpose: str, left: Left = "half") -> pl.DataFrame:
-    """`positives` (query_id, doc_id, ...) with `hidden`: half of each query's, rounded down, by a hash of the pair; or
-    all but one."""
-    pairs = positives.select("query_id", "doc_id").iter_rows()
-    order = pl.Series("order", [draw(seed, purpose, f"{query}:{document}") for query, document in pairs], pl.UInt64)
-    place = pl.col("order").rank("ordinal").over("query_id")
-    size = pl.len().over("query_id")
-    hidden = place <= size // 2 if left == "half" else place < size
-    return positives.with_columns(order).with_columns(hidden=hidden).drop("order")
-
-
-def hide_one(positives: pl.DataFrame, turn: int) -> pl.DataFrame:
-    """`positives` (query_id, doc_id, ...) of the questions that have several, and more than `turn`, with `hidden`: the
-    one whose turn it is by a hash of the pair; and weight, how many positives the question has."""
-    pairs = positives.select("query_id", "doc_id").iter_rows()
-    order = pl.Series("order", [draw(0, "fit", f"{query}:{document}") for query, document in pairs], pl.UInt64)
-    place, size = pl.col("order").rank("ordinal").over("query_id") - 1, pl.len().over("query_id")
-    told = positives.with_columns(order).with_columns(hidden=place == turn, weight=size.cast(pl.Float32))
-    return told.filter(size > max(turn, 1)).drop("order")
 
 
 def folds(questions: Sequence[str]) -> NDArray[np.int64]:

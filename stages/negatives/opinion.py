@@ -1,6 +1,6 @@
 """Second opinion: what a teacher's score does to p_false_negative, and whether it is listened to at all.
 
-Where the table has hidden positives to learn from (`learned.hide_one`), a logistic regression over p's log odds and the
+Where the table has hidden positives to learn from (`hiding.hide_one`), a logistic regression over p's log odds and the
 teacher's margins is fitted on them, in the folds of `learned`, and stands next to one over p's log odds alone. If the
 margins do not lower the log loss on questions that neither model saw, beyond what luck between questions does, the
 teacher is not listened to: a small table's self-taught teacher often has nothing to add. Where nothing is hidden, a

@@ -14,6 +14,7 @@ from stages.negatives import features, learned
 from stages.negatives.blocks import ordered
 from stages.negatives.documents import document_texts
 from stages.negatives.features import GENERAL, MEANS, Floats, Scene, Spread
+from stages.negatives.hiding import hide_one
 from stages.negatives.known import Vectorise
 from stages.retrieval.encoding import Vectors
 from stages.retrieval.lexical import Bm25
@@ -125,7 +126,7 @@ class Suspects:
         several = self._lessons.filter(pl.len().over("query_id") > 1)
         drawn = sorted(several["query_id"].unique().to_list(), key=lambda query: (draw(0, "fit", query), query))
         some = several.filter(pl.col("query_id").is_in(drawn[:FIT_QUERIES]))
-        turns = [self._turn(learned.hide_one(some, turn), turn) for turn in range(learned.ROUNDS)]
+        turns = [self._turn(hide_one(some, turn), turn) for turn in range(learned.ROUNDS)]
         rows, found = pl.concat([rows for rows, _ in turns]), np.concatenate([found for _, found in turns])
         forms = [self._forms[query_id] for query_id in rows["query_id"]]
         weights = rows["weight"].to_numpy().astype(np.float64)

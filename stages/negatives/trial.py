@@ -8,8 +8,8 @@ import polars as pl
 
 from stages.draw import draw
 from stages.errors import InputError
-from stages.negatives import learned
 from stages.negatives.collection import Collection, read_judgements
+from stages.negatives.hiding import hide
 from stages.pairs.split import Shares, Ties, assign
 from stages.text import loose
 
@@ -40,7 +40,7 @@ def read_trial(folder: Path, seed: int) -> Trial:
     if test.is_empty() or test.height == side.height:
         raise InputError(f"{folder}: its {side.height} questions with a positive can't be split into train and test")
     positives = found.positives.join(test, on="query_id", how="anti", maintain_order="left")
-    positives = learned.hide(positives, seed, "bench")
+    positives = hide(positives, seed, "bench")
     asked = set(drawn_ids(positives["query_id"].unique().to_list(), MOST, seed))
     split = pl.when("test").then(pl.lit("test")).when(pl.col("query_id").is_in(asked)).then(pl.lit("train"))
     mined_for = pl.col("query_id").is_in(asked)

@@ -22,7 +22,7 @@ from stages.errors import InputError
 from stages.models import DEFAULT_ENCODER, model_digest, resolve_model
 from stages.negatives.budget import Floats, Limits
 from stages.negatives.doubts import PAIR, Scene
-from stages.negatives.learned import hide_one
+from stages.negatives.hiding import hide_one
 from stages.params import option
 
 if TYPE_CHECKING:

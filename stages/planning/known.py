@@ -12,10 +12,10 @@ SEARCH, SEARCHED = 1.8, 5 * M
 """To begin a search; to write down a candidate."""
 BM25_CHARACTER, BM25_PRODUCT = 0.6 * M, 0.06 * M
 """To index a character of a document (of ASCII; others take longer); to score a document for a query."""
-BEGIN, FLAG, ANSWER, ESTIMATE, OWNER = 2.0, 18 * M, 6 * M, 45 * M, 3.5 * M
+BEGIN, FLAG, ANSWER, ESTIMATE, OWNER = 2.0, 18 * M, 6 * M, 45 * M, 1.5 * M
 """Evidence: to begin; to look at a candidate; more where its question has an answer to look for, where it is estimated,
 and then for each question that its document is a positive of."""
-MASK, COMPOSE, LINE = 31 * M, 7.5 * M, 55 * M
+MASK, COMPOSE, LINE = 19 * M, 4.4 * M, 32 * M
 """A candidate, and a text that is written."""
 EVALUATE = 12.0
 """For the metrics and the bootstrap."""

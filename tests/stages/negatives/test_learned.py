@@ -9,6 +9,7 @@ import pytest
 from stages.contracts import FEATURES
 from stages.negatives import learned
 from stages.negatives.features import GENERAL
+from stages.negatives.hiding import hide, hide_one
 from stages.negatives.learned import (
     CEILING,
     LOWEST,
@@ -18,8 +19,6 @@ from stages.negatives.learned import (
     counted,
     fit_own,
     folds,
-    hide,
-    hide_one,
     level,
     levels,
     missing,
