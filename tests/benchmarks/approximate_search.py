@@ -42,7 +42,8 @@ class Mixture:
         inner = inner + np.float32(0.5) * self._random.standard_normal(inner.shape, np.float32)
         found = inner @ self._turn
         found += np.float32(0.02) * self._random.standard_normal(found.shape, np.float32)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return found
 
 
 def write_inputs(folder: Path, given: argparse.Namespace) -> None:
@@ -59,8 +60,8 @@ def write_inputs(folder: Path, given: argparse.Namespace) -> None:
     write_table(pl.DataFrame({"doc_id": documents, "text": documents}), CORPUS, folder / "corpus.parquet")
     pair = {"query_id": queries[:1], "doc_id": documents[:1], "relevance": [1]}
     write_table(pl.DataFrame(pair, schema_overrides={"relevance": pl.Int32}), QRELS, folder / "qrels.parquet")
-    part = {"encoder": "key", "model": "synthetic", "dimension": given.dimension}
-    (folder / "encoding.json").write_text(json.dumps(part | {"salts": {"query": "", "document": ""}}))
+    made = {"encoder": "key", "model": "synthetic", "dimension": given.dimension}
+    (folder / "encoding.json").write_text(json.dumps(made | {"salts": {"query": "", "document": ""}}))
 
 
 def searched(folder: Path, params: Params) -> tuple[dict[str, Any], pl.DataFrame]:

@@ -69,8 +69,8 @@ def write(folder: Path, sizes: Sizes) -> Result:
         noise = random.standard_normal((len(rows), dimension), np.float32)
         questions[here] = _unit(centre[rows] + np.float32(0.3) * own[rows] + noise)
     for start in range(0, queries, ROWS):
-        part = slice(start, start + ROWS)
-        store.append(text_hashes(asked[part], made.salt("query")), questions[part])
+        rows_of = slice(start, start + ROWS)
+        store.append(text_hashes(asked[rows_of], made.salt("query")), questions[rows_of])
     (folder / "encode").mkdir()
     tools = Tools(Quiet(), folder / "scratch", folder / "vectors", folder / "logs")
     inputs = {name: pairs / f"{name}.parquet" for name in ("queries", "corpus")}

@@ -76,7 +76,7 @@ def token_counts(model: Path, texts: list[str]) -> list[int]:
 
 def flops(lengths: list[int], config: dict[str, Any]) -> int:
     """FLOPs to encode texts of so many tokens: see the top of this file."""
-    layers, hidden, inner = (config[n] for n in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+    layers, hidden, inner = (int(config[n]) for n in ("num_hidden_layers", "hidden_size", "intermediate_size"))
     weights = 4 * hidden**2 + 2 * hidden * inner
     return layers * sum(2 * n * weights + 4 * n * n * hidden for n in lengths)
 

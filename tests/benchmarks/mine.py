@@ -52,7 +52,7 @@ def theirs(folder: Path, sizes: Sizes) -> Result:
     dataset = Dataset.from_dict({"query": pairs["query"].to_list(), "positive": pairs["text"].to_list()})
     mined = mine_hard_negatives(
         dataset,
-        _Stored(folder),  # type: ignore[arg-type]
+        _Stored(folder),
         corpus=tables["corpus"]["text"].to_list(),
         range_max=DEPTH - 1,  # it adds the number of positives
         relative_margin=1 - SETTINGS["threshold"],  # type: ignore[operator]

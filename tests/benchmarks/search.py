@@ -81,7 +81,8 @@ def _mine_hard_negatives() -> "Search":
         index.add(documents)
         found = [index.search(queries[start : start + 16_384], k=k) for start in range(0, len(queries), 16_384)]
         torch.from_numpy(np.concatenate([scores for scores, _ in found]))
-        return torch.from_numpy(np.concatenate([ids for _, ids in found])).numpy()
+        best: npt.ArrayLike = torch.from_numpy(np.concatenate([ids for _, ids in found])).numpy()
+        return best
 
     return run
 
@@ -106,7 +107,8 @@ def _knn() -> "Search":
     import faiss
 
     def run(queries: "Floats", documents: "Floats", k: int) -> "npt.ArrayLike":
-        return faiss.knn(queries, documents, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        best: npt.ArrayLike = faiss.knn(queries, documents, k, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        return best
 
     return run
 

@@ -27,6 +27,7 @@ from stages.negatives.suspects import Suspects
 from stages.negatives.teacher import TeacherRule, asked, band, measured, teacher_false
 from stages.pairs.split import GIANT, components
 from stages.retrieval import encode, search
+from stages.retrieval.encoding import Vectors
 from stages.text import loose
 from stages.training.train import Params
 
@@ -60,7 +61,7 @@ def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any
     inputs["encoding"] = work / "encoding.json"
     search.run(search.Params(), inputs, work, tools)
     inputs |= {name: work / f"{name}.parquet" for name in ("candidates", "judged")}
-    vectors = encode.Vectors(inputs["encoding"], tools.vectors)
+    vectors = Vectors(inputs["encoding"], tools.vectors)
     vectorise = document_vectors(inputs["corpus"], vectors)
     judged = read_table(inputs["judged"], JUDGED)
     own = judged.filter(pl.col("relevance") > 0).select(*PAIR, own=pl.lit(True))
@@ -121,7 +122,8 @@ def tried(
         names = ("p_false_negative", "teacher_score", "teacher_lowest", "teacher_best", "hidden")
         columns = [part[column].to_numpy() for column in names]
         weights = np.full(len(part), 2.0, np.float32)  # half is hidden
-        judged = opinion.fit(*columns, weights, part["query_id"].to_list())
+        p, score, lowest, best, labels = columns
+        judged = opinion.fit(p, score, lowest, best, labels, weights, part["query_id"].to_list())
         line[name] = {"heard": bool(judged.models), **judged.figures}
     return line | {"margins": margins(table), "minutes": round((time.monotonic() - started) / 60, 1)}
 

@@ -96,7 +96,7 @@ def judged(goal: Goal, runs: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
 
 
 def _median(runs: Sequence[Result], figure: str) -> float:
-    return statistics.median(run[figure] for run in runs)
+    return float(statistics.median(run[figure] for run in runs))
 
 
 def main() -> None:
