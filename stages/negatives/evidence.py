@@ -25,7 +25,7 @@ from stages.negatives.blocks import in_order, of_block, ordered, query_blocks
 from stages.negatives.documents import document_vectors, loose_forms, text_keys
 from stages.params import Params as BaseParams
 from stages.params import option
-from stages.retrieval.nearest import pair_scores
+from stages.retrieval.scores import pair_scores
 from stages.retrieval.vectors import Floats
 
 if TYPE_CHECKING:

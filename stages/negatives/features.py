@@ -30,7 +30,7 @@ from stages.contracts import FEATURES
 from stages.negatives.documents import places
 from stages.negatives.known import Vectorise
 from stages.retrieval.lexical import Bm25
-from stages.retrieval.nearest import highest_at
+from stages.retrieval.scores import highest_at
 
 Floats = NDArray[np.float32]
 

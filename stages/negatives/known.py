@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.retrieval.nearest import lengths, pair_scores_at
+from stages.retrieval.scores import lengths, pair_scores_at
 from stages.text import UNSPACED, loose, normalise
 
 Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]

@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.negatives.known import Vectorise
-from stages.retrieval.nearest import pair_scores
+from stages.retrieval.scores import pair_scores
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

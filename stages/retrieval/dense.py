@@ -11,7 +11,8 @@ from stages.contracts import CORPUS, read_table
 from stages.engine import Engine
 from stages.errors import InputError
 from stages.retrieval.encoding import Vectors
-from stages.retrieval.nearest import best_above, best_of, each_top_k, pair_scores
+from stages.retrieval.nearest import best_above, best_of, each_top_k
+from stages.retrieval.scores import pair_scores
 from stages.retrieval.sources import Ids
 from stages.retrieval.vectors import Floats, Hashes
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError
-from stages.retrieval.nearest import Ids, faiss_by_blas
+from stages.retrieval.sources import Ids
+from stages.retrieval.sweep import faiss_by_blas
 from stages.retrieval.vectors import Floats
 
 POINTS_WANTED = 39

@@ -17,8 +17,9 @@ from stages.errors import InputError
 from stages.retrieval import approximate
 from stages.retrieval.dense import Dense
 from stages.retrieval.index import Index
-from stages.retrieval.nearest import Ids, pair_scores
+from stages.retrieval.scores import pair_scores
 from stages.retrieval.search import Params, identity, run
+from stages.retrieval.sources import Ids
 from stages.retrieval.vectors import Floats, VectorStore, text_hashes
 
 DOCUMENTS, ASKED, DIMENSION = 400, 30, 8

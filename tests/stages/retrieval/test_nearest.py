@@ -1,6 +1,5 @@
 import weakref
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,15 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.retrieval import nearest
-from stages.retrieval.nearest import (
-    best_above,
-    best_of,
-    each_top_k,
-    exact_top_k,
-    highest_at,
-    pair_scores,
-    pair_scores_at,
-)
+from stages.retrieval.nearest import best_above, best_of, each_top_k, exact_top_k
+from stages.retrieval.scores import pair_scores
 
 
 def floats(rows: list[list[float]]) -> np.ndarray:
@@ -96,18 +88,6 @@ def test_near_ties_give_the_same_bits_however_the_work_is_cut(seed: int, size: i
     assert np.concatenate(cut_scores).tobytes() == scores.tobytes()
 
 
-def test_a_pair_scores_the_same_alone_and_in_company() -> None:
-    random = np.random.default_rng(0)
-    for d in (1, 7, 384, 1000):
-        a, b = random.standard_normal((2, 700, d)).astype(np.float32)
-        together = pair_scores(a, b)
-        assert together.tobytes() == b"".join(
-            pair_scores(x[None], y[None]).tobytes() for x, y in zip(a, b, strict=True)
-        )
-        assert together.tobytes() == pair_scores(np.asfortranarray(a), b).tobytes()
-        assert np.allclose(together, [np.dot(x.astype(float), y.astype(float)) for x, y in zip(a, b, strict=True)])
-
-
 @settings(max_examples=60)
 @given(data=st.data(), tile=st.sampled_from([(1, 1), (2, 3), (1_024, 2_048)]))
 def test_the_best_above_a_score_equal_a_full_sort(data: st.DataObject, tile: tuple[int, int]) -> None:
@@ -120,7 +100,7 @@ def test_the_best_above_a_score_equal_a_full_sort(data: st.DataObject, tile: tup
     # a score that stands there, one between, none and all
     least = [data.draw(st.sampled_from([*scores, 0.4, float("inf"), float("-inf")])) for scores in wanted[1]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "_TILE", tile)
+        patch.setattr(nearest, "TILE", tile)
         row, ids, scores = best_above(queries, in_blocks(documents, size), k, np.array(least, np.float32))
     expected = [
         (i, place, score)
@@ -179,28 +159,3 @@ def test_the_best_of_all_documents_are_the_exact_ones(seed: int, size: int, k: i
     wanted_ids, wanted_scores = exact_top_k(queries, [documents], k)
     assert ids.tolist() == wanted_ids.tolist()
     assert scores.tobytes() == wanted_scores.tobytes()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    queries=st.integers(1, 8),
-    documents=st.integers(1, 12),
-    runs=st.lists(st.tuples(st.integers(0, 7), st.integers(1, 9)), min_size=1, max_size=30),
-    apart=st.sampled_from([0.0, 1e-8, 1e-7, 1.0]),
-)
-def test_the_highest_of_each_run_is_that_of_all_its_pairs(
-    seed: int, queries: int, documents: int, runs: list[tuple[int, int]], apart: float
-) -> None:
-    """Documents lie so near to one another that a float32 product can't order them."""
-    random = np.random.default_rng(seed)
-    asked = random.standard_normal((queries, 48)).astype(np.float32)
-    found = (random.standard_normal(48) + apart * random.standard_normal((documents, 48))).astype(np.float32)
-    query = np.concatenate([np.full(n, q % queries) for q, n in runs])
-    document = random.integers(0, documents, len(query))
-    run = np.repeat(np.arange(len(runs)) * 3, [n for _, n in runs])
-    every = pair_scores_at(asked, found, query, document)
-    expected = [every[run == number].max() for number in np.unique(run)]
-    for sparse in (0, 10**9):  # without the product, and with it
-        with patch.object(nearest, "_SPARSE", sparse):
-            assert highest_at(asked, found, query, document, run).tolist() == expected

@@ -1,0 +1,88 @@
+"""Scores of pairs of vectors that depend, to the last bit, on the two vectors alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.retrieval.sources import Ids
+from stages.retrieval.vectors import Floats
+
+_PAIRS = 512
+"""Pairs scored at once: their vectors in float64 stay in the cache."""
+_RUN = 16 * _PAIRS
+"""Pairs that a thread scores before it takes the next ones."""
+_SPARSE = 16
+"""A product of all queries with all documents is taken where it has at most so many pairs for one that is asked for."""
+
+
+def pair_scores(queries: Floats, documents: Floats) -> Floats:
+    """Inner products of float32 [n, d] with float32 [n, d], row by row: float32 [n].
+
+    Computed in float64, where products of float32 are exact, and rounded once; each row is summed by itself in one
+    fixed order. So a pair's score does not depend on what it is computed together with, and pairs of equal vectors
+    tie exactly.
+    """
+    out = np.empty(len(queries), np.float32)
+    for start in range(0, len(queries), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        # Converted first: einsum's own conversion would cut rows at its buffer's end and sum them in pieces.
+        a, b = queries[part].astype(np.float64, order="C"), documents[part].astype(np.float64, order="C")
+        out[part] = np.einsum("nd,nd->n", a, b)
+    return out
+
+
+def pair_scores_at(queries: Floats, documents: Floats, query: Ids, document: Ids) -> Floats:
+    """`pair_scores` of the pairs (queries[query[i]], documents[document[i]]), few of them held at once: float32 [n].
+
+    As many threads compute as FAISS has; a pair's score does not depend on how many.
+    """
+    out = np.empty(len(query), np.float32)
+
+    def score(run: int) -> None:
+        for start in range(run, min(run + _RUN, len(query)), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            out[part] = pair_scores(queries[query[part]], documents[document[part]])
+
+    if len(query) <= _RUN:
+        score(0)
+    else:
+        import faiss
+
+        with ThreadPoolExecutor(faiss.omp_get_max_threads()) as threads:
+            for _ in threads.map(score, range(0, len(query), _RUN)):
+                pass
+    return out
+
+
+def highest_at(queries: Floats, documents: Floats, query: Ids, document: Ids, run: Ids) -> Floats:
+    """The highest of `pair_scores_at` within each run of equal `run` [n], a run being of one query: float32 [runs].
+
+    Where the pairs are a good part of all that there could be, one float32 product of both sides says which of a run
+    can be the highest (it is off by at most `rounding`), and only these are scored.
+    """
+    if len(queries) * len(documents) <= _SPARSE * len(query):
+        rough = (queries @ documents.T)[query, document].astype(np.float64)
+        starts = np.flatnonzero(np.diff(run, prepend=-1))
+        best = np.repeat(np.maximum.reduceat(rough, starts), np.diff(starts, append=len(run)))
+        near = rough >= best - 2 * rounding(queries, float(lengths(documents).max()))[query]
+        query, document, run = query[near], document[near], run[near]
+    scores = pair_scores_at(queries, documents, query, document)
+    highest: Floats = np.maximum.reduceat(scores, np.flatnonzero(np.diff(run, prepend=-1)))
+    return highest
+
+
+def lengths(vectors: Floats) -> npt.NDArray[np.float64]:
+    """Euclidean lengths of float32 [n, d], each by itself: float64 [n]."""
+    out = np.empty(len(vectors))
+    for start in range(0, len(vectors), _PAIRS):
+        part = vectors[start : start + _PAIRS].astype(np.float64, order="C")
+        out[start : start + _PAIRS] = np.sqrt(np.einsum("nd,nd->n", part, part))
+    return out
+
+
+def rounding(queries: Floats, longest: float) -> npt.NDArray[np.float64]:
+    """How far a float32 inner product with a vector of length <= longest can lie from `pair_scores`: float64 [q]."""
+    error = (queries.shape[1] + 4) * 2.0**-24
+    bound: npt.NDArray[np.float64] = error / (1 - error) * lengths(queries) * longest + 1e-30
+    return bound
