@@ -24,11 +24,10 @@ def pair_scores(queries: Floats, documents: Floats) -> Floats:
     tie exactly.
     """
     out = np.empty(len(queries), np.float32)
+    doubles = _doubles(*queries.shape)
     for start in range(0, len(queries), _PAIRS):
         part = slice(start, start + _PAIRS)
-        # Converted first: einsum's own conversion would cut rows at its buffer's end and sum them in pieces.
-        a, b = queries[part].astype(np.float64, order="C"), documents[part].astype(np.float64, order="C")
-        out[part] = np.einsum("nd,nd->n", a, b)
+        _score(queries[part], documents[part], doubles, out[part])
     return out
 
 
@@ -40,9 +39,10 @@ def pair_scores_at(queries: Floats, documents: Floats, query: Ids, document: Ids
     out = np.empty(len(query), np.float32)
 
     def score(run: int) -> None:
+        doubles = _doubles(len(query), queries.shape[1])
         for start in range(run, min(run + _RUN, len(query)), _PAIRS):
             part = slice(start, start + _PAIRS)
-            out[part] = pair_scores(queries[query[part]], documents[document[part]])
+            _score(queries[query[part]], documents[document[part]], doubles, out[part])
 
     if len(query) <= _RUN:
         score(0)
@@ -75,10 +75,25 @@ def highest_at(queries: Floats, documents: Floats, query: Ids, document: Ids, ru
 def lengths(vectors: Floats) -> npt.NDArray[np.float64]:
     """Euclidean lengths of float32 [n, d], each by itself: float64 [n]."""
     out = np.empty(len(vectors))
+    doubles = _doubles(*vectors.shape)[0]
     for start in range(0, len(vectors), _PAIRS):
-        part = vectors[start : start + _PAIRS].astype(np.float64, order="C")
-        out[start : start + _PAIRS] = np.sqrt(np.einsum("nd,nd->n", part, part))
+        part = vectors[start : start + _PAIRS]
+        held = doubles[: len(part)]
+        held[:] = part
+        out[start : start + _PAIRS] = np.sqrt(np.einsum("nd,nd->n", held, held))
     return out
+
+
+def _doubles(pairs: int, dimension: int) -> npt.NDArray[np.float64]:
+    """Room for pairs in float64 [2, up to _PAIRS, d]. It is used again and again: new memory costs more than sums."""
+    return np.empty((2, min(_PAIRS, pairs), dimension))
+
+
+def _score(queries: Floats, documents: Floats, doubles: npt.NDArray[np.float64], out: Floats) -> None:
+    # Converted first: einsum's own conversion would cut rows at its buffer's end and sum them in pieces.
+    a, b = doubles[:, : len(out)]
+    a[:], b[:] = queries, documents
+    out[:] = np.einsum("nd,nd->n", a, b)
 
 
 def rounding(queries: Floats, longest: float) -> npt.NDArray[np.float64]:
