@@ -25,17 +25,25 @@ class Dense:
     """
 
     def __init__(
-        self, queries: pl.DataFrame, corpus: Path, vectors: Vectors, block: int, engine: Engine | None = None
+        self,
+        queries: pl.DataFrame,
+        corpus: Path,
+        vectors: Vectors,
+        block: int,
+        engine: Engine | None = None,
+        device: str = "cpu",
     ) -> None:
         self.doc_ids = read_table(corpus, CORPUS, ["doc_id"])["doc_id"].rechunk()
         self.vectors = vectors
         self.query_hashes = vectors.query_hashes(queries)
         self.document_hashes = _document_hashes(corpus, vectors)
-        self.query_ids, self.block, self._engine = queries["query_id"], block, engine
+        self.query_ids, self.block = queries["query_id"], block
+        self._engine, self._device = engine, device
 
     def best(self, parts: Iterable[Ids], k: int) -> Iterator[tuple[Ids, Floats]]:
         """Of each part the k best documents of each query, all where there are fewer: places and scores, [q, k]."""
-        return each_top_k(map(self.asked, parts), self._corpus, min(k, len(self.doc_ids)), engine=self._engine)
+        asked, k = map(self.asked, parts), min(k, len(self.doc_ids))
+        return each_top_k(asked, self._corpus, k, engine=self._engine, device=self._device)
 
     def best_of(self, queries: Ids, documents: Ids, k: int) -> tuple[Ids, Floats]:
         """Of each query the k best of some documents [q, n], scored and ordered as by `best`: [q, k].

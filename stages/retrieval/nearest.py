@@ -20,7 +20,9 @@ _MARGIN = 32
 """Documents swept beyond k, so that rounding and short ties at the cut are settled without a second sweep."""
 
 
-def exact_top_k(queries: Floats, blocks: Blocks, k: int, margin: int = _MARGIN) -> tuple[Ids, Floats]:
+def exact_top_k(
+    queries: Floats, blocks: Blocks, k: int, margin: int = _MARGIN, device: str = "cpu"
+) -> tuple[Ids, Floats]:
     """The k best documents of each query by inner product: ids int64 [q, k] and scores float32 [q, k].
 
     `blocks` is gone through two or three times. Exactly `pair_scores` orders the result: score falling, then id rising,
@@ -33,16 +35,21 @@ def exact_top_k(queries: Floats, blocks: Blocks, k: int, margin: int = _MARGIN) 
     """
     if not len(queries):
         return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
-    (found,) = each_top_k([queries], blocks, k, margin)
+    (found,) = each_top_k([queries], blocks, k, margin, device=device)
     return found
 
 
 def each_top_k(
-    parts: Iterable[Floats], blocks: Blocks, k: int, margin: int = _MARGIN, engine: Engine | None = None
+    parts: Iterable[Floats],
+    blocks: Blocks,
+    k: int,
+    margin: int = _MARGIN,
+    engine: Engine | None = None,
+    device: str = "cpu",
 ) -> Iterator[tuple[Ids, Floats]]:
-    """`exact_top_k` of each of `parts`, which are queries, at least one each. `engine` sweeps: it may be any machine's,
-    because what it finds is scored again here."""
-    for swept in sweeps(parts, blocks, k + margin, engine or InProcess()):
+    """`exact_top_k` of each of `parts`, which are queries, at least one each. `engine` sweeps on `device`: they may be
+    any machine's, because what is found is scored again here."""
+    for swept in sweeps(parts, blocks, k + margin, engine or InProcess(), device):
         yield _settled(swept, blocks, k, margin)
 
 

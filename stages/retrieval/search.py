@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -22,6 +22,7 @@ from stages.contracts import (
     write_table,
     writer,
 )
+from stages.device import device_type, pick_device
 from stages.draw import seed_option
 from stages.errors import InputError
 from stages.params import Params as Base
@@ -72,6 +73,12 @@ class Params(Base):
     seed: int = seed_option(unkeyed=True)  # enters the key through `identity`, where something is drawn
     block: int = option(
         32_768, "Documents held in memory at once. It changes memory and speed only.", unkeyed=True, ge=1
+    )
+    search_device: Literal["auto", "cpu", "cuda"] = option(
+        "auto",
+        "Where exact search multiplies. auto: cuda where torch and the driver offer it, else cpu. It changes the speed "
+        "only: what was found is scored again on the CPU.",
+        unkeyed=True,
     )
 
     @field_validator("sources")
@@ -140,7 +147,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     for line in _idle_encoders(params.windows, [part["model"] for part in encodings(inputs["encoding"])]):
         tools.progress.say(line)
     queries = read_table(inputs["queries"], QUERIES, ["query_id", "query"])
-    dense = Dense(queries, inputs["corpus"], Vectors(inputs["encoding"], tools.vectors), params.block, tools.engine)
+    dense = _dense(queries, inputs, params, tools)
     retrievers = {
         source.name: _by_vectors(dense, end, params, tools)
         if source.name == "dense"
@@ -185,12 +192,21 @@ def _retriever(
     source: Source, end: int, params: Params, queries: pl.DataFrame, inputs: Mapping[str, Path], tools: Tools
 ) -> _Retriever:
     if source.encoder is not None:
-        vectors = Vectors(inputs["encoding"], tools.vectors, source.encoder)
-        dense = Dense(queries, inputs["corpus"], vectors, params.block, tools.engine)
-        return _by_vectors(dense, end, params, tools)
+        return _by_vectors(_dense(queries, inputs, params, tools, source.encoder), end, params, tools)
     if source.name == "bm25":
         return Bm25Search(queries["query"].to_list(), _texts(inputs["corpus"]))
     return Ring(params.seed, queries["query_id"], read_table(inputs["corpus"], CORPUS, ["doc_id"])["doc_id"])
+
+
+def sweeping_device(params: Params) -> str:
+    """Where exact search multiplies: cpu or cuda. Raises `InputError` where there is no such device."""
+    device = device_type() if params.search_device == "auto" else params.search_device
+    return device if device == "cpu" else pick_device(device)
+
+
+def _dense(queries: pl.DataFrame, inputs: Mapping[str, Path], params: Params, tools: Tools, encoder: int = 0) -> Dense:
+    vectors = Vectors(inputs["encoding"], tools.vectors, encoder)
+    return Dense(queries, inputs["corpus"], vectors, params.block, tools.engine, sweeping_device(params))
 
 
 def _by_vectors(dense: Dense, end: int, params: Params, tools: Tools) -> Incremental | Approximate:

@@ -3,7 +3,7 @@
 What it finds is only whom to look at; `stages.retrieval.nearest` scores it again, so nothing here shapes a result.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice, tee
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from stages.engine import Engine, Worker
+from stages.errors import InputError
 from stages.retrieval.lists import NONE, Entries, entries, places_of, scores_of
 from stages.retrieval.scores import lengths
 from stages.retrieval.sources import Ids
@@ -21,6 +22,8 @@ TILE = 1_024, 1_024
 """Queries and documents multiplied at once: 4 MB of scores, which stay in the cache until they were looked at."""
 _LEAST_ROWS = 256
 """Queries that are worth a thread of their own."""
+_SCORES = 2**26
+"""Scores that a GPU computes at once: 256 MB, and as much to find the best of them."""
 _SEED = 4_096
 """Documents that FAISS looks at, where nothing is known yet of how high a query's best ones score."""
 
@@ -45,11 +48,12 @@ class Swept(NamedTuple):
     """The greatest length of a document vector."""
 
 
-def sweeps(parts: Iterable[Floats], blocks: Blocks, width: int, engine: Engine) -> Iterator[Swept]:
+def sweeps(parts: Iterable[Floats], blocks: Blocks, width: int, engine: Engine, device: str = "cpu") -> Iterator[Swept]:
     """The `width` best documents of each query of each of `parts`, by scores that rounding has touched."""
+    made: Callable[[], _Worker] = partial(_Tiles, width) if device == "cpu" else partial(_Gpu, width, device)
     begun, asked = tee(map(partial(_Part, width), parts))
     items = chain.from_iterable(map(part.item, blocks) for part in asked)
-    found = engine.map(Worker(partial(_Sweep, width)), items)
+    found = engine.map(Worker(made, device), items)
     for part in begun:
         for block in islice(found, len(blocks)):
             part.add(block)
@@ -98,8 +102,12 @@ class _Part:
         return Swept(self._queries, ids, np.where(ids < 0, np.float32(-np.inf), scores_of(best)), self._longest)
 
 
-class _Sweep:
-    """A worker. None of its items is held on to.
+_Worker = Callable[[_Item], list[_Found]]
+"""Holds on to none of its items."""
+
+
+class _Tiles:
+    """A worker on the CPU.
 
     Method: tiles of the score matrix are computed, compared with the score that a document must reach, and forgotten.
     That score rises with what is found, so after the first few thousand documents hardly any passes, and a sweep takes
@@ -130,6 +138,48 @@ class _Sweep:
         with self._controller.limit(limits=each, user_api="blas"), ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(sweep, strips):
                 pass
+        return [_Found(best, float(lengths(documents).max(initial=0)), len(documents))]
+
+
+class _Gpu:
+    """A worker on a GPU, by torch: there products cost so little that all of them are gone through.
+
+    In float32 itself: TF32 and bfloat16 lie farther off than `nearest` reckons with. Where the GPU's memory does not
+    hold so many queries at once, it has half as many from then on. Raises `InputError` where it does not hold one.
+    """
+
+    def __init__(self, width: int, device: str) -> None:
+        self._width, self._device, self._scores = width, device, _SCORES
+
+    def __call__(self, item: _Item) -> list[_Found]:
+        import torch
+
+        queries, documents, least = item
+        best = np.full((len(queries), self._width), NONE)
+        width, start = min(self._width, len(documents)), 0
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            there = torch.tensor(documents, device=self._device).T
+            while start < len(queries):
+                part = slice(start, start + max(1, self._scores // len(documents)))
+                try:
+                    found = torch.topk(torch.tensor(queries[part], device=self._device) @ there, width, sorted=False)
+                except torch.OutOfMemoryError:
+                    self._scores //= 2
+                    if self._scores < len(documents):
+                        raise
+                    continue
+                scores, ids = (values.cpu().numpy() for values in found)
+                best[part, :width] = np.where(scores >= least[part, None], entries(ids, scores), NONE)
+                start = part.stop
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"the memory of {self._device} does not hold {len(documents):,} vectors and their scores. Free it, "
+                'lower block under [mine], or search on the CPU: search_device = "cpu".'
+            ) from error
+        finally:
+            torch.set_float32_matmul_precision(precision)
         return [_Found(best, float(lengths(documents).max(initial=0)), len(documents))]
 
 

@@ -7,6 +7,7 @@ length 1, in memory before the clock starts. The last goal says how near counted
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,14 +60,15 @@ def measured(name: str, search: "Callable[[], Search]") -> Callable[[Path, Sizes
     return side
 
 
-def _ours() -> "Search":
+def exact(device: str) -> "Search":
+    """`exact_top_k`, swept on a device."""
     import faiss  # noqa: F401
 
     from stages.retrieval.nearest import exact_top_k
 
     def run(queries: "Floats", documents: "Floats", k: int) -> "npt.ArrayLike":
         blocks = [documents[start : start + BLOCK] for start in range(0, len(documents), BLOCK)]
-        return exact_top_k(queries, blocks, k)[0]
+        return exact_top_k(queries, blocks, k, device=device)[0]
 
     return run
 
@@ -113,7 +115,7 @@ def _knn() -> "Search":
     return run
 
 
-ours = measured("ours", _ours)
+ours = measured("ours", partial(exact, "cpu"))
 
 
 def check(folder: Path, sizes: Sizes) -> Result:

@@ -1,9 +1,16 @@
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.engine import InProcess
+from stages.engine import InProcess, Worker
+from stages.errors import InputError
 from stages.retrieval import sweep
 from stages.retrieval.lists import NONE, entries
 from stages.retrieval.sweep import Swept, sweeps
@@ -11,6 +18,15 @@ from stages.retrieval.sweep import Swept, sweeps
 
 def in_blocks(documents: np.ndarray, size: int) -> list[np.ndarray]:
     return [documents[start : start + size] for start in range(0, len(documents), size)]
+
+
+class ByTorch(InProcess):
+    """The GPU's worker, on the CPU's torch."""
+
+    def map(self, worker: Worker[Any, Any], items: Iterable[Any]) -> Iterator[Any]:
+        made: partial[Any] = worker.make  # type: ignore[assignment]
+        assert (made.func, worker.device) == (sweep._Gpu, "cuda")
+        return super().map(Worker(partial(sweep._Gpu, made.args[0], "cpu"), "cpu"), items)
 
 
 def right(found: Swept, documents: np.ndarray, width: int) -> None:
@@ -33,6 +49,7 @@ def right(found: Swept, documents: np.ndarray, width: int) -> None:
     tile=st.sampled_from([(1, 1), (2, 3), (4, 8), (1_024, 1_024)]),
     start=st.sampled_from([1, 5, 4_096]),
     rising=st.booleans(),
+    gpu=st.booleans(),
 )
 def test_a_sweep_finds_the_best_however_it_is_cut(
     seed: int,
@@ -43,6 +60,7 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
     tile: tuple[int, int],
     start: int,
     rising: bool,
+    gpu: bool,
 ) -> None:
     """Whole numbers, so that float32 is exact and ties abound; also where each document is better than all before."""
     random = np.random.default_rng(seed)
@@ -50,11 +68,11 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
     if rising:
         corpus[:, 0] = np.arange(documents)
     parts = [random.integers(-2, 3, (n, 3)).astype(np.float32) for n in queries]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "TILE", tile)
-        patch.setattr(sweep, "_SEED", start)
-        patch.setattr(sweep, "_LEAST_ROWS", 2)
-        found = list(sweeps(iter(parts), in_blocks(corpus, size), width, InProcess()))
+    engine, device = (ByTorch(), "cuda") if gpu else (InProcess(), "cpu")
+    with pytest.MonkeyPatch.context() as given:
+        for name, value in {"TILE": tile, "_SEED": start, "_LEAST_ROWS": 2, "_SCORES": tile[0] * size}.items():
+            given.setattr(sweep, name, value)
+        found = list(sweeps(iter(parts), in_blocks(corpus, size), width, engine, device))
     assert [len(one.queries) for one in found] == queries
     for one in found:
         right(one, corpus, width)
@@ -82,3 +100,41 @@ def test_a_later_block_is_only_asked_for_what_beats_the_ones_before() -> None:
     found = part.swept()
     assert (found.ids.tolist(), found.scores.tolist()) == ([[2, 3], [2, 1]], [[3, 2.5], [6, 5]])
     assert found.longest == 6.7
+
+
+def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
+    random = np.random.default_rng(2)
+    corpus, asked = (random.integers(-3, 4, (n, 4)).astype(np.float32) for n in (50, 40))
+    seen, topk, fits = [], torch.topk, [6]
+
+    def short(scores: torch.Tensor, *given: Any, **named: Any) -> Any:
+        seen.append(len(scores))
+        if len(scores) > fits[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return topk(scores, *given, **named)
+
+    with patch.object(torch, "topk", short), patch.object(sweep, "_SCORES", 20 * 50):
+        (found,) = sweeps([asked], [corpus], 7, ByTorch(), "cuda")
+        assert seen == [20, 10, 5, 5, 5, 5, 5, 5, 5, 5]
+        right(found, corpus, 7)
+        fits[0] = 0
+        with pytest.raises(InputError, match="does not hold 50 vectors"):
+            list(sweeps([asked], [corpus], 7, ByTorch(), "cuda"))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_gpu_multiplies_in_float32_whatever_the_process_allows() -> None:
+    """TF32 is off by more than the rounding that exact search reckons with."""
+    seen, topk = [], torch.topk
+
+    def look(*given: Any, **named: Any) -> Any:
+        seen.append(torch.get_float32_matmul_precision())
+        return topk(*given, **named)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        with patch.object(torch, "topk", look):
+            list(sweeps([np.eye(3, dtype=np.float32)], [np.eye(3, dtype=np.float32)], 2, ByTorch(), "cuda"))
+        assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "high")
+    finally:
+        torch.set_float32_matmul_precision("highest")
