@@ -16,12 +16,15 @@ from stages.retrieval.scores import pair_scores
 from stages.retrieval.sources import Ids
 from stages.retrieval.vectors import Floats, Hashes
 
+_LARGEST = 1e17
+"""Of a vector's figures. Sums of products of larger ones may lie beyond float32, where nothing can be ranked."""
+
 
 class Dense:
     """The queries (query_id, query) and documents of the tables, in their order, by the vectors of one encoder.
 
     `block` documents are held in memory at once, and are an item of work of `engine`. Whatever meets a vector that is
-    not finite raises `InputError`.
+    not finite, or far too large, raises `InputError`.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Dense:
     def asked(self, queries: Ids) -> Floats:
         """The vectors of some queries."""
         vectors = self.vectors.read(self.query_hashes[queries])
-        _require_finite(vectors, self.query_ids.gather(queries), "query")
+        _require_usable(vectors, self.query_ids.gather(queries), "query")
         return vectors
 
     def read(self, documents: Ids) -> Iterator[Floats]:
@@ -87,7 +90,7 @@ class Dense:
 
     def _block(self, documents: Ids) -> Floats:
         vectors = self.vectors.read(self.document_hashes[documents])
-        _require_finite(vectors, self.doc_ids.gather(documents), "document")
+        _require_usable(vectors, self.doc_ids.gather(documents), "document")
         return vectors
 
 
@@ -112,10 +115,12 @@ def _document_hashes(corpus: Path, vectors: Vectors) -> Hashes:
     return np.concatenate(hashes)
 
 
-def _require_finite(vectors: Floats, ids: pl.Series, kind: str) -> None:
-    bad = ~np.isfinite(vectors).all(axis=1)
-    if bad.any():
+def _require_usable(vectors: Floats, ids: pl.Series, kind: str) -> None:
+    usable = ((vectors < _LARGEST) & (vectors > -_LARGEST)).all(axis=1)
+    if not usable.all():
+        place = int(np.argmin(usable))
+        found = "is not finite" if not np.isfinite(vectors[place]).all() else f"holds figures beyond {_LARGEST:g}"
         raise InputError(
-            f"the vector of {kind} {ids[int(np.argmax(bad))]!r} is not finite. "
+            f"the vector of {kind} {ids[place]!r} {found}. "
             f'Encode with dtype = "float32", or look at the text of that {kind}.'
         )

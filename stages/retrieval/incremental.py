@@ -15,7 +15,7 @@ from stages.retrieval.lists import NONE, Draft, Entries, Lists, entries, moved, 
 from stages.retrieval.sources import Found, Ids
 
 _QUERIES = 16_384
-"""Queries searched in full at once: enough to multiply matrices at full speed, 45 MB of heaps."""
+"""Queries searched in full at once: enough to multiply matrices at full speed."""
 _ROWS = 4_096
 """Lists brought up to date at once."""
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from stages.errors import InputError
 from stages.retrieval.sources import Ids
-from stages.retrieval.sweep import faiss_by_blas
 from stages.retrieval.vectors import Floats
 
 POINTS_WANTED = 39
@@ -49,7 +48,7 @@ class Index:
         filtered = "ht=" in parameters
         plain = factory if filtered else re.sub(r"((?:^|,)PQ\d+(?:x\d+)?)(?=,|$)", r"\1np", factory)
         with self._refusing():
-            faiss = faiss_by_blas()
+            faiss = _faiss()
             self._index = faiss.index_factory(dimension, plain, faiss.METRIC_INNER_PRODUCT)
             self._clustered = list(_clustered(faiss, self._index))
             for part in self._clustered:
@@ -71,7 +70,7 @@ class Index:
     def tune(self, parameters: str) -> None:
         """Set search parameters as `faiss.ParameterSpace` spells them: "nprobe=32,k_factor_rf=4"; "" changes none."""
         with self._refusing(f"does not take --index-params {parameters!r}", _MEND_PARAMETERS):
-            faiss = faiss_by_blas()
+            faiss = _faiss()
             faiss.ParameterSpace().set_index_parameters(self._index, parameters)
         self._parameters = parameters
 
@@ -93,7 +92,7 @@ class Index:
             part = slice(start, start + _QUERIES)
             found[part] = self._index.search(queries[part], k)[1]
 
-        faiss = faiss_by_blas()
+        faiss = _faiss()
         alone = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
         refused = self._refusing(f"can't be searched with --index-params {self._parameters!r}", _MEND_PARAMETERS)
         with refused, ThreadPoolExecutor(faiss.omp_get_max_threads(), **alone) as threads:
@@ -104,7 +103,7 @@ class Index:
     @property
     def bytes(self) -> int:
         """The size of the index as FAISS would write it to disk, about what it takes in memory."""
-        faiss, size = faiss_by_blas(), 0
+        faiss, size = _faiss(), 0
 
         def count(written: bytes) -> None:
             nonlocal size
@@ -176,10 +175,22 @@ def _clustered(faiss: Any, index: Any) -> Iterator[Any]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    faiss = faiss_by_blas()
+    faiss = _faiss()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
         yield
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def _faiss() -> Any:
+    """The module faiss, set to multiply matrices by BLAS however few the queries are.
+
+    Else it goes without where queries x dimension is below 128,000, and takes several times as long for the 20 to 300
+    queries that are new after a change.
+    """
+    import faiss
+
+    faiss.cvar.distance_compute_blas_threshold = 1
+    return faiss

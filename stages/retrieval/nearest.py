@@ -29,9 +29,10 @@ def exact_top_k(
     at the cut too. With fewer than k documents the arrays are that much narrower.
 
     Method: a sweep keeps the k + margin best by float32 scores. Such a score is off by at most the usual bound of
-    an inner product, d u |q| |x| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). So a document that was
-    not kept can't belong to the result where the kth score found lies above the least kept one by more than the bound.
-    Queries where it does not, because of ties longer than the margin, are swept again for everything above the cut.
+    an inner product, d u |q| |x| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). So what lies more than
+    twice the bound below the kth of them need not be scored again, and a document that was not kept can't belong to the
+    result where the kth score found lies above the last kept one by more than the bound. Queries where it does not,
+    because of ties longer than the margin, are swept again for everything above the cut.
     """
     if not len(queries):
         return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
@@ -59,10 +60,9 @@ def _settled(swept: Swept, blocks: Blocks, k: int, margin: int) -> tuple[Ids, Fl
     if ids.shape[1] < k + margin:  # there are no more documents
         return best_of(queries, blocks, ids, k)
     bound = rounding(queries, longest)
-    kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1]
-    out_of_reach = scores < (kth - 2 * bound)[:, None]  # of the k above, each scores more, whatever the rounding was
+    out_of_reach = scores < (scores[:, k - 1] - 2 * bound)[:, None]
     ids, found = best_of(queries, blocks, np.where(out_of_reach, -1, ids), k)
-    unsure = np.flatnonzero(scores.min(axis=1) + bound >= found[:, -1].astype(np.float64))
+    unsure = np.flatnonzero(scores[:, -1] + bound >= found[:, -1].astype(np.float64))
     if len(unsure):
         _, above, better = best_above(queries[unsure], blocks, k, found[unsure, -1])  # at least k reach the kth score
         ids[unsure], found[unsure] = above.reshape(-1, k), better.reshape(-1, k)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice, tee
-from typing import Any, NamedTuple, Protocol
+from threading import Lock
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,12 +21,12 @@ from stages.retrieval.vectors import Floats
 
 TILE = 1_024, 1_024
 """Queries and documents multiplied at once: 4 MB of scores, which stay in the cache until they were looked at."""
+_LIMITED = Lock()
+"""Threads of BLAS are limited for the whole process: two that did so at once would leave it limited."""
 _LEAST_ROWS = 256
 """Queries that are worth a thread of their own."""
 _SCORES = 2**26
 """Scores that a GPU computes at once: 256 MB, and as much to find the best of them."""
-_SEED = 4_096
-"""Documents that FAISS looks at, where nothing is known yet of how high a query's best ones score."""
 
 
 class Blocks(Protocol):
@@ -41,9 +42,9 @@ class Swept(NamedTuple):
 
     queries: Floats
     ids: Ids
-    """The `width` best documents of each query, or all where there are fewer, unordered: [q, w]; -1 stands for none."""
+    """The `width` best documents of each query, or all where there are fewer, best first: [q, w]."""
     scores: Floats
-    """Their float32 scores; -inf for none. What is not there scores at most as much as the least that is."""
+    """Their float32 scores. What is not there scores at most as much as the last that is."""
     longest: float
     """The greatest length of a document vector."""
 
@@ -64,11 +65,11 @@ class _Item(NamedTuple):
     queries: Floats
     documents: Floats
     least: Floats
-    """The score that a document must reach for each query: [q]."""
+    """The score that a document must beat for each query: [q]; -inf where any will do."""
 
 
 class _Found(NamedTuple):
-    """Of one block the best documents of each query that reach its `least`: [q, width], filled up with NONE."""
+    """Of one block the best documents of each query that beat its `least`: [q, width], filled up with NONE."""
 
     best: Entries
     longest: float
@@ -88,18 +89,18 @@ class _Part:
 
     def add(self, block: _Found) -> None:
         """Take in what the next block has."""
-        there = np.where(block.best == NONE, NONE, block.best + np.uint64(self._documents))
-        for start in range(0, len(there), TILE[0]):
-            rows = slice(start, start + TILE[0])
-            self._best[rows] = least_of(np.concatenate([self._best[rows], there[rows]], axis=1), self._best.shape[1])
+        for start in range(0, len(self._best), TILE[0]):
+            best, more = (made[start : start + TILE[0]] for made in (self._best, block.best))
+            there = np.where(more == NONE, NONE, more + np.uint64(self._documents))
+            best[:] = first_of(np.concatenate([best, there], axis=1), best.shape[1])
         self._documents += block.documents
         self._longest = max(self._longest, block.longest)
 
     def swept(self) -> Swept:
         """What there is after all blocks."""
-        best = np.sort(self._best, axis=1)[:, : self._documents]
-        ids = np.where(best == NONE, -1, places_of(best))
-        return Swept(self._queries, ids, np.where(ids < 0, np.float32(-np.inf), scores_of(best)), self._longest)
+        self._best.sort(axis=1)
+        best = self._best[:, : self._documents]
+        return Swept(self._queries, places_of(best), scores_of(best), self._longest)
 
 
 _Worker = Callable[[_Item], list[_Found]]
@@ -109,36 +110,87 @@ _Worker = Callable[[_Item], list[_Found]]
 class _Tiles:
     """A worker on the CPU.
 
-    Method: tiles of the score matrix are computed, compared with the score that a document must reach, and forgotten.
+    Method: tiles of the score matrix are computed, compared with the score that a document must beat, and forgotten.
     That score rises with what is found, so after the first few thousand documents hardly any passes, and a sweep takes
-    little more than the products. FAISS finds the first ones: its heaps are fast while much passes.
+    little more than the products. Each thread has its own queries and multiplies alone.
     """
 
     def __init__(self, width: int) -> None:
         from threadpoolctl import ThreadpoolController
 
-        self._faiss, self._width, self._controller = faiss_by_blas(), width, ThreadpoolController()
+        self._width, self._controller = width, ThreadpoolController()
 
     def __call__(self, item: _Item) -> list[_Found]:
+        import faiss
+
         queries, documents, least = item
-        best, seeded = np.full((len(queries), self._width), NONE), 0
-        if np.isneginf(least).any():
-            seeded = min(max(_SEED, 4 * self._width), len(documents))
-            metric = self._faiss.METRIC_INNER_PRODUCT
-            scores, ids = self._faiss.knn(queries, documents[:seeded], min(self._width, seeded), metric=metric)
-            best[:, : ids.shape[1]] = np.where(ids < 0, NONE, entries(ids, scores))
-        threads = self._faiss.omp_get_max_threads()
+        best = np.full((len(queries), self._width), NONE)
+        threads = faiss.omp_get_max_threads()
         rows = min(max(-(-len(queries) // threads), _LEAST_ROWS), TILE[0])
         strips = [slice(start, start + rows) for start in range(0, len(queries), rows)]
 
         def sweep(strip: slice) -> None:
-            best[strip] = _swept(queries[strip], documents, seeded, least[strip], best[strip])
+            _Strip(best[strip], least[strip]).sweep(queries[strip], documents)
 
         each = max(1, threads // max(len(strips), 1))
-        with self._controller.limit(limits=each, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        with _LIMITED, self._controller.limit(limits=each, user_api="blas"), ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(sweep, strips):
                 pass
         return [_Found(best, float(lengths(documents).max(initial=0)), len(documents))]
+
+
+class _Strip:
+    """The `best` documents [q, width] of some queries, which is filled; only those count that beat `least` [q]."""
+
+    def __init__(self, best: Entries, least: Floats) -> None:
+        self._best, self._least = best, least
+        self._enough = least[:, None].copy()
+        self._row: list[Ids] = []
+        self._hits: list[Entries] = []
+        self._counts = np.zeros(len(best), np.int64)
+
+    def sweep(self, queries: Floats, documents: Floats) -> None:
+        """Go through all documents. A later one with the score of an earlier one never takes its place."""
+        size, width = self._best.shape
+        scores, passes = np.empty((size, TILE[1]), np.float32), np.empty((size, TILE[1]), np.bool_)
+        for first in range(0, len(documents), TILE[1]):
+            part = documents[first : first + TILE[1]]
+            if len(part) < TILE[1]:
+                scores, passes = np.empty((size, len(part)), np.float32), np.empty((size, len(part)), np.bool_)
+            np.matmul(queries, part.T, out=scores)
+            places = np.flatnonzero(np.greater(scores, self._enough, out=passes))
+            row, column = np.divmod(places, len(part))
+            counts = np.bincount(row, minlength=size)
+            if (crowded := counts > width).any():
+                some = np.flatnonzero(crowded)
+                self._merge(some, entries(np.arange(first, first + len(part)), scores[some]))
+                few = ~crowded[row]
+                places, row, column, counts = places[few], row[few], column[few], np.where(crowded, 0, counts)
+            self._row.append(row)
+            self._hits.append(entries(column + first, scores.ravel()[places]))
+            self._counts += counts
+            if self._counts.max(initial=0) > 2 * width:  # of any query, so that none makes the others wide
+                self._merge_hits()
+        self._merge_hits()
+
+    def _merge_hits(self) -> None:
+        some = np.flatnonzero(self._counts)
+        if not len(some):
+            return
+        row, hits, counts = np.concatenate(self._row), np.concatenate(self._hits), self._counts[some]
+        order = np.argsort(row, kind="stable")
+        side_by_side = np.full((len(some), int(counts.max())), NONE)
+        starts = np.repeat(np.cumsum(counts) - counts, counts)
+        side_by_side[np.repeat(np.arange(len(some)), counts), np.arange(len(row)) - starts] = hits[order]
+        self._merge(some, side_by_side)
+        self._row.clear()
+        self._hits.clear()
+        self._counts[:] = 0
+
+    def _merge(self, some: Ids, more: Entries) -> None:
+        """Take in entries [n, m] of some queries."""
+        self._best[some] = first_of(np.concatenate([self._best[some], more], axis=1), self._best.shape[1])
+        self._enough[some] = np.maximum(self._least[some], reached(self._best[some]))[:, None]
 
 
 class _Gpu:
@@ -171,7 +223,7 @@ class _Gpu:
                         raise
                     continue
                 scores, ids = (values.cpu().numpy() for values in found)
-                best[part, :width] = np.where(scores >= least[part, None], entries(ids, scores), NONE)
+                best[part, :width] = np.where(scores > least[part, None], entries(ids, scores), NONE)
                 start = part.stop
         except torch.OutOfMemoryError as error:
             raise InputError(
@@ -183,62 +235,12 @@ class _Gpu:
         return [_Found(best, float(lengths(documents).max(initial=0)), len(documents))]
 
 
-def _swept(queries: Floats, documents: Floats, start: int, least: Floats, best: Entries) -> Entries:
-    """`best` [q, width] after the documents from `start` on, of which only those count that reach `least` [q]."""
-    width = best.shape[1]
-    enough = np.fmax(least, reached(best))[:, None]
-    scores, passes = np.empty((len(queries), TILE[1]), np.float32), np.empty((len(queries), TILE[1]), np.bool_)
-    rows: list[Ids] = []
-    hits: list[Entries] = []
-
-    def merged() -> Entries:
-        return least_of(np.concatenate([best, _side_by_side(len(queries), rows, hits)], axis=1), width)
-
-    for first in range(start, len(documents), TILE[1]):
-        part = documents[first : first + TILE[1]]
-        if len(part) < TILE[1]:
-            scores, passes = scores[:, : len(part)].copy(), passes[:, : len(part)].copy()
-        np.matmul(queries, part.T, out=scores)
-        places = np.flatnonzero(np.greater_equal(scores, enough, out=passes))
-        row, column = np.divmod(places, len(part))
-        rows.append(row)
-        hits.append(entries(column + first, scores.ravel()[places]))
-        if sum(map(len, rows)) > width * len(queries):
-            best = merged()
-            enough = np.fmax(least, reached(best))[:, None]
-            rows, hits = [], []
-    return merged()
-
-
-def _side_by_side(size: int, rows: list[Ids], hits: list[Entries]) -> Entries:
-    """Entries that belong to rows 0 to `size`, as a matrix that is as wide as the longest row needs."""
-    row = np.concatenate([np.empty(0, np.int64), *rows])
-    order = np.argsort(row, kind="stable")
-    counts = np.bincount(row, minlength=size)
-    out = np.full((size, int(counts.max(initial=0))), NONE)
-    rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    out[row[order], rank] = np.concatenate([np.empty(0, np.uint64), *hits])[order]
-    return out
-
-
 def reached(best: Entries) -> Floats:
-    """The score that a further document must reach to be among some best ones [q, width]: [q]; -inf where any is."""
+    """The score that a further document must beat to be among some best ones [q, width]: [q]; -inf where any is."""
     last = best.max(axis=1, initial=0)
-    return np.where(last == NONE, np.float32(-np.inf), scores_of(np.where(last == NONE, 0, last).astype(np.uint64)))
+    return np.where(last == NONE, np.float32(-np.inf), scores_of(last))
 
 
-def least_of(made: Entries, width: int) -> Entries:
+def first_of(made: Entries, width: int) -> Entries:
     """The `width` first entries of each row [q, n], in no order; the row where it has no more."""
     return made if made.shape[1] <= width else np.partition(made, width - 1, axis=1)[:, :width]
-
-
-def faiss_by_blas() -> Any:
-    """The module faiss, set to multiply matrices by BLAS however few the queries are.
-
-    Else it goes without where queries x dimension is below 128,000, and takes several times as long for the 20 to 300
-    queries that are new after a change.
-    """
-    import faiss
-
-    faiss.cvar.distance_compute_blas_threshold = 1
-    return faiss

@@ -10,7 +10,7 @@ import pytest
 
 from stages.contracts import CORPUS, write_table
 from stages.errors import InputError
-from stages.retrieval.dense import Dense
+from stages.retrieval.dense import Dense, _require_usable
 from stages.retrieval.encoding import Vectors
 from stages.retrieval.vectors import VectorStore, text_hashes
 
@@ -43,3 +43,9 @@ def test_what_is_not_finite_is_named(dense: Dense) -> None:
     assert [len(next(blocks)), len(next(blocks))] == [2, 2]
     with pytest.raises(InputError, match="document 'd4' is not finite"):
         next(blocks)
+
+
+def test_what_is_too_large_to_be_ranked_is_named() -> None:
+    vectors = np.float32([[1e16, -1e16], [3, -2e17]])
+    with pytest.raises(InputError, match=r"query 'b' holds figures beyond 1e\+17\. Encode with"):
+        _require_usable(vectors, pl.Series(["a", "b"]), "query")

@@ -1,4 +1,6 @@
+import tracemalloc
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -8,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from stages.engine import InProcess, Worker
 from stages.errors import InputError
@@ -47,7 +50,6 @@ def right(found: Swept, documents: np.ndarray, width: int) -> None:
     size=st.integers(1, 90),
     width=st.integers(1, 20),
     tile=st.sampled_from([(1, 1), (2, 3), (4, 8), (1_024, 1_024)]),
-    start=st.sampled_from([1, 5, 4_096]),
     rising=st.booleans(),
     gpu=st.booleans(),
 )
@@ -58,7 +60,6 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
     size: int,
     width: int,
     tile: tuple[int, int],
-    start: int,
     rising: bool,
     gpu: bool,
 ) -> None:
@@ -70,7 +71,7 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
     parts = [random.integers(-2, 3, (n, 3)).astype(np.float32) for n in queries]
     engine, device = (ByTorch(), "cuda") if gpu else (InProcess(), "cpu")
     with pytest.MonkeyPatch.context() as given:
-        for name, value in {"TILE": tile, "_SEED": start, "_LEAST_ROWS": 2, "_SCORES": tile[0] * size}.items():
+        for name, value in {"TILE": tile, "_LEAST_ROWS": 2, "_SCORES": tile[0] * size}.items():
             given.setattr(sweep, name, value)
         found = list(sweeps(iter(parts), in_blocks(corpus, size), width, engine, device))
     assert [len(one.queries) for one in found] == queries
@@ -80,12 +81,44 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
 
 
 def test_a_sweep_at_its_real_sizes() -> None:
-    """Several strips, tiles and blocks, some of them not full; scores that tie in places that FAISS and tiles find."""
+    """Several strips, tiles and blocks, some of them not full; many ties."""
     random = np.random.default_rng(1)
     corpus, asked = (random.integers(-3, 4, (n, 8)).astype(np.float32) for n in (11_111, 1_500))
     corpus[-2_000:, 1] += 1
     (found,) = sweeps([asked], in_blocks(corpus, 6_000), 40, InProcess())
     right(found, corpus, 40)
+
+
+def test_few_queries_that_everything_passes_take_no_more_room_than_others() -> None:
+    """For each of them a later document is always better, or all documents are worth the same."""
+    random = np.random.default_rng(3)
+    corpus = random.standard_normal((20_000, 8)).astype(np.float32)
+    corpus[:, 0] = np.arange(20_000)
+    asked = random.standard_normal((600, 8)).astype(np.float32)
+    asked[:, 0] = 0
+    usual = most_held(asked, corpus)
+    asked[100] = np.eye(8)[0]
+    asked[400] = 0
+    assert most_held(asked, corpus) < 1.5 * usual
+
+
+def most_held(asked: np.ndarray, corpus: np.ndarray) -> int:
+    """Bytes that numpy held at most."""
+    tracemalloc.start()
+    list(sweeps([asked], [corpus], 100, InProcess()))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+def test_the_threads_of_blas_are_as_before_where_several_sweep_at_once() -> None:
+    random = np.random.default_rng(4)
+    asked, corpus = (random.standard_normal((n, 64)).astype(np.float32) for n in (600, 9_000))
+    before = [pool["num_threads"] for pool in threadpool_info()]
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: list(sweeps([asked], [corpus], 5, InProcess())), range(8)):
+            assert len(found) == 1
+    assert [pool["num_threads"] for pool in threadpool_info()] == before
 
 
 def test_a_later_block_is_only_asked_for_what_beats_the_ones_before() -> None:
