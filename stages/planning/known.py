@@ -33,7 +33,7 @@ CANDIDATE_BYTES, EVIDENCE_BYTES, VERDICT_BYTES = 9, 75, 65
 """Bytes a candidate in the Parquet files."""
 HASHED = 200
 """Bytes of memory a text: its hash, its place in the index of the vectors, and what sorting them takes."""
-KEPT = 40
+KEPT = 64
 """Bytes of memory a candidate while it is searched."""
 EVIDENCE_MEMORY, MASK_MEMORY, COMPOSE_MEMORY = 500, 180, 110
 """Bytes of memory a candidate; evidence holds no more than 200,000 at once."""
