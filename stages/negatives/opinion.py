@@ -34,7 +34,8 @@ class Opinion:
     why: str
     """In words, with the figures: why it is listened to or not."""
     figures: Summary
-    """hidden, candidates, auc_p, auc_teacher, auc_both, loss_p, loss_both: over folds that did not see the question."""
+    """hidden, candidates, auc_p, auc_teacher, auc_both, loss_p, loss_both, fall (of the loss) and its standard error
+    fall_error: over folds that did not see the question."""
     levels: tuple[float, ...] = ()
     """What is added to the log odds, by fold: of `learned.levels`."""
 
@@ -80,6 +81,8 @@ def fit(
         "auc_both": round(auc(after, labels), 4),
         "loss_p": round(float(np.average(_loss(before, labels), weights=weight)), 5),
         "loss_both": round(float(np.average(_loss(after, labels), weights=weight)), 5),
+        "fall": round(fall, 5),
+        "fall_error": round(error, 5),
     }
     losses = f"log loss {found['loss_both']:.4f} with it, {found['loss_p']:.4f} without"
     aucs = f"AUC {found['auc_teacher']:.3f} alone, {found['auc_p']:.3f} of p, {found['auc_both']:.3f} together"

@@ -29,6 +29,7 @@ def test_a_teacher_that_knows_is_heard() -> None:
     assert len(opinion.models) == learned.FOLDS
     assert opinion.figures["loss_both"] < opinion.figures["loss_p"] - 0.05
     assert opinion.figures["auc_both"] > opinion.figures["auc_p"] + 0.05
+    assert opinion.figures["fall"] > 1.645 * opinion.figures["fall_error"] > 0
     assert opinion.why.startswith("it tells hidden positives apart: log loss 0.")
     found = opinion.probability(p, score, lowest, best, query_ids)
     assert auc(found, labels) > auc(p, labels) + 0.05
