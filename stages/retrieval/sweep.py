@@ -11,6 +11,7 @@ from threading import Lock
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from stages.engine import Engine, Worker
 from stages.errors import InputError
@@ -23,6 +24,10 @@ TILE = 1_024, 1_024
 """Queries and documents multiplied at once: 4 MB of scores, which stay in the cache until they were looked at."""
 _LIMITED = Lock()
 """Threads of BLAS are limited for the whole process: two that did so at once would leave it limited."""
+_MANY = 0.1
+"""Share of a tile that passes, above which it is not worth while to find out which documents do."""
+_ROWS = 64
+"""Queries that what was found is merged for at once: few, so that threads need little memory."""
 _LEAST_ROWS = 256
 """Queries that are worth a thread of their own."""
 _SCORES = 2**26
@@ -56,8 +61,8 @@ def sweeps(parts: Iterable[Floats], blocks: Blocks, width: int, engine: Engine, 
     items = chain.from_iterable(map(part.item, blocks) for part in asked)
     found = engine.map(Worker(made, device), items)
     for part in begun:
-        for block in islice(found, len(blocks)):
-            part.add(block)
+        for _ in map(part.add, islice(found, len(blocks))):  # map holds on to none of them
+            pass
         yield part.swept()
 
 
@@ -69,7 +74,7 @@ class _Item(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Of one block the best documents of each query that beat its `least`: [q, width], filled up with NONE."""
+    """Of one block the best documents of each query, at least of those that beat its `least`: [q, width], with NONE."""
 
     best: Entries
     longest: float
@@ -97,9 +102,9 @@ class _Part:
         self._longest = max(self._longest, block.longest)
 
     def swept(self) -> Swept:
-        """What there is after all blocks."""
-        self._best.sort(axis=1)
-        best = self._best[:, : self._documents]
+        """What there is after all blocks; this is of no more use then."""
+        best, self._best = self._best[:, : self._documents], np.empty((0, 0), np.uint64)
+        best.sort(axis=1)
         return Swept(self._queries, places_of(best), scores_of(best), self._longest)
 
 
@@ -145,7 +150,7 @@ class _Strip:
     def __init__(self, best: Entries, least: Floats) -> None:
         self._best, self._least = best, least
         self._enough = least[:, None].copy()
-        self._row: list[Ids] = []
+        self._row: list[npt.NDArray[np.int32]] = []
         self._hits: list[Entries] = []
         self._counts = np.zeros(len(best), np.int64)
 
@@ -158,39 +163,44 @@ class _Strip:
             if len(part) < TILE[1]:
                 scores, passes = np.empty((size, len(part)), np.float32), np.empty((size, len(part)), np.bool_)
             np.matmul(queries, part.T, out=scores)
-            places = np.flatnonzero(np.greater(scores, self._enough, out=passes))
+            np.greater(scores, self._enough, out=passes)
+            if np.count_nonzero(passes) > _MANY * passes.size:
+                self._merge_all(np.arange(first, first + len(part)), scores)
+                continue
+            places = np.flatnonzero(passes)
             row, column = np.divmod(places, len(part))
-            counts = np.bincount(row, minlength=size)
-            if (crowded := counts > width).any():
-                some = np.flatnonzero(crowded)
-                self._merge(some, entries(np.arange(first, first + len(part)), scores[some]))
-                few = ~crowded[row]
-                places, row, column, counts = places[few], row[few], column[few], np.where(crowded, 0, counts)
-            self._row.append(row)
+            self._row.append(row.astype(np.int32))
             self._hits.append(entries(column + first, scores.ravel()[places]))
-            self._counts += counts
+            self._counts += np.bincount(row, minlength=size)
             if self._counts.max(initial=0) > 2 * width:  # of any query, so that none makes the others wide
                 self._merge_hits()
         self._merge_hits()
 
+    def _merge_all(self, places: Ids, scores: Floats) -> None:
+        for start in range(0, len(scores), _ROWS):
+            rows = slice(start, start + _ROWS)
+            self._merge(rows, entries(places, scores[rows]))
+
     def _merge_hits(self) -> None:
-        some = np.flatnonzero(self._counts)
-        if not len(some):
-            return
-        row, hits, counts = np.concatenate(self._row), np.concatenate(self._hits), self._counts[some]
+        row = np.concatenate([np.empty(0, np.int32), *self._row])
         order = np.argsort(row, kind="stable")
-        side_by_side = np.full((len(some), int(counts.max())), NONE)
-        starts = np.repeat(np.cumsum(counts) - counts, counts)
-        side_by_side[np.repeat(np.arange(len(some)), counts), np.arange(len(row)) - starts] = hits[order]
-        self._merge(some, side_by_side)
+        row, hits = row[order], np.concatenate([np.empty(0, np.uint64), *self._hits])[order]
+        starts = np.concatenate([[0], np.cumsum(self._counts)])
+        for start in range(0, len(self._best), _ROWS):
+            rows = slice(start, start + _ROWS)
+            mine = slice(starts[start], starts[min(rows.stop, len(self._best))])
+            side_by_side = np.full((len(self._best[rows]), int(self._counts[rows].max())), NONE)
+            side_by_side[row[mine] - start, np.arange(mine.start, mine.stop) - starts[row[mine]]] = hits[mine]
+            self._merge(rows, side_by_side)
         self._row.clear()
         self._hits.clear()
         self._counts[:] = 0
 
-    def _merge(self, some: Ids, more: Entries) -> None:
+    def _merge(self, rows: slice, more: Entries) -> None:
         """Take in entries [n, m] of some queries."""
-        self._best[some] = first_of(np.concatenate([self._best[some], more], axis=1), self._best.shape[1])
-        self._enough[some] = np.maximum(self._least[some], reached(self._best[some]))[:, None]
+        best = self._best[rows]
+        best[:] = first_of(np.concatenate([best, more], axis=1), best.shape[1])
+        self._enough[rows] = np.maximum(self._least[rows], reached(best))[:, None]
 
 
 class _Gpu:
@@ -242,5 +252,7 @@ def reached(best: Entries) -> Floats:
 
 
 def first_of(made: Entries, width: int) -> Entries:
-    """The `width` first entries of each row [q, n], in no order; the row where it has no more."""
-    return made if made.shape[1] <= width else np.partition(made, width - 1, axis=1)[:, :width]
+    """The `width` first entries of each row of `made` [q, n], which changes places, in no order; all of fewer."""
+    if made.shape[1] > width:
+        made.partition(width - 1, axis=1)
+    return made[:, :width]
