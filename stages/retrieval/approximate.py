@@ -24,7 +24,7 @@ block that is held in memory, which people may change."""
 
 _PAYS = 2_000_000_000
 """Queries x documents below which exact search takes about as long: at 8,000 x 200,000 x 384, in one thread,
-IVF1024,Flat took 1.2 times as long and PQ192x4fs two thirds (tests.benchmarks.approximate_search)."""
+IVF1024,Flat took 1.2 times as long and PQ192x4fs three quarters (tests.benchmarks.approximate_search)."""
 _MEND = (
     " To find more, take a bigger code (more PQ parts, or SQ8), refine (append ,RFlat, and k_factor_rf=4 to "
     "--index-params), or give HNSW more links; or accept less with --min-recall."
