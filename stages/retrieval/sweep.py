@@ -224,7 +224,7 @@ class _Gpu:
         try:
             there = torch.tensor(documents, device=self._device).T
             while start < len(queries):
-                part = slice(start, start + max(1, self._scores // len(documents)))
+                part = slice(start, start + max(1, self._scores // max(1, len(documents))))
                 try:
                     found = torch.topk(torch.tensor(queries[part], device=self._device) @ there, width, sorted=False)
                 except torch.OutOfMemoryError:
