@@ -53,8 +53,8 @@ def groups(collection: Collection) -> dict[str, str]:
     return {q: f"{'q' if g else 'c'}{a if g else w}" for q, g, a, w in zip(ids, giant, apart, whole, strict=True)}
 
 
-def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any]:
-    """The set with p for every candidate of the questions whose positives were hidden."""
+def suspects_of(folder: Path, work: Path, most: int, tools: Tools) -> tuple[Collection, dict[str, Path], Suspects]:
+    """The set with half of each question's positives hidden, searched; and its estimate, by a prior of other sets."""
     collection = read_collection(folder, 0, most)
     inputs = write_inputs(collection, work)
     encode.run(encode.Params(), inputs, work, tools)
@@ -65,7 +65,12 @@ def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any
     vectorise = document_vectors(inputs["corpus"], vectors)
     judged = read_table(inputs["judged"], JUDGED)
     own = judged.filter(pl.col("relevance") > 0).select(*PAIR, own=pl.lit(True))
-    suspects = Suspects(inputs, vectors, vectorise, own, tools.progress, without=collection.digest)
+    return collection, inputs, Suspects(inputs, vectors, vectorise, own, tools.progress, without=collection.digest)
+
+
+def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any]:
+    """The set with p for every candidate of the questions whose positives were hidden."""
+    collection, inputs, suspects = suspects_of(folder, work, most, tools)
     rows, found = suspects.candidates_of(collection.hidden)
     p = suspects.probability(rows, found)
     hidden = collection.hidden.with_columns(hidden=True)

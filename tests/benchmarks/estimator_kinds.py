@@ -1,0 +1,121 @@
+"""Which kind of model tells hidden positives best: `python -m tests.benchmarks.estimator_kinds SET [SET ...]`.
+
+Hides half of each question's positives and lets each kind learn to find them by the features of the learned mask and
+the prior's word (a prior that did not see the set), in folds, so that no question is judged by a model that saw it:
+the logistic regression that prep uses, the same with an isotonic step (fitted on folds within the others), and gradient
+boosted trees that rise or fall with each feature as it should. Prints a JSON line a set: AUC, log loss, and by how much
+the loss lies below the logistic regression's, with the standard error over questions.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.isotonic import IsotonicRegression
+
+from pipeline.progress import progress_for
+from stages.contracts import FEATURES, Tools
+from stages.negatives import learned, opinion
+from stages.negatives.features import GENERAL
+from tests.benchmarks.self_teacher import PAIR, ROOT, suspects_of
+
+NAMES = (*FEATURES, "prior")
+RISES = dict.fromkeys(NAMES, 1) | {"log_rank": -1} | dict.fromkeys(("hub", "stands_out", "log_anchors", "like_top"), 0)
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Kind = Callable[[Floats, Bools, list[str], Floats], Doubles]
+"""From what is learned from (table, labels, questions) to the log odds of another table."""
+
+
+def logistic(table: Floats, labels: Bools, questions: list[str], asked: Floats) -> Doubles:
+    """As prep does."""
+    model = learned.Model.fit(NAMES, table, labels, np.ones(len(labels)), learned.STRENGTH)
+    return model.log_odds(asked)
+
+
+def isotonic(table: Floats, labels: Bools, questions: list[str], asked: Floats) -> Doubles:
+    """The logistic regression, and a rising step function fitted on what it says of questions that it did not see."""
+    said = by_fold(logistic, table, labels, questions)
+    found = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip").fit(said, labels)
+    p: Doubles = found.predict(logistic(table, labels, questions, asked))
+    odds: Doubles = np.log(p / (1 - p))
+    return odds
+
+
+def boosted(table: Floats, labels: Bools, questions: list[str], asked: Floats) -> Doubles:
+    """Monotone gradient boosted trees."""
+    model = HistGradientBoostingClassifier(
+        learning_rate=0.05,
+        max_iter=200,
+        max_leaf_nodes=15,
+        min_samples_leaf=100,
+        l2_regularization=1.0,
+        monotonic_cst=[RISES[name] for name in NAMES],
+        random_state=0,
+    )
+    found: Doubles = model.fit(table, labels).decision_function(asked)
+    return found
+
+
+KINDS: dict[str, Kind] = {"logistic": logistic, "isotonic": isotonic, "boosted": boosted}
+
+
+def by_fold(kind: Kind, table: Floats, labels: Bools, questions: list[str]) -> Doubles:
+    """Log odds [n] by models that did not see the question."""
+    fold, out = learned.folds(questions), np.empty(len(labels))
+    for number in range(learned.FOLDS):
+        seen = fold != number
+        others = [question for question, one in zip(questions, seen, strict=True) if one]
+        out[~seen] = kind(table[seen], labels[seen], others, table[~seen])
+    return out
+
+
+def loss(odds: Doubles, labels: Bools) -> Doubles:
+    """Of each row [n]."""
+    out: Doubles = np.logaddexp(0, np.where(labels, -odds, odds))
+    return out
+
+
+def main() -> None:
+    """Print one JSON line for each set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", help="folders of --data")
+    parser.add_argument("--most", type=int, default=3000, help="questions at all")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--folder", type=Path, default=Path("estimator-kinds"), help="where vectors are kept")
+    given = parser.parse_args()
+    for name in given.sets:
+        work = given.folder.absolute() / name
+        work.mkdir(parents=True, exist_ok=True)
+        progress = progress_for(False, False)
+        tools = Tools(progress, work, given.folder.absolute() / "vectors", work / "logs")
+        try:
+            collection, _, suspects = suspects_of(given.data / name, work, given.most, tools)
+            rows, found = suspects.candidates_of(collection.hidden)
+        finally:
+            progress.close()
+        hidden = rows.join(collection.hidden.with_columns(hidden=True), on=PAIR, how="left", maintain_order="left")
+        labels, questions = hidden["hidden"].is_not_null().to_numpy(), rows["query_id"].to_list()
+        word = suspects.estimator.prior.log_odds(found[:, : len(GENERAL)])
+        table = learned.columns(found, word, NAMES)
+        line: dict[str, Any] = {"set": name, "candidates": len(labels), "hidden": int(labels.sum())}
+        said = {kind: by_fold(fit, table, labels, questions) for kind, fit in KINDS.items()}
+        before = loss(said["logistic"], labels)
+        for kind, odds in said.items():
+            falls = opinion.paired(before - loss(odds, labels), np.ones(len(labels)), np.array(questions, object))
+            line[kind] = {
+                "auc": round(opinion.auc(odds, labels), 4),
+                "loss": round(float(loss(odds, labels).mean()), 5),
+                "below_logistic": [round(figure, 5) for figure in falls],
+            }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
