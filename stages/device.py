@@ -23,8 +23,9 @@ def _known(device: str) -> str:
 Device = Annotated[str, AfterValidator(_known)]
 
 
-def pick_device(device: str) -> str:
-    """ "auto" is the first GPU where there is one, else the CPU. Raises `InputError` for a device that is not there."""
+def pick_device(device: str, option: str = "device") -> str:
+    """ "auto" is the first GPU where there is one, else the CPU. Raises `InputError` for a device that is not there,
+    naming the `option` that asked for it."""
     import torch
 
     if device == "auto":
@@ -32,12 +33,14 @@ def pick_device(device: str) -> str:
     try:
         kind, _, index = _known(device).partition(":")
     except ValueError as error:
-        raise InputError(f"device = {device!r}: {error}") from None
+        raise InputError(f"{option} = {device!r}: {error}") from None
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and int(index or 0) >= gpus:
-        raise InputError(f"device = {device!r}: torch can use {gpus} such GPUs on this machine. Try device = 'cpu'.")
+        raise InputError(
+            f"{option} = {device!r}: torch can use {gpus} such GPUs on this machine. Try {option} = 'cpu'."
+        )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device = 'mps': torch can't use an Apple GPU on this machine. Try device = 'cpu'.")
+        raise InputError(f"{option} = 'mps': torch can't use an Apple GPU on this machine. Try {option} = 'cpu'.")
     return device
 
 

@@ -74,13 +74,13 @@ def fit(
     weight = np.where(labels, weights[heard], 1.0).astype(np.float64)
     alone, told = (_fit(names, rows, labels, weight, fold) for names in (ALONE, TOLD))
     before, after = _by_fold(alone, rows[:, : len(ALONE)], fold), _by_fold(told, rows, fold)
-    fall, error = paired(_loss(before, labels) - _loss(after, labels), weight, queries)
+    fall, error = paired(loss(before, labels) - loss(after, labels), weight, queries)
     found |= {
         "auc_p": round(auc(rows[:, 0], labels), 4),
         "auc_teacher": round(auc(rows[:, 1], labels), 4),
         "auc_both": round(auc(after, labels), 4),
-        "loss_p": round(float(np.average(_loss(before, labels), weights=weight)), 5),
-        "loss_both": round(float(np.average(_loss(after, labels), weights=weight)), 5),
+        "loss_p": round(float(np.average(loss(before, labels), weights=weight)), 5),
+        "loss_both": round(float(np.average(loss(after, labels), weights=weight)), 5),
         "fall": round(fall, 5),
         "fall_error": round(error, 5),
     }
@@ -142,6 +142,7 @@ def _by_fold(models: Sequence[Model], rows: Floats, fold: NDArray[np.int64]) -> 
     return out
 
 
-def _loss(odds: NDArray[np.float64], labels: Bools) -> NDArray[np.float64]:
+def loss(odds: NDArray[np.float64], labels: Bools) -> NDArray[np.float64]:
+    """The log loss of each row [n]."""
     out: NDArray[np.float64] = np.logaddexp(0, np.where(labels, -odds, odds))
     return out

@@ -185,11 +185,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _faiss() -> Any:
-    """The module faiss, set to multiply matrices by BLAS however few the queries are.
-
-    Else it goes without where queries x dimension is below 128,000, and takes several times as long for the 20 to 300
-    queries that are new after a change.
-    """
+    """The module faiss, set to multiply matrices by BLAS however few the queries are: _QUERIES of 384 dimensions are
+    fewer than it would do that for."""
     import faiss
 
     faiss.cvar.distance_compute_blas_threshold = 1

@@ -201,7 +201,7 @@ def _retriever(
 def sweeping_device(params: Params) -> str:
     """Where exact search multiplies: cpu or cuda. Raises `InputError` where there is no such device."""
     device = device_type() if params.search_device == "auto" else params.search_device
-    return device if device == "cpu" else pick_device(device)
+    return device if device == "cpu" else pick_device(device, "search_device")
 
 
 def _dense(queries: pl.DataFrame, inputs: Mapping[str, Path], params: Params, tools: Tools, encoder: int = 0) -> Dense:

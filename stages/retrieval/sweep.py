@@ -31,7 +31,7 @@ _ROWS = 64
 _LEAST_ROWS = 256
 """Queries that are worth a thread of their own."""
 _SCORES = 2**26
-"""Scores that a GPU computes at once: 256 MB, and as much to find the best of them."""
+"""Scores that a GPU computes at once: 256 MB."""
 
 
 class Blocks(Protocol):

@@ -76,12 +76,6 @@ def by_fold(kind: Kind, table: Floats, labels: Bools, questions: list[str]) -> D
     return out
 
 
-def loss(odds: Doubles, labels: Bools) -> Doubles:
-    """Of each row [n]."""
-    out: Doubles = np.logaddexp(0, np.where(labels, -odds, odds))
-    return out
-
-
 def main() -> None:
     """Print one JSON line for each set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,12 +100,14 @@ def main() -> None:
         table = learned.columns(found, word, NAMES)
         line: dict[str, Any] = {"set": name, "candidates": len(labels), "hidden": int(labels.sum())}
         said = {kind: by_fold(fit, table, labels, questions) for kind, fit in KINDS.items()}
-        before = loss(said["logistic"], labels)
+        before = opinion.loss(said["logistic"], labels)
         for kind, odds in said.items():
-            falls = opinion.paired(before - loss(odds, labels), np.ones(len(labels)), np.array(questions, object))
+            falls = opinion.paired(
+                before - opinion.loss(odds, labels), np.ones(len(labels)), np.array(questions, object)
+            )
             line[kind] = {
                 "auc": round(opinion.auc(odds, labels), 4),
-                "loss": round(float(loss(odds, labels).mean()), 5),
+                "loss": round(float(opinion.loss(odds, labels).mean()), 5),
                 "below_logistic": [round(figure, 5) for figure in falls],
             }
         print(json.dumps(line), flush=True)

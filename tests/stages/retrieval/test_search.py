@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from stages.contracts import CANDIDATES, CORPUS, JUDGED, QRELS, QUERIES, Tools, read_table, write_table
+from stages.device import device_type
 from stages.errors import InputError
 from stages.retrieval import search as search_module
-from stages.retrieval.search import Params, run
+from stages.retrieval.search import Params, run, sweeping_device
 from stages.retrieval.vectors import VectorStore, text_hashes
 
 
@@ -213,3 +214,10 @@ def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Pa
     both = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     assert both.filter(pl.col("source") == "dense").equals(alone)
     assert (workspace / "out/judged.parquet").read_bytes() == judged
+
+
+@pytest.mark.skipif(device_type() == "cuda", reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_named_with_the_option_that_asked_for_it() -> None:
+    assert [sweeping_device(Params(search_device=device)) for device in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(InputError, match=r"^search_device = 'cuda': .* Try search_device = 'cpu'\.$"):
+        sweeping_device(Params(search_device="cuda"))

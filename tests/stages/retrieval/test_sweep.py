@@ -92,14 +92,14 @@ def test_a_sweep_at_its_real_sizes() -> None:
 def test_few_queries_that_everything_passes_take_no_more_room_than_others() -> None:
     """For each of them a later document is always better, or all documents are worth the same."""
     random = np.random.default_rng(3)
-    corpus = random.standard_normal((20_000, 8)).astype(np.float32)
-    corpus[:, 0] = np.arange(20_000)
+    corpus = random.standard_normal((100_000, 8)).astype(np.float32)
+    corpus[:, 0] = np.arange(100_000)
     asked = random.standard_normal((600, 8)).astype(np.float32)
     asked[:, 0] = 0
     usual = most_held(asked, corpus)
     asked[100] = np.eye(8)[0]
     asked[400] = 0
-    assert most_held(asked, corpus) < 1.5 * usual
+    assert most_held(asked, corpus) < 2 * usual
 
 
 def most_held(asked: np.ndarray, corpus: np.ndarray) -> int:
