@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 """In units of the scores' spread within a query (`spread`); at the last, only p counts."""
 
-_AT_ONCE = 256
+_AT_ONCE = 1_024
 """Queries looked at together at every price: their candidates stay in the cache."""
 
 
@@ -116,11 +116,29 @@ def choose(lists: Lists, price: float) -> Bools:
     return chosen
 
 
+def contenders(lists: Lists) -> Lists:
+    """Only those candidates that some price could choose; `choose` takes the same ones of them at any price.
+
+    One that has as many others before it as there is room for, each no more probable than itself, comes after them at
+    every price: of some 200 candidates a few dozen are left.
+    """
+    rooms, queries = int(lists.room.max(initial=0)), np.arange(len(lists.room))
+    least = np.full((rooms, len(queries)), np.inf)  # the least p of those before, rising
+    wanted = np.zeros_like(lists.open)
+    for place in range(lists.open.shape[1] if rooms else 0):
+        p = np.where(lists.open[:, place], lists.p[:, place], np.inf)
+        wanted[:, place] = (p < least[lists.room - 1, queries]) & (lists.room > 0)
+        least[1:] = np.maximum(least[:-1], np.minimum(least[1:], p))
+        least[0] = np.minimum(least[0], p)
+    query, column = np.nonzero(wanted)
+    return padded(query, lists.score[query, column], lists.p[query, column], lists.room)[0]
+
+
 def tried(lists: Lists, unit: float) -> Choice:
     """What each of PRICES chooses, in `unit`s of score."""
     total = NOTHING
     for start in range(0, len(lists.room), _AT_ONCE):
-        some = Lists(*(part[start : start + _AT_ONCE] for part in vars(lists).values()))
+        some = contenders(Lists(*(part[start : start + _AT_ONCE] for part in vars(lists).values())))
         chosen = [choose(some, price * unit) for price in PRICES]
         total += Choice(
             np.array([c.sum() for c in chosen]),

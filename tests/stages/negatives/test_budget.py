@@ -14,6 +14,7 @@ from stages.negatives.budget import (
     Lists,
     allowed,
     choose,
+    contenders,
     open_lists,
     padded,
     settle,
@@ -66,6 +67,36 @@ def test_it_chooses_as_sorting_does(rows: list[tuple[list[tuple[int, int, bool]]
         there = [place for place in range(wide) if table.open[query, place]]
         expected[query, sorted(there, key=lambda place: (-value[place], place))[:room]] = True
     assert choose(table, price).tolist() == expected.tolist()
+
+
+@given(ROWS, st.sampled_from(PRICES.tolist()))
+def test_the_contenders_are_enough_at_any_price(
+    rows: list[tuple[list[tuple[int, int, bool]], int]], price: float
+) -> None:
+    """Each question's candidates best first; what is chosen of them is the same, in the same order."""
+    wide = len(rows[0][0]) if rows else 1
+    cells = np.array([sorted(cells, reverse=True) for cells, _ in rows], np.float64).reshape(len(rows), wide, 3)
+    table = Lists(
+        (cells[:, :, 0] / 4).astype(np.float32),
+        (cells[:, :, 1] / 4).astype(np.float32),
+        cells[:, :, 2] > 0,
+        np.array([room for _, room in rows], np.int64),
+    )
+    fewer = contenders(table)
+    of_all, of_fewer = choose(table, price), choose(fewer, price)
+    for what in ("score", "p"):
+        assert getattr(table, what)[of_all].tolist() == getattr(fewer, what)[of_fewer].tolist()
+    assert of_all.sum(axis=1).tolist() == of_fewer.sum(axis=1).tolist()
+
+
+def test_contenders_by_hand() -> None:
+    # with room for one: 0.8 has a safer one before it, 0.7 has not, and 0.6 is no safer than that
+    table = contenders(lists([[0.9, 0.8, 0.7, 0.6]], [[0.3, 0.4, 0.1, 0.1]], room=1))
+    assert table.p[table.open].tolist() == pytest.approx([0.3, 0.1])
+    # with room for two both before it must be as safe; what is shut stands in nobody's way
+    table = contenders(lists([[0.9, 0.8, 0.7, 0.6]], [[0.3, 0.4, 0.1, 0.1]], room=2, shut=((0, 0),)))
+    assert table.p[table.open].tolist() == pytest.approx([0.4, 0.1, 0.1])
+    assert contenders(lists([[0.9]], [[0.0]], room=0)).open.sum() == 0
 
 
 def test_of_equal_values_the_first_is_taken() -> None:
