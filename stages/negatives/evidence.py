@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stages.negatives.suspects import Suspects
     from stages.retrieval.encoding import Vectors
 
-VERSION = 6
+VERSION = 7
 
 ROWS_A_BLOCK = 100_000
 """Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""

@@ -21,6 +21,7 @@ positives that are taken as known.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -29,10 +30,14 @@ from numpy.typing import NDArray
 from stages.contracts import FEATURES
 from stages.negatives.documents import places
 from stages.negatives.known import Vectorise
+from stages.negatives.runs import Runs
 from stages.retrieval.lexical import Bm25
-from stages.retrieval.scores import highest_at
+from stages.retrieval.scores import highest_at, lengths
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 GENERAL = FEATURES[:-1]
 """Those that mean the same on any data set. `owner_like` hangs on how a table was made: only that can teach it."""
@@ -99,7 +104,7 @@ class Scene:
     """query_id and query (its place in what `queries` and `lexical` take)."""
     doc_ids: pl.Series
     """The ids of all documents, sorted; where one stands is its place in `lexical`."""
-    queries: Callable[[NDArray[np.int64]], Floats]
+    queries: Callable[[Ints], Floats]
     """Query vectors [n, d] by place."""
     documents: Vectorise
     lexical: Bm25
@@ -118,89 +123,111 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
     those that the first encoder ranked, which alone tell what is usual; `anchors` (query_id, doc_id, score) hold at
     least one for each of these queries.
     """
-    out = np.zeros((len(rows), len(FEATURES)), np.float32)
     if rows.is_empty():
-        return out
-    listed = rows["listed"].to_numpy()
+        return np.zeros((0, len(FEATURES)), np.float32)
     anchors = anchors.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id", "doc_id")
     known = pl.concat([rows["doc_id"], anchors["doc_id"]]).unique().sort().to_frame()
     vectors = scene.documents(known).astype(np.float32, copy=False)
     level, width = usual_scores(vectors, scene.probes)
-    unit = scaled(vectors)
     known = known.with_row_index("place").with_columns(document=places(known["doc_id"], scene.doc_ids))
     rows, anchors = (
-        side.select("query_id", "doc_id", "score")
-        .join(scene.query_ids, on="query_id", how="left", maintain_order="left")
-        .join(known, on="doc_id", how="left", maintain_order="left")
+        side.join(scene.query_ids, on="query_id", how="left", maintain_order="left").join(
+            known, on="doc_id", how="left", maintain_order="left"
+        )
         for side in (rows, anchors)
     )
-    at, anchor_at = (side["place"].to_numpy() for side in (rows, anchors))
-    score, anchor_score = (side["score"].to_numpy().astype(np.float32) for side in (rows, anchors))
-    lexical, anchor_lexical = (
-        scene.lexical.scores(side["query"].to_numpy(), side["document"].to_numpy()) for side in (rows, anchors)
-    )
-    hub, anchor_hub = (score - level[at]) / width[at], (anchor_score - level[anchor_at]) / width[anchor_at]
-    anchors_of = dict(_parts(anchors["query"].to_numpy()))
-    for query, part in _parts(rows["query"].to_numpy()):
-        own = anchors_of[query]
-        here, theirs = unit[at[part]], unit[anchor_at[own]]
-        out[part, : len(GENERAL)] = of_query(
-            score[part],
-            anchor_score[own],
-            scene.document_spread(here @ theirs.T),
-            scene.document_spread(here @ here[usual_ones(listed[part])[:TOP]].T),
-            lexical[part],
-            anchor_lexical[own],
-            hub[part],
-            anchor_hub[own],
-            listed[part],
-        )
-    out[:, -1] = of_owners(rows, scene)
-    return out
+    candidate, anchor = (_side(side, level, width, scene) for side in (rows, anchors))
+    usual = usual_ones(rows["listed"].to_numpy(), candidate.runs)
+    like = likenesses(scaled(vectors), candidate, anchor, usual, scene.document_spread)
+    return np.concatenate([of_lists(candidate, anchor, like, usual), of_owners(rows, scene)[:, None]], axis=1)
 
 
-def of_query(
-    score: Floats,
-    anchor_score: Floats,
-    like: Floats,
-    like_top: Floats,
-    lexical: Floats,
-    anchor_lexical: Floats,
-    hub: Floats,
-    anchor_hub: Floats,
-    listed: NDArray[np.bool_],
-) -> Floats:
-    """The features GENERAL [n, 13] of one query's n candidates, best score first, with m anchors.
+class Side(NamedTuple):
+    """The candidates or the anchors of some queries, n rows that come by query; the others of a query in like order."""
 
-    `like` [n, m] and `like_top` [n, TOP or fewer] are cosines in the spread over random pairs, the latter with the best
-    of `usual_ones`; the others are [n] or [m]. A candidate's likeness to itself does not count.
+    runs: Runs
+    place: Ints
+    """Where a row's document stands among the vectors at hand: [n], as all others."""
+    score: Floats
+    lexical: Floats
+    hub: Floats
+
+
+class Like(NamedTuple):
+    """How alike candidates and others are, [n] each, in the spread over random pairs."""
+
+    best: Floats
+    """To the nearest anchor."""
+    mean: Floats
+    """To the anchors in the mean."""
+    top: Floats
+    """To the TOP best of `usual_ones` in the mean, without the candidate itself; 0 where there is no other."""
+
+
+def _side(rows: pl.DataFrame, level: Floats, width: Floats, scene: Scene) -> Side:
+    """Of rows (query, document, place, score); `level` and `width` [documents] are of `usual_scores`."""
+    query, document, place = (rows[name].cast(pl.Int64).to_numpy() for name in ("query", "document", "place"))
+    score = rows["score"].cast(pl.Float32).to_numpy()
+    lexical = scene.lexical.scores(query, document)
+    return Side(Runs.by(query), place, score, lexical, (score - level[place]) / width[place])
+
+
+def likenesses(unit: Floats, candidate: Side, anchor: Side, usual: Bools, spread: Spread) -> Like:
+    """From `unit` [documents, d], vectors of length 1; both sides have the same queries, in the same order.
+
+    A mean of cosines is the cosine with a mean: for each candidate there is one product for each anchor and one more.
     """
-    n = len(score)
-    usual = usual_ones(listed)
-    mean, deviation = score[usual].mean(), max(float(score[usual].std()), _TINY * max(float(np.abs(score).max()), 1.0))
-    best = anchor_score.max()
-    top = np.array(like_top, np.float32)
-    others = np.full(n, top.shape[1], np.float32)
-    itself = usual[: top.shape[1]], np.arange(top.shape[1])
-    others[itself[0]] -= 1
-    top[itself] = 0
-    ceiling = max(float(lexical[usual].max()), float(anchor_lexical.max()), _TINY)
-    columns = (
-        (score - mean) / deviation,
-        (score - best) / deviation,
-        (score - anchor_score.min()) / deviation,
-        np.log(np.arange(1, n + 1)),
-        like.max(axis=1),
-        like.mean(axis=1),
-        top.sum(axis=1) / np.maximum(others, 1),
-        lexical / ceiling,
-        (lexical - anchor_lexical.max()) / ceiling,
-        hub,
-        hub - anchor_hub.max(),
-        np.full(n, (best - mean) / deviation),
-        np.full(n, np.log(len(anchor_score))),
+    runs = candidate.runs
+    rank = np.cumsum(usual)
+    top = usual & (rank - (rank - usual)[runs.starts][runs.of] <= TOP)
+    others = runs.total(top)[runs.of] - top
+    best, mean, summed = (np.empty(len(usual), np.float32) for _ in Like._fields)
+    ends = zip(
+        runs.starts, [*runs.starts[1:], len(usual)], anchor.runs.starts, [*anchor.runs.starts[1:], None], strict=True
     )
-    out: Floats = np.clip(np.stack(columns, axis=1), -FAR, FAR).astype(np.float32)
+    room = np.empty((int(runs.sizes.max()), unit.shape[1]), np.float32)
+    for start, end, first, last in ends:
+        here = np.take(unit, candidate.place[start:end], axis=0, out=room[: end - start], mode="clip")
+        ahead = here[np.flatnonzero(top[start:end])].sum(axis=0, keepdims=True)
+        cosines = here @ np.concatenate([unit[anchor.place[first:last]], ahead]).T
+        best[start:end], mean[start:end] = cosines[:, :-1].max(axis=1), cosines[:, :-1].mean(axis=1)
+        summed[start:end] = cosines[:, -1]
+    itself = np.square(lengths(unit)).astype(np.float32)[candidate.place]
+    near = ((summed - top * itself) / np.maximum(others, 1)).astype(np.float32)
+    return Like(spread(best), spread(mean), np.where(others > 0, spread(near), np.float32(0)))
+
+
+def of_lists(candidate: Side, anchor: Side, like: Like, usual: Bools) -> Floats:
+    """The features GENERAL [n, 13] of some queries' candidates, best score first.
+
+    Both sides have the same queries, in the same order; `usual` [n] is of `usual_ones`.
+    """
+    runs, of, score = candidate.runs, candidate.runs.of, candidate.score.astype(np.float64)
+    count = runs.total(usual)
+    mean = runs.total(np.where(usual, score, 0)) / count
+    deviation = np.sqrt(runs.total(np.where(usual, np.square(score - mean[of]), 0)) / count)
+    deviation = np.maximum(deviation, _TINY * np.maximum(runs.highest(np.abs(candidate.score)), 1.0))
+    best, worst = anchor.runs.highest(anchor.score), -anchor.runs.highest(-anchor.score)
+    words, hub = anchor.runs.highest(anchor.lexical), anchor.runs.highest(anchor.hub)
+    ceiling = np.maximum(np.maximum(runs.highest(np.where(usual, candidate.lexical, 0)), words), _TINY)
+    columns = (
+        (score - mean[of]) / deviation[of],
+        (score - best[of]) / deviation[of],
+        (score - worst[of]) / deviation[of],
+        np.log(np.arange(1, len(of) + 1) - runs.starts[of]),
+        like.best,
+        like.mean,
+        like.top,
+        candidate.lexical / ceiling[of],
+        (candidate.lexical - words[of]) / ceiling[of],
+        candidate.hub,
+        candidate.hub - hub[of],
+        ((best - mean) / deviation)[of],
+        np.log(anchor.runs.sizes)[of],
+    )
+    out = np.empty((len(of), len(columns)), np.float32)
+    for place, column in enumerate(columns):
+        out[:, place] = np.clip(column, -FAR, FAR)
     return out
 
 
@@ -220,16 +247,16 @@ def usual_scores(vectors: Floats, probes: Floats) -> tuple[Floats, Floats]:
     return level, width
 
 
-def _kept(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _kept(values: Doubles) -> Doubles:
     mantissa, exponent = np.frexp(values)
-    kept: NDArray[np.float64] = np.ldexp(np.round(np.ldexp(mantissa, _BITS)), exponent - _BITS)
+    kept: Doubles = np.ldexp(np.round(np.ldexp(mantissa, _BITS)), exponent - _BITS)
     return kept
 
 
-def usual_ones(listed: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The places of a query's listed candidates, which tell what is usual for it; of all where none is listed."""
-    found = np.flatnonzero(listed)
-    return found if len(found) else np.arange(len(listed))
+def usual_ones(listed: Bools, runs: Runs) -> Bools:
+    """Which candidates [n] tell what is usual for their query: the listed ones; all where none is."""
+    usual: Bools = listed | (runs.total(listed) == 0)[runs.of]
+    return usual
 
 
 def of_owners(rows: pl.DataFrame, scene: Scene) -> Floats:
@@ -261,12 +288,3 @@ def scaled(vectors: Floats) -> Floats:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Floats = (vectors / np.maximum(lengths, np.float32(1e-12))).astype(np.float32)
     return unit
-
-
-def _parts(values: NDArray[np.int64]) -> list[tuple[int, slice]]:
-    """The runs of equal values, as (value, where)."""
-    starts = np.flatnonzero(np.diff(values, prepend=-1))
-    return [
-        (int(values[start]), slice(int(start), int(end)))
-        for start, end in zip(starts, [*starts[1:], len(values)], strict=True)
-    ]

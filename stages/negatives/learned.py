@@ -36,6 +36,7 @@ from stages.negatives.features import GENERAL
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
 PRIOR = Path(__file__).with_name("prior.json")
 
 FOLDS = 5
@@ -138,20 +139,20 @@ class Estimator:
         """The own models' say, 0 to 1."""
         return self.found / (self.found + TRUST) if self.own else 0.0
 
-    def probability(self, features: Floats, questions: Sequence[str]) -> Floats:
-        """p_false_negative [n] of features [n, len(FEATURES)]; each question is judged by a fold that did not see it.
+    def probability(self, features: Floats, fold: Ints) -> Floats:
+        """p_false_negative [n] of features [n, len(FEATURES)]; each question is judged by a model that did not see it.
 
-        `questions` [n] name them: what restates one another bears the same name, as it does in `fit_own`.
+        `fold` [n] is that of `folds`: what restates one another has the same one, as it has in `fit_own`.
         """
-        out: Floats = (1 / (1 + np.exp(-self.log_odds(features, questions)))).astype(np.float32)
+        out: Floats = (1 / (1 + np.exp(-self.log_odds(features, fold)))).astype(np.float32)
         return out
 
-    def log_odds(self, features: Floats, questions: Sequence[str]) -> Doubles:
+    def log_odds(self, features: Floats, fold: Ints) -> Doubles:
         """Those of `probability`."""
         general = self.prior.log_odds(features)
         if not self.own:
             return general
-        fold, word = folds(questions), self.prior.several.log_odds(features[:, : len(GENERAL)])
+        word = self.prior.several.log_odds(features[:, : len(GENERAL)])
         mixed = np.empty(len(features))
         for number, model in enumerate(self.own):
             here = fold == number
@@ -182,7 +183,7 @@ def counted(p: Doubles, known: Doubles) -> Doubles:
     return out
 
 
-def levels(log_odds: Doubles, labels: NDArray[np.bool_], known: Doubles, fold: NDArray[np.int64]) -> tuple[float, ...]:
+def levels(log_odds: Doubles, labels: NDArray[np.bool_], known: Doubles, fold: Ints) -> tuple[float, ...]:
     """Of each fold the `level` of all rows [n] outside it."""
     seen = [fold != number for number in range(FOLDS)]
     return tuple(level(log_odds[s], labels[s], known[s]) for s in seen)
@@ -240,10 +241,10 @@ def fit_own(
         own.append(model)
     untold = Estimator(prior, tuple(own), found)
     known = np.exp(features[:, ANCHORS].astype(np.float64))
-    return replace(untold, levels=levels(untold.log_odds(features, questions), labels, known, fold))
+    return replace(untold, levels=levels(untold.log_odds(features, fold), labels, known, fold))
 
 
-def folds(questions: Sequence[str]) -> NDArray[np.int64]:
+def folds(questions: Sequence[str]) -> Ints:
     """The fold of each question, by a hash of its name: [n]."""
     known = {question: draw(0, "fold", question) % FOLDS for question in set(questions)}
     return np.array([known[question] for question in questions], np.int64)

@@ -99,7 +99,9 @@ class Suspects:
 
     def probability(self, rows: pl.DataFrame, found: Floats) -> Floats:
         """p_false_negative [n] of rows (query_id) with features [n, len(FEATURES)]."""
-        return self.estimator.probability(found, [self._forms[query_id] for query_id in rows["query_id"]])
+        queries = rows["query_id"].rle().struct.unnest()
+        fold = learned.folds([self._forms[query_id] for query_id in queries["value"]])
+        return self.estimator.probability(found, np.repeat(fold, queries["len"].to_numpy()))
 
     def candidates_of(self, queries: pl.DataFrame) -> tuple[pl.DataFrame, Floats]:
         """The candidates of some queries (query_id) without their known positives, in order, and their features."""

@@ -7,7 +7,24 @@ import polars as pl
 import pytest
 
 from stages.contracts import FEATURES
-from stages.negatives.features import FAR, GENERAL, MEANS, Scene, Spread, of_owners, of_query, of_rows, usual_scores
+from stages.negatives.features import (
+    FAR,
+    GENERAL,
+    MEANS,
+    TOP,
+    Like,
+    Scene,
+    Side,
+    Spread,
+    likenesses,
+    of_lists,
+    of_owners,
+    of_rows,
+    scaled,
+    usual_ones,
+    usual_scores,
+)
+from stages.negatives.runs import Runs
 from stages.retrieval.lexical import Bm25
 
 
@@ -15,20 +32,31 @@ def f32(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def test_one_query_by_hand() -> None:
-    found = of_query(
-        score=f32(0.8, 0.4),  # mean 0.6, deviation 0.2
-        anchor_score=f32(0.9, 0.5),
-        like=np.array([[3.0, 1.0], [0.0, -1.0]], np.float32),
-        like_top=np.array([[9.0, 2.0], [2.0, 9.0]], np.float32),  # 9: with itself, does not count
-        lexical=f32(4.0, 1.0),
-        anchor_lexical=f32(8.0, 2.0),
-        hub=f32(1.0, 2.0),
-        anchor_hub=f32(3.0, 2.5),
-        listed=np.array([True, True]),
+def runs(*sizes: int) -> Runs:
+    return Runs.by(np.repeat(np.arange(len(sizes)), sizes))
+
+
+def side(*sizes: int, score: np.ndarray, lexical: np.ndarray | None = None, hub: np.ndarray | None = None) -> Side:
+    zeros = np.zeros(len(score), np.float32)
+    return Side(runs(*sizes), zeros.astype(np.int64), score, *(zeros if one is None else one for one in (lexical, hub)))
+
+
+def like(n: int) -> Like:
+    return Like(*np.zeros((3, n), np.float32))
+
+
+def named(found: np.ndarray) -> dict[str, list[float]]:
+    return dict(zip(GENERAL, found.T.tolist(), strict=True))
+
+
+def test_two_queries_by_hand() -> None:
+    found = of_lists(
+        side(2, 1, score=f32(0.8, 0.4, 0.3), lexical=f32(4.0, 1.0, 1.0), hub=f32(1.0, 2.0, 0.5)),  # mean 0.6, width 0.2
+        side(2, 1, score=f32(0.9, 0.5, 0.3), lexical=f32(8.0, 2.0, 0.5), hub=f32(3.0, 2.5, 0.5)),
+        Like(f32(3, 0, 7), f32(2, -0.5, 7), f32(2, 2, 7)),
+        np.array([True, True, True]),
     )
-    by_name = dict(zip(GENERAL, found.T.tolist(), strict=True))
-    assert {name: pytest.approx(value, abs=1e-5) for name, value in by_name.items()} == {
+    assert {name: pytest.approx(values[:2], abs=1e-5) for name, values in named(found).items()} == {
         "z": [1, -1],
         "below_best": [-0.5, -2.5],
         "below_worst": [1.5, -0.5],
@@ -43,35 +71,57 @@ def test_one_query_by_hand() -> None:
         "stands_out": [1.5, 1.5],
         "log_anchors": [np.log(2), np.log(2)],
     }
+    assert found[2].tolist() == pytest.approx([0, 0, 0, 0, 7, 7, 7, 1, 0.5, 0.5, 0, 0, 0])
+
+
+def test_likenesses_by_hand() -> None:
+    unit = np.array([[1, 0], [0.6, 0.8], [0, 1], [-1, 0]], np.float32)
+    candidate = Side(runs(3, 1), np.array([0, 1, 3, 2]), *np.zeros((3, 4), np.float32))
+    anchor = Side(runs(2, 1), np.array([2, 0, 2]), *np.zeros((3, 3), np.float32))
+    usual = np.array([True, True, False, True])
+    found = likenesses(unit, candidate, anchor, usual, Spread(0.1, 0.5))
+    # cosines with the anchors (0, 1) and (1, 0): 0 and 1, 0.8 and 0.6, 0 and -1; the other query's with its own: 1
+    assert found.best.tolist() == pytest.approx([1.8, 1.4, -0.2, 1.8])
+    assert found.mean.tolist() == pytest.approx([0.8, 1.2, -1.2, 1.8])
+    # the two usual ones with one another: 0.6; the third with both: -1 and -0.6; the last is alone
+    assert found.top.tolist() == pytest.approx([1, 1, -1.8, 0])
+
+
+def test_likeness_to_the_best_of_many_is_the_mean_of_cosines() -> None:
+    rng = np.random.default_rng(0)
+    unit = scaled(rng.normal(size=(40, 8)).astype(np.float32))
+    sizes, places = (25, 5, 10), np.arange(40)
+    candidate = Side(runs(*sizes), places, *np.zeros((3, 40), np.float32))
+    anchor = Side(runs(1, 1, 1), np.array([0, 1, 2]), *np.zeros((3, 3), np.float32))
+    usual = rng.random(40) < 0.7
+    found = likenesses(unit, candidate, anchor, usual, Spread(0.0, 1.0)).top
+    for start, size in zip((0, 25, 30), sizes, strict=True):
+        here = range(start, start + size)
+        top = [place for place in here if usual[place]][:TOP]
+        for place in here:
+            cosines = [float(unit[place] @ unit[other]) for other in top if other != place]
+            assert found[place] == pytest.approx(np.mean(cosines) if cosines else 0, abs=1e-5)
 
 
 def test_a_single_candidate_and_equal_scores_give_bounded_figures() -> None:
     for n in (1, 3):
-        found = of_query(
-            *(np.full(n, 0.5, np.float32), f32(0.6)),
-            *(np.zeros((n, 1), np.float32), np.zeros((n, n), np.float32)),
-            *(np.zeros(n, np.float32), f32(0), np.zeros(n, np.float32), f32(0)),
-            np.ones(n, np.bool_),
-        )
+        equal = side(n, score=np.full(n, 0.5, np.float32))
+        found = of_lists(equal, side(1, score=f32(0.6)), like(n), np.ones(n, np.bool_))
         assert (np.abs(found) <= FAR).all()
 
 
 def test_what_the_first_encoder_did_not_rank_tells_nothing_of_what_is_usual() -> None:
-    one = of_query(
-        score=f32(0.8, 0.4, -5.0),
-        anchor_score=f32(0.9),
-        like=np.zeros((3, 1), np.float32),
-        like_top=np.array([[9.0, 2.0], [2.0, 9.0], [4.0, 6.0]], np.float32),
-        lexical=f32(4.0, 1.0, 80.0),
-        anchor_lexical=f32(8.0),
-        hub=f32(0.0, 0.0, 0.0),
-        anchor_hub=f32(0.0),
-        listed=np.array([True, True, False]),
+    listed = np.array([True, True, False, False])
+    usual = usual_ones(listed, runs(3, 1))
+    assert usual.tolist() == [True, True, False, True]  # of a query that has none listed, all are
+    found = of_lists(
+        side(3, 1, score=f32(0.8, 0.4, -5.0, 0.2), lexical=f32(4.0, 1.0, 80.0, 0.0)),
+        side(1, 1, score=f32(0.9, 0.9), lexical=f32(8.0, 1.0)),
+        like(4),
+        usual,
     )
-    by_name = dict(zip(GENERAL, one.T.tolist(), strict=True))
-    assert by_name["z"] == pytest.approx([1, -1, -28], abs=1e-4)  # mean 0.6, deviation 0.2, without the third
-    assert by_name["like_top"] == pytest.approx([2, 2, 5])
-    assert by_name["lexical"] == pytest.approx([0.5, 0.125, 10])
+    assert named(found)["z"] == pytest.approx([1, -1, -28, 0], abs=1e-4)  # mean 0.6, width 0.2, without the third
+    assert named(found)["lexical"] == pytest.approx([0.5, 0.125, 10, 0])
 
 
 def test_a_document_s_usual_scores_do_not_hang_on_the_others() -> None:

@@ -65,7 +65,7 @@ def test_a_question_is_judged_by_the_prior_for_as_many_positives() -> None:
     features[:, FEATURES.index("log_anchors")] = np.log([1, 2, 5])
     found = Prior(flat(1.0), flat(-1.0))
     assert found.log_odds(features).tolist() == [1.0, -1.0, -1.0]
-    assert Estimator(found).probability(features, ["a", "b", "c"]).tolist() == pytest.approx(
+    assert Estimator(found).probability(features, folds(["a", "b", "c"])).tolist() == pytest.approx(
         [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), 1 / (1 + np.exp(1))]
     )
 
@@ -109,7 +109,7 @@ def test_it_learns_what_the_table_shows() -> None:
     labels = false & (np.cumsum(false) % 2 == 0)
     found = fit_own(features, labels, ONE[: len(labels)], queries, FLAT)
     assert found.found == labels.sum()
-    own = Estimator(FLAT, found.own, 10**9).probability(features, queries)
+    own = Estimator(FLAT, found.own, 10**9).probability(features, folds(queries))
     missing_ones = false & ~labels
     assert own[missing_ones].mean() > 10 * own[~false].mean()
     assert own[~labels].sum() == pytest.approx(missing_ones.sum(), rel=0.2)
@@ -159,7 +159,7 @@ def test_a_prior_that_is_too_cautious_here_is_brought_to_the_table_s_level() -> 
         found = fit_own(features, hidden, np.where(hidden, 2.0, 1.0), names, Prior(flat(bias), flat(bias)))
         # other questions, where one is known
         features_there, right_there, names_there = candidates(2000, 0.85)
-        p = found.probability(features_there, names_there).astype(np.float64)
+        p = found.probability(features_there, folds(names_there)).astype(np.float64)
         assert p.sum() == pytest.approx(right_there.sum(), rel=0.1)
         likely = p > np.quantile(p, 0.9)
         assert p[likely].mean() == pytest.approx(right_there[likely].mean(), rel=0.2)
@@ -200,7 +200,7 @@ def test_and_its_probability_is_that_model_s() -> None:
     # the own model of fold k says exp(-1 - k) to everything, the prior (which has no say left) something else
     names = [*(f"q{i}" for i in range(40)), "q3", "q3"]
     own = tuple(flat(-1.0 - number) for number in range(5))
-    found = Estimator(FLAT, own, 10**9).probability(np.zeros((42, len(FEATURES)), np.float32), names)
+    found = Estimator(FLAT, own, 10**9).probability(np.zeros((42, len(FEATURES)), np.float32), folds(names))
     expected = np.exp(-1.0 - folds(names))
     assert set(folds(names)) == {0, 1, 2, 3, 4}
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-3)
@@ -210,7 +210,7 @@ def test_with_too_little_the_prior_speaks_alone() -> None:
     features, labels, queries = table(5)
     found = fit_own(features, labels, ONE[: len(labels)], queries, FLAT)
     assert (found.own, found.share) == ((), 0.0)
-    assert found.probability(features, queries) == pytest.approx(1 / (1 + np.exp(2)))
+    assert found.probability(features, folds(queries)) == pytest.approx(1 / (1 + np.exp(2)))
 
 
 def test_where_all_candidates_are_hidden_positives_there_is_nothing_to_learn_from() -> None:
