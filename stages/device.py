@@ -4,7 +4,9 @@ import importlib.metadata
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from logging import ERROR, getLogger
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
@@ -46,29 +48,59 @@ def pick_device(device: str, option: str = "device") -> str:
 
 def device_type() -> str:
     """ "cuda" where torch is built for it and the driver shows a device, else "cpu"; does not import torch."""
+    return "cuda" if _gpus() else "cpu"
+
+
+def use_bfloat16(device: str, dtype: str) -> bool:
+    """Whether to compute in bfloat16; "auto" does where the device has instructions for it (elsewhere it is slow).
+
+    `device`: cpu, cuda, cuda:1, ...; does not import torch.
+    """
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        return int(index or 0) < len(_gpus()) and _gpus()[int(index or 0)] >= _BFLOAT16_SINCE
+    return kind == "cpu" and not _BFLOAT16_FLAGS.isdisjoint(_cpu_flags())
+
+
+_BFLOAT16_SINCE = 8
+"""The major compute capability of NVIDIA's Ampere."""
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_CAPABILITY_MAJOR = 75
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the CUDA driver's interface."""
+
+
+@cache
+def _gpus() -> tuple[int, ...]:
+    """The major compute capability of each GPU that torch could use, as the driver tells it."""
     if "+cpu" in importlib.metadata.version("torch"):
-        return "cpu"
+        return ()
     import ctypes
 
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return "cpu"
-    count = ctypes.c_int(0)
-    shown = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    return "cuda" if shown else "cpu"
+        return ()
+    count, device, major = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    found = []
+    for index in range(count.value):
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
+        found.append(major.value)
+    return tuple(found)
 
 
-def use_bfloat16(device: str, dtype: Dtype) -> bool:
-    """Whether to compute in bfloat16; "auto" does where the device has instructions for it (elsewhere it is slow)."""
-    import torch
-
-    if dtype != "auto":
-        return dtype == "bfloat16"
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device == "cpu" and any(getattr(torch.cpu, test, lambda: False)() for test in tests)
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """What instructions the CPU has, as Linux names them; none where nothing says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def autocast(device: object, dtype: Dtype) -> AbstractContextManager[Any]:

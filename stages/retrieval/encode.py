@@ -48,7 +48,10 @@ class Params(Base):
         "else cosine, also for a model that says euclidean or manhattan: search is by inner product.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Number format the model computes in. auto: float32."
+        "auto",
+        "Number format the model computes in. auto: bfloat16 where the device has instructions for it (NVIDIA GPUs "
+        "since Ampere, CPUs with avx512_bf16 or amx_bf16), else float32. Vectors of one are no vectors of the other: "
+        "name one where a workspace moves between machines.",
     )
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "Where the model runs. auto: cuda where torch and the driver offer it, else cpu.", unkeyed=True
@@ -142,7 +145,9 @@ def _encoded(
             for window, window_hashes in _windows(path, role, flags[role], hashes[role])
             for piece in pieces([min(len(text), _LONGEST) for text in window], 4 * _BATCHES * batch_tokens)
         )
-        tools.progress.say(f"{new:,} texts to encode with {made.model}; {len(texts) - new:,} are stored already")
+        tools.progress.say(
+            f"{new:,} texts to encode with {made.model} in {made.dtype}; {len(texts) - new:,} are stored already"
+        )
         done = tokens = 0
         fitting = batch_tokens
         with Buffer(store) as buffer:

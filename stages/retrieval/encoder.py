@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stages.device import device_type, pick_device
+from stages.device import device_type, pick_device, use_bfloat16
 from stages.errors import InputError
 from stages.models import model_digest, model_name, resolve_model
 
@@ -92,6 +92,9 @@ def recipe(
     if similarity == "auto":
         similarity = "dot" if _stated(folder) in ("dot", "dot_product") else "cosine"
     modules = _json(folder / "modules.json", [])
+    device = device_type() if device == "auto" else device
+    if dtype == "auto":
+        dtype = "bfloat16" if use_bfloat16(device, dtype) else "float32"
     return Recipe(
         model=model_name(model),
         weights=model_digest(folder),
@@ -100,8 +103,8 @@ def recipe(
         if document_prompt is None
         else document_prompt,
         max_length=max_length,
-        dtype="float32" if dtype == "auto" else dtype,
-        device=device_type() if device == "auto" else device,
+        dtype=dtype,
+        device=device,
         similarity=similarity,
         routed=any(str(module.get("type", "")).endswith((".Router", ".Asym")) for module in modules),
     )

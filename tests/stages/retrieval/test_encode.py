@@ -103,7 +103,7 @@ def test_each_distinct_text_is_encoded_once(
     inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     out = fresh(tmp_path / "out")
-    summary = run(Params(), inputs, out, tools)
+    summary = run(Params(dtype="float32"), inputs, out, tools)
     assert summary["queries"] == 2
     assert summary["documents"] == 3
     assert (summary["texts"], summary["encoded"], summary["cached"], summary["dimension"]) == (4, 4, 0, 2)
@@ -111,7 +111,7 @@ def test_each_distinct_text_is_encoded_once(
     assert tools.progress.steps[-1] == (4, 4, "texts")  # type: ignore[attr-defined]
     assert tools.progress.tokens == [4, 7, 15, 20]  # type: ignore[attr-defined]
     assert tools.progress.lines == [
-        "4 texts to encode with sentence-transformers/all-MiniLM-L6-v2; 0 are stored already"
+        "4 texts to encode with sentence-transformers/all-MiniLM-L6-v2 in float32; 0 are stored already"
     ]  # type: ignore[attr-defined]
     texts = np.load(out / "texts.npy")
     assert sorted(map(bytes, text_hashes(["why", "Red.", "Sky Red.", "Blue."]))) == list(map(bytes, texts))

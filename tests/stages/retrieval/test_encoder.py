@@ -31,7 +31,7 @@ def test_prompts_and_similarity_are_the_models_own_unless_given(tmp_path: Path) 
     settings = {"prompts": {"query": "q: ", "passage": "p: ", "other": "o: "}, "similarity_fn_name": "dot"}
     model = model_folder(tmp_path / "model", settings)
     own = recipe(model)
-    assert (own.query_prompt, own.document_prompt, own.similarity, own.dtype) == ("q: ", "p: ", "dot", "float32")
+    assert (own.query_prompt, own.document_prompt, own.similarity) == ("q: ", "p: ", "dot")
     given = recipe(model, query_prompt="", document_prompt="d: ", similarity="cosine")
     assert (given.query_prompt, given.document_prompt, given.similarity) == ("", "d: ", "cosine")
     assert (given.salt("query"), given.salt("document")) == ("", "d: ")
@@ -39,9 +39,23 @@ def test_prompts_and_similarity_are_the_models_own_unless_given(tmp_path: Path) 
     assert (plain.query_prompt, plain.document_prompt, plain.similarity) == ("", "", "cosine")
 
 
-def test_the_key_follows_what_shapes_a_vector_and_not_the_models_place(tmp_path: Path) -> None:
+def test_the_number_format_is_the_one_that_the_device_is_fast_in_unless_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_folder(tmp_path / "model")
+    monkeypatch.setattr("stages.retrieval.encoder.use_bfloat16", lambda device, dtype: device == "cuda")
+    found = [recipe(model, device=device) for device in ("cpu", "cuda")]
+    assert [one.dtype for one in found] == ["float32", "bfloat16"]
+    assert found[1].key == recipe(model, device="cuda", dtype="bfloat16").key != recipe(model, dtype="bfloat16").key
+    assert recipe(model, device="cuda", dtype="float32").dtype == "float32"
+
+
+def test_the_key_follows_what_shapes_a_vector_and_not_the_models_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_folder(tmp_path / "model")
     moved = str(shutil.copytree(model, tmp_path / "moved"))
+    monkeypatch.setattr("stages.retrieval.encoder.use_bfloat16", lambda device, dtype: False)
     base = recipe(model)
     assert recipe(moved).key == base.key
     assert (base.model, recipe(moved).model) == ("model", "moved")
