@@ -65,6 +65,7 @@ tables = ["faq.csv"]
 dev = 0.2
 test = 0.3
 [encode]
+dtype = "float32"
 model = "{model}"
 [mine]
 depth = 20

@@ -148,7 +148,7 @@ def _unmeasured(table: Table, settings: Settings) -> Machine:
     return Machine(
         encoders=[Model({e.recipe.dtype: nothing}, 0.0, loaded + 4 * s.weights, s)
                   for e, s in zip(table.encodings, shapes, strict=True)],
-        sweep=published_sweep(Gpu("", 1.0, 1.0), 0.0),
+        sweep=published_sweep(Gpu("", 1.0), 0.0),
         score=Model({"": nothing}, 0.0, loaded + 4 * shape.weights, shape),
         step=Training(nothing, 0.0, 0.0, loaded + 16 * shape.weights, 1.0),
         teacher=None,
@@ -161,11 +161,12 @@ def _unmeasured(table: Table, settings: Settings) -> Machine:
 
 def _swept(table: Table, settings: Settings, machine: Machine) -> Any:
     from stages.planning import probes
-    from stages.retrieval.search import sweeping_device
+    from stages.retrieval.search import sweeping
 
     search: Any = settings["search"]
     hidden = machine.encoders[0].shape.hidden
-    return probes.sweep(hidden, table.queries, table.documents, search.depth, sweeping_device(search))
+    device, dtype = sweeping(search, table.queries * table.documents * hidden)
+    return probes.sweep(hidden, table.queries, table.documents, search.depth, device, dtype)
 
 
 def _scored(folder: Path, device: str, dtype: Dtype, max_length: int, table: Table) -> Model:

@@ -123,7 +123,7 @@ def step(params: "TrainParams", folder: Path, table: Table, seconds: float = SEC
     return Training(Rate((float(tokens.mean()),), (rate,)), statistics.median(updates[1:]), start, peak(), size_of)
 
 
-def sweep(dimension: int, queries: int, documents: int, k: int, device: str = "cpu") -> Sweep:
+def sweep(dimension: int, queries: int, documents: int, k: int, device: str = "cpu", dtype: str = "float32") -> Sweep:
     """Search among random vectors, no more of them than there are: two sizes tell the sweep from what is kept."""
     from stages.retrieval.nearest import exact_top_k
 
@@ -131,9 +131,9 @@ def sweep(dimension: int, queries: int, documents: int, k: int, device: str = "c
     asked, there = min(max(queries, 1), 1_024), min(max(documents, 2), 16_384)
     made = generator.standard_normal((asked + there, dimension), np.float32)
     vectors, blocks = made[:asked], made[asked:]
-    exact_top_k(vectors[:8], [blocks[:64]], 8, device=device)  # the library is loaded
+    exact_top_k(vectors[:8], [blocks[:64]], 8, device=device, dtype=dtype)  # the library is loaded
     sizes = (max(1, there // 4), there)
-    find = partial(exact_top_k, device=device)
+    find = partial(exact_top_k, device=device, dtype=dtype)
     times = [_median(partial(find, vectors, [blocks[:size]], min(k, size)), 3) for size in sizes]
     products = [asked * size * dimension for size in sizes]
     return sweep_of(times, products, [asked * min(k, size) for size in sizes])

@@ -75,20 +75,19 @@ class Gpu(NamedTuple):
     name: str
     bf16: float
     """FLOP/s in bfloat16, dense (data sheets often print the double, for sparse matrices)."""
-    float32: float
-    """FLOP/s in float32, not TF32: exact search multiplies in it."""
 
 
 GPUS: Mapping[str, Gpu] = {
-    "l4": Gpu("NVIDIA L4", 121e12, 30.3e12),
-    "a10": Gpu("NVIDIA A10", 125e12, 31.2e12),
-    "a100": Gpu("NVIDIA A100", 312e12, 19.5e12),
-    "l40s": Gpu("NVIDIA L40S", 362e12, 91.6e12),
-    "h100": Gpu("NVIDIA H100 SXM", 989e12, 67e12),
-    "h200": Gpu("NVIDIA H200", 989e12, 67e12),
+    "l4": Gpu("NVIDIA L4", 121e12),
+    "a10": Gpu("NVIDIA A10", 125e12),
+    "a100": Gpu("NVIDIA A100", 312e12),
+    "l40s": Gpu("NVIDIA L40S", 362e12),
+    "h100": Gpu("NVIDIA H100 SXM", 989e12),
+    "h200": Gpu("NVIDIA H200", 989e12),
 }
 EFFICIENCY = 0.3
-"""Of the published rate a transformer is assumed to get so much. Not measured: see `prep plan` on such a machine."""
+"""Of the published rate a transformer, or a search, is assumed to get so much. Not measured: see `prep plan` on such a
+machine."""
 PUBLISHED = f"published rate x {EFFICIENCY:g}"
 BACKWARD = 3
 """A training step computes so many times what the forward pass does (Kaplan et al. 2020: twice as much backwards)."""
@@ -111,4 +110,4 @@ def published(gpu: Gpu, shape: Shape, longest: int, gpus: int = 1, passes: int =
 
 def published_sweep(gpu: Gpu, kept: float, gpus: int = 1) -> Sweep:
     """Search on these GPUs: two operations a product. What is kept of it is scored again on the CPU: `kept`."""
-    return Sweep(2 / (gpu.float32 * EFFICIENCY * gpus), kept, PUBLISHED)
+    return Sweep(2 / (gpu.bf16 * EFFICIENCY * gpus), kept, PUBLISHED)

@@ -23,7 +23,8 @@ _LARGEST = 1e17
 class Dense:
     """The queries (query_id, query) and documents of the tables, in their order, by the vectors of one encoder.
 
-    `block` documents are held in memory at once, and are an item of work of `engine`. Whatever meets a vector that is
+    `block` documents are held in memory at once, and are an item of work of `engine`, which multiplies them on `device`
+    in `dtype`. Whatever meets a vector that is
     not finite, or far too large, raises `InputError`.
     """
 
@@ -35,18 +36,19 @@ class Dense:
         block: int,
         engine: Engine | None = None,
         device: str = "cpu",
+        dtype: str = "float32",
     ) -> None:
         self.doc_ids = read_table(corpus, CORPUS, ["doc_id"])["doc_id"].rechunk()
         self.vectors = vectors
         self.query_hashes = vectors.query_hashes(queries)
         self.document_hashes = _document_hashes(corpus, vectors)
         self.query_ids, self.block = queries["query_id"], block
-        self._engine, self._device = engine, device
+        self._engine, self._device, self._dtype = engine, device, dtype
 
     def best(self, parts: Iterable[Ids], k: int) -> Iterator[tuple[Ids, Floats]]:
         """Of each part the k best documents of each query, all where there are fewer: places and scores, [q, k]."""
         asked, k = map(self.asked, parts), min(k, len(self.doc_ids))
-        return each_top_k(asked, self._corpus, k, engine=self._engine, device=self._device)
+        return each_top_k(asked, self._corpus, k, engine=self._engine, device=self._device, dtype=self._dtype)
 
     def best_of(self, queries: Ids, documents: Ids, k: int) -> tuple[Ids, Floats]:
         """Of each query the k best of some documents [q, n], scored and ordered as by `best`: [q, k].

@@ -1,9 +1,9 @@
 """The k best documents of a query by inner product: exact, in bounded memory, the same bits however the work is cut.
 
-The documents are swept in float32. Such scores depend in their last bits on how the work was cut, so they only choose
-whom to look at: what was found is scored again by `pair_scores`, whose result depends on the two vectors alone. Order,
-cut and ties follow those scores, so the result is one and the same for every block size, batch, thread count and
-history, and a run that searches only what is new can equal a run from nothing bit for bit.
+The documents are swept in float32 or bfloat16. Such scores depend in their last bits on how the work was cut, so they
+only choose whom to look at: what was found is scored again by `pair_scores`, whose result depends on the two vectors
+alone. Order, cut and ties follow those scores, so the result is one and the same for every format, device, block size,
+batch, thread count and history, and a run that searches only what is new can equal a run from nothing bit for bit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,30 +13,39 @@ import numpy as np
 from stages.engine import Engine, InProcess
 from stages.retrieval.scores import lengths, pair_scores_at, rounding
 from stages.retrieval.sources import Ids
-from stages.retrieval.sweep import TILE, Blocks, Swept, sweeps
+from stages.retrieval.strip import TILE
+from stages.retrieval.sweep import Blocks, Swept, sweeps
 from stages.retrieval.vectors import Floats
 
 _MARGIN = 32
 """Documents swept beyond k, so that rounding and short ties at the cut are settled without a second sweep."""
+_COARSE = 2
+"""One more for so many of k where they are swept in bfloat16, which lies farther off."""
 
 
 def exact_top_k(
-    queries: Floats, blocks: Blocks, k: int, margin: int = _MARGIN, device: str = "cpu"
+    queries: Floats,
+    blocks: Blocks,
+    k: int,
+    margin: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> tuple[Ids, Floats]:
     """The k best documents of each query by inner product: ids int64 [q, k] and scores float32 [q, k].
 
     `blocks` is gone through two or three times. Exactly `pair_scores` orders the result: score falling, then id rising,
     at the cut too. With fewer than k documents the arrays are that much narrower.
 
-    Method: a sweep keeps the k + margin best by float32 scores. Such a score is off by at most the usual bound of
-    an inner product, d u |q| |x| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). So what lies more than
-    twice the bound below the kth of them need not be scored again, and a document that was not kept can't belong to the
-    result where the kth score found lies above the last kept one by more than the bound. Queries where it does not,
-    because of ties longer than the margin, are swept again for everything above the cut.
+    Method: a sweep keeps the k + margin best by its scores, multiplied in `dtype` (float32 or bfloat16) on `device`.
+    How far these can be off is known: in float32 by the usual bound of an inner product, d u |q| |x| (Higham, Accuracy
+    and Stability of Numerical Algorithms, 3.1), in bfloat16 by what rounding took from the vectors too (`TorchSweep`).
+    So what lies more than twice the bound below the kth of them need not be scored again, and a document that was not
+    kept can't belong to the result where the kth score found lies above the last kept one by more than the bound.
+    Queries where it does not, because of ties longer than the margin, are swept again for everything above the cut.
     """
     if not len(queries):
         return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
-    (found,) = each_top_k([queries], blocks, k, margin, device=device)
+    (found,) = each_top_k([queries], blocks, k, margin, device=device, dtype=dtype)
     return found
 
 
@@ -44,25 +53,27 @@ def each_top_k(
     parts: Iterable[Floats],
     blocks: Blocks,
     k: int,
-    margin: int = _MARGIN,
+    margin: int | None = None,
     engine: Engine | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> Iterator[tuple[Ids, Floats]]:
     """`exact_top_k` of each of `parts`, which are queries, at least one each. `engine` sweeps on `device`: they may be
     any machine's, because what is found is scored again here."""
-    for swept in sweeps(parts, blocks, k + margin, engine or InProcess(), device):
+    if margin is None:
+        margin = _MARGIN + (k // _COARSE if dtype == "bfloat16" else 0)
+    for swept in sweeps(parts, blocks, k + margin, engine or InProcess(), device, dtype):
         yield _settled(swept, blocks, k, margin)
 
 
 def _settled(swept: Swept, blocks: Blocks, k: int, margin: int) -> tuple[Ids, Floats]:
     """The k best, from the k + margin that were swept."""
-    queries, ids, scores, longest = swept
+    queries, ids, scores, off = swept
     if ids.shape[1] < k + margin:  # there are no more documents
         return best_of(queries, blocks, ids, k)
-    bound = rounding(queries, longest)
-    out_of_reach = scores < (scores[:, k - 1] - 2 * bound)[:, None]
+    out_of_reach = scores < (scores[:, k - 1] - 2 * off)[:, None]
     ids, found = best_of(queries, blocks, np.where(out_of_reach, -1, ids), k)
-    unsure = np.flatnonzero(scores[:, -1] + bound >= found[:, -1].astype(np.float64))
+    unsure = np.flatnonzero(scores[:, -1] + off >= found[:, -1].astype(np.float64))
     if len(unsure):
         _, above, better = best_above(queries[unsure], blocks, k, found[unsure, -1])  # at least k reach the kth score
         ids[unsure], found[unsure] = above.reshape(-1, k), better.reshape(-1, k)

@@ -22,7 +22,7 @@ from stages.contracts import (
     write_table,
     writer,
 )
-from stages.device import device_type, pick_device
+from stages.device import Dtype, device_type, pick_device, use_bfloat16
 from stages.draw import seed_option
 from stages.errors import InputError
 from stages.params import Params as Base
@@ -81,6 +81,13 @@ class Params(Base):
         unkeyed=True,
     )
 
+    search_dtype: Dtype = option(
+        "auto",
+        "Number format that exact search multiplies in. auto: bfloat16 where the device has instructions for it and "
+        "there is enough to multiply, else float32. It changes the speed only, as search_device does.",
+        unkeyed=True,
+    )
+
     @field_validator("sources")
     @classmethod
     def _spelled(cls, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -121,6 +128,8 @@ _QUERIES = 16_384
 """Queries searched at once, or their lists read."""
 _ROWS = 1_024
 """Queries written at once."""
+_WORTH = 2**39
+"""Products from which on a CPU's bfloat16 is worth loading torch: some 8 s of two cores in float32."""
 
 
 def identity(params: Params) -> dict[str, str]:
@@ -198,15 +207,22 @@ def _retriever(
     return Ring(params.seed, queries["query_id"], read_table(inputs["corpus"], CORPUS, ["doc_id"])["doc_id"])
 
 
-def sweeping_device(params: Params) -> str:
-    """Where exact search multiplies: cpu or cuda. Raises `InputError` where there is no such device."""
+def sweeping(params: Params, products: int) -> tuple[str, str]:
+    """The device and the number format in which so many products (queries x documents x dimension) are swept.
+
+    Raises `InputError` where there is no such device.
+    """
     device = device_type() if params.search_device == "auto" else params.search_device
-    return device if device == "cpu" else pick_device(device, "search_device")
+    if device != "cpu":
+        pick_device(device, "search_device")
+    worth = params.search_dtype != "auto" or device != "cpu" or products >= _WORTH
+    return device, "bfloat16" if worth and use_bfloat16(device, params.search_dtype) else "float32"
 
 
 def _dense(queries: pl.DataFrame, inputs: Mapping[str, Path], params: Params, tools: Tools, encoder: int = 0) -> Dense:
     vectors = Vectors(inputs["encoding"], tools.vectors, encoder)
-    return Dense(queries, inputs["corpus"], vectors, params.block, tools.engine, sweeping_device(params))
+    products = len(queries) * pq.read_metadata(inputs["corpus"]).num_rows * vectors.dimension
+    return Dense(queries, inputs["corpus"], vectors, params.block, tools.engine, *sweeping(params, products))
 
 
 def _by_vectors(dense: Dense, end: int, params: Params, tools: Tools) -> Incremental | Approximate:

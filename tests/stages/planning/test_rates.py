@@ -28,17 +28,17 @@ def test_operations_of_a_token() -> None:
 
 
 def test_a_published_rate_is_taken_at_its_efficiency_over_all_gpus() -> None:
-    gpu, shape = Gpu("of 1,000 operations a second", 1_000.0, 100.0), Shape(150, 150, 0, 0)
+    gpu, shape = Gpu("of 1,000 operations a second", 1_000.0), Shape(150, 150, 0, 0)
     once = published(gpu, shape, 512)
     assert once.total(np.array([7])) == pytest.approx(7 * 300 / (1_000 * 0.3))
     assert published(gpu, shape, 512, gpus=4).seconds[0] == pytest.approx(once.seconds[0] / 4)
     assert published(gpu, shape, 512, passes=3).seconds[0] == pytest.approx(once.seconds[0] * 3)
     assert "published rate x 0.3" in once.source
-    assert published_sweep(gpu, 0.25).total(3_000, 4) == pytest.approx(3_000 * 2 / 30 + 1)
+    assert published_sweep(gpu, 0.25).total(3_000, 4) == pytest.approx(3_000 * 2 / 300 + 1)
 
 
 def test_longer_texts_cost_more_a_token() -> None:
-    rate = published(Gpu("", 10.0, 1.0), Shape(1, 1, 1, 1), 101)
+    rate = published(Gpu("", 10.0), Shape(1, 1, 1, 1), 101)
     # at 1 token 2 + 4, at 101 tokens 2 + 404, half-way 2 + 204 operations; 3 a second
     assert rate.total(np.array([51])) == pytest.approx(51 * 206 / 3)
 

@@ -131,12 +131,15 @@ def sentences(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def default_encoder() -> Encoder:
-    return Encoder(recipe(DEFAULT_ENCODER), DEFAULT_ENCODER)
+    return Encoder(recipe(DEFAULT_ENCODER, dtype="float32"), DEFAULT_ENCODER)
 
 
-def test_a_vector_does_not_depend_on_what_it_is_encoded_with(default_encoder: Encoder) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_vector_does_not_depend_on_what_it_is_encoded_with(dtype: str, default_encoder: Encoder) -> None:
     import torch
 
+    if dtype == "bfloat16":  # the one that `auto` takes where the CPU is made for it
+        default_encoder = Encoder(recipe(DEFAULT_ENCODER, dtype=dtype), DEFAULT_ENCODER)
     texts = sentences(30)
     vectors = all_vectors(default_encoder, texts)
     order = np.random.default_rng(1).permutation(len(texts))
@@ -228,7 +231,7 @@ from stages.retrieval.encoder import Encoder, recipe
 
 torch.set_num_threads(1)
 name, texts = sys.argv[1], [f"the old mill {i} " * 120 for i in range(600)]
-encoder = Encoder(recipe(name), name)
+encoder = Encoder(recipe(name, dtype="float32"), name)
 few = dict((int(i), v) for at, vectors, _ in encoder.encode(texts, "document", 2048) for i, v in zip(at, vectors))
 assert encoder.fitting is None
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

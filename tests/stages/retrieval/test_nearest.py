@@ -64,7 +64,8 @@ def test_the_blocked_search_equals_a_full_sort(data: st.DataObject) -> None:
     vectors = st.lists(st.lists(value, min_size=d, max_size=d), min_size=1, max_size=40)
     documents, queries = floats(data.draw(vectors)), floats(data.draw(vectors))[:4]
     k, margin, size = (data.draw(st.integers(1, 12)), data.draw(st.integers(0, 3)), data.draw(st.integers(1, 41)))
-    ids, scores = exact_top_k(queries, in_blocks(documents, size), k, margin)
+    dtype = data.draw(st.sampled_from(["float32", "bfloat16"]))
+    ids, scores = exact_top_k(queries, in_blocks(documents, size), k, margin, dtype=dtype)
     expected_ids, expected_scores = naive(queries, documents, k)
     assert ids.tolist() == expected_ids
     assert scores.tolist() == expected_scores
@@ -86,6 +87,22 @@ def test_near_ties_give_the_same_bits_however_the_work_is_cut(seed: int, size: i
     )
     assert np.concatenate(cut_ids).tobytes() == ids.tobytes()
     assert np.concatenate(cut_scores).tobytes() == scores.tobytes()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32), size=st.integers(20, 301), apart=st.sampled_from([0.0, 1e-3, 1e-2, 1.0]))
+def test_what_bfloat16_cannot_tell_apart_is_told_apart(seed: int, size: int, apart: float) -> None:
+    """Documents that differ by less, about as much, and more than what bfloat16 can hold: the same bits as by float32,
+    with too small a margin too."""
+    random = np.random.default_rng(seed)
+    base = random.standard_normal(64)
+    documents = (base + apart * random.standard_normal((300, 64))).astype(np.float32)
+    queries = random.standard_normal((9, 64)).astype(np.float32)
+    expected = exact_top_k(queries, [documents], 10)
+    assert expected[0][:1].tolist() == naive(queries[:1], documents, 10)[0]
+    for margin in (None, 0):
+        found = exact_top_k(queries, in_blocks(documents, size), 10, margin, dtype="bfloat16")
+        assert [one.tobytes() for one in found] == [one.tobytes() for one in expected]
 
 
 @settings(max_examples=60)

@@ -12,7 +12,7 @@ from stages.contracts import CANDIDATES, CORPUS, JUDGED, QRELS, QUERIES, Tools, 
 from stages.device import device_type
 from stages.errors import InputError
 from stages.retrieval import search as search_module
-from stages.retrieval.search import Params, run, sweeping_device
+from stages.retrieval.search import Params, run, sweeping
 from stages.retrieval.vectors import VectorStore, text_hashes
 
 
@@ -218,6 +218,28 @@ def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Pa
 
 @pytest.mark.skipif(device_type() == "cuda", reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_named_with_the_option_that_asked_for_it() -> None:
-    assert [sweeping_device(Params(search_device=device)) for device in ("auto", "cpu")] == ["cpu", "cpu"]
+    assert [sweeping(Params(search_device=device), 1)[0] for device in ("auto", "cpu")] == ["cpu", "cpu"]
     with pytest.raises(InputError, match=r"^search_device = 'cuda': .* Try search_device = 'cpu'\.$"):
-        sweeping_device(Params(search_device="cuda"))
+        sweeping(Params(search_device="cuda"), 1)
+
+
+def test_bfloat16_is_for_devices_that_have_it_and_enough_to_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.device._cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr("stages.device._gpus", lambda: (9,))
+    monkeypatch.setattr("stages.retrieval.search.pick_device", lambda device, option: device)
+    assert sweeping(Params(search_device="cpu"), 2**39 - 1) == ("cpu", "float32")
+    assert sweeping(Params(search_device="cpu"), 2**39) == ("cpu", "bfloat16")
+    assert sweeping(Params(search_device="cpu", search_dtype="float32"), 2**50) == ("cpu", "float32")
+    assert sweeping(Params(), 1) == ("cuda", "bfloat16")
+    monkeypatch.setattr("stages.device._cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("stages.device._gpus", lambda: (7,))
+    assert [sweeping(Params(search_device=device), 2**50)[1] for device in ("cpu", "cuda")] == ["float32"] * 2
+    assert sweeping(Params(search_device="cpu", search_dtype="bfloat16"), 1) == ("cpu", "bfloat16")
+
+
+def test_the_format_that_is_multiplied_in_changes_no_byte(workspace: Path) -> None:
+    made = []
+    for dtype in ("float32", "bfloat16"):
+        search(workspace, Params(depth=2, search_dtype=dtype))
+        made.append([(workspace / "out" / name).read_bytes() for name in ("candidates.parquet", "judged.parquet")])
+    assert made[0] == made[1]

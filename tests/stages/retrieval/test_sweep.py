@@ -14,9 +14,12 @@ from threadpoolctl import threadpool_info
 
 from stages.engine import InProcess, Worker
 from stages.errors import InputError
-from stages.retrieval import sweep
+from stages.retrieval import strip, sweep, tiles, torch_sweep
 from stages.retrieval.lists import NONE, entries
+from stages.retrieval.scores import pair_scores
+from stages.retrieval.strip import Found
 from stages.retrieval.sweep import Swept, sweeps
+from stages.retrieval.torch_sweep import TorchSweep
 
 
 def in_blocks(documents: np.ndarray, size: int) -> list[np.ndarray]:
@@ -28,8 +31,13 @@ class ByTorch(InProcess):
 
     def map(self, worker: Worker[Any, Any], items: Iterable[Any]) -> Iterator[Any]:
         made: partial[Any] = worker.make  # type: ignore[assignment]
-        assert (made.func, worker.device) == (sweep._Gpu, "cuda")
-        return super().map(Worker(partial(sweep._Gpu, made.args[0], "cpu"), "cpu"), items)
+        assert (made.func, made.args[1], worker.device) == (TorchSweep, "cuda", "cuda")
+        return super().map(Worker(partial(as_on_a_gpu, made.args[0], made.args[2]), "cpu"), items)
+
+
+def as_on_a_gpu(width: int, dtype: str) -> TorchSweep:
+    """On the CPU, with the cut that a GPU's memory asks for."""
+    return TorchSweep(width, "cpu:0", dtype)
 
 
 def right(found: Swept, documents: np.ndarray, width: int) -> None:
@@ -52,6 +60,7 @@ def right(found: Swept, documents: np.ndarray, width: int) -> None:
     tile=st.sampled_from([(1, 1), (2, 3), (4, 8), (1_024, 1_024)]),
     rising=st.booleans(),
     gpu=st.booleans(),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
 )
 def test_a_sweep_finds_the_best_however_it_is_cut(
     seed: int,
@@ -62,8 +71,10 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
     tile: tuple[int, int],
     rising: bool,
     gpu: bool,
+    dtype: str,
 ) -> None:
-    """Whole numbers, so that float32 is exact and ties abound; also where each document is better than all before."""
+    """Whole numbers of 8 bits, so that all is exact and ties abound; also where each document is better than all before
+    it."""
     random = np.random.default_rng(seed)
     corpus = random.integers(-2, 3, (documents, 3)).astype(np.float32)
     if rising:
@@ -71,13 +82,16 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
     parts = [random.integers(-2, 3, (n, 3)).astype(np.float32) for n in queries]
     engine, device = (ByTorch(), "cuda") if gpu else (InProcess(), "cpu")
     with pytest.MonkeyPatch.context() as given:
-        for name, value in {"TILE": tile, "_LEAST_ROWS": 2, "_SCORES": tile[0] * size}.items():
-            given.setattr(sweep, name, value)
-        found = list(sweeps(iter(parts), in_blocks(corpus, size), width, engine, device))
+        for module in (sweep, tiles, torch_sweep):
+            given.setattr(module, "TILE", tile)
+        given.setattr(tiles, "_LEAST_ROWS", 2)
+        given.setattr(torch_sweep, "_SCORES", tile[0] * size)
+        given.setattr(strip, "_ROWS", 2)
+        found = list(sweeps(iter(parts), in_blocks(corpus, size), width, engine, device, dtype))
     assert [len(one.queries) for one in found] == queries
     for one in found:
         right(one, corpus, width)
-        assert one.longest == pytest.approx(np.linalg.norm(corpus, axis=1).max())
+        assert (one.off > 0).all()
 
 
 def test_a_sweep_at_its_real_sizes() -> None:
@@ -87,6 +101,28 @@ def test_a_sweep_at_its_real_sizes() -> None:
     corpus[-2_000:, 1] += 1
     (found,) = sweeps([asked], in_blocks(corpus, 6_000), 40, InProcess())
     right(found, corpus, 40)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("engine", [InProcess(), ByTorch()])
+def test_no_score_is_farther_off_than_is_said(dtype: str, engine: InProcess) -> None:
+    """Vectors of any length, some made to be rounded as far as can be, all in one direction; and of nothing."""
+    random = np.random.default_rng(5)
+    corpus, asked = (random.standard_normal((n, 48)).astype(np.float32) for n in (300, 60))
+    for vectors in (corpus, asked):
+        vectors *= np.exp(random.uniform(-8, 8, (len(vectors), 1))).astype(np.float32)
+        worst = 1 + (2.0**-8 + 2.0**-20) * random.integers(0, 2, (20, 48))  # half a step above what bfloat16 has
+        vectors[:20] = worst * 2.0 ** random.integers(-3, 4, (20, 1))
+        vectors[20] = 0
+    device = "cuda" if isinstance(engine, ByTorch) else "cpu"
+    (found,) = sweeps([asked], in_blocks(corpus, 128), 300, engine, device, dtype)
+    exact = pair_scores(np.repeat(asked, 300, axis=0), corpus[found.ids.ravel()]).reshape(60, 300)
+    off = np.abs(found.scores.astype(np.float64) - exact)
+    assert (off <= found.off[:, None]).all()
+    lengths = np.linalg.norm(asked, axis=1) * np.linalg.norm(corpus, axis=1).max()
+    assert (found.off <= lengths * (1e-4 if dtype == "float32" else 2.0**-7) + 1e-29).all()
+    if dtype == "bfloat16":  # that it is needed: rounding all in one direction comes near it
+        assert (off[:20] / found.off[:20, None]).max() > 0.1
 
 
 def test_few_queries_that_everything_passes_take_no_more_room_than_others() -> None:
@@ -126,27 +162,27 @@ def test_a_later_block_is_only_asked_for_what_beats_the_ones_before() -> None:
     documents = np.array([[1, 4], [2, 5], [3, 6]], np.float32)
     assert part.item(documents).least.tolist() == [-np.inf, -np.inf]
     best = np.array([entries(np.array([1, 2]), np.array(found, np.float32)) for found in ([2, 3], [5, 6])])
-    part.add(sweep._Found(best, 6.7, 3))
+    part.add(Found(best, np.array([0.1, 0.4]), 3))
     assert part.item(documents).least.tolist() == [2, 5]
     more = np.array([entries(np.array([0]), np.array([2.5], np.float32)), [NONE]])
-    part.add(sweep._Found(np.concatenate([more, np.full((2, 1), NONE)], axis=1), 1.0, 1))
+    part.add(Found(np.concatenate([more, np.full((2, 1), NONE)], axis=1), np.array([0.2, 0.3]), 1))
     found = part.swept()
     assert (found.ids.tolist(), found.scores.tolist()) == ([[2, 3], [2, 1]], [[3, 2.5], [6, 5]])
-    assert found.longest == 6.7
+    assert found.off.tolist() == [0.2, 0.4]
 
 
 def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
     random = np.random.default_rng(2)
     corpus, asked = (random.integers(-3, 4, (n, 4)).astype(np.float32) for n in (50, 40))
-    seen, topk, fits = [], torch.topk, [6]
+    seen, above, fits = [], torch_sweep._TorchTile.above, [6]
 
-    def short(scores: torch.Tensor, *given: Any, **named: Any) -> Any:
-        seen.append(len(scores))
-        if len(scores) > fits[0]:
+    def short(tile: Any, enough: np.ndarray) -> Any:
+        seen.append(len(enough))
+        if len(enough) > fits[0]:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return topk(scores, *given, **named)
+        return above(tile, enough)
 
-    with patch.object(torch, "topk", short), patch.object(sweep, "_SCORES", 20 * 50):
+    with patch.object(torch_sweep._TorchTile, "above", short), patch.object(torch_sweep, "_SCORES", 20 * 50):
         (found,) = sweeps([asked], [corpus], 7, ByTorch(), "cuda")
         assert seen == [20, 10, 5, 5, 5, 5, 5, 5, 5, 5]
         right(found, corpus, 7)
@@ -156,18 +192,38 @@ def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_a_gpu_multiplies_in_float32_whatever_the_process_allows() -> None:
-    """TF32 is off by more than the rounding that exact search reckons with."""
-    seen, topk = [], torch.topk
+def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> None:
+    """Everything passes, so that it is merged at once; then the memory ends, after the first queries."""
+    corpus, asked = np.arange(1, 201, dtype=np.float32)[:, None], np.ones((130, 1), np.float32)
+    best, failed = torch_sweep._TorchTile.best, []
 
-    def look(*given: Any, **named: Any) -> Any:
-        seen.append(torch.get_float32_matmul_precision())
-        return topk(*given, **named)
+    def short(tile: Any, rows: slice, width: int) -> Any:
+        if rows.start == 64 and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return best(tile, rows, width)
+
+    with patch.object(torch_sweep._TorchTile, "best", short):
+        (found,) = sweeps([asked], [corpus], 7, ByTorch(), "cuda")
+    assert failed == [True]
+    right(found, corpus, 7)
+
+
+def test_it_multiplies_in_float32_and_sums_in_it_whatever_the_process_allows() -> None:
+    """TF32, and sums in bfloat16, are off by more than exact search reckons with."""
+    seen, above = [], torch_sweep._TorchTile.above
+    matmul = torch.backends.cuda.matmul
+
+    def look(tile: Any, enough: np.ndarray) -> Any:
+        seen.append((torch.get_float32_matmul_precision(), matmul.allow_bf16_reduced_precision_reduction))
+        return above(tile, enough)
 
     torch.set_float32_matmul_precision("high")
+    matmul.allow_bf16_reduced_precision_reduction = True
     try:
-        with patch.object(torch, "topk", look):
+        with patch.object(torch_sweep._TorchTile, "above", look):
             list(sweeps([np.eye(3, dtype=np.float32)], [np.eye(3, dtype=np.float32)], 2, ByTorch(), "cuda"))
-        assert (seen, torch.get_float32_matmul_precision()) == (["highest"], "high")
+        assert seen == [("highest", False)]
+        assert (torch.get_float32_matmul_precision(), matmul.allow_bf16_reduced_precision_reduction) == ("high", True)
     finally:
         torch.set_float32_matmul_precision("highest")
