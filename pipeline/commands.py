@@ -11,6 +11,7 @@ from pipeline.engines.named import engine_for
 from pipeline.graph import PIPELINE, STAGES
 from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
+from pipeline.remote import POINTER, mirror, shown
 from pipeline.runner import Runner
 from pipeline.sources import spooled
 from pipeline.store import Artifact, Workspace, write_durably
@@ -81,7 +82,9 @@ def refresh(options: Mapping[str, Any], force: bool) -> Result:
     from pipeline.refresh import refresh as run
 
     with opened(options, "refresh") as (runner, settings):
-        outcome = run(runner, settings.refresh().keep, force)
+        wanted = settings.refresh()
+        outcome = run(runner, wanted.keep, force)
+        copied = bool(wanted.publish_to) and mirror(runner.workspace, str(wanted.publish_to))
     parts: list[str | Table] = []
     for stage in PIPELINE:
         parts += summary_parts(stage.name, runner.done[stage.name], accepted(runner))
@@ -101,10 +104,13 @@ def refresh(options: Mapping[str, Any], force: bool) -> Result:
             f"              {current}/reranker       load it with sentence_transformers.CrossEncoder",
             "              prep show QUESTION            why each candidate is a negative, or is not",
         ]
+    if copied:
+        parts.append(f"copied {outcome.publication} to {shown(str(wanted.publish_to))}; {POINTER} there names it")
     return Result(
         {
             "status": outcome.status,
             "publication": outcome.publication,
+            "copied": copied,
             "ran": outcome.ran,
             "gate": outcome.gate,
             "moved": outcome.moved,

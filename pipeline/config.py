@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.graph import GATE, PIPELINE
+from pipeline.remote import fetched, is_url
 from pipeline.store import Workspace, write_durably
 from stages.errors import InputError
 from stages.negatives.needs import Ignored, ignored
@@ -27,6 +28,18 @@ class RefreshParams(Params):
     """What a refresh keeps; how it decides stands in the gate's parameters."""
 
     keep: int = option(3, "publications to keep, the current one included", ge=1)
+    publish_to: str | None = option(
+        None,
+        "a URL (s3://bucket/prep, gs://, abfs://, file:///shared/prep) where each publication is copied to, under "
+        "published/; current.json there names the newest, and is written last; older ones stay",
+    )
+
+    @field_validator("publish_to")
+    @classmethod
+    def _url(cls, given: str | None) -> str | None:
+        if given and not is_url(given):
+            raise ValueError("this is no URL such as s3://bucket/prep or file:///shared/prep")
+        return given or None
 
 
 def section_fields(models: Sequence[type[Params]]) -> dict[str, FieldInfo]:
@@ -109,7 +122,8 @@ def load_settings(
     """Settings of one command: prep.toml (or what the workspace remembers, where there is none), then `flags`.
 
     Returns the settings and whether a prep.toml was read. `flags` are the values given on the command line for
-    `section`. Raises `InputError` for a file that can't be read, an unknown section or key.
+    `section`. Tables behind URLs are fetched. Raises `InputError` for a file or URL that can't be read, an unknown
+    section or key.
     """
     path = config or Path("prep.toml")
     if config and not path.is_file():
@@ -127,6 +141,8 @@ def load_settings(
     if section:
         sections = {**sections, section: {**sections.get(section, {}), **flags}}
         source |= {(section, name): f"--{name.replace('_', '-')}" for name in flags}
+    if "pairs" in sections:
+        sections = {**sections, "pairs": fetched(workspace, sections["pairs"])}
     return Settings(sections, source), from_file
 
 

@@ -155,6 +155,7 @@ def _leftovers(workspace: Workspace, used: set[tuple[str, str]]) -> Iterable[Pat
     settings = workspace.root / "settings.json"
     remembered = settings.read_text(encoding="utf-8") if settings.is_file() else ""
     yield from (p for p in (workspace.root / "inputs").glob("stdin-*") if p.name not in remembered)
+    yield from (workspace.root / "inputs").glob("fetched")  # what is still asked for is fetched again
 
 
 def _size(path: Path) -> int:

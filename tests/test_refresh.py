@@ -351,3 +351,21 @@ def test_a_decision_is_honoured_by_all_that_comes_after(project: Project, finish
     assert rejects.filter(pl.col("source") == "decisions.jsonl")["reason"].to_list() == [
         "decision on an unknown question"
     ]
+
+
+def test_a_table_behind_a_url_is_the_same_table_and_its_publication_is_copied(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    table, target = project.folder / "faq.csv", project.folder / "shared"
+    moved = table.rename(project.folder.parent / "faq.csv")
+    project.set("pairs", "tables", f'["{moved.as_uri()}"]')
+    (project.folder / "prep.toml").write_text(
+        (project.folder / "prep.toml").read_text() + f'\n[refresh]\npublish_to = "{target.as_uri()}"\n'
+    )
+    first = result(project, "refresh")
+    assert (first["status"], first["ran"], first["copied"]) == ("unchanged", [], True)
+    named = json.loads((target / "current.json").read_text())
+    assert named["publication"] == str((project.work / "current").readlink())
+    mined = target / named["publication"] / "mined.jsonl"
+    assert mined.read_bytes() == (project.work / "current" / "mined.jsonl").read_bytes()
+    assert (target / named["publication"] / "reranker" / "config.json").is_file()
+    assert result(project, "refresh")["copied"] is False

@@ -38,7 +38,8 @@ class Params(Base):
 
     tables: tuple[str, ...] = option(
         (),
-        "Files or globs: CSV, TSV, JSONL, JSON, Parquet, Arrow, Excel; text also gzip'd; - is standard input.",
+        "Files, globs or URLs (s3://bucket/faq-*.parquet): CSV, TSV, JSONL, JSON, Parquet, Arrow, Excel; text also "
+        "gzip'd; - is standard input.",
         path=True,
         unkeyed=True,
     )
@@ -48,7 +49,7 @@ class Params(Base):
     )
 
     corpus: tuple[str, ...] = option(
-        (), "Files or globs of further documents, with no question.", path=True, unkeyed=True
+        (), "Files, globs or URLs of further documents, with no question.", path=True, unkeyed=True
     )
     beir: str | None = option(None, "A BEIR folder: corpus.jsonl, queries.jsonl, qrels/*.tsv.", path=True, unkeyed=True)
 

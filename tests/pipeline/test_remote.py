@@ -1,0 +1,162 @@
+"""Tables behind URLs, and publications copied to one: Arrow's own clients against an object store and a folder."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RefreshParams, load_settings
+from pipeline.remote import POINTER, fetched, mirror, shown
+from pipeline.store import Workspace
+from stages.errors import InputError
+from stages.models import file_digest
+from tests.objectstore import Store, serving
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "work")
+
+
+def read(workspace: Workspace, store: Store, place: str) -> list[tuple[str, bytes]]:
+    """Name and content of the files that a table's URL becomes; the store forgets what it was asked before."""
+    store.requests.clear()
+    found = fetched(workspace, {"tables": ["mine.csv", store.url(place)], "question": "q"})
+    assert (found["tables"][0], found["question"]) == ("mine.csv", "q")
+    return [(Path(file).name, Path(file).read_bytes()) for file in found["tables"][1:]]
+
+
+def asked(store: Store) -> list[str]:
+    return [name for method, name in store.requests if method == "GET" and name.endswith(".csv")]
+
+
+def test_a_table_is_fetched_and_not_again_until_it_changes(workspace: Workspace, store: Store) -> None:
+    store.put("bucket/faq/a.csv", b"one", written=1e9)
+    for fetches in (1, 0):
+        assert read(workspace, store, "bucket/faq/a.csv") == [("a.csv", b"one")]
+        assert len(asked(store)) == fetches
+    store.put("bucket/faq/a.csv", b"two", written=1e9 + 1)  # of the same size
+    assert read(workspace, store, "bucket/faq/a.csv") == [("a.csv", b"two")]
+
+
+def test_what_was_written_just_now_is_fetched_again_since_its_time_may_stand_still(
+    workspace: Workspace, store: Store
+) -> None:
+    now = time.time()
+    store.put("bucket/a.csv", b"one", written=now)
+    assert read(workspace, store, "bucket/a.csv") == [("a.csv", b"one")]
+    store.put("bucket/a.csv", b"two", written=now)
+    assert read(workspace, store, "bucket/a.csv") == [("a.csv", b"two")]
+
+
+def test_a_damaged_copy_note_is_no_reason_to_believe_it(workspace: Workspace, store: Store) -> None:
+    store.put("bucket/a.csv", b"one")
+    read(workspace, store, "bucket/a.csv")
+    (note,) = workspace.root.rglob("fetched.json")
+    for damage in ("", "{", "[]"):
+        note.write_text(damage)
+        assert read(workspace, store, "bucket/a.csv") == [("a.csv", b"one")]
+        assert len(asked(store)) == 1
+
+
+def test_a_glob_stands_for_all_that_match_by_name(workspace: Workspace, store: Store) -> None:
+    for name in ("faq/b-2.csv", "faq/b-1.csv", "faq/c.csv", "faq/b-deep/d.csv", "other/b-1.csv"):
+        store.put(f"bucket/{name}", name.encode())
+    assert read(workspace, store, "bucket/faq/b-*.csv") == [("b-1.csv", b"faq/b-1.csv"), ("b-2.csv", b"faq/b-2.csv")]
+    # two of one name keep apart
+    both = fetched(workspace, {"corpus": (store.url("bucket/faq/b-1.csv"), store.url("bucket/other/b-1.csv"))})
+    assert [Path(file).read_text() for file in both["corpus"]] == ["faq/b-1.csv", "other/b-1.csv"]
+    assert (
+        Path(fetched(workspace, {"decisions": store.url("bucket/faq/c.csv")})["decisions"]).read_text() == "faq/c.csv"
+    )
+
+
+def test_what_is_not_there_or_not_to_be_read_is_said_without_the_secret(workspace: Workspace, store: Store) -> None:
+    store.put("bucket/faq/a.csv", b"one")
+    for place in ("bucket/faq/b.csv", "bucket/faq/b*.csv", "bucket/faq"):
+        with pytest.raises(
+            InputError, match=rf"^\[pairs\] tables = s3://{place.replace('*', '.')}: there is no such file"
+        ):
+            read(workspace, store, place)
+    for url in ("voodoo://bucket/a.csv", "s3://bucket/a.csv?no_such_option=1"):
+        with pytest.raises(InputError, match=r"^\[pairs\] tables = .* can't be read: .*AWS_ACCESS_KEY_ID"):
+            fetched(workspace, {"tables": [url]})
+    assert shown("s3://me:secret@bucket/a.csv?region=x") == "s3://bucket/a.csv"
+
+
+def test_settings_know_urls_from_paths(tmp_path: Path, workspace: Workspace) -> None:
+    (tmp_path / "faq.csv").write_text("question,answer\n")
+    (tmp_path / "prep.toml").write_text(f'[pairs]\ntables = "{(tmp_path / "faq.csv").as_uri()}"\n')
+    settings, _ = load_settings(tmp_path / "prep.toml", workspace, None, {})
+    (file,) = settings.sections["pairs"]["tables"]
+    assert Path(file).read_text() == "question,answer\n"
+    assert Path(file).is_relative_to(workspace.root)
+    with pytest.raises(ValueError, match="this is no URL"):
+        RefreshParams(publish_to="/srv/prep")
+
+
+def published(workspace: Workspace, name: str, weights: bytes) -> None:
+    """A publication of a file and of a folder, both behind links, as `current`."""
+    made = workspace.runs / name
+    (made / "reranker").mkdir(parents=True)
+    (made / "reranker" / "model.safetensors").write_bytes(weights)
+    (made / "mined.jsonl").write_text("{}\n")
+    folder = workspace.published / name
+    folder.mkdir(parents=True)
+    for what in ("reranker", "mined.jsonl"):
+        (folder / what).symlink_to(made / what)
+    workspace.current.unlink(missing_ok=True)
+    workspace.current.symlink_to(Path("published") / name)
+
+
+def test_a_publication_is_copied_and_then_named(workspace: Workspace, store: Store) -> None:
+    url = store.url("bucket/prep")
+    large = bytes(range(256)) * 50_000  # several parts
+    published(workspace, "first", large)
+    assert mirror(workspace, url)
+    assert store.objects["bucket/prep/published/first/reranker/model.safetensors"][0] == large
+    assert store.objects["bucket/prep/published/first/mined.jsonl"][0] == b"{}\n"
+    pointer = json.loads(store.objects[f"bucket/prep/{POINTER}"][0])
+    model = workspace.current / "reranker" / "model.safetensors"
+    assert pointer["publication"] == "published/first"
+    assert pointer["files"]["reranker/model.safetensors"] == file_digest(model)
+    assert [name for method, name in store.requests if method in ("PUT", "POST")][-1] == f"bucket/prep/{POINTER}"
+    store.requests.clear()
+    assert not mirror(workspace, url)
+    assert {method for method, _ in store.requests} <= {"GET", "HEAD"}
+
+
+def test_readers_keep_the_old_one_until_all_of_the_new_one_is_there(workspace: Workspace, store: Store) -> None:
+    url = store.url("bucket/prep")
+    published(workspace, "first", b"old")
+    mirror(workspace, url)
+    published(workspace, "second", b"new")
+    store.refuse = "model.safetensors"
+    with pytest.raises(InputError, match=r"^publish_to = s3://bucket/prep can't be written: "):
+        mirror(workspace, url)
+    assert json.loads(store.objects[f"bucket/prep/{POINTER}"][0])["publication"] == "published/first"
+    store.refuse = None
+    assert mirror(workspace, url)
+    assert json.loads(store.objects[f"bucket/prep/{POINTER}"][0])["publication"] == "published/second"
+    assert store.objects["bucket/prep/published/second/reranker/model.safetensors"][0] == b"new"
+
+
+def test_a_folder_that_several_machines_see_is_as_good(workspace: Workspace, tmp_path: Path) -> None:
+    published(workspace, "first", b"weights")
+    target = tmp_path / "shared" / "prep"
+    for damage in (None, "", "[]"):
+        if damage is not None:
+            (target / POINTER).write_text(damage)
+        assert mirror(workspace, target.as_uri())
+        assert (target / "published/first/reranker/model.safetensors").read_bytes() == b"weights"
+        assert json.loads((target / POINTER).read_text())["publication"] == "published/first"
+    assert not mirror(workspace, target.as_uri())
+    assert sorted(path.name for path in target.iterdir()) == [POINTER, "published"]
