@@ -11,7 +11,7 @@ from pipeline.engines.named import engine_for
 from pipeline.graph import PIPELINE, STAGES
 from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
-from pipeline.remote import POINTER, mirror, shown
+from pipeline.remote import POINTER, at_hand, fetched, mirror, shown
 from pipeline.runner import Runner
 from pipeline.sources import spooled
 from pipeline.store import Artifact, Workspace, write_durably
@@ -33,9 +33,9 @@ def write_config(path: Path, force: bool) -> Result:
 
 
 @contextmanager
-def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Runner, Settings]]:
+def opened(options: Mapping[str, Any], section: str | None, fetch: bool = True) -> Iterator[tuple[Runner, Settings]]:
     """A runner on the locked workspace under the settings of this command; remembers its flags where no file holds
-    them."""
+    them. Tables behind URLs are fetched."""
     workspace = Workspace(options["workspace"])
     given = {name: v for name, v in options.items() if name not in _COMMON and v is not None and v != ()}
     progress = progress_for(options["quiet"], options["verbose"])
@@ -45,6 +45,7 @@ def opened(options: Mapping[str, Any], section: str | None) -> Iterator[tuple[Ru
             settings, from_file = load_settings(options["config"], workspace, section, given)
             if held := settings.passing() if from_file else settings.remembered():
                 progress.say(held)
+            settings.here = (fetched if fetch else at_hand)(workspace, settings.sections.get("pairs", {}))
             params: Any = settings.params()
             if section in ("train", "evaluate", "refresh"):  # and again before it trains, which may be hours later
                 world.check(params["train"].device)
@@ -84,7 +85,15 @@ def refresh(options: Mapping[str, Any], force: bool) -> Result:
     with opened(options, "refresh") as (runner, settings):
         wanted = settings.refresh()
         outcome = run(runner, wanted.keep, force)
-        copied = bool(wanted.publish_to) and mirror(runner.workspace, str(wanted.publish_to))
+        copied, trouble = False, None
+        try:
+            copied = bool(wanted.publish_to) and mirror(runner.workspace, str(wanted.publish_to))
+        except (
+            InputError
+        ) as error:  # what was asked for is remembered all the same, so that the next refresh tries again
+            trouble = error
+    if trouble:
+        raise InputError(f"{outcome.status} here as {outcome.publication}, but not there: {trouble}") from trouble
     parts: list[str | Table] = []
     for stage in PIPELINE:
         parts += summary_parts(stage.name, runner.done[stage.name], accepted(runner))
@@ -197,7 +206,7 @@ def gc(options: Mapping[str, Any], keep: int | None) -> Result:
     """Drop what no publication uses."""
     from pipeline.publication import collect
 
-    with opened(options, None) as (runner, settings):
+    with opened(options, None, fetch=False) as (runner, settings):
         dropped = collect(runner.workspace, keep or settings.refresh().keep)
     counts = ", ".join(f"{dropped[name]} {name}" for name in ("publications", "artifacts", "encoders"))
     return Result(dropped, [f"dropped {counts}: {dropped['bytes'] / 1e6:,.1f} MB"])

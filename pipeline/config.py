@@ -12,7 +12,7 @@ from pydantic import ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.graph import GATE, PIPELINE
-from pipeline.remote import fetched, is_url
+from pipeline.remote import is_url, shown
 from pipeline.store import Workspace, write_durably
 from stages.errors import InputError
 from stages.negatives.needs import Ignored, ignored
@@ -62,13 +62,17 @@ class Settings:
     def __init__(self, sections: Sections, source: Mapping[tuple[str, str], str]) -> None:
         self.sections = sections
         self.source = source
+        self.here: dict[str, Any] = {}
+        """The keys of [pairs] that name URLs, with the files of this machine in their place."""
 
     def remembered(self) -> str | None:
         """The values that no file and no flag of this command gave, for a person to see; None where there are none."""
         found = {at: self.sections[at[0]][at[1]] for at, label in self.source.items() if label.startswith(REMEMBERED)}
         # a database's URL may hold a password
-        shown = [f"[{s}] {name} = {'(kept)' if name == 'database' else repr(v)}" for (s, name), v in found.items()]
-        return f"settings of earlier commands hold too (there is no prep.toml): {', '.join(shown)}" if shown else None
+        lines = [
+            f"[{s}] {name} = {'(kept)' if name == 'database' else repr(shown(v))}" for (s, name), v in found.items()
+        ]
+        return f"settings of earlier commands hold too (there is no prep.toml): {', '.join(lines)}" if lines else None
 
     def passing(self) -> str | None:
         """The flags of this command, for a person to see that a prep.toml does not hold them; None without any."""
@@ -97,7 +101,8 @@ class Settings:
 
     def check(self, section: str, model: type[P]) -> P:
         """The values of `section` as `model`. Raises `InputError` naming each that is wrong, and where it was given."""
-        values = {name: v for name, v in self.sections.get(section, {}).items() if name in model.model_fields}
+        given = self.sections.get(section, {}) | (self.here if section == "pairs" else {})
+        values = {name: v for name, v in given.items() if name in model.model_fields}
         try:
             return model(**values)
         except ValidationError as error:
@@ -109,7 +114,7 @@ class Settings:
         if not name:
             return f"[{section}] {message}"
         where = self.source.get((section, name), f"[{section}] {name}")
-        return f"{where} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+        return f"{where} = {shown(problem['input'])!r}: {message[0].lower()}{message[1:]}"
 
 
 def _is_flag(label: str) -> bool:
@@ -122,8 +127,7 @@ def load_settings(
     """Settings of one command: prep.toml (or what the workspace remembers, where there is none), then `flags`.
 
     Returns the settings and whether a prep.toml was read. `flags` are the values given on the command line for
-    `section`. Tables behind URLs are fetched. Raises `InputError` for a file or URL that can't be read, an unknown
-    section or key.
+    `section`. Raises `InputError` for a file that can't be read, an unknown section or key.
     """
     path = config or Path("prep.toml")
     if config and not path.is_file():
@@ -141,8 +145,6 @@ def load_settings(
     if section:
         sections = {**sections, section: {**sections.get(section, {}), **flags}}
         source |= {(section, name): f"--{name.replace('_', '-')}" for name in flags}
-    if "pairs" in sections:
-        sections = {**sections, "pairs": fetched(workspace, sections["pairs"])}
     return Settings(sections, source), from_file
 
 

@@ -10,6 +10,7 @@ from pipeline.commands import opened
 from pipeline.config import load_settings
 from pipeline.printing import Result, Table
 from pipeline.progress import progress_for
+from pipeline.remote import at_hand
 from pipeline.runner import Runner
 from pipeline.store import MANIFEST, Artifact, Workspace
 from stages.errors import GateRefused, InputError, WorkspaceBusy
@@ -21,6 +22,7 @@ def status(options: Mapping[str, Any]) -> Result:
 
     workspace = Workspace(options["workspace"])
     settings, _ = load_settings(options["config"], workspace, None, {})
+    settings.here = at_hand(workspace, settings.sections.get("pairs", {}))
     runner = Runner(workspace, settings.params(), progress_for(True, False))
     rows, stages = [], []
     for standing in runner.standings():
@@ -118,6 +120,7 @@ def judged_artifacts(options: Mapping[str, Any]) -> dict[str, Artifact]:
 
     workspace = Workspace(options["workspace"])
     settings, _ = load_settings(options["config"], workspace, None, {})
+    settings.here = at_hand(workspace, settings.sections.get("pairs", {}))
     runner = Runner(workspace, settings.params(), progress_for(True, False))
     fresh = {s.stage: s.artifact for s in runner.standings() if s.state == "fresh" and s.artifact}
     needed = {"pairs", "search", "evidence", "verify", "mask"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.graph import GATE, PIPELINE, PUBLISHED, STAGES
+from pipeline.remote import forgotten
 from pipeline.store import MANIFEST, Artifact, Workspace, digest_of, sync, write_durably
 from stages.models import file_digest
 
@@ -155,7 +156,7 @@ def _leftovers(workspace: Workspace, used: set[tuple[str, str]]) -> Iterable[Pat
     settings = workspace.root / "settings.json"
     remembered = settings.read_text(encoding="utf-8") if settings.is_file() else ""
     yield from (p for p in (workspace.root / "inputs").glob("stdin-*") if p.name not in remembered)
-    yield from (workspace.root / "inputs").glob("fetched")  # what is still asked for is fetched again
+    yield from forgotten(workspace)
 
 
 def _size(path: Path) -> int:

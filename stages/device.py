@@ -54,11 +54,15 @@ def device_type() -> str:
 def use_bfloat16(device: str, dtype: str) -> bool:
     """Whether to compute in bfloat16; "auto" does where the device has instructions for it (elsewhere it is slow).
 
-    `device`: cpu, cuda, cuda:1, ...; does not import torch.
+    `device`: cpu, cuda, cuda:1, ...; does not import torch, but where it is built for AMD's GPUs, which it calls cuda.
     """
     if dtype != "auto":
         return dtype == "bfloat16"
     kind, _, index = device.partition(":")
+    if kind == "cuda" and "+rocm" in importlib.metadata.version("torch"):
+        import torch
+
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cuda":
         return int(index or 0) < len(_gpus()) and _gpus()[int(index or 0)] >= _BFLOAT16_SINCE
     return kind == "cpu" and not _BFLOAT16_FLAGS.isdisjoint(_cpu_flags())

@@ -21,3 +21,21 @@ def peak() -> int:
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) << 10
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most << 10
+
+
+_FULL = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a memory object",
+    "DefaultCPUAllocator: not enough memory",
+)
+"""What it is called where memory ran out, beyond what accelerate knows: CUDA, cuBLAS, oneDNN, torch on Windows."""
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether what torch raised says that the memory of its device did not hold what was asked for."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    return full or any(words in str(error) for words in _FULL)

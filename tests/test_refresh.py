@@ -369,3 +369,28 @@ def test_a_table_behind_a_url_is_the_same_table_and_its_publication_is_copied(pr
     assert mined.read_bytes() == (project.work / "current" / "mined.jsonl").read_bytes()
     assert (target / named["publication"] / "reranker" / "config.json").is_file()
     assert result(project, "refresh")["copied"] is False
+
+
+def test_a_copy_that_fails_is_said_and_tried_again(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    blocked = project.folder / "shared"
+    blocked.write_text("a file where the folder would be")
+    text = (project.folder / "prep.toml").read_text()
+    (project.folder / "prep.toml").write_text(f'{text}\n[refresh]\npublish_to = "{(blocked / "prep").as_uri()}"\n')
+    done = project.prep("refresh", "-q")
+    assert done.returncode == 2
+    assert "unchanged here as published/" in done.stderr
+    assert "can't be written" in done.stderr
+    blocked.unlink()
+    assert result(project, "refresh")["copied"] is True
+
+
+def test_status_of_a_table_behind_a_url_leaves_no_trace(project: Project) -> None:
+    moved = (project.folder / "faq.csv").rename(project.folder.parent / "faq.csv")
+    project.set("pairs", "tables", f'["{moved.as_uri()}"]')
+    done = project.prep("status")
+    assert done.returncode == 0, done.stderr
+    assert not project.work.exists()
+    assert project.prep("build-pairs", "-q").returncode == 0
+    first = next(row for row in result(project, "status")["stages"] if row["stage"] == "pairs")
+    assert first["state"] == "fresh"

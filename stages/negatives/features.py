@@ -137,6 +137,9 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
         for side in (rows, anchors)
     )
     candidate, anchor = (_side(side, level, width, scene) for side in (rows, anchors))
+    first, of = (side["query"].to_numpy()[one.runs.starts] for side, one in ((rows, candidate), (anchors, anchor)))
+    if first.tolist() != of.tolist():
+        raise ValueError("rows do not come by query_id, or a query has no anchor")
     usual = usual_ones(rows["listed"].to_numpy(), candidate.runs)
     like = likenesses(scaled(vectors), candidate, anchor, usual, scene.document_spread)
     return np.concatenate([of_lists(candidate, anchor, like, usual), of_owners(rows, scene)[:, None]], axis=1)

@@ -23,6 +23,7 @@ import xxhash
 
 from stages.device import device_type, pick_device, use_bfloat16
 from stages.errors import InputError
+from stages.memory import ran_out
 from stages.models import model_digest, model_name, resolve_model
 
 Floats = npt.NDArray[np.float32]
@@ -31,13 +32,6 @@ _STEP = 8
 """Row counts of matrix products are kept at multiples of this."""
 _BY_TOKEN_OR_ROW = {"Transformer", "Pooling", "Normalize"}
 """Modules of sentence-transformers that multiply no matrix with one row a text."""
-_FULL = (
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "could not create a memory object",
-    "DefaultCPUAllocator: not enough memory",
-)
-"""What it is called where memory ran out, beyond what accelerate knows: CUDA, cuBLAS, oneDNN, torch on Windows."""
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Names under which models keep their document prompt, in sentence-transformers' order."""
 
@@ -222,13 +216,12 @@ class Encoder:
 
     def _tried(self, texts: list[str], role: str, length: int) -> Floats | None:
         """The vectors, or None where the memory does not hold so many texts at once."""
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+        from accelerate.utils.memory import clear_device_cache
 
         try:
             return self._forward(texts, role, length)
         except (RuntimeError, MemoryError) as error:
-            full = isinstance(error, MemoryError) or should_reduce_batch_size(error)
-            if not full and not any(words in str(error) for words in _FULL):
+            if not ran_out(error):
                 raise
         clear_device_cache()  # here the error is gone, and with it the frames that held the batch
         return None

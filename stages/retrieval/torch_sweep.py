@@ -6,17 +6,20 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.errors import InputError
+from stages.memory import ran_out
 from stages.retrieval.lists import NONE
 from stages.retrieval.sources import Ids
 from stages.retrieval.strip import MANY, TILE, Found, Item, Strip
 from stages.retrieval.vectors import Floats
 
+Doubles = npt.NDArray[np.float64]
+
 _SCORES = 2**26
 """Scores that a GPU computes at once: 256 MB in float32."""
-_SLACK = 1 + 2.0**-10
-"""Lengths are taken in float32; that they are too small by its rounding is more than made up for."""
-_HALF = 2.0**-9
-"""The most, relatively, that rounding to bfloat16 changes a number (it has 8 bits)."""
+_HALF = 2.0**-8
+"""The most, relatively, that rounding to bfloat16 changes a number: half of what lies between 1 and the next one."""
+_SMALLEST = 2.0**-126
+"""What is smaller some processors take for 0."""
 
 
 class TorchSweep:
@@ -39,7 +42,9 @@ class TorchSweep:
         matmul.allow_bf16_reduced_precision_reduction = False
         try:
             return [self._swept(item)]
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
             raise InputError(
                 f"the memory of {self._device} does not hold {len(item.documents):,} vectors and their scores. Free "
                 'it, lower block under [mine], or search on the CPU: search_device = "cpu".'
@@ -54,7 +59,7 @@ class TorchSweep:
         queries, documents, least = item
         given = torch.tensor(documents, device=self._device)
         there = given.to(getattr(torch, self._dtype))
-        longest, changed = (float(torch.linalg.vector_norm(one, dim=1).max()) for one in (given, given - there.float()))
+        longest, changed = (float(_lengths(one).max(initial=0)) for one in (given, given - there.float()))
         del given
         best, off = np.full((len(queries), self._width), NONE), np.empty(len(queries))
         across = TILE[1] if self._device == "cpu" else len(documents)
@@ -70,36 +75,40 @@ class TorchSweep:
                 for first in range(0, len(documents), across):
                     strip.show(first, _TorchTile(made @ there[first : first + across].T))
                 strip.merge()
-                length, change = (
-                    torch.linalg.vector_norm(q, dim=1).cpu().numpy() for q in (asked, asked - made.float())
-                )
+                length, change = _lengths(asked), _lengths(asked - made.float())
                 best[part], off[part] = mine, self._off(length, change, longest, changed, queries.shape[1])
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
                 self._scores //= 2
-                if self._scores < len(documents):
+                if not ran_out(error) or self._scores < len(documents):
                     raise
                 continue
             start = part.stop
         return Found(best, off, len(documents))
 
-    def _off(
-        self, length: Floats, change: Floats, longest: float, changed: float, dimension: int
-    ) -> npt.NDArray[np.float64]:
+    def _off(self, q: Doubles, dq: Doubles, x: float, dx: float, dimension: int) -> Doubles:
         """How far scores may lie from exact ones: float64 [q].
 
         q and x become q' and x', which by Cauchy and Schwarz changes <q, x> by at most |q - q'| |x| + |q'| |x - x'|.
         Sums are off by at most d u |q'| |x'| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), where u is
         float32's; GPUs cut off where they should round when they multiply bfloat16, which is allowed for four times.
-        The result is rounded to bfloat16 once more. `length` [q] is |q|, `change` [q] |q - q'|, `longest` the greatest
-        |x|, `changed` the greatest |x - x'|.
+        The result is rounded to bfloat16 once more. What is very small may be taken for 0 anywhere. `q` [q] is |q|,
+        `dq` [q] |q - q'|, `x` the greatest |x|, `dx` the greatest |x - x'|.
         """
-        q, dq = length.astype(np.float64) * _SLACK, change.astype(np.float64) * _SLACK
-        x, dx = longest * _SLACK, changed * _SLACK
-        sums = (dimension + 4) * 2.0**-24 * (1 if self._dtype == "float32" else 4)
-        last = 0.0 if self._dtype == "float32" else _HALF
-        both = (q + dq) * (x + dx) * (1 + sums)
-        bound: npt.NDArray[np.float64] = dq * x + (q + dq) * dx + (sums / (1 - sums) + last) * both + 1e-30
-        return bound
+        rough = self._dtype != "float32"
+        sums = (dimension + 4) * 2.0**-24 * (4 if rough else 1)
+        last = _HALF if rough else 0.0
+        lost = 2 * dimension**0.5 * _SMALLEST
+        q, x = q + dq + lost, x + dx + lost
+        bound: Doubles = dq * x + q * dx + (sums / (1 - sums) + last) * (1 + sums) * q * x
+        return np.asarray(bound + lost * (q + x) + dimension * _SMALLEST)
+
+
+def _lengths(vectors: Any) -> Doubles:
+    """Of a tensor [n, d], in float64, where none vanishes: [n]."""
+    import torch
+
+    found: Doubles = torch.linalg.vector_norm(vectors.double(), dim=1).cpu().numpy()
+    return found
 
 
 class _TorchTile:

@@ -4,11 +4,12 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from pipeline.config import RefreshParams, load_settings
-from pipeline.remote import POINTER, fetched, mirror, shown
+from pipeline.remote import POINTER, at_hand, fetched, forgotten, mirror, shown
 from pipeline.store import Workspace
 from stages.errors import InputError
 from stages.models import file_digest
@@ -29,8 +30,10 @@ def workspace(tmp_path: Path) -> Workspace:
 def read(workspace: Workspace, store: Store, place: str) -> list[tuple[str, bytes]]:
     """Name and content of the files that a table's URL becomes; the store forgets what it was asked before."""
     store.requests.clear()
-    found = fetched(workspace, {"tables": ["mine.csv", store.url(place)], "question": "q"})
-    assert (found["tables"][0], found["question"]) == ("mine.csv", "q")
+    asked_for = {"tables": ["mine.csv", store.url(place)], "corpus": ["a.csv"], "question": "q"}
+    found = fetched(workspace, asked_for)
+    assert (found["tables"][0], found.keys()) == ("mine.csv", {"tables"})
+    assert at_hand(workspace, asked_for) == found
     return [(Path(file).name, Path(file).read_bytes()) for file in found["tables"][1:]]
 
 
@@ -60,47 +63,91 @@ def test_what_was_written_just_now_is_fetched_again_since_its_time_may_stand_sti
 def test_a_damaged_copy_note_is_no_reason_to_believe_it(workspace: Workspace, store: Store) -> None:
     store.put("bucket/a.csv", b"one")
     read(workspace, store, "bucket/a.csv")
-    (note,) = workspace.root.rglob("fetched.json")
-    for damage in ("", "{", "[]"):
-        note.write_text(damage)
+    (note,) = (path for path in workspace.root.rglob("*.json") if path.name != "index.json")
+    for damage in (b"", b"{", b"[]", b"\xff"):
+        note.write_bytes(damage)
         assert read(workspace, store, "bucket/a.csv") == [("a.csv", b"one")]
         assert len(asked(store)) == 1
+    (copy,) = workspace.root.rglob("a.csv")
+    copy.write_bytes(b"")  # torn
+    assert read(workspace, store, "bucket/a.csv") == [("a.csv", b"one")]
 
 
 def test_a_glob_stands_for_all_that_match_by_name(workspace: Workspace, store: Store) -> None:
     for name in ("faq/b-2.csv", "faq/b-1.csv", "faq/c.csv", "faq/b-deep/d.csv", "other/b-1.csv"):
         store.put(f"bucket/{name}", name.encode())
     assert read(workspace, store, "bucket/faq/b-*.csv") == [("b-1.csv", b"faq/b-1.csv"), ("b-2.csv", b"faq/b-2.csv")]
-    # two of one name keep apart
-    both = fetched(workspace, {"corpus": (store.url("bucket/faq/b-1.csv"), store.url("bucket/other/b-1.csv"))})
+    # two of one name keep apart, and what two URLs name is there once
+    urls = [store.url(f"bucket/{place}") for place in ("faq/b-1.csv", "other/b-1.csv", "faq/*-1.csv")]
+    both = fetched(workspace, {"corpus": tuple(urls)})
     assert [Path(file).read_text() for file in both["corpus"]] == ["faq/b-1.csv", "other/b-1.csv"]
     assert (
         Path(fetched(workspace, {"decisions": store.url("bucket/faq/c.csv")})["decisions"]).read_text() == "faq/c.csv"
     )
+    with pytest.raises(InputError, match="2 files match, and it can only be one"):
+        fetched(workspace, {"decisions": store.url("bucket/faq/b-*.csv")})
+
+
+def test_a_name_is_taken_as_it_is_before_it_is_a_pattern(workspace: Workspace, store: Store) -> None:
+    for name in ("q[1].csv", "q1.csv", "fetched.json", "index.json"):
+        store.put(f"bucket/{name}", name.encode())
+        assert read(workspace, store, f"bucket/{quote(name)}") == [(name, name.encode())]
+
+
+def test_what_is_asked_for_no_longer_is_dropped(workspace: Workspace, store: Store) -> None:
+    for name in ("a.csv", "b.csv"):
+        store.put(f"bucket/{name}", b"one")
+        read(workspace, store, f"bucket/{name}")
+    left = sorted(path.suffix for path in forgotten(workspace))
+    assert left == ["", ".json"]
+    assert all(path.suffix or [file.name for file in path.iterdir()] == ["a.csv"] for path in forgotten(workspace))
+
+
+def test_to_look_asks_nobody_and_makes_nothing(workspace: Workspace, store: Store) -> None:
+    (never,) = at_hand(workspace, {"tables": store.url("bucket/a.csv")})["tables"]
+    assert not Path(never).exists()
+    assert not workspace.root.exists()
+    assert not store.requests
 
 
 def test_what_is_not_there_or_not_to_be_read_is_said_without_the_secret(workspace: Workspace, store: Store) -> None:
     store.put("bucket/faq/a.csv", b"one")
-    for place in ("bucket/faq/b.csv", "bucket/faq/b*.csv", "bucket/faq"):
+    for place in ("bucket/faq/b.csv", "bucket/faq/b*.csv", "bucket/faq/"):
         with pytest.raises(
             InputError, match=rf"^\[pairs\] tables = s3://{place.replace('*', '.')}: there is no such file"
         ):
             read(workspace, store, place)
-    for url in ("voodoo://bucket/a.csv", "s3://bucket/a.csv?no_such_option=1"):
-        with pytest.raises(InputError, match=r"^\[pairs\] tables = .* can't be read: .*AWS_ACCESS_KEY_ID"):
+    for url in ("voodoo://me:hush@bucket/a.csv?token=hush", "s3://me:hu/hush+x@bucket/a.csv?no_such_option=1"):
+        with pytest.raises(InputError, match=r"^\[pairs\] tables = .* can't be read: .*AWS_ACCESS_KEY_ID") as error:
             fetched(workspace, {"tables": [url]})
-    assert shown("s3://me:secret@bucket/a.csv?region=x") == "s3://bucket/a.csv"
+        assert "hush" not in str(error.value)
+    for place, why in (("bucket/*/a.csv", "only the last part"), ("bucket/a.csv#1", "Write %23")):
+        with pytest.raises(InputError, match=why):
+            fetched(workspace, {"tables": [f"s3://{place}"]})
+    assert shown("s3://me:sec/ret@bucket/a@b.csv?region=x") == "s3://bucket/a@b.csv"
+    assert shown(["s3://bucket/a@b.csv", "a.csv", None]) == ["s3://bucket/a@b.csv", "a.csv", None]
 
 
-def test_settings_know_urls_from_paths(tmp_path: Path, workspace: Workspace) -> None:
+def test_settings_take_the_files_in_the_place_of_urls(tmp_path: Path, workspace: Workspace) -> None:
     (tmp_path / "faq.csv").write_text("question,answer\n")
     (tmp_path / "prep.toml").write_text(f'[pairs]\ntables = "{(tmp_path / "faq.csv").as_uri()}"\n')
     settings, _ = load_settings(tmp_path / "prep.toml", workspace, None, {})
-    (file,) = settings.sections["pairs"]["tables"]
+    settings.here = fetched(workspace, settings.sections["pairs"])
+    (file,) = settings.params()["pairs"].tables  # type: ignore[attr-defined]
     assert Path(file).read_text() == "question,answer\n"
     assert Path(file).is_relative_to(workspace.root)
     with pytest.raises(ValueError, match="this is no URL"):
         RefreshParams(publish_to="/srv/prep")
+
+
+def test_a_secret_is_not_shown_among_the_settings_that_are_remembered(workspace: Workspace) -> None:
+    workspace.root.mkdir()
+    kept = {"pairs": {"tables": ["s3://me:SECRET@b/a.csv"]}, "refresh": {"publish_to": "s3://me:SECRET@bucket/prep"}}
+    (workspace.root / "settings.json").write_text(json.dumps(kept))
+    told = load_settings(None, workspace, None, {})[0].remembered()
+    assert told is not None
+    assert "s3://bucket/prep" in told
+    assert "SECRET" not in told
 
 
 def published(workspace: Workspace, name: str, weights: bytes) -> None:
@@ -160,3 +207,11 @@ def test_a_folder_that_several_machines_see_is_as_good(workspace: Workspace, tmp
         assert json.loads((target / POINTER).read_text())["publication"] == "published/first"
     assert not mirror(workspace, target.as_uri())
     assert sorted(path.name for path in target.iterdir()) == [POINTER, "published"]
+
+
+def test_a_publication_is_never_copied_onto_itself(workspace: Workspace) -> None:
+    published(workspace, "first", b"weights")
+    for place in (workspace.root, workspace.root.parent, workspace.published / "there"):
+        with pytest.raises(InputError, match="holds the workspace, or lies in it"):
+            mirror(workspace, place.as_uri())
+    assert (workspace.current / "reranker" / "model.safetensors").read_bytes() == b"weights"

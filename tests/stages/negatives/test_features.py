@@ -198,6 +198,14 @@ def test_a_query_s_features_do_not_hang_on_other_queries() -> None:
     assert of_rows(both.clear(), anchors, scene()).shape == (0, len(FEATURES))
 
 
+def test_rows_whose_queries_have_no_order_or_no_anchor_are_refused() -> None:
+    rows = pl.DataFrame({"query_id": ["b", "a"], "doc_id": ["d", "e"], "score": f32(0.8, 0.0), "listed": True})
+    anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
+    for some in (anchors, anchors.head(1)):
+        with pytest.raises(ValueError, match="do not come by query_id, or a query has no anchor"):
+            of_rows(rows, some, scene())
+
+
 def test_what_each_feature_says_has_words_that_need_no_code() -> None:
     assert tuple(MEANS) == GENERAL
     for words in MEANS.values():

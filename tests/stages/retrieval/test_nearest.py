@@ -89,6 +89,14 @@ def test_near_ties_give_the_same_bits_however_the_work_is_cut(seed: int, size: i
     assert np.concatenate(cut_scores).tobytes() == scores.tobytes()
 
 
+def test_what_only_the_rounding_of_the_result_hides_is_found() -> None:
+    """Numbers that bfloat16 holds: 256 + 0.875 is rounded up and 256 + 1 down."""
+    documents = np.zeros((2_000, 2), np.float32)
+    documents[:, 0], documents[:, 1], documents[1_500, 1] = 256, 0.875, 1
+    ids, scores = exact_top_k(np.ones((1, 2), np.float32), [documents], 1, dtype="bfloat16")
+    assert (ids.tolist(), scores.tolist()) == ([[1_500]], [[257]])
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.integers(20, 301), apart=st.sampled_from([0.0, 1e-3, 1e-2, 1.0]))
 def test_what_bfloat16_cannot_tell_apart_is_told_apart(seed: int, size: int, apart: float) -> None:
