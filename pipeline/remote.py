@@ -60,13 +60,14 @@ def fetched(workspace: Workspace, pairs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def at_hand(workspace: Workspace, pairs: Mapping[str, Any]) -> dict[str, Any]:
-    """As `fetched`, but with the files as they were fetched last: asks nobody, and changes nothing."""
+    """As `fetched`, but with the files as they were fetched last: asks nobody, and changes nothing. What never was
+    stays a URL."""
     folder = _folder(workspace)
     try:
         index = json.loads((folder / INDEX).read_bytes())
     except (OSError, ValueError):
         index = {}
-    return _replaced(pairs, lambda key, url: index.get(url) or [str(folder / "never fetched" / url.rpartition("/")[2])])
+    return _replaced(pairs, lambda key, url: index.get(url) or [url])
 
 
 def forgotten(workspace: Workspace) -> Iterator[Path]:

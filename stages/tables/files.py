@@ -42,6 +42,8 @@ def find_files(patterns: Sequence[str], what: str) -> list[Path]:
     for pattern in patterns:
         if pattern == "-":
             raise InputError(f"{what}: - is standard input and only works on the command line. Name a file instead.")
+        if "://" in pattern:  # which may hold a secret, so it is not shown
+            raise InputError(f"{what}: a URL was not fetched yet; `prep build-pairs` does it.")
         try:
             path = Path(pattern).expanduser()
             matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207

@@ -13,6 +13,7 @@ from pipeline.remote import POINTER, at_hand, fetched, forgotten, mirror, shown
 from pipeline.store import Workspace
 from stages.errors import InputError
 from stages.models import file_digest
+from stages.tables.files import find_files
 from tests.objectstore import Store, serving
 
 
@@ -104,8 +105,10 @@ def test_what_is_asked_for_no_longer_is_dropped(workspace: Workspace, store: Sto
 
 
 def test_to_look_asks_nobody_and_makes_nothing(workspace: Workspace, store: Store) -> None:
-    (never,) = at_hand(workspace, {"tables": store.url("bucket/a.csv")})["tables"]
-    assert not Path(never).exists()
+    url = store.url("bucket/a.csv")
+    assert at_hand(workspace, {"tables": url}) == {"tables": [url]}
+    with pytest.raises(InputError, match="^--tables: a URL was not fetched yet; `prep build-pairs` does it.$"):
+        find_files([url], "--tables")
     assert not workspace.root.exists()
     assert not store.requests
 
