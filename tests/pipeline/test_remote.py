@@ -107,7 +107,7 @@ def test_what_is_asked_for_no_longer_is_dropped(workspace: Workspace, store: Sto
 def test_to_look_asks_nobody_and_makes_nothing(workspace: Workspace, store: Store) -> None:
     url = store.url("bucket/a.csv")
     assert at_hand(workspace, {"tables": url}) == {"tables": [url]}
-    with pytest.raises(InputError, match="^--tables: a URL was not fetched yet; `prep build-pairs` does it.$"):
+    with pytest.raises(InputError, match=r"^--tables: a URL was not fetched yet; `prep build-pairs` does it\.$"):
         find_files([url], "--tables")
     assert not workspace.root.exists()
     assert not store.requests
