@@ -88,10 +88,8 @@ def refresh(options: Mapping[str, Any], force: bool) -> Result:
         copied, trouble = False, None
         try:
             copied = bool(wanted.publish_to) and mirror(runner.workspace, str(wanted.publish_to))
-        except (
-            InputError
-        ) as error:  # what was asked for is remembered all the same, so that the next refresh tries again
-            trouble = error
+        except InputError as error:
+            trouble = error  # raised below: the flags are remembered first, so that the next refresh tries again
     if trouble:
         raise InputError(f"{outcome.status} here as {outcome.publication}, but not there: {trouble}") from trouble
     parts: list[str | Table] = []

@@ -53,7 +53,7 @@ def fetched(workspace: Workspace, pairs: Mapping[str, Any]) -> dict[str, Any]:
     folder = _folder(workspace)
     index: dict[str, list[str]] = {}
     found = _replaced(pairs, lambda key, url: index.setdefault(url, _files(folder, key, url)))
-    if index:
+    if index or (folder / INDEX).exists():  # where no URL is left, what stood for them is forgotten
         write_durably(folder / INDEX, json.dumps(index, indent=1))
         (folder / INDEX).chmod(0o600)  # a URL may hold a secret
     return found
@@ -62,24 +62,23 @@ def fetched(workspace: Workspace, pairs: Mapping[str, Any]) -> dict[str, Any]:
 def at_hand(workspace: Workspace, pairs: Mapping[str, Any]) -> dict[str, Any]:
     """As `fetched`, but with the files as they were fetched last: asks nobody, and changes nothing. What never was
     stays a URL."""
-    folder = _folder(workspace)
-    try:
-        index = json.loads((folder / INDEX).read_bytes())
-    except (OSError, ValueError):
-        index = {}
+    index = _index(_folder(workspace))
     return _replaced(pairs, lambda key, url: index.get(url) or [url])
 
 
 def forgotten(workspace: Workspace) -> Iterator[Path]:
     """What was fetched for URLs that are asked for no longer."""
     folder = _folder(workspace)
+    used = {Path(file).parent.name for files in _index(folder).values() for file in files}
+    yield from (p for p in folder.glob("*") if p.name != INDEX and p.name.partition(".")[0] not in used)
+
+
+def _index(folder: Path) -> dict[str, list[str]]:
     try:
-        used = {
-            Path(file).parent.name for files in json.loads((folder / INDEX).read_bytes()).values() for file in files
-        }
+        found: dict[str, list[str]] = json.loads((folder / INDEX).read_bytes())
     except (OSError, ValueError):
-        used = set()
-    yield from (path for path in folder.glob("*") if path.name.partition(".")[0] not in {*used, "index"})
+        return {}
+    return found
 
 
 def _replaced(pairs: Mapping[str, Any], files: Callable[[str, str], list[str]]) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def _replaced(pairs: Mapping[str, Any], files: Callable[[str, str], list[str]]) 
             each = [files(key, str(one)) if is_url(one) else [str(one)] for one in several]
             found[key] = list(dict.fromkeys(file for some in each for file in some))
             if key == "decisions":
-                (found[key],) = found[key]
+                found[key] = found[key][0]  # `_files` lets no more through
     return found
 
 

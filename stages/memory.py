@@ -1,4 +1,4 @@
-"""How much memory this process took at its peak, since it was last asked to count anew."""
+"""Memory: how much this process took at its peak, since it was last asked to count anew; and whether it ran out."""
 
 import contextlib
 import resource

@@ -24,8 +24,7 @@ class Dense:
     """The queries (query_id, query) and documents of the tables, in their order, by the vectors of one encoder.
 
     `block` documents are held in memory at once, and are an item of work of `engine`, which multiplies them on `device`
-    in `dtype`. Whatever meets a vector that is
-    not finite, or far too large, raises `InputError`.
+    in `dtype`. Whatever meets a vector that is not finite, or far too large, raises `InputError`.
     """
 
     def __init__(

@@ -47,7 +47,8 @@ class TorchSweep:
                 raise
             raise InputError(
                 f"the memory of {self._device} does not hold {len(item.documents):,} vectors and their scores. Free "
-                'it, lower block under [mine], or search on the CPU: search_device = "cpu".'
+                "it, lower block under [mine], or search by numpy on the CPU: search_device = 'cpu' and search_dtype = "
+                "'float32'."
             ) from error
         finally:
             torch.set_float32_matmul_precision(before[0])
@@ -62,10 +63,11 @@ class TorchSweep:
         longest, changed = (float(_lengths(one).max(initial=0)) for one in (given, given - there.float()))
         del given
         best, off = np.full((len(queries), self._width), NONE), np.empty(len(queries))
-        across = TILE[1] if self._device == "cpu" else len(documents)
+        on_cpu = self._device == "cpu"
+        across = TILE[1] if on_cpu else len(documents)
         start = 0
         while start < len(queries):
-            rows = TILE[0] if self._device == "cpu" else max(1, self._scores // max(1, len(documents)))
+            rows = TILE[0] if on_cpu else max(1, self._scores // max(1, len(documents)))
             part = slice(start, start + rows)
             try:
                 asked = torch.tensor(queries[part], device=self._device)
@@ -79,7 +81,7 @@ class TorchSweep:
                 best[part], off[part] = mine, self._off(length, change, longest, changed, queries.shape[1])
             except RuntimeError as error:
                 self._scores //= 2
-                if not ran_out(error) or self._scores < len(documents):
+                if not ran_out(error) or on_cpu or self._scores < len(documents):
                     raise
                 continue
             start = part.stop

@@ -61,14 +61,17 @@ def measured(name: str, search: "Callable[[], Search]") -> Callable[[Path, Sizes
 
 
 def exact(device: str) -> "Search":
-    """`exact_top_k`, swept on a device."""
+    """`exact_top_k`, swept on a device, in the number format that search takes there."""
     import faiss  # noqa: F401
 
+    from stages.device import use_bfloat16
     from stages.retrieval.nearest import exact_top_k
+
+    dtype = "bfloat16" if use_bfloat16(device, "auto") else "float32"
 
     def run(queries: "Floats", documents: "Floats", k: int) -> "npt.ArrayLike":
         blocks = [documents[start : start + BLOCK] for start in range(0, len(documents), BLOCK)]
-        return exact_top_k(queries, blocks, k, device=device)[0]
+        return exact_top_k(queries, blocks, k, device=device, dtype=dtype)[0]
 
     return run
 

@@ -99,9 +99,12 @@ def test_what_is_asked_for_no_longer_is_dropped(workspace: Workspace, store: Sto
     for name in ("a.csv", "b.csv"):
         store.put(f"bucket/{name}", b"one")
         read(workspace, store, f"bucket/{name}")
-    left = sorted(path.suffix for path in forgotten(workspace))
-    assert left == ["", ".json"]
-    assert all(path.suffix or [file.name for file in path.iterdir()] == ["a.csv"] for path in forgotten(workspace))
+    left = list(forgotten(workspace))
+    assert sorted(path.suffix for path in left) == ["", ".json"]
+    assert [file.name for path in left if path.is_dir() for file in path.iterdir()] == ["a.csv"]
+    fetched(workspace, {"tables": ["mine.csv"]})  # no URL is left
+    assert sorted(path.suffix for path in forgotten(workspace)) == ["", "", ".json", ".json"]
+    assert at_hand(workspace, {"tables": [store.url("bucket/b.csv")]}) == {"tables": [store.url("bucket/b.csv")]}
 
 
 def test_to_look_asks_nobody_and_makes_nothing(workspace: Workspace, store: Store) -> None:
