@@ -9,9 +9,6 @@ UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Scripts that do not part words by spaces, as ranges of a regular expression: Han and kana, and Thai to Burmese and
 Khmer; with them Hangul, whose particles cling to the word."""
 
-UNUSUAL = r"[^ -~]|  |^ | $"
-"""What a text has that `normalise` may change, as a regular expression; most English texts have none of it."""
-
 
 class _Words(dict[int, int]):
     """Of each character, as `str.translate` asks for it, itself where it is part of a word, else a space.

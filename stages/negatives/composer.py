@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from stages import contracts
 from stages.contracts import Summary, Tools
 from stages.negatives import audit, hubs, samplings, thin
-from stages.negatives.blocks import of_block, query_blocks
+from stages.negatives.blocks import in_order, of_block, query_blocks
 from stages.negatives.documents import document_vectors, text_keys
 from stages.negatives.known import Vectorise
 
 if TYPE_CHECKING:
     from stages.negatives.compose import Params
 
-ROWS_A_BLOCK = 1_000_000
+ROWS_A_BLOCK = 500_000
 """Verdicts looked at together; bounds memory and changes no result."""
+THREADS = 2
+"""Blocks held at once: while one is written, the next is chosen."""
 ROWS_A_NEGATIVE = 10
 """A negative that is wanted weighs so many verdicts: its text and its vector are held."""
 AHEAD = 4
@@ -82,8 +84,7 @@ class Composer:
 
     def blocks(self) -> Iterator[Block]:
         """All train queries, in query_id order."""
-        for block in self._cut():
-            found = self._block(block, self._caps)
+        for found in in_order(lambda block: self._block(block, self._caps), self._cut(), THREADS):
             self._used += np.bincount(found.chosen["document"].to_numpy(), minlength=len(self._used)).astype(np.int32)
             yield found
 
@@ -94,11 +95,10 @@ class Composer:
 
     def _block(self, block: pl.Series, caps: hubs.Caps | None) -> Block:
         """`block`: sorted ids of train queries; other queries between them are left alone."""
-        asked = self._queries.filter(pl.col("query_id").is_in(block.implode()))
-        ids = asked.lazy().select("query_id")
+        ours = pl.col("query_id").is_in(block.implode())
+        asked = self._queries.filter(ours)
         judged, survivors, relabelled = (
-            of_block(table.join(ids, on="query_id", how="semi"), block)
-            for table in (self._judged, self._survivors, self._relabelled)
+            of_block(table, block).filter(ours) for table in (self._judged, self._survivors, self._relabelled)
         )
         right = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "score")
         doubted = right.join(self._doubted, on=["query_id", "doc_id"])

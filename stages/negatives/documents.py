@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stages.contracts import document_text
 from stages.negatives.known import Vectorise
-from stages.text import UNUSUAL, loose, normalise
+from stages.text import loose
 
 if TYPE_CHECKING:
     from stages.retrieval.encoding import Vectors
@@ -21,16 +21,12 @@ _ROWS = 8192
 
 
 def text_keys(corpus: Path) -> pl.DataFrame:
-    """doc_id and text_key (64 bits of a hash of the normalised text), for telling equal texts.
+    """doc_id and text_key (64 bits of a hash of the text as models read it), for telling equal texts.
 
     The hash is polars', which may be another with its next version: keys are compared within a run and never kept.
     """
     parts = [pl.DataFrame(schema={"doc_id": pl.String, "text_key": pl.UInt64})]
-    for frame in _documents(corpus):
-        texts = frame["text"]
-        unusual = texts.str.contains(UNUSUAL).arg_true()
-        texts = texts.scatter(unusual, [normalise(text) for text in texts.gather(unusual)])
-        parts.append(pl.DataFrame({"doc_id": frame["doc_id"], "text_key": texts.hash()}))
+    parts += [frame.select("doc_id", text_key=pl.col("text").hash()) for frame in _documents(corpus)]
     return pl.concat(parts)
 
 

@@ -29,6 +29,7 @@ from typing import Literal, Self
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import model_validator
 
@@ -42,7 +43,7 @@ from stages.negatives.rules import RULES, RuleName
 from stages.negatives.verify import heard
 from stages.params import option
 
-VERSION = 6
+VERSION = 7
 
 NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
 RULE = "rule"
@@ -116,7 +117,7 @@ class Params(Limits):
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
-    """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative."""
+    """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative, best score first."""
     verified = contracts.scan_table(inputs["verified"], contracts.VERIFIED)
     evidence = heard(contracts.scan_table(inputs["evidence"], contracts.EVIDENCE), verified)
     judged = contracts.scan_table(inputs["judged"], contracts.JUDGED)
@@ -134,17 +135,19 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     blocks = list(query_blocks(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, ROWS_A_BLOCK))
     limit = budget.settled(rule, evidence, queries, blocks) if rule.mask == "learned" else None
 
-    def decide(block: pl.Series) -> pl.DataFrame:
-        return decided(rule, of_block(evidence, block), of_block(judged, block), limit)
+    def decide(block: pl.Series) -> tuple[pa.Table, Counter[str], float]:
+        verdicts = decided(rule, of_block(evidence, block), of_block(judged, block), limit)
+        # relabel = positive may make none, and then has to say how far off it was
+        nearest = likeliest_aside(verdicts, rule.mask) if params.relabel == "positive" else 0.0
+        return contracts.to_arrow(verdicts.drop("contradicted"), contracts.VERDICTS), count(verdicts), nearest
 
     counts: Counter[str] = Counter()
     likeliest = 0.0
     with contracts.writer(out / "verdicts.parquet", contracts.VERDICTS) as writer:
-        for verdicts in in_order(decide, blocks, THREADS):
-            writer.write_table(contracts.to_arrow(verdicts.drop("contradicted"), contracts.VERDICTS))
-            counts += count(verdicts)
-            if params.relabel == "positive":  # which may make none, and then has to say how far off it was
-                likeliest = max(likeliest, likeliest_aside(verdicts, rule.mask))
+        for verdicts, counted, nearest in in_order(decide, blocks, THREADS):
+            writer.write_table(verdicts)
+            counts += counted
+            likeliest = max(likeliest, nearest)
             tools.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
     summary = summarise(rule, counts, len(queries))
     if estimator["source"]:
@@ -163,7 +166,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
 
 
 def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Limit | None = None) -> pl.DataFrame:
-    """The verdicts on `rows` of EVIDENCE (all of their queries): the columns of VERDICTS, and `contradicted`.
+    """The verdicts on `rows` of EVIDENCE (all of their queries), in their order: the columns of VERDICTS, and
+    `contradicted`.
 
     `judged` holds these queries' rows of JUDGED; `limit` is the learned mask's. `contradicted` marks curated negatives
     that gave way to a known positive.
@@ -195,14 +199,10 @@ def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Lim
     line = rows.select(pl.coalesce(*first, pl.lit(len(PRECEDENCE), pl.UInt8))).to_series()
     reason = lines["reason"].replace(RULE, params.mask)
     decided = rows.with_columns(verdict=lines["verdict"].gather(line), reason=reason.gather(line))
-    return (
-        decided.with_columns(
-            weight=pl.when(pl.col("reason") == "weighted").then(1 - p).cast(pl.Float32),
-            contradicted=pl.col("curated").fill_null(False) & (pl.col("verdict") == IGNORED),
-        )
-        .sort("query_id", "rank", "doc_id", "source")
-        .select(*contracts.VERDICTS.names, "contradicted")
-    )
+    return decided.with_columns(
+        weight=pl.when(pl.col("reason") == "weighted").then(1 - p).cast(pl.Float32),
+        contradicted=pl.col("curated").fill_null(False) & (pl.col("verdict") == IGNORED),
+    ).select(*contracts.VERDICTS.names, "contradicted")
 
 
 def count(verdicts: pl.DataFrame) -> Counter[str]:

@@ -44,11 +44,11 @@ def inputs(tmp_path):
             ("n1", "first"),
             ("n2", "second"),
             ("n3", "third"),
-            ("n4", "  second "),
+            ("n4", "second"),
             ("n5", "fifth"),
             ("p1", "Answer\n“one”"),
             ("p2", "答案"),
-            ("p3", "答案 "),
+            ("p3", "答案"),
         ),
         qrels=table(contracts.QRELS),
         judged=table(

@@ -87,7 +87,7 @@ def inputs(tmp_path):
             ("c", "something else", "train", "c"),
             ("d", "no positive", "train", "d"),
         ),
-        corpus=table(contracts.CORPUS, *corpus, ("p1", "the answer"), ("p2", " the  answer"), ("p3", "of b")),
+        corpus=table(contracts.CORPUS, *corpus, ("p1", "the answer"), ("p2", "the answer"), ("p3", "of b")),
         qrels=table(contracts.QRELS, ("a", "p1", 1), ("a", "n00", 0), ("b", "p3", 1), ("c", "n01", 2), ("c", "n02", 1)),
     )
 

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.contracts import ANSWERS, CORPUS, QRELS, QUERIES, REJECTS, Summary, Tools, read_table
+from stages.contracts import ANSWERS, CORPUS, QRELS, QUERIES, REJECTS, Summary, Tools, document_text, read_table
 from stages.errors import InputError
 from stages.pairs import spill
 from stages.pairs.build import Pairs, Params, build_pairs, funnel_lines, identity, run
 from stages.pairs.split import moved
-from stages.text import text_id
+from stages.text import normalise, text_id
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -320,6 +320,22 @@ def test_whatever_merges_every_question_keeps_a_document_of_its_text(rows: list[
         title, text, _ = rows[int(asked[query_id][1:-1])]
         read = f"{known[doc_id][0]} {known[doc_id][1]}" if known[doc_id][0] else known[doc_id][1]
         assert known[doc_id][1] == text or read == (f"{title} {text}" if title else text)
+
+
+DIRT = st.lists(
+    st.sampled_from([*"か한하答 \t\n", "\u00a0", "\u3000", "\u0301", "\u3099", "e\u0301", "word", "two"]), max_size=12
+).map("".join)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(DIRT, DIRT), max_size=6), st.sampled_from([0, 1, 3]))
+def test_documents_are_normalised_as_models_read_them(rows: list[tuple[str, str]], words: int) -> None:
+    """So equal texts are equal byte for byte: whatever compares documents later relies on it."""
+    titles, texts = zip(*rows, ("A title", "A text that is long enough."), strict=True)
+    table = {"question": [f"q{i}?" for i in range(len(texts))], "title": titles, "text": texts}
+    found = build_pairs(pl.DataFrame(table), Params(chunk_words=words))
+    for text in found.corpus.select(document_text(found.corpus.columns)).to_series():
+        assert text == normalise(text)
 
 
 @pytest.fixture
