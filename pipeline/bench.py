@@ -95,7 +95,7 @@ def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
 
     from stages.negatives import bench
     from stages.negatives.collection import write_inputs
-    from stages.negatives.documents import document_vectors
+    from stages.negatives.documents import Held, document_vectors
     from stages.negatives.known import positive_similarity
     from stages.negatives.suspects import Suspects
     from stages.retrieval import encode, search
@@ -114,7 +114,8 @@ def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
     asked = collection.queries.filter(pl.col("split") == "train")
     rows, features = suspects.candidates_of(asked)
     p = suspects.probability(rows, features)
-    near = positive_similarity(rows, positives, vectorise).filter(pl.col("positive_similarity") >= bench.NEAR)
+    documents = Held.of(pl.concat([rows["doc_id"], positives["doc_id"]]), vectorise)
+    near = positive_similarity(rows, positives, documents).filter(pl.col("positive_similarity") >= bench.NEAR)
     mined = bench.as_lists(rows, p, judged, k, collection.hidden, collection.wrong, near)
     hidden = rows.join(
         collection.hidden.with_columns(hidden=True), on=["query_id", "doc_id"], how="left", maintain_order="left"

@@ -25,9 +25,8 @@ from stages import contracts
 from stages.contracts import DENSE
 from stages.draw import draw
 from stages.negatives.blocks import of_block, query_blocks
-from stages.negatives.documents import document_vectors
+from stages.negatives.documents import Vectorise, document_vectors
 from stages.negatives.features import Spread
-from stages.negatives.known import Vectorise
 from stages.negatives.quotas import found_by
 from stages.negatives.telling import Telling
 from stages.params import option

@@ -13,8 +13,7 @@ from stages import contracts
 from stages.contracts import Summary, Tools
 from stages.negatives import audit, hubs, samplings, thin
 from stages.negatives.blocks import in_order, of_block, query_blocks
-from stages.negatives.documents import document_vectors, text_keys
-from stages.negatives.known import Vectorise
+from stages.negatives.documents import Vectorise, document_vectors, text_keys
 
 if TYPE_CHECKING:
     from stages.negatives.compose import Params

@@ -1,8 +1,8 @@
 """What mask and compose need of the corpus, gathered while it streams by: text keys, loose forms, vectors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.contracts import document_text
-from stages.negatives.known import Vectorise
 from stages.text import loose
 
 if TYPE_CHECKING:
     from stages.retrieval.encoding import Vectors
+
+Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]
+"""Document vectors [n, d] of a frame with a doc_id column, in its order."""
 
 _ROWS = 8192
 
@@ -44,19 +46,34 @@ def loose_forms(corpus: Path, path: Path) -> pa.Table:
 
 
 def document_vectors(corpus: Path, vectors: "Vectors") -> Vectorise:
-    """A function from frames with doc_id to vectors [n, d]; it keeps 16 bytes a document, not the vectors."""
+    """A function from frames with doc_id to vectors [n, d]; it keeps 8 bytes a document, not the vectors."""
     ids = pl.read_parquet(corpus, columns=["doc_id"])["doc_id"]
     with pq.ParquetFile(corpus) as file:
-        hashes = [
-            vectors.document_hashes(pl.DataFrame(pl.from_arrow(batch)))
+        stand = [
+            vectors.places(vectors.document_hashes(pl.DataFrame(pl.from_arrow(batch))))
             for batch in file.iter_batches(_ROWS, columns=["doc_id", "text", "title"])
         ]
-    together = np.concatenate([np.empty((0, 16), np.uint8), *hashes])
+    together = np.concatenate([np.empty(0, np.int64), *stand])
+    return lambda frame: vectors.at(together[places(frame["doc_id"], ids)])
 
-    def vectorise(frame: pl.DataFrame) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return vectors.read(together[places(frame["doc_id"], ids)])
 
-    return vectorise
+class Held(NamedTuple):
+    """Some documents whose vectors are in memory."""
+
+    ids: pl.Series
+    """[n]: sorted, each once."""
+    vectors: NDArray[np.float32]
+    """[n, d]"""
+
+    @classmethod
+    def of(cls, doc_ids: pl.Series, vectorise: Vectorise) -> Self:
+        """The documents of these ids, in whatever order and however often they come."""
+        ids = doc_ids.unique().sort()
+        return cls(ids, vectorise(ids.to_frame("doc_id")).astype(np.float32, copy=False))
+
+    def places(self, doc_ids: pl.Series) -> NDArray[np.int64]:
+        """Where each of `doc_ids` stands: [n]. Raises `KeyError` for one that is not among them."""
+        return places(doc_ids, self.ids)
 
 
 def places(asked: pl.Series, ids: pl.Series) -> NDArray[np.int64]:

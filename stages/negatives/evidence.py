@@ -22,7 +22,7 @@ from stages.contracts import DENSE, Summary, Tools
 from stages.models import file_digest
 from stages.negatives import known
 from stages.negatives.blocks import in_order, of_block, ordered, query_blocks
-from stages.negatives.documents import document_vectors, loose_forms, text_keys
+from stages.negatives.documents import Held, Vectorise, document_vectors, loose_forms, text_keys
 from stages.params import Params as BaseParams
 from stages.params import option
 from stages.retrieval.scores import pair_scores
@@ -89,9 +89,11 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     ids, total = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows
 
     def judged_rows(block: pl.Series) -> pl.DataFrame:
-        found = united(of_block(candidates, block), measure)
-        rows = flagged(found, of_block(judged, block), truth, vectorise, forms)
-        return ordered(suspects.judged(rows) if suspects and not suspects.unfit else rows)
+        found, labels = united(of_block(candidates, block), measure), of_block(judged, block)
+        positives = truth.positives.filter(pl.col("query_id").is_in(block.implode()))
+        documents = Held.of(pl.concat([found["doc_id"], labels["doc_id"], positives["doc_id"]]), vectorise)
+        rows = flagged(found, labels, positives, truth, documents, forms)
+        return ordered(suspects.judged(rows, documents) if suspects and not suspects.unfit else rows)
 
     pairs, blocks = 0, list(query_blocks(ids, total, ROWS_A_BLOCK))
     # What is multiplied here is small: more threads of BLAS wait longer than they compute, and hours where others work.
@@ -122,7 +124,7 @@ class Truth:
 
 
 def _suspects(
-    inputs: Mapping[str, Path], vectors: "Vectors", vectorise: known.Vectorise, truth: Truth, tools: Tools
+    inputs: Mapping[str, Path], vectors: "Vectors", vectorise: Vectorise, truth: Truth, tools: Tools
 ) -> "Suspects":
     from stages.negatives.suspects import Suspects
 
@@ -150,9 +152,7 @@ def united(candidates: pl.DataFrame, measure: Callable[[pl.DataFrame], Floats]) 
     return rows.with_columns(score=pl.coalesce("score", "measured")).drop("measured")
 
 
-def dense_scores(
-    queries: pl.DataFrame, vectors: "Vectors", vectorise: known.Vectorise
-) -> Callable[[pl.DataFrame], Floats]:
+def dense_scores(queries: pl.DataFrame, vectors: "Vectors", vectorise: Vectorise) -> Callable[[pl.DataFrame], Floats]:
     """A function from pairs (query_id, doc_id) to their scores by the first encoder [n], as search computes them."""
     hashes = vectors.query_hashes(queries)
     places = queries.select("query_id").with_row_index("place")
@@ -169,14 +169,16 @@ def dense_scores(
 def flagged(
     candidates: pl.DataFrame,
     judged: pl.DataFrame,
+    positives: pl.DataFrame,
     truth: Truth,
-    vectorise: known.Vectorise,
+    documents: Held,
     forms: pa.Table | None = None,
 ) -> pl.DataFrame:
     """Some queries' candidates and curated negatives with what is known of them.
 
-    `candidates` and `judged` hold all rows of these queries, as their contracts say; `forms` (doc_id, loose) is needed
-    where `truth.needles` has rows. Columns: those of EVIDENCE up to positive_similarity.
+    `candidates`, `judged` and `positives` hold all rows of these queries, as their contracts and `Truth` say;
+    `documents` are at least theirs; `forms` (doc_id, loose) is needed where `truth.needles` has rows. Columns: those of
+    EVIDENCE up to positive_similarity.
     """
     pair = ["query_id", "doc_id"]
     curated = judged.filter(pl.col("relevance") == 0).select(*pair, "score", curated=pl.lit(True))
@@ -184,8 +186,7 @@ def flagged(
         *pair, source=pl.lit("curated"), rank=pl.lit(0, pl.Int32), score="score"
     )
     rows = pl.concat([candidates.select(missing.columns), missing])
-    positives = truth.positives.join(rows.select("query_id").unique(), on="query_id", how="semi")
-    rows = known.positive_similarity(rows, positives, vectorise)
+    rows = known.positive_similarity(rows, positives, documents)
     rows = rows.join(positives, on=pair, how="left").join(curated.drop("score"), on=pair, how="left")
     texts = positives.join(truth.twins, on="doc_id").select("query_id", "text_key", same_text=pl.lit(True)).unique()
     rows = rows.join(truth.twins, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")

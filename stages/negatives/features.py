@@ -28,8 +28,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.contracts import FEATURES
-from stages.negatives.documents import places
-from stages.negatives.known import Vectorise
+from stages.negatives.documents import Held, places
 from stages.negatives.runs import Runs
 from stages.retrieval.lexical import Bm25
 from stages.retrieval.scores import highest_at, lengths
@@ -106,33 +105,30 @@ class Scene:
     """The ids of all documents, sorted; where one stands is its place in `lexical`."""
     queries: Callable[[Ints], Floats]
     """Query vectors [n, d] by place."""
-    documents: Vectorise
     lexical: Bm25
     owners: pl.DataFrame
     """doc_id, owner: the place of each question that the document is a positive of."""
-    probes: Floats
-    """Vectors of PROBES queries."""
+    usual: "Usual"
+    """Of PROBES queries."""
     document_spread: Spread
     query_spread: Spread
 
 
-def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
+def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, documents: Held, scene: Scene) -> Floats:
     """Features [len(rows), len(FEATURES)] of some queries' candidates.
 
     `rows` (query_id, doc_id, score, listed) are sorted by query, best score first, without the anchors; `listed` marks
     those that the first encoder ranked, which alone tell what is usual; `anchors` (query_id, doc_id, score) hold at
-    least one for each of these queries.
+    least one for each of these queries, and `documents` at least their documents.
     """
     if rows.is_empty():
         return np.zeros((0, len(FEATURES)), np.float32)
     anchors = anchors.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id", "doc_id")
-    known = pl.concat([rows["doc_id"], anchors["doc_id"]]).unique().sort().to_frame()
-    vectors = scene.documents(known).astype(np.float32, copy=False)
-    level, width = usual_scores(vectors, scene.probes)
-    known = known.with_row_index("place").with_columns(document=places(known["doc_id"], scene.doc_ids))
+    number = places(documents.ids, scene.doc_ids)
+    level, width = scene.usual(number, documents.vectors)
     rows, anchors = (
-        side.join(scene.query_ids, on="query_id", how="left", maintain_order="left").join(
-            known, on="doc_id", how="left", maintain_order="left"
+        side.join(scene.query_ids, on="query_id", how="left", maintain_order="left").with_columns(
+            place=(place := documents.places(side["doc_id"])), document=number[place]
         )
         for side in (rows, anchors)
     )
@@ -141,7 +137,7 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, scene: Scene) -> Floats:
     if first.tolist() != of.tolist():
         raise ValueError("rows do not come by query_id, or a query has no anchor")
     usual = usual_ones(rows["listed"].to_numpy(), candidate.runs)
-    like = likenesses(scaled(vectors), candidate, anchor, usual, scene.document_spread)
+    like = likenesses(scaled(documents.vectors), candidate, anchor, usual, scene.document_spread)
     return np.concatenate([of_lists(candidate, anchor, like, usual), of_owners(rows, scene)[:, None]], axis=1)
 
 
@@ -168,7 +164,7 @@ class Like(NamedTuple):
 
 
 def _side(rows: pl.DataFrame, level: Floats, width: Floats, scene: Scene) -> Side:
-    """Of rows (query, document, place, score); `level` and `width` [documents] are of `usual_scores`."""
+    """Of rows (query, document, place, score); `level` and `width` [documents] are of `Usual`."""
     query, document, place = (rows[name].cast(pl.Int64).to_numpy() for name in ("query", "document", "place"))
     score = rows["score"].cast(pl.Float32).to_numpy()
     lexical = scene.lexical.scores(query, document)
@@ -232,6 +228,20 @@ def of_lists(candidate: Side, anchor: Side, like: Like, usual: Bools) -> Floats:
     for place, column in enumerate(columns):
         out[:, place] = np.clip(column, -FAR, FAR)
     return out
+
+
+class Usual:
+    """Every document's `usual_scores`, computed when they are first asked for; 8 bytes a document are held."""
+
+    def __init__(self, documents: int, probes: Floats) -> None:
+        self._probes = probes
+        self._level, self._width = np.full((2, documents), np.nan, np.float32)
+
+    def __call__(self, document: Ints, vectors: Floats) -> tuple[Floats, Floats]:
+        """Those of the documents of these numbers [n], each once, with their vectors [n, d]: [n] each."""
+        new = np.flatnonzero(np.isnan(self._level[document]))
+        self._level[document[new]], self._width[document[new]] = usual_scores(vectors[new], self._probes)
+        return self._level[document], self._width[document]
 
 
 def usual_scores(vectors: Floats, probes: Floats) -> tuple[Floats, Floats]:

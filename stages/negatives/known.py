@@ -2,17 +2,13 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from stages.negatives.documents import Held
 from stages.retrieval.scores import lengths, pair_scores_at
 from stages.text import UNSPACED, loose, normalise
-
-Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]
-"""Document vectors [n, d] of a frame with a doc_id column, in its order."""
 
 _ROWS = 8192
 
@@ -72,27 +68,24 @@ def containing_answer(rows: pl.DataFrame, needles: pl.DataFrame, forms: pl.DataF
     return holding.select("query_id", "doc_id").unique()
 
 
-def positive_similarity(rows: pl.DataFrame, positives: pl.DataFrame, vectorise: Vectorise) -> pl.DataFrame:
+def positive_similarity(rows: pl.DataFrame, positives: pl.DataFrame, documents: Held) -> pl.DataFrame:
     """`rows` (query_id, doc_id, ...) with positive_similarity: the highest cosine with a positive of the query, f32.
 
-    Null where the query has no positive. A figure depends on its two documents alone, to the last bit.
+    Null where the query has no positive. `documents` are at least those of both. A figure depends on its two documents
+    alone, to the last bit.
     """
     if rows.is_empty():
         return rows.with_columns(positive_similarity=pl.lit(None, pl.Float32))
     wanted = positives.select("query_id", "doc_id").join(rows.select("query_id").unique(), on="query_id", how="semi")
-    documents = pl.concat([rows["doc_id"], wanted["doc_id"]]).unique().sort().to_frame()
-    vectors = vectorise(documents).astype(np.float32, copy=False)
-    length = np.maximum(lengths(vectors), 1e-12)
-    place = documents.with_row_index("place")
-    ours = wanted.join(place, on="doc_id").select("query_id", theirs="place")
+    vectors, length = documents.vectors, np.maximum(lengths(documents.vectors), 1e-12)
+    theirs = pl.Series("theirs", documents.places(wanted["doc_id"]))
+    ours = wanted.with_columns(theirs).group_by("query_id").agg("theirs")
+    asked = rows.select("query_id", at=pl.Series(documents.places(rows["doc_id"]))).with_row_index("row")
+    asked = asked.join(ours, on="query_id", maintain_order="left")
     highest = np.full(len(rows), np.nan, np.float32)
-    asked = rows.select("query_id", "doc_id").with_row_index("row")
-    for part in asked.join(place, on="doc_id", maintain_order="left").iter_slices(_ROWS):
-        pairs = part.join(ours, on="query_id", maintain_order="left")
-        if pairs.is_empty():
-            continue
-        row, at, theirs = (pairs[column].to_numpy() for column in ("row", "place", "theirs"))
-        cosine = pair_scores_at(vectors, vectors, at, theirs) / (length[at] * length[theirs])
+    for part in asked.iter_slices(_ROWS):
+        row, at, other = (part.explode("theirs")[column].to_numpy() for column in ("row", "at", "theirs"))
+        cosine = pair_scores_at(vectors, vectors, at, other) / (length[at] * length[other])
         starts = np.flatnonzero(np.diff(row, prepend=-1))
         highest[row[starts]] = np.maximum.reduceat(cosine, starts)
     return rows.with_columns(pl.Series("positive_similarity", highest, nan_to_null=True))

@@ -12,10 +12,9 @@ from stages.contracts import DENSE, FEATURES, Progress, Summary
 from stages.draw import draw
 from stages.negatives import features, learned
 from stages.negatives.blocks import ordered
-from stages.negatives.documents import document_texts
-from stages.negatives.features import GENERAL, MEANS, Floats, Scene, Spread
+from stages.negatives.documents import Held, Vectorise, document_texts
+from stages.negatives.features import GENERAL, MEANS, Floats, Scene, Spread, Usual
 from stages.negatives.hiding import hide_one
-from stages.negatives.known import Vectorise
 from stages.retrieval.encoding import Vectors
 from stages.retrieval.lexical import Bm25
 from stages.text import loose, normalise
@@ -51,6 +50,7 @@ class Suspects:
         queries = contracts.read_table(inputs["queries"], contracts.QUERIES, ["query_id", "query", "split"])
         judged = contracts.read_table(inputs["judged"], contracts.JUDGED)
         self._positives = positives
+        self._vectorise = vectorise
         self._anchors = judged.filter(pl.col("relevance") > 0).drop("relevance").sort("query_id", "doc_id")
         forms = [loose(text) or normalise(text) for text in queries["query"]]
         self._forms = dict(zip(queries["query_id"], forms, strict=True))
@@ -79,17 +79,18 @@ class Suspects:
             else f"estimate of false negatives: the shipped prior alone, {known} are too few to learn from"
         )
 
-    def judged(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def judged(self, rows: pl.DataFrame, documents: Held) -> pl.DataFrame:
         """`rows` (of `evidence.flagged`) with p_false_negative and its features where a candidate has them.
 
-        It has none where its query has no positive, where it is one itself, and where people judged it.
+        `documents` are at least theirs and these queries' positives. A row has none where its query has no positive,
+        where it is one itself, and where people judged it.
         """
         asked = ordered(
             rows.filter(pl.col("own").is_null() & pl.col("curated").is_null()).join(
                 self._anchors.select("query_id").unique(), on="query_id", how="semi"
             )
         ).select("query_id", "doc_id", "score", listed=pl.col("source").str.split("+").list.contains(DENSE))
-        found = features.of_rows(asked, self._anchors, self._scene)
+        found = features.of_rows(asked, self._anchors, documents, self._scene)
         p = self.probability(asked, found)
         figures = pl.DataFrame(found, schema=dict.fromkeys(FEATURES, pl.Float32), orient="row")
         told = (
@@ -107,7 +108,7 @@ class Suspects:
         """The candidates of some queries (query_id) without their known positives, in order, and their features."""
         anchors = self._anchors.join(queries.select("query_id").unique(), on="query_id", how="semi")
         rows = self._rows(anchors)
-        return rows, features.of_rows(rows, anchors, self._scene)
+        return rows, self._of_rows(rows, anchors)
 
     def taught(self) -> pl.DataFrame:
         """The rows that the table's own model learned from, as TAUGHT; none where it did not."""
@@ -147,7 +148,7 @@ class Suspects:
             .join(ends, on="query_id", how="left", maintain_order="left")
             .with_columns(pl.col("hidden").fill_null(False), turn=pl.lit(turn, pl.Int32))
         )
-        return rows, features.of_rows(rows, kept, self._scene)
+        return rows, self._of_rows(rows, kept)
 
     def _rows(self, anchors: pl.DataFrame, hidden: pl.DataFrame | None = None) -> pl.DataFrame:
         """The candidates of the anchors' queries as `features.of_rows` takes them, without positives but the hidden."""
@@ -155,6 +156,10 @@ class Suspects:
         found = self._candidates.filter(pl.col("source") == DENSE).join(asked, on="query_id", how="semi").collect()
         left_out = self._positives if hidden is None else self._positives.join(hidden, on=PAIR, how="anti")
         return ordered(found.join(left_out, on=PAIR, how="anti")).with_columns(listed=pl.lit(True))
+
+    def _of_rows(self, rows: pl.DataFrame, anchors: pl.DataFrame) -> Floats:
+        documents = Held.of(pl.concat([rows["doc_id"], anchors["doc_id"]]), self._vectorise)
+        return features.of_rows(rows, anchors, documents, self._scene)
 
     def _unfit(self) -> str | None:
         """Why no model can be trusted here, in words; None where one can."""
@@ -197,10 +202,9 @@ def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vect
         places,
         doc_ids,
         lambda rows: vectors.read(hashes[rows]),
-        vectorise,
         Bm25(queries["query"].to_list(), (text for _, texts in document_texts(corpus) for text in texts)),
         owners,
-        probes,
+        Usual(len(doc_ids), probes),
         Spread.of(vectorise(pairs)),
         Spread.of(probes),
     )

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.negatives.known import Vectorise
+from stages.negatives.documents import Vectorise
 from stages.retrieval.scores import pair_scores
 
 Ints = NDArray[np.int64]

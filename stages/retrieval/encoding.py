@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from stages.contracts import document_text
 from stages.retrieval.vectors import Floats, Hashes, VectorStore, text_hashes
@@ -39,6 +41,14 @@ class Vectors:
     def read(self, hashes: Hashes) -> Floats:
         """Vectors of hashes, float32 [n, d]; `KeyError` where one was not encoded."""
         return self.store.read(hashes)
+
+    def places(self, hashes: Hashes) -> NDArray[np.int64]:
+        """Where the vectors of hashes stand, for `at`: [n]; `KeyError` where one was not encoded."""
+        return self.store.places(hashes)
+
+    def at(self, places: NDArray[np.int64]) -> Floats:
+        """The vectors in these places, float32 [n, d]."""
+        return self.store.at(places)
 
     def queries(self, frame: pl.DataFrame) -> Floats:
         """Vectors of the rows of `frame` (column query): float32 [n, d]."""

@@ -101,11 +101,21 @@ class VectorStore:
 
         Raises `KeyError` where one is not stored.
         """
+        return self.at(self.places(hashes))
+
+    def places(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """Where the vectors of uint8 [n, 16] stand, for `at`: [n]. What is appended later moves none of them.
+
+        Raises `KeyError` where one is not stored.
+        """
         row, found = self._find(hashes)
         if not found.all():
             raise KeyError(f"{(~found).sum()} of {len(found)} texts have no vector in {self.folder}")
-        out = np.empty((len(hashes), self.dimension), np.float32)
-        place = self._place[row]
+        return self._place[row]
+
+    def at(self, place: npt.NDArray[np.int64]) -> Floats:
+        """The vectors that stand in these places [n], in that order: a new array, float32 [n, d]."""
+        out = np.empty((len(place), self.dimension), np.float32)
         order = np.argsort(place, kind="stable")
         # Read segment by segment, each in its own order: the disk is asked for neighbours together.
         cuts = np.searchsorted(place[order], self._starts)

@@ -50,7 +50,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -
 
     class Vectors:
         def __init__(self, encoding: Path, root: Path) -> None:
-            pass
+            self._placed: list[np.ndarray] = []
 
         def document_hashes(self, frame: pl.DataFrame) -> np.ndarray:
             return np.array([list(doc_id.ljust(16).encode()) for doc_id in frame["doc_id"]], dtype=np.uint8)
@@ -60,6 +60,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -
 
         def read(self, hashes: np.ndarray) -> np.ndarray:
             return np.array([vectors[bytes(row).decode().strip()] for row in hashes], dtype=np.float32)
+
+        def places(self, hashes: np.ndarray) -> np.ndarray:
+            self._placed.extend(hashes)
+            return np.arange(len(self._placed) - len(hashes), len(self._placed))
+
+        def at(self, places: np.ndarray) -> np.ndarray:
+            return self.read(np.array([self._placed[place] for place in places], np.uint8).reshape(-1, 16))
 
     module = types.ModuleType("stages.retrieval.encoding")
     module.Vectors = Vectors  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from stages.contracts import FEATURES
+from stages.negatives.documents import Held
 from stages.negatives.features import (
     FAR,
     GENERAL,
@@ -16,6 +17,7 @@ from stages.negatives.features import (
     Scene,
     Side,
     Spread,
+    Usual,
     likenesses,
     of_lists,
     of_owners,
@@ -134,6 +136,15 @@ def test_a_document_s_usual_scores_do_not_hang_on_the_others() -> None:
     np.testing.assert_allclose(together[0][:3], (vectors[:3] @ probes.T).mean(axis=1), rtol=1e-4, atol=1e-4)
 
 
+def test_usual_scores_are_computed_once_a_document() -> None:
+    vectors, probes = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32), np.array([[1, 0], [0, 1]], np.float32)
+    usual = Usual(3, probes)
+    usual(np.array([2, 0]), vectors[[2, 0]])
+    level, width = usual(np.array([0, 1, 2]), vectors * f32(0, 1, 0)[:, None])  # only those of 1 are looked at
+    assert level.tolist() == pytest.approx([0.5, 0.5, 0.7], abs=1e-5)
+    assert width.tolist() == pytest.approx([0.5, 0.5, 0.1], abs=1e-5)
+
+
 def test_the_spread_of_all_pairs() -> None:
     # cosines of (1, 0), (0, 1), (1, 1): 0, and twice 0.7071
     spread = Spread.of(np.array([[2, 0], [0, 1], [1, 1]], np.float32))
@@ -142,17 +153,18 @@ def test_the_spread_of_all_pairs() -> None:
     assert Spread.of(np.ones((2, 3), np.float32)) == Spread(0.0, 1.0)
 
 
+DOCUMENTS = Held(pl.Series("doc_id", ["d", "e", "p"]), np.array([[0.8, 0.6], [0, 1], [1, 0]], np.float32))
+
+
 def scene() -> Scene:
-    vectors = {"p": [1, 0], "d": [0.8, 0.6], "e": [0, 1]}
     queries = np.array([[1, 0], [0.6, 0.8]], np.float32)
     return Scene(
         pl.DataFrame({"query_id": ["a", "b"], "query": [0, 1]}),
         pl.Series("doc_id", ["d", "e", "p"]),
         lambda rows: queries[rows],
-        lambda frame: np.array([vectors[doc] for doc in frame["doc_id"]], np.float32),
         Bm25(["red", "blue"], ["red green", "green", "red"]),
         pl.DataFrame({"doc_id": ["p", "e"], "owner": [0, 1]}),
-        queries,
+        Usual(3, queries),
         Spread(0.0, 0.5),
         Spread(0.2, 0.1),
     )
@@ -161,7 +173,7 @@ def scene() -> Scene:
 def test_rows_find_their_vectors_words_and_owners() -> None:
     rows = pl.DataFrame({"query_id": ["a", "a"], "doc_id": ["d", "e"], "score": f32(0.8, 0.0), "listed": True})
     anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
-    found = pl.DataFrame(of_rows(rows, anchors, scene()), schema=list(FEATURES), orient="row")
+    found = pl.DataFrame(of_rows(rows, anchors, DOCUMENTS, scene()), schema=list(FEATURES), orient="row")
     assert found["like_best"].to_list() == pytest.approx([1.6, 0])  # cosines with p: 0.8 and 0, in units of 0.5
     assert found["like_top"].to_list() == pytest.approx([1.2, 1.2])  # with one another: 0.6
     # d belongs to nobody, e to b: the cosine of the questions is 0.6
@@ -192,10 +204,10 @@ def test_a_query_s_features_do_not_hang_on_other_queries() -> None:
         {"query_id": ["a", "a", "b"], "doc_id": ["d", "e", "p"], "score": f32(0.8, 0.0, 0.6), "listed": True}
     )
     anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
-    together = of_rows(both, anchors, scene())
-    alone = of_rows(both.head(2), anchors, scene())
+    together = of_rows(both, anchors, DOCUMENTS, scene())
+    alone = of_rows(both.head(2), anchors, DOCUMENTS, scene())
     np.testing.assert_array_equal(together[:2], alone)
-    assert of_rows(both.clear(), anchors, scene()).shape == (0, len(FEATURES))
+    assert of_rows(both.clear(), anchors, DOCUMENTS, scene()).shape == (0, len(FEATURES))
 
 
 def test_rows_whose_queries_have_no_order_or_no_anchor_are_refused() -> None:
@@ -203,7 +215,7 @@ def test_rows_whose_queries_have_no_order_or_no_anchor_are_refused() -> None:
     anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
     for some in (anchors, anchors.head(1)):
         with pytest.raises(ValueError, match="do not come by query_id, or a query has no anchor"):
-            of_rows(rows, some, scene())
+            of_rows(rows, some, DOCUMENTS, scene())
 
 
 def test_what_each_feature_says_has_words_that_need_no_code() -> None:

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from stages import contracts
-from stages.negatives.documents import loose_forms, text_keys
+from stages.negatives.documents import Held, loose_forms, text_keys
 from stages.negatives.known import (
     containing_answer,
     positive_similarity,
@@ -117,7 +117,8 @@ def test_positive_similarity_is_the_highest_cosine_with_a_positive():
 
     rows = pl.DataFrame({"query_id": ["b", "a", "a", "c"], "doc_id": ["d1", "d2", "d1", "d1"]})
     positives = pl.DataFrame({"query_id": ["a", "a", "b", "z"], "doc_id": ["p1", "p2", "p1", "p2"]})
-    found = positive_similarity(rows, positives, vectorise)
+    documents = Held.of(pl.concat([rows["doc_id"], positives["doc_id"]]), vectorise)
+    found = positive_similarity(rows, positives, documents)
     assert found.select("query_id", "doc_id").rows() == rows.rows()
     # b: d1 (0.6, 0.8) against p1 0.6. a: d2 against p1 -1, p2 0; d1 against p1 0.6, p2 0.8. c has no positive.
     assert found["positive_similarity"].to_list() == [pytest.approx(0.6), 0.0, pytest.approx(0.8), None]
