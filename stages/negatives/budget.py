@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.negatives.blocks import of_block
+from stages.negatives.blocks import in_order, of_block
 from stages.params import Params, option
 
 Floats = NDArray[np.float32]
@@ -28,6 +28,8 @@ Ints = NDArray[np.int64]
 PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 """In units of the scores' spread within a query (`spread`); at the last, only p counts."""
 
+THREADS = 2
+"""Blocks of queries looked at at once."""
 _AT_ONCE = 1_024
 """Queries looked at together at every price: their candidates stay in the cache."""
 
@@ -236,8 +238,10 @@ def settled(limits: Limits, evidence: pl.LazyFrame, queries: pl.DataFrame, block
     train = queries.filter(pl.col("split") == "train")["query_id"]
     found = [name for name in _READ if name in evidence.collect_schema().names()]
     unit = spread(evidence.select("query_id", "score"))
-    total = NOTHING
-    for block in blocks:
+
+    def choice(block: pl.Series) -> Choice:
         rows = of_block(evidence.select(found), block).filter(pl.col("query_id").is_in(train.implode()))
-        total += tried(open_lists(limits, rows)[0], unit)
+        return tried(open_lists(limits, rows)[0], unit)
+
+    total = sum(in_order(choice, blocks, THREADS), start=NOTHING)
     return settle(total, limits.max_false_negatives, unit)

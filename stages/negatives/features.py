@@ -19,9 +19,9 @@ positives that are taken as known.
 | owner_like | the nearest other question whose positive it is: their cosine, in the spread over random pairs |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -106,8 +106,7 @@ class Scene:
     queries: Callable[[Ints], Floats]
     """Query vectors [n, d] by place."""
     lexical: Bm25
-    owners: pl.DataFrame
-    """doc_id, owner: the place of each question that the document is a positive of."""
+    owners: "Owners"
     usual: "Usual"
     """Of PROBES queries."""
     document_spread: Spread
@@ -138,7 +137,22 @@ def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, documents: Held, scene: S
         raise ValueError("rows do not come by query_id, or a query has no anchor")
     usual = usual_ones(rows["listed"].to_numpy(), candidate.runs)
     like = likenesses(scaled(documents.vectors), candidate, anchor, usual, scene.document_spread)
-    return np.concatenate([of_lists(candidate, anchor, like, usual), of_owners(rows, scene)[:, None]], axis=1)
+    owner_like = of_owners(rows["query"].to_numpy(), rows["document"].to_numpy(), scene)
+    return np.concatenate([of_lists(candidate, anchor, like, usual), owner_like[:, None]], axis=1)
+
+
+class Owners(NamedTuple):
+    """Of every document the questions that it is a positive of, one document's after another's."""
+
+    starts: Ints
+    """[documents + 1]: where each document's begin; where all end."""
+    owner: Ints
+    """Places of questions."""
+
+    @classmethod
+    def of(cls, document: Ints, owner: Ints, documents: int) -> Self:
+        """From pairs [n] that come by document, of so many documents."""
+        return cls(np.searchsorted(document, np.arange(documents + 1)), owner)
 
 
 class Side(NamedTuple):
@@ -272,28 +286,35 @@ def usual_ones(listed: Bools, runs: Runs) -> Bools:
     return usual
 
 
-def of_owners(rows: pl.DataFrame, scene: Scene) -> Floats:
-    """owner_like [n] of rows (query, doc_id): 0 where no other question owns the document, or one from far away."""
-    pairs = (
-        rows.with_row_index("row")
-        .select("row", "query", "doc_id")
-        .join(scene.owners, on="doc_id", maintain_order="left")
-        .filter(pl.col("owner") != pl.col("query"))
-    )
-    out = np.zeros(len(rows), np.float32)
-    if pairs.is_empty():
-        return out
-    sides = pairs["query"].unique(), pairs["owner"].unique()
-    found = []
-    for some in pairs.iter_slices(_MORE if sum(map(len, sides)) <= 2 * _PAIRS else _PAIRS):
-        asked, query = np.unique(some["query"], return_inverse=True)
-        owners, owner = np.unique(some["owner"], return_inverse=True)
+def of_owners(query: Ints, document: Ints, scene: Scene) -> Floats:
+    """owner_like [n] of rows with these queries and documents [n], by their places in the scene: 0 where no other
+    question owns the document, or one from far away."""
+    owned = scene.owners.starts[document + 1] - scene.owners.starts[document]
+    row = np.repeat(np.arange(len(query)), owned)
+    owner = scene.owners.owner[
+        np.arange(len(row)) + np.repeat(scene.owners.starts[document + 1] - np.cumsum(owned), owned)
+    ]
+    others = owner != query[row]
+    row, owner = row[others], owner[others]
+    out = np.zeros(len(query), np.float32)
+    many = len(_distinct(query[row])[0]) + len(_distinct(owner)[0]) > 2 * _PAIRS
+    for part in _slices(len(row), _PAIRS if many else _MORE):
+        (asked, left), (owners, right) = _distinct(query[row[part]]), _distinct(owner[part])
         vectors = scaled(scene.queries(asked)), scaled(scene.queries(owners))
-        cosines = highest_at(*vectors, query, owner, some["row"].cast(pl.Int64).to_numpy())
-        found.append(pl.DataFrame({"row": some["row"].unique(maintain_order=True), "cosine": cosines}))
-    nearest = pl.concat(found).group_by("row").agg(pl.col("cosine").max())
-    out[nearest["row"].to_numpy()] = np.maximum(scene.query_spread(nearest["cosine"].to_numpy()), 0)
+        cosines = highest_at(*vectors, left, right, row[part])
+        rows = row[part][Runs.by(row[part]).starts]
+        out[rows] = np.maximum(out[rows], scene.query_spread(cosines))
     return out
+
+
+def _distinct(places: Ints) -> tuple[Ints, Ints]:
+    """As `np.unique` with its inverse, without sorting: places are counted from 0."""
+    held = np.bincount(places) > 0
+    return np.flatnonzero(held), (np.cumsum(held) - 1)[places]
+
+
+def _slices(size: int, most: int) -> Iterator[slice]:
+    return (slice(start, start + most) for start in range(0, size, most))
 
 
 def scaled(vectors: Floats) -> Floats:

@@ -13,7 +13,8 @@ from stages.draw import draw
 from stages.negatives import features, learned
 from stages.negatives.blocks import ordered
 from stages.negatives.documents import Held, Vectorise, document_texts
-from stages.negatives.features import GENERAL, MEANS, Floats, Scene, Spread, Usual
+from stages.negatives.documents import places as document_places
+from stages.negatives.features import GENERAL, MEANS, Floats, Owners, Scene, Spread, Usual
 from stages.negatives.hiding import hide_one
 from stages.retrieval.encoding import Vectors
 from stages.retrieval.lexical import Bm25
@@ -193,7 +194,6 @@ def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vect
         .sort("doc_id", "query_id")
         .group_by("doc_id", maintain_order=True)
         .head(features.OWNERS)
-        .drop("query_id")
     )
     asked = [places["query"].to_list()[i] for i in _drawn(places["query_id"].to_list(), features.PROBES, "probe")]
     pairs = doc_ids.gather(_drawn(doc_ids.to_list(), PAIRED, "pair")).to_frame()
@@ -203,7 +203,7 @@ def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vect
         doc_ids,
         lambda rows: vectors.read(hashes[rows]),
         Bm25(queries["query"].to_list(), (text for _, texts in document_texts(corpus) for text in texts)),
-        owners,
+        Owners.of(document_places(owners["doc_id"], doc_ids), owners["owner"].to_numpy(), len(doc_ids)),
         Usual(len(doc_ids), probes),
         Spread.of(vectorise(pairs)),
         Spread.of(probes),

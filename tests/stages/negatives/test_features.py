@@ -14,6 +14,7 @@ from stages.negatives.features import (
     MEANS,
     TOP,
     Like,
+    Owners,
     Scene,
     Side,
     Spread,
@@ -163,7 +164,7 @@ def scene() -> Scene:
         pl.Series("doc_id", ["d", "e", "p"]),
         lambda rows: queries[rows],
         Bm25(["red", "blue"], ["red green", "green", "red"]),
-        pl.DataFrame({"doc_id": ["p", "e"], "owner": [0, 1]}),
+        Owners.of(np.array([1, 2]), np.array([1, 0]), 3),
         Usual(3, queries),
         Spread(0.0, 0.5),
         Spread(0.2, 0.1),
@@ -191,10 +192,9 @@ def test_as_many_owners_as_there_may_be_are_compared_in_bounded_memory() -> None
         asked.append(len(places))
         return np.stack([np.cos(places), np.sin(places)], axis=1).astype(np.float32)
 
-    ids = pl.Series("doc_id", [f"{i:05}" for i in range(n)])
-    owners = pl.DataFrame({"doc_id": ids, "owner": np.arange(n)})
-    rows = pl.DataFrame({"query": np.full(n, n), "doc_id": ids})
-    found = of_owners(rows, replace(scene(), queries=queries, owners=owners, query_spread=Spread(0.0, 1.0)))
+    owners = Owners.of(np.arange(n), np.arange(n), n)
+    changed = replace(scene(), queries=queries, owners=owners, query_spread=Spread(0.0, 1.0))
+    found = of_owners(np.full(n, n), np.arange(n), changed)
     np.testing.assert_allclose(found, np.maximum(np.cos(np.arange(n) - n), 0), atol=1e-5)
     assert max(asked) <= 1 << 16  # 100 MB at 384 dimensions
 
