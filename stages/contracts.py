@@ -22,7 +22,8 @@ _STR = pa.large_string()
 
 QUERIES = _schema({"query_id": _STR, "query": _STR, "split": _STR, "group": _STR})
 CORPUS = _schema({"doc_id": _STR, "text": _STR}, {"title": _STR, "category": _STR, "group": _STR})
-"""By doc_id. Titles and texts are normalised (`stages.text.normalise`), so equal ones are equal byte for byte."""
+"""By doc_id. Pairs writes titles and texts normalised (`stages.text.normalise`), so equal ones are equal byte for byte;
+what a bench reads stays as it came."""
 QRELS = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32()})
 ANSWERS = _schema({"query_id": _STR, "answer": _STR})
 REJECTS = _schema({"source": _STR, "row": pa.int64(), "reason": _STR, "data": _STR})

@@ -23,7 +23,7 @@ def of_block(table: pl.LazyFrame, block: pl.Series) -> pl.DataFrame:
 
 
 def in_order(make: Callable[[pl.Series], Made], blocks: Iterable[pl.Series], threads: int) -> Iterator[Made]:
-    """`make` of each block, in their order, by `threads`: no more blocks than these are held at once."""
+    """`make` of each block, in their order, by `threads`: one more block than these is held at most."""
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for block in blocks:

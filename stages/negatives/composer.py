@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROWS_A_BLOCK = 500_000
 """Verdicts looked at together; bounds memory and changes no result."""
 THREADS = 2
-"""Blocks held at once: while one is written, the next is chosen."""
+"""Blocks chosen at once, while others are written."""
 ROWS_A_NEGATIVE = 10
 """A negative that is wanted weighs so many verdicts: its text and its vector are held."""
 AHEAD = 4
@@ -97,7 +97,7 @@ class Composer:
         ours = pl.col("query_id").is_in(block.implode())
         asked = self._queries.filter(ours)
         judged, survivors, relabelled = (
-            of_block(table, block).filter(ours) for table in (self._judged, self._survivors, self._relabelled)
+            of_block(table.filter(ours), block) for table in (self._judged, self._survivors, self._relabelled)
         )
         right = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "score")
         doubted = right.join(self._doubted, on=["query_id", "doc_id"])

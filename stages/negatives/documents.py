@@ -1,4 +1,4 @@
-"""What mask and compose need of the corpus, gathered while it streams by: text keys, loose forms, vectors."""
+"""What evidence and the stages after it need of the corpus as it streams by: text keys, loose forms, vectors."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +82,7 @@ def places(asked: pl.Series, ids: pl.Series) -> NDArray[np.int64]:
     Its time hangs on `asked`, and hardly on how long `ids` is.
     """
     found = ids.search_sorted(asked)
-    lost = asked.filter(ids.gather(found.clip(upper_bound=max(len(ids) - 1, 0))) != asked)
+    lost = asked if ids.is_empty() else asked.filter(ids.gather(found.clip(upper_bound=len(ids) - 1)) != asked)
     if len(lost):
         raise KeyError(f"{lost[0]!r} is not in the table")
     return found.cast(pl.Int64).to_numpy()

@@ -21,6 +21,7 @@ positives that are taken as known.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import Lock
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -245,17 +246,24 @@ def of_lists(candidate: Side, anchor: Side, like: Like, usual: Bools) -> Floats:
 
 
 class Usual:
-    """Every document's `usual_scores`, computed when they are first asked for; 8 bytes a document are held."""
+    """Every document's `usual_scores`, computed when they are first asked for; 8 bytes a document are held.
+
+    Threads may share it: what two of them need at the same time both compute, to the same figures.
+    """
 
     def __init__(self, documents: int, probes: Floats) -> None:
         self._probes = probes
+        self._whole = Lock()  # nobody sees a level without its width
         self._level, self._width = np.full((2, documents), np.nan, np.float32)
 
     def __call__(self, document: Ints, vectors: Floats) -> tuple[Floats, Floats]:
         """Those of the documents of these numbers [n], each once, with their vectors [n, d]: [n] each."""
-        new = np.flatnonzero(np.isnan(self._level[document]))
-        self._level[document[new]], self._width[document[new]] = usual_scores(vectors[new], self._probes)
-        return self._level[document], self._width[document]
+        with self._whole:
+            new = np.flatnonzero(np.isnan(self._level[document]))
+        found = usual_scores(vectors[new], self._probes)
+        with self._whole:
+            self._level[document[new]], self._width[document[new]] = found
+            return self._level[document], self._width[document]
 
 
 def usual_scores(vectors: Floats, probes: Floats) -> tuple[Floats, Floats]:
@@ -297,20 +305,15 @@ def of_owners(query: Ints, document: Ints, scene: Scene) -> Floats:
     others = owner != query[row]
     row, owner = row[others], owner[others]
     out = np.zeros(len(query), np.float32)
-    many = len(_distinct(query[row])[0]) + len(_distinct(owner)[0]) > 2 * _PAIRS
+    many = len(np.unique(query[row])) + len(np.unique(owner)) > 2 * _PAIRS
     for part in _slices(len(row), _PAIRS if many else _MORE):
-        (asked, left), (owners, right) = _distinct(query[row[part]]), _distinct(owner[part])
+        asked, left = np.unique(query[row[part]], return_inverse=True)
+        owners, right = np.unique(owner[part], return_inverse=True)
         vectors = scaled(scene.queries(asked)), scaled(scene.queries(owners))
         cosines = highest_at(*vectors, left, right, row[part])
         rows = row[part][Runs.by(row[part]).starts]
         out[rows] = np.maximum(out[rows], scene.query_spread(cosines))
     return out
-
-
-def _distinct(places: Ints) -> tuple[Ints, Ints]:
-    """As `np.unique` with its inverse, without sorting: places are counted from 0."""
-    held = np.bincount(places) > 0
-    return np.flatnonzero(held), (np.cumsum(held) - 1)[places]
 
 
 def _slices(size: int, most: int) -> Iterator[slice]:

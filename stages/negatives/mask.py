@@ -67,7 +67,7 @@ PRECEDENCE = (
 ROWS_A_BLOCK = 500_000
 """Pairs looked at together; bounds memory and changes no result."""
 THREADS = 2
-"""Blocks held at once: while one is written, the next is decided."""
+"""Blocks decided at once, while others are written."""
 
 
 class Params(Limits):

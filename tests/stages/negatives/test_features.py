@@ -1,6 +1,7 @@
 """The features by hand."""
 
 from dataclasses import replace
+from threading import Thread
 
 import numpy as np
 import polars as pl
@@ -144,6 +145,31 @@ def test_usual_scores_are_computed_once_a_document() -> None:
     level, width = usual(np.array([0, 1, 2]), vectors * f32(0, 1, 0)[:, None])  # only those of 1 are looked at
     assert level.tolist() == pytest.approx([0.5, 0.5, 0.7], abs=1e-5)
     assert width.tolist() == pytest.approx([0.5, 0.5, 0.1], abs=1e-5)
+
+
+def test_no_thread_sees_half_of_a_document_s_usual_scores() -> None:
+    usual, vectors, seen = Usual(2, np.eye(2, dtype=np.float32)), np.eye(2, dtype=np.float32), []
+    other = Thread(target=lambda: seen.append(usual(np.arange(2), vectors)))
+
+    class Late:
+        """Widths that are written while another thread asks for them."""
+
+        def __init__(self, held: np.ndarray) -> None:
+            self.held = held
+
+        def __getitem__(self, at: np.ndarray) -> np.ndarray:
+            return self.held[at]
+
+        def __setitem__(self, at: np.ndarray, value: np.ndarray) -> None:
+            if len(value):
+                other.start()
+                other.join(0.2)
+            self.held[at] = value
+
+    usual._width = Late(usual._width)  # type: ignore[assignment]
+    usual(np.arange(2), vectors)
+    other.join()
+    np.testing.assert_array_equal(seen[0], np.full((2, 2), 0.5, np.float32))
 
 
 def test_the_spread_of_all_pairs() -> None:
