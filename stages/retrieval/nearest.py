@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from stages.engine import Engine, InProcess
+from stages.errors import InputError
 from stages.retrieval.scores import lengths, pair_scores_at, rounding
 from stages.retrieval.sources import Ids
 from stages.retrieval.strip import TILE
@@ -70,14 +71,30 @@ def _settled(swept: Swept, blocks: Blocks, k: int, margin: int) -> tuple[Ids, Fl
     """The k best, from the k + margin that were swept."""
     queries, ids, scores, off = swept
     if ids.shape[1] < k + margin:  # there are no more documents
-        return best_of(queries, blocks, ids, k)
-    out_of_reach = scores < (scores[:, k - 1] - 2 * off)[:, None]
-    ids, found = best_of(queries, blocks, np.where(out_of_reach, -1, ids), k)
+        return _ordered(ids, _checked(swept, _rescored(queries, blocks, ids)), k)
+    ids = np.where(scores < (scores[:, k - 1] - 2 * off)[:, None], -1, ids)
+    ids, found = _ordered(ids, _checked(swept, _rescored(queries, blocks, ids)), k)
     unsure = np.flatnonzero(scores[:, -1] + off >= found[:, -1].astype(np.float64))
     if len(unsure):
         _, above, better = best_above(queries[unsure], blocks, k, found[unsure, -1])  # at least k reach the kth score
         ids[unsure], found[unsure] = above.reshape(-1, k), better.reshape(-1, k)
     return ids, found
+
+
+def _checked(swept: Swept, exact: Floats) -> Floats:
+    """`exact` [q, n], the scores of what was swept or -inf. Raises `InputError` where one was swept that is farther off
+    than it can be: then nothing is known of what was not found."""
+    apart = np.abs(exact - swept.scores)
+    wrong = (apart > swept.off[:, None]) & np.isfinite(exact)
+    if wrong.any():
+        row, column = np.unravel_index(np.argmax(np.where(wrong, apart, 0)), wrong.shape)
+        raise InputError(
+            f"a score of {exact[row, column]:.9g} was swept as {swept.scores[row, column]:.9g}, and is off by at most "
+            f"{swept.off[row]:.2g} where matrices are multiplied as asked for. Something makes it less exact, as the "
+            "environment variable NVIDIA_TF32_OVERRIDE=1 does: unset it, or search by numpy on the CPU: search_device "
+            "= 'cpu' and search_dtype = 'float32'."
+        )
+    return exact
 
 
 def best_above(queries: Floats, blocks: Blocks, k: int, least: Floats) -> tuple[Ids, Ids, Floats]:
@@ -113,7 +130,10 @@ def best_of(queries: Floats, blocks: Blocks, ids: Ids, k: int) -> tuple[Ids, Flo
 
     -1 among the ids stands for no document; it comes last in the result, with the score -inf.
     """
-    scores = _rescored(queries, blocks, ids)
+    return _ordered(ids, _rescored(queries, blocks, ids), k)
+
+
+def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
     order = np.lexsort((ids.view(np.uint64), -scores))[:, :k]
     return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
 

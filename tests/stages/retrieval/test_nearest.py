@@ -1,11 +1,13 @@
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.engine import InProcess, Item, Result, Worker
+from stages.errors import InputError
 from stages.retrieval import nearest
 from stages.retrieval.nearest import best_above, best_of, each_top_k, exact_top_k
 from stages.retrieval.scores import pair_scores
@@ -184,3 +186,26 @@ def test_the_best_of_all_documents_are_the_exact_ones(seed: int, size: int, k: i
     wanted_ids, wanted_scores = exact_top_k(queries, [documents], k)
     assert ids.tolist() == wanted_ids.tolist()
     assert scores.tobytes() == wanted_scores.tobytes()
+
+
+class Tf32(InProcess):
+    """Multiplies as NVIDIA's TF32 does: of a float32 only the first 10 bits after the leading one count."""
+
+    def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+        cut = (item._replace(queries=first_bits(item.queries), documents=first_bits(item.documents)) for item in items)  # type: ignore[attr-defined]
+        yield from super().map(worker, cut)
+
+
+def first_bits(vectors: np.ndarray) -> np.ndarray:
+    return (vectors.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@pytest.mark.parametrize("documents", [5, 500])
+def test_a_sweep_that_is_less_exact_than_it_says_is_refused(documents: int) -> None:
+    random = np.random.default_rng(0)
+    queries, corpus = (random.standard_normal((n, 64)).astype(np.float32) for n in (20, documents))
+    with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=1 does: unset it, or .* search_device = 'cpu'"):
+        list(each_top_k([queries], [corpus], 3, engine=Tf32()))
+    held = first_bits(queries), first_bits(corpus)  # numbers that lose nothing
+    [(ids, scores)] = each_top_k(held[:1], [held[1]], 3, engine=Tf32())
+    assert (ids.tolist(), scores.tolist()) == naive(*held, 3)
