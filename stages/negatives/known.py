@@ -76,15 +76,14 @@ def positive_similarity(rows: pl.DataFrame, positives: pl.DataFrame, documents: 
     """
     if rows.is_empty():
         return rows.with_columns(positive_similarity=pl.lit(None, pl.Float32))
-    wanted = positives.select("query_id", "doc_id").join(rows.select("query_id").unique(), on="query_id", how="semi")
     vectors, length = documents.vectors, np.maximum(lengths(documents.vectors), 1e-12)
-    theirs = pl.Series("theirs", documents.places(wanted["doc_id"]))
-    ours = wanted.with_columns(theirs).group_by("query_id").agg("theirs")
+    ours = positives.select("query_id", theirs=pl.Series(documents.places(positives["doc_id"])))
+    ours = ours.group_by("query_id").agg("theirs")
     asked = rows.select("query_id", at=pl.Series(documents.places(rows["doc_id"]))).with_row_index("row")
     asked = asked.join(ours, on="query_id", maintain_order="left")
     highest = np.full(len(rows), np.nan, np.float32)
     for part in asked.iter_slices(_ROWS):
-        row, at, other = (part.explode("theirs")[column].to_numpy() for column in ("row", "at", "theirs"))
+        row, at, other = (column.to_numpy() for column in part.select("row", "at", "theirs").explode("theirs"))
         cosine = pair_scores_at(vectors, vectors, at, other) / (length[at] * length[other])
         starts = np.flatnonzero(np.diff(row, prepend=-1))
         highest[row[starts]] = np.maximum.reduceat(cosine, starts)
