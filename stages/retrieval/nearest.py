@@ -43,6 +43,7 @@ def exact_top_k(
     So what lies more than twice the bound below the kth of them need not be scored again, and a document that was not
     kept can't belong to the result where the kth score found lies above the last kept one by more than the bound.
     Queries where it does not, because of ties longer than the margin, are swept again for everything above the cut.
+    Raises `InputError` where a score that was found is off by more than the bound.
     """
     if not len(queries):
         return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
@@ -70,10 +71,12 @@ def each_top_k(
 def _settled(swept: Swept, blocks: Blocks, k: int, margin: int) -> tuple[Ids, Floats]:
     """The k best, from the k + margin that were swept."""
     queries, ids, scores, off = swept
-    if ids.shape[1] < k + margin:  # there are no more documents
-        return _ordered(ids, _checked(swept, _rescored(queries, blocks, ids)), k)
-    ids = np.where(scores < (scores[:, k - 1] - 2 * off)[:, None], -1, ids)
+    more = ids.shape[1] == k + margin  # else there are no further documents
+    if more:
+        ids = np.where(scores < (scores[:, k - 1] - 2 * off)[:, None], -1, ids)
     ids, found = _ordered(ids, _checked(swept, _rescored(queries, blocks, ids)), k)
+    if not more:
+        return ids, found
     unsure = np.flatnonzero(scores[:, -1] + off >= found[:, -1].astype(np.float64))
     if len(unsure):
         _, above, better = best_above(queries[unsure], blocks, k, found[unsure, -1])  # at least k reach the kth score

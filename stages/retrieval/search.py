@@ -147,7 +147,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     ranking, where a window skips ranks; ties by doc_id. There is one row for each source that found the document, with
     that source's own score: dense the similarity, bm25 BM25, random 0. Where there are fewer documents than asked for
     a source gives all; bm25 only those that share a word with the query. judged: every row of qrels with its score by
-    dense. Raises `InputError` where a vector is not finite (or far too large) or a source has no encoder.
+    dense. Raises `InputError` where a vector is not finite (or far too large), a source has no encoder or a device is
+    less exact than it says.
 
     A dense source goes on from its last search in this workspace, or is searched from nothing through an index, which
     is refused (`InputError`) where its recall is too low. bm25 is searched anew, because its weights change with every
