@@ -9,6 +9,9 @@ import polars as pl
 
 Made = TypeVar("Made")
 
+THREADS = 2
+"""Blocks made at once, while others are written; what holds the interpreter leaves little for more."""
+
 
 def query_blocks(query_ids: pl.Series, rows: int, rows_a_block: int) -> Iterator[pl.Series]:
     """Cut the sorted `query_ids` so that a block meets about `rows_a_block` of a table's `rows` rows."""
@@ -22,13 +25,13 @@ def of_block(table: pl.LazyFrame, block: pl.Series) -> pl.DataFrame:
     return table.filter(pl.col("query_id").is_between(pl.lit(block[0]), pl.lit(block[-1]))).collect()
 
 
-def in_order(make: Callable[[pl.Series], Made], blocks: Iterable[pl.Series], threads: int) -> Iterator[Made]:
-    """`make` of each block, in their order, by `threads`: one more block than these is held at most."""
+def in_order(make: Callable[[pl.Series], Made], blocks: Iterable[pl.Series]) -> Iterator[Made]:
+    """`make` of each block, in their order, by THREADS: one more block than these is held at most."""
     waiting: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for block in blocks:
             waiting.append(pool.submit(make, block))
-            if len(waiting) == threads:
+            if len(waiting) == THREADS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -28,8 +28,6 @@ Ints = NDArray[np.int64]
 PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 """In units of the scores' spread within a query (`spread`); at the last, only p counts."""
 
-THREADS = 2
-"""Blocks of queries looked at at once."""
 _AT_ONCE = 1_024
 """Queries looked at together at every price: their candidates stay in the cache."""
 
@@ -243,5 +241,5 @@ def settled(limits: Limits, evidence: pl.LazyFrame, queries: pl.DataFrame, block
         rows = of_block(evidence.select(found), block).filter(pl.col("query_id").is_in(train.implode()))
         return tried(open_lists(limits, rows)[0], unit)
 
-    total = sum(in_order(choice, blocks, THREADS), start=NOTHING)
+    total = sum(in_order(choice, blocks), start=NOTHING)
     return settle(total, limits.max_false_negatives, unit)

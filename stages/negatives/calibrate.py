@@ -18,6 +18,7 @@ from stages.contracts import Summary
 from stages.draw import draw
 from stages.errors import InputError
 from stages.negatives.bench import FIXED, as_lists, emitted, within
+from stages.negatives.blocks import ordered
 from stages.negatives.budget import Bools, Ints, Limit, Lists
 from stages.negatives.check import found_again
 from stages.negatives.mask import NEGATIVE, Params
@@ -44,7 +45,7 @@ def trade(inputs: Mapping[str, Path], params: Params) -> dict[str, Any]:
     table = rows.select("query_id", "doc_id", "rank", "score", "p_false_negative").collect()
     if table.is_empty():
         raise InputError("there is no candidate with an estimate: no train question has a positive and a candidate")
-    table = table.sort("query_id", "score", "doc_id", descending=[False, True, False])
+    table = ordered(table)
     judged = contracts.read_table(inputs["judged"], contracts.JUDGED)
     mined = as_lists(table, table["p_false_negative"].to_numpy(), judged, params.negatives)
     mined = replace(mined, lists=replace(mined.lists, room=rooms(table, judged, params.negatives)))

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 ROWS_A_BLOCK = 500_000
 """Verdicts looked at together; bounds memory and changes no result."""
-THREADS = 2
-"""Blocks chosen at once, while others are written."""
 ROWS_A_NEGATIVE = 10
 """A negative that is wanted weighs so many verdicts: its text and its vector are held."""
 AHEAD = 4
@@ -83,7 +81,7 @@ class Composer:
 
     def blocks(self) -> Iterator[Block]:
         """All train queries, in query_id order."""
-        for found in in_order(lambda block: self._block(block, self._caps), self._cut(), THREADS):
+        for found in in_order(lambda block: self._block(block, self._caps), self._cut()):
             self._used += np.bincount(found.chosen["document"].to_numpy(), minlength=len(self._used)).astype(np.int32)
             yield found
 

@@ -46,7 +46,10 @@ def loose_forms(corpus: Path, path: Path) -> pa.Table:
 
 
 def document_vectors(corpus: Path, vectors: "Vectors") -> Vectorise:
-    """A function from frames with doc_id to vectors [n, d]; it keeps 8 bytes a document, not the vectors."""
+    """A function from frames with doc_id to vectors [n, d]; it keeps 8 bytes a document, not the vectors.
+
+    Raises `KeyError` where a document was not encoded.
+    """
     ids = pl.read_parquet(corpus, columns=["doc_id"])["doc_id"]
     with pq.ParquetFile(corpus) as file:
         stand = [

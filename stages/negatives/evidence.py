@@ -36,8 +36,6 @@ VERSION = 7
 
 ROWS_A_BLOCK = 100_000
 """Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""
-THREADS = 2
-"""Blocks looked at at once; what holds the interpreter leaves little for more."""
 
 
 class Params(BaseParams):
@@ -100,7 +98,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     alone = threadpool_limits(1, "blas")
     with alone, contracts.writer(out / "evidence.parquet", contracts.EVIDENCE) as writer:
         suspects = _suspects(inputs, vectors, vectorise, truth, tools) if params.estimate else None
-        for done, rows in enumerate(in_order(judged_rows, blocks, THREADS), 1):
+        for done, rows in enumerate(in_order(judged_rows, blocks), 1):
             writer.write_table(contracts.to_arrow(rows, contracts.EVIDENCE))
             pairs += len(rows)
             tools.progress.advance(min(done * len(blocks[0]), len(ids)), len(ids), "queries")

@@ -19,9 +19,8 @@ positives that are taken as known.
 | owner_like | the nearest other question whose positive it is: their cosine, in the spread over random pairs |
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -31,11 +30,11 @@ from numpy.typing import NDArray
 from stages.contracts import FEATURES
 from stages.negatives.documents import Held, places
 from stages.negatives.runs import Runs
+from stages.negatives.usual import Usual
 from stages.retrieval.lexical import Bm25
 from stages.retrieval.scores import highest_at, lengths
 
 Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -71,8 +70,6 @@ _PAIRS = 32_768
 """Pairs of questions compared at once; twice so many vectors are held where all are distinct."""
 _MORE = 32 * _PAIRS
 """Pairs compared at once where so few questions are distinct that no more vectors are held."""
-_AT_ONCE = 8_192
-_BITS = 18
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Scene:
     """Query vectors [n, d] by place."""
     lexical: Bm25
     owners: "Owners"
-    usual: "Usual"
+    usual: Usual
     """Of PROBES queries."""
     document_spread: Spread
     query_spread: Spread
@@ -245,49 +242,6 @@ def of_lists(candidate: Side, anchor: Side, like: Like, usual: Bools) -> Floats:
     return out
 
 
-class Usual:
-    """Every document's `usual_scores`, computed when they are first asked for; 8 bytes a document are held.
-
-    Threads may share it: what two of them need at the same time both compute, to the same figures.
-    """
-
-    def __init__(self, documents: int, probes: Floats) -> None:
-        self._probes = probes
-        self._whole = Lock()  # nobody sees a level without its width
-        self._level, self._width = np.full((2, documents), np.nan, np.float32)
-
-    def __call__(self, document: Ints, vectors: Floats) -> tuple[Floats, Floats]:
-        """Those of the documents of these numbers [n], each once, with their vectors [n, d]: [n] each."""
-        with self._whole:
-            new = np.flatnonzero(np.isnan(self._level[document]))
-        found = usual_scores(vectors[new], self._probes)
-        with self._whole:
-            self._level[document[new]], self._width[document[new]] = found
-            return self._level[document], self._width[document]
-
-
-def usual_scores(vectors: Floats, probes: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of each document's scores for the probes: [n] each.
-
-    A product of matrices depends in its last bits on where a row stands; so these are taken in float64 and kept to
-    _BITS, and a document's figures depend on nothing else that is asked.
-    """
-    level, width = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.float32)
-    asked = probes.T.astype(np.float64)
-    for start in range(0, len(vectors), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        scores = vectors[part].astype(np.float64) @ asked
-        level[part] = _kept(scores.mean(axis=1))
-        width[part] = np.maximum(_kept(scores.std(axis=1)), _TINY)
-    return level, width
-
-
-def _kept(values: Doubles) -> Doubles:
-    mantissa, exponent = np.frexp(values)
-    kept: Doubles = np.ldexp(np.round(np.ldexp(mantissa, _BITS)), exponent - _BITS)
-    return kept
-
-
 def usual_ones(listed: Bools, runs: Runs) -> Bools:
     """Which candidates [n] tell what is usual for their query: the listed ones; all where none is."""
     usual: Bools = listed | (runs.total(listed) == 0)[runs.of]
@@ -306,7 +260,9 @@ def of_owners(query: Ints, document: Ints, scene: Scene) -> Floats:
     row, owner = row[others], owner[others]
     out = np.zeros(len(query), np.float32)
     many = len(np.unique(query[row])) + len(np.unique(owner)) > 2 * _PAIRS
-    for part in _slices(len(row), _PAIRS if many else _MORE):
+    size = _PAIRS if many else _MORE
+    for start in range(0, len(row), size):
+        part = slice(start, start + size)
         asked, left = np.unique(query[row[part]], return_inverse=True)
         owners, right = np.unique(owner[part], return_inverse=True)
         vectors = scaled(scene.queries(asked)), scaled(scene.queries(owners))
@@ -314,10 +270,6 @@ def of_owners(query: Ints, document: Ints, scene: Scene) -> Floats:
         rows = row[part][Runs.by(row[part]).starts]
         out[rows] = np.maximum(out[rows], scene.query_spread(cosines))
     return out
-
-
-def _slices(size: int, most: int) -> Iterator[slice]:
-    return (slice(start, start + most) for start in range(0, size, most))
 
 
 def scaled(vectors: Floats) -> Floats:

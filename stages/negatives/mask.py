@@ -66,8 +66,6 @@ PRECEDENCE = (
 
 ROWS_A_BLOCK = 500_000
 """Pairs looked at together; bounds memory and changes no result."""
-THREADS = 2
-"""Blocks decided at once, while others are written."""
 
 
 class Params(Limits):
@@ -144,7 +142,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     counts: Counter[str] = Counter()
     likeliest = 0.0
     with contracts.writer(out / "verdicts.parquet", contracts.VERDICTS) as writer:
-        for verdicts, counted, nearest in in_order(decide, blocks, THREADS):
+        for verdicts, counted, nearest in in_order(decide, blocks):
             writer.write_table(verdicts)
             counts += counted
             likeliest = max(likeliest, nearest)

@@ -12,10 +12,10 @@ from stages.contracts import DENSE, FEATURES, Progress, Summary
 from stages.draw import draw
 from stages.negatives import features, learned
 from stages.negatives.blocks import ordered
-from stages.negatives.documents import Held, Vectorise, document_texts
-from stages.negatives.documents import places as document_places
-from stages.negatives.features import GENERAL, MEANS, Floats, Owners, Scene, Spread, Usual
+from stages.negatives.documents import Held, Vectorise, document_texts, places
+from stages.negatives.features import GENERAL, MEANS, Floats, Owners, Scene, Spread
 from stages.negatives.hiding import hide_one
+from stages.negatives.usual import Usual
 from stages.retrieval.encoding import Vectors
 from stages.retrieval.lexical import Bm25
 from stages.text import loose, normalise
@@ -185,25 +185,25 @@ class Suspects:
 def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vectorise, anchors: pl.DataFrame) -> Scene:
     """What the features need of a whole collection: `queries` (query_id, query), `anchors` (query_id, doc_id) of those
     that count as owners."""
-    places = queries.select("query_id").with_row_index("query").select("query_id", pl.col("query").cast(pl.Int64))
+    numbers = queries.select("query_id").with_row_index("query").select("query_id", pl.col("query").cast(pl.Int64))
     doc_ids = contracts.read_table(corpus, contracts.CORPUS, ["doc_id"])["doc_id"]
     hashes = vectors.query_hashes(queries)
     owners = (
-        anchors.join(places, on="query_id")
+        anchors.join(numbers, on="query_id")
         .select("doc_id", "query_id", owner="query")
         .sort("doc_id", "query_id")
         .group_by("doc_id", maintain_order=True)
         .head(features.OWNERS)
     )
-    asked = [places["query"].to_list()[i] for i in _drawn(places["query_id"].to_list(), features.PROBES, "probe")]
+    asked = [numbers["query"].to_list()[i] for i in _drawn(numbers["query_id"].to_list(), features.PROBES, "probe")]
     pairs = doc_ids.gather(_drawn(doc_ids.to_list(), PAIRED, "pair")).to_frame()
     probes = vectors.read(hashes[asked])
     return Scene(
-        places,
+        numbers,
         doc_ids,
         lambda rows: vectors.read(hashes[rows]),
         Bm25(queries["query"].to_list(), (text for _, texts in document_texts(corpus) for text in texts)),
-        Owners.of(document_places(owners["doc_id"], doc_ids), owners["owner"].to_numpy(), len(doc_ids)),
+        Owners.of(places(owners["doc_id"], doc_ids), owners["owner"].to_numpy(), len(doc_ids)),
         Usual(len(doc_ids), probes),
         Spread.of(vectorise(pairs)),
         Spread.of(probes),

@@ -19,16 +19,15 @@ from stages.negatives.features import (
     Scene,
     Side,
     Spread,
-    Usual,
     likenesses,
     of_lists,
     of_owners,
     of_rows,
     scaled,
     usual_ones,
-    usual_scores,
 )
 from stages.negatives.runs import Runs
+from stages.negatives.usual import Usual, usual_scores
 from stages.retrieval.lexical import Bm25
 
 
