@@ -1,6 +1,7 @@
 """Memory: how much this process took at its peak, since it was last asked to count anew; and whether it ran out."""
 
 import contextlib
+import re
 import resource
 import sys
 from pathlib import Path
@@ -23,13 +24,15 @@ def peak() -> int:
     return most if sys.platform == "darwin" else most << 10
 
 
-_FULL = (
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "could not create a memory object",
-    "DefaultCPUAllocator: not enough memory",
+_FULL = re.compile(
+    "CUDA error: out of memory"
+    "|CUBLAS_STATUS_ALLOC_FAILED"
+    "|could not create a memory object"
+    "|could not (create|execute) a primitive$"  # its code or scratch space; a primitive's *descriptor* is another thing
+    "|DefaultCPUAllocator: not enough memory"
+    "|std::bad_alloc"
 )
-"""What it is called where memory ran out, beyond what accelerate knows: CUDA, cuBLAS, oneDNN, torch on Windows."""
+"""What it is called where memory ran out, beyond what accelerate knows: CUDA, cuBLAS, oneDNN, torch on Windows, C++."""
 
 
 def ran_out(error: Exception) -> bool:
@@ -38,4 +41,4 @@ def ran_out(error: Exception) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     full = isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
-    return full or any(words in str(error) for words in _FULL)
+    return full or bool(_FULL.search(str(error)))

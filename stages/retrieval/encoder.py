@@ -13,6 +13,7 @@ from nothing. What else is in the batch can come in by two doors, and both are s
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,7 @@ class Encoder:
         limit = self._model.max_seq_length
         self._limit = int(limit) if limit and np.isfinite(limit) else None
         self._rows = 1 if plain and (self._limit or 0) % _STEP == 0 else _STEP
+        self._thread = ThreadPoolExecutor(1)
         self.fitting: int | None = None
         """Tokens a batch that the memory holds, once it did not hold `batch_tokens`."""
 
@@ -175,7 +177,6 @@ class Encoder:
             group = group[lengths[group] == length]
             vectors = self._tried([texts[i] for i in group], role, length)
             if vectors is None:
-                self.fitting = self._less(len(group), length)
                 continue
             bad = ~np.isfinite(vectors).all(axis=1)
             if bad.any():
@@ -186,15 +187,6 @@ class Encoder:
                 )
             left = left[len(group) :]
             yield group, vectors, int(counts[group].sum())
-
-    def _less(self, rows: int, length: int) -> int:
-        """Half of the tokens of a batch that the memory did not hold; `InputError` where it can't have fewer texts."""
-        if rows <= self._rows:
-            raise InputError(
-                f"memory does not hold {rows} texts of {length} tokens on {self.recipe.device}, the least that the "
-                f"encoder {self.recipe.model} is given at once. Lower max_length under [encode], or free memory."
-            )
-        return rows * max(length, 1) // 2
 
     def _counts(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
         """Tokens that are read of each text; 0 for every text where the model does not pad (static embeddings)."""
@@ -215,15 +207,25 @@ class Encoder:
         return self._model.preprocess(texts, prompt=self.recipe.prompt(role) or None, task=role, **options)
 
     def _tried(self, texts: list[str], role: str, length: int) -> Floats | None:
-        """The vectors, or None where the memory does not hold so many texts at once."""
+        """The vectors; or None where the memory does not hold so many texts at once: `fitting` is halved then."""
         from accelerate.utils.memory import clear_device_cache
 
         try:
-            return self._forward(texts, role, length)
+            return self._thread.submit(self._forward, texts, role, length).result()
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-        clear_device_cache()  # here the error is gone, and with it the frames that held the batch
+            if len(texts) <= self._rows:
+                raise InputError(
+                    f"memory does not hold {len(texts)} texts of {length} tokens on {self.recipe.device}, the least "
+                    f"that the encoder {self.recipe.model} is given at once ({' '.join(str(error).split())[:200]}). "
+                    "Lower max_length under [encode], or free memory."
+                ) from error
+        # here the error is gone, and with it the frames that held the batch
+        self.fitting = len(texts) * max(length, 1) // 2
+        self._thread.shutdown()  # where memory failed oneDNN once, it fails that thread ever after (its PR 5907)
+        self._thread = ThreadPoolExecutor(1)
+        clear_device_cache()
         return None
 
     def _forward(self, texts: list[str], role: str, length: int) -> Floats:
