@@ -12,7 +12,7 @@ import numpy as np
 
 from stages.engine import Engine, InProcess
 from stages.errors import InputError
-from stages.retrieval.scores import lengths, pair_scores_at, rounding
+from stages.retrieval.scores import longest, pair_scores_at, rounding
 from stages.retrieval.sources import Ids
 from stages.retrieval.strip import TILE
 from stages.retrieval.sweep import Blocks, Swept, sweeps
@@ -39,7 +39,7 @@ def exact_top_k(
 
     Method: a sweep keeps the k + margin best by its scores, multiplied in `dtype` (float32 or bfloat16) on `device`.
     How far these can be off is known: in float32 by the usual bound of an inner product, d u |q| |x| (Higham, Accuracy
-    and Stability of Numerical Algorithms, 3.1), in bfloat16 by what rounding took from the vectors too (`TorchSweep`).
+    and Stability of Numerical Algorithms, 3.1), in bfloat16 by what rounding took from the vectors too (`off_by`).
     So what lies more than twice the bound below the kth of them need not be scored again, and a document that was not
     kept can't belong to the result where the kth score found lies above the last kept one by more than the bound.
     Queries where it does not, because of ties longer than the margin, are swept again for everything above the cut.
@@ -109,7 +109,7 @@ def best_above(queries: Floats, blocks: Blocks, k: int, least: Floats) -> tuple[
     reached = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     start = held = 0
     for block in blocks:
-        bound = rounding(queries, float(lengths(block).max(initial=0)))
+        bound = rounding(queries, longest(block))
         enough = np.nextafter((least - bound).astype(np.float32), np.float32(-np.inf))
         for first in range(0, len(block), TILE[1]):
             documents = block[first : first + TILE[1]]

@@ -8,12 +8,20 @@ import numpy.typing as npt
 from stages.retrieval.sources import Ids
 from stages.retrieval.vectors import Floats
 
+Doubles = npt.NDArray[np.float64]
+
 _PAIRS = 512
 """Pairs scored at once: their vectors in float64 stay in the cache."""
 _RUN = 16 * _PAIRS
 """Pairs that a thread scores before it takes the next ones."""
 _SPARSE = 16
 """A product of all queries with all documents is taken where it has at most so many pairs for one that is asked for."""
+
+
+COARSE = 4
+"""Units of float32's rounding in a sum of products of bfloat16: GPUs cut off there where they should round."""
+_SMALLEST = 2.0**-126
+"""What is smaller some processors take for 0."""
 
 
 def pair_scores(queries: Floats, documents: Floats) -> Floats:
@@ -65,14 +73,14 @@ def highest_at(queries: Floats, documents: Floats, query: Ids, document: Ids, ru
         rough = (queries @ documents.T)[query, document].astype(np.float64)
         starts = np.flatnonzero(np.diff(run, prepend=-1))
         best = np.repeat(np.maximum.reduceat(rough, starts), np.diff(starts, append=len(run)))
-        near = rough >= best - 2 * rounding(queries, float(lengths(documents).max()))[query]
+        near = rough >= best - 2 * rounding(queries, longest(documents))[query]
         query, document, run = query[near], document[near], run[near]
     scores = pair_scores_at(queries, documents, query, document)
     highest: Floats = np.maximum.reduceat(scores, np.flatnonzero(np.diff(run, prepend=-1)))
     return highest
 
 
-def lengths(vectors: Floats) -> npt.NDArray[np.float64]:
+def lengths(vectors: Floats) -> Doubles:
     """Euclidean lengths of float32 [n, d], each by itself: float64 [n]."""
     out = np.empty(len(vectors))
     doubles = _doubles(*vectors.shape)[0]
@@ -84,20 +92,40 @@ def lengths(vectors: Floats) -> npt.NDArray[np.float64]:
     return out
 
 
-def _doubles(pairs: int, dimension: int) -> npt.NDArray[np.float64]:
+def _doubles(pairs: int, dimension: int) -> Doubles:
     """Room for pairs in float64 [2, up to _PAIRS, d]. It is used again and again: new memory costs more than sums."""
     return np.empty((2, min(_PAIRS, pairs), dimension))
 
 
-def _score(queries: Floats, documents: Floats, doubles: npt.NDArray[np.float64], out: Floats) -> None:
+def _score(queries: Floats, documents: Floats, doubles: Doubles, out: Floats) -> None:
     # Converted first: einsum's own conversion would cut rows at its buffer's end and sum them in pieces.
     a, b = doubles[:, : len(out)]
     a[:], b[:] = queries, documents
     out[:] = np.einsum("nd,nd->n", a, b)
 
 
-def rounding(queries: Floats, longest: float) -> npt.NDArray[np.float64]:
+def longest(vectors: Floats) -> float:
+    """The greatest of their `lengths`; 0 where there are none."""
+    return float(lengths(vectors).max(initial=0))
+
+
+def rounding(queries: Floats, longest: float) -> Doubles:
     """How far a float32 inner product with a vector of length <= longest can lie from `pair_scores`: float64 [q]."""
-    error = (queries.shape[1] + 4) * 2.0**-24
-    bound: npt.NDArray[np.float64] = error / (1 - error) * lengths(queries) * longest + 1e-30
+    return off_by(lengths(queries), longest, queries.shape[1])
+
+
+def off_by(q: Doubles, x: float, dimension: int, dq: Doubles | float = 0.0, dx: float = 0.0, units: int = 1) -> Doubles:
+    """How far an inner product, summed in float32, may lie from `pair_scores`: float64 [q].
+
+    `q` [q] are lengths |q|, `x` is the greatest |x|. Where other vectors q' and x' are multiplied, `dq` [q] are
+    |q - q'| and `dx` is the greatest |x - x'|: by Cauchy and Schwarz this changes <q, x> by at most |q - q'| |x| +
+    |q'| |x - x'|. Sums are off by at most d u |q'| |x'| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1),
+    where u is `units` times float32's. What is very small may be taken for 0 anywhere.
+    """
+    sums = (dimension + 4) * 2.0**-24 * units
+    lost = 2 * dimension**0.5 * _SMALLEST
+    q, x = q + dq + lost, x + dx + lost
+    bound: Doubles = (
+        dq * x + q * dx + sums / (1 - sums) * (1 + sums) * q * x + lost * (q + x) + (dimension + 1) * _SMALLEST
+    )
     return bound

@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
     best: Entries
     off: npt.NDArray[np.float64]
-    """As in `Swept`, for the documents of this block."""
+    """How far a query's scores lay from those of `pair_scores` before they were rounded to bfloat16, at most: [q]."""
     documents: int
 
 
@@ -104,6 +104,11 @@ class Strip:
         best = self._best[rows]
         best[:] = first_of(np.concatenate([best, more], axis=1), best.shape[1])
         self._enough[rows] = np.maximum(self._least[rows], reached(best))
+
+
+def passing(passes: npt.NDArray[np.bool_]) -> Ids | None:
+    """The flat places in a tile that are set; None where that is more than MANY."""
+    return None if np.count_nonzero(passes) > MANY * passes.size else np.flatnonzero(passes)
 
 
 def reached(best: Entries) -> Floats:

@@ -19,6 +19,9 @@ from stages.retrieval.tiles import Tiles
 from stages.retrieval.torch_sweep import TorchSweep
 from stages.retrieval.vectors import Floats
 
+_HALF = 2.0**-8
+"""The most, relatively, that rounding to bfloat16 changes a number: half of what lies between 1 and the next one."""
+
 
 class Blocks(Protocol):
     """Vectors of documents [b, d] in the order of their ids 0, 1, 2, ...; begins anew each time it is iterated."""
@@ -37,7 +40,8 @@ class Swept(NamedTuple):
     scores: Floats
     """Their scores as they were swept. What is not there scores at most as much as the last that is."""
     off: npt.NDArray[np.float64]
-    """How far a score of a query, of what is there and what is not, may lie from that of `pair_scores`: [q]."""
+    """How far a score of what is there may lie from that of `pair_scores`, and by how much this may surpass the last
+    score of what is there, where it is of what is not: [q]."""
 
 
 def sweeps(
@@ -47,9 +51,9 @@ def sweeps(
 
     `dtype`, float32 or bfloat16, is what they are multiplied in.
     """
-    by_numpy = (device, dtype) == ("cpu", "float32")
-    made: Callable[[], Sweep] = partial(Tiles, width) if by_numpy else partial(TorchSweep, width, device, dtype)
-    begun, asked = tee(map(partial(_Part, width), parts))
+    made: Callable[[], Sweep]
+    made = partial(Tiles, width, dtype) if device == "cpu" else partial(TorchSweep, width, device, dtype)
+    begun, asked = tee(map(partial(_Part, width, _HALF if dtype == "bfloat16" else 0.0), parts))
     items = chain.from_iterable(map(part.item, blocks) for part in asked)
     found = engine.map(Worker(made, device), items)
     for part in begun:
@@ -59,9 +63,11 @@ def sweeps(
 
 
 class _Part:
-    """Queries, and the best documents of each in the blocks until now."""
+    """Queries, and the best documents of each in the blocks until now, by scores whose last rounding was by at most
+    `rounded` of themselves."""
 
-    def __init__(self, width: int, queries: Floats) -> None:
+    def __init__(self, width: int, rounded: float, queries: Floats) -> None:
+        self._rounded = rounded / (1 - rounded)
         self._queries, self._best = queries, np.full((len(queries), width), NONE)
         self._documents, self._off = 0, np.zeros(len(queries))
 
@@ -82,4 +88,8 @@ class _Part:
         """What there is after all blocks; this is of no more use then."""
         best, self._best = self._best[:, : self._documents], np.empty((0, 0), np.uint64)
         best.sort(axis=1)
-        return Swept(self._queries, places_of(best), scores_of(best), self._off)
+        scores = scores_of(best)
+        # rounding changes no order: it hides no more of what is not there than of the last that is
+        return Swept(
+            self._queries, places_of(best), scores, self._off + self._rounded * np.abs(scores).max(axis=1, initial=0)
+        )

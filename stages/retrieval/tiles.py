@@ -1,19 +1,22 @@
-"""The sweep on a CPU in float32, by numpy: as fast as matrices are multiplied."""
+"""The sweep on a CPU: as fast as it multiplies matrices, in float32 or bfloat16."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
+from stages.retrieval.halves import Halves
 from stages.retrieval.lists import NONE
-from stages.retrieval.scores import lengths, rounding
+from stages.retrieval.scores import longest, rounding
 from stages.retrieval.sources import Ids
-from stages.retrieval.strip import MANY, TILE, Found, Item, Strip
+from stages.retrieval.strip import TILE, Found, Item, Strip, passing
 from stages.retrieval.vectors import Floats
 
 _LIMITED = Lock()
-"""Threads of BLAS are limited for the whole process: two that did so at once would leave it limited."""
+"""Threads of libraries are limited for the whole process: two that did so at once would leave it limited."""
 _LEAST_ROWS = 256
 """Queries that are worth a thread of their own."""
 
@@ -26,10 +29,10 @@ class Tiles:
     little more than the products. Each thread has its own queries and multiplies alone.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dtype: str = "float32") -> None:
         from threadpoolctl import ThreadpoolController
 
-        self._width, self._controller = width, ThreadpoolController()
+        self._width, self._half, self._controller = width, dtype == "bfloat16", ThreadpoolController()
 
     def __call__(self, item: Item) -> list[Found]:
         import faiss
@@ -39,26 +42,52 @@ class Tiles:
         threads = faiss.omp_get_max_threads()
         rows = min(max(-(-len(queries) // threads), _LEAST_ROWS), TILE[0])
         strips = [slice(start, start + rows) for start in range(0, len(queries), rows)]
+        with self._pool(threads, max(1, threads // max(len(strips), 1))) as pool:
+            cut = [slice(first, first + TILE[1]) for first in range(0, len(documents), TILE[1])]
+            made = (Halves if self._half else _Singles)(queries, documents, cut, pool)
 
-        def sweep(strip: slice) -> None:
-            self._sweep(Strip(best[strip], least[strip]), queries[strip], documents)
+            def sweep(rows: slice) -> None:
+                strip = Strip(best[rows], least[rows])
+                for first, tile in made.tiles(rows):
+                    strip.show(first, tile)
+                strip.merge()
 
-        each = max(1, threads // max(len(strips), 1))
-        with _LIMITED, self._controller.limit(limits=each, user_api="blas"), ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(sweep, strips):
                 pass
-        return [Found(best, rounding(queries, float(lengths(documents).max(initial=0))), len(documents))]
+        return [Found(best, made.off, len(documents))]
 
-    def _sweep(self, strip: Strip, queries: Floats, documents: Floats) -> None:
-        size = len(queries)
-        scores, passes = np.empty((size, TILE[1]), np.float32), np.empty((size, TILE[1]), np.bool_)
-        for first in range(0, len(documents), TILE[1]):
-            part = documents[first : first + TILE[1]]
-            if len(part) < TILE[1]:
-                scores, passes = np.empty((size, len(part)), np.float32), np.empty((size, len(part)), np.bool_)
-            np.matmul(queries, part.T, out=scores)
-            strip.show(first, _Dense(scores, passes))
-        strip.merge()
+    @contextmanager
+    def _pool(self, threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
+        """So many threads, of which each multiplies by `each`."""
+        with _LIMITED, self._controller.limit(limits=each, user_api="blas"), ExitStack() as after:
+            if self._half:
+                import torch
+
+                after.callback(torch.set_num_threads, torch.get_num_threads())
+                yield after.enter_context(ThreadPoolExecutor(threads, "", torch.set_num_threads, (each,)))
+            else:
+                yield after.enter_context(ThreadPoolExecutor(threads))
+
+
+class _Singles:
+    """The scores of some queries with a block of documents, in float32 by numpy."""
+
+    def __init__(self, queries: Floats, documents: Floats, cut: list[slice], pool: ThreadPoolExecutor) -> None:
+        self._queries, self._documents, self._cut = queries, documents, cut
+        self.off = rounding(queries, max(pool.map(longest, (documents[part] for part in cut)), default=0.0))
+        """How far each query's scores may lie from exact ones: [q]."""
+
+    def tiles(self, rows: slice) -> Iterator[tuple[int, "_Dense"]]:
+        """The scores of some queries, a tile at a time, and the place of its first document."""
+        queries = self._queries[rows]
+        scores, passes = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.bool_)
+        for part in self._cut:
+            documents = self._documents[part]
+            if scores.shape[1] != len(documents):
+                scores = np.empty((len(queries), len(documents)), np.float32)
+                passes = np.empty(scores.shape, np.bool_)
+            np.matmul(queries, documents.T, out=scores)
+            yield part.start, _Dense(scores, passes)
 
 
 class _Dense:
@@ -69,9 +98,9 @@ class _Dense:
 
     def above(self, enough: Floats) -> tuple[Ids, Ids, Floats] | None:
         np.greater(self._scores, enough[:, None], out=self._passes)
-        if np.count_nonzero(self._passes) > MANY * self._passes.size:
+        places = passing(self._passes)
+        if places is None:
             return None
-        places = np.flatnonzero(self._passes)
         row, column = np.divmod(places, self._scores.shape[1])
         return row, column, self._scores.ravel()[places]
 

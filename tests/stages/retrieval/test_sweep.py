@@ -32,12 +32,7 @@ class ByTorch(InProcess):
     def map(self, worker: Worker[Any, Any], items: Iterable[Any]) -> Iterator[Any]:
         made: partial[Any] = worker.make  # type: ignore[assignment]
         assert (made.func, made.args[1], worker.device) == (TorchSweep, "cuda", "cuda")
-        return super().map(Worker(partial(as_on_a_gpu, made.args[0], made.args[2]), "cpu"), items)
-
-
-def as_on_a_gpu(width: int, dtype: str) -> TorchSweep:
-    """On the CPU, with the cut that a GPU's memory asks for."""
-    return TorchSweep(width, "cpu:0", dtype)
+        return super().map(Worker(partial(TorchSweep, made.args[0], "cpu", made.args[2]), "cpu"), items)
 
 
 def right(found: Swept, documents: np.ndarray, width: int) -> None:
@@ -82,7 +77,7 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
     parts = [random.integers(-2, 3, (n, 3)).astype(np.float32) for n in queries]
     engine, device = (ByTorch(), "cuda") if gpu else (InProcess(), "cpu")
     with pytest.MonkeyPatch.context() as given:
-        for module in (sweep, tiles, torch_sweep):
+        for module in (sweep, tiles):
             given.setattr(module, "TILE", tile)
         given.setattr(tiles, "_LEAST_ROWS", 2)
         given.setattr(torch_sweep, "_SCORES", tile[0] * size)
@@ -178,7 +173,7 @@ def test_the_threads_of_blas_are_as_before_where_several_sweep_at_once() -> None
 
 
 def test_a_later_block_is_only_asked_for_what_beats_the_ones_before() -> None:
-    part = sweep._Part(2, np.eye(2, dtype=np.float32))
+    part = sweep._Part(2, 0.0, np.eye(2, dtype=np.float32))
     documents = np.array([[1, 4], [2, 5], [3, 6]], np.float32)
     assert part.item(documents).least.tolist() == [-np.inf, -np.inf]
     best = np.array([entries(np.array([1, 2]), np.array(found, np.float32)) for found in ([2, 3], [5, 6])])
