@@ -11,6 +11,7 @@ import click
 
 from pipeline.graph import PIPELINE
 from pipeline.process import outcome, ranked
+from stages.memory import share_heaps
 
 if TYPE_CHECKING:
     from stages.negatives.hiding import Left
@@ -428,6 +429,7 @@ def show(options: dict[str, Any], result: Any) -> None:
 
 def main() -> None:
     """The entry point."""
+    share_heaps()
     sys.exit(outcome(ranked(lambda: prep.main(standalone_mode=False))))
 
 

@@ -15,7 +15,7 @@ from stages.retrieval.lists import NONE, Draft, Entries, Lists, entries, moved, 
 from stages.retrieval.sources import Found, Ids
 
 _QUERIES = 16_384
-"""Queries searched in full at once: enough to multiply matrices at full speed."""
+"""Queries searched in full at once, at most: enough to multiply matrices at full speed."""
 _ROWS = 4_096
 """Lists brought up to date at once."""
 
@@ -43,7 +43,9 @@ class Incremental:
         old = read_lists(folder, made_of, store.names)
         draft = Draft(folder, dense.query_hashes, self._width)
         lacking, new = self._merge(old, documents, draft)
-        parts = [lacking[start : start + _QUERIES] for start in range(0, len(lacking), _QUERIES)]
+        parts = (
+            np.array_split(lacking, -(-len(lacking) // _QUERIES)) if len(lacking) else []
+        )  # alike: each costs a pass
         for part, best in zip(parts, dense.best(parts, self._width), strict=True):
             draft.put(part, entries(*best))
             self._advance(len(part))

@@ -86,11 +86,13 @@ def _unit(vectors: Any) -> Any:
 
 
 def load(names: tuple[str, ...]) -> None:
-    """Import what these stages are made of, so that no clock counts it."""
+    """Import what these stages are made of, so that no clock counts it; memory is had as `prep` has it."""
     import faiss  # noqa: F401
 
     from pipeline.graph import STAGES
+    from stages.memory import share_heaps
 
+    share_heaps()
     for name in names:
         STAGES[name].load()
 
@@ -107,6 +109,7 @@ def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out:
     from pipeline.graph import STAGES
     from pipeline.progress import Quiet
     from stages.contracts import Tools
+    from stages.memory import count_anew
 
     seconds = {}
     if "search" in names:  # a search goes on from the last one's lists
@@ -123,6 +126,7 @@ def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out:
         places = {path: out / path for path in stage.reads(params)}
         inputs = {place.stem: place if place.exists() else folder / path for path, place in places.items()}
         started = time.perf_counter()
+        count_anew()  # as the runner does
         module.run(params, inputs, made, Tools(Quiet(), scratch, folder / "vectors", out / "logs"))
         seconds[name] = round(time.perf_counter() - started, 3)
         shutil.rmtree(scratch)

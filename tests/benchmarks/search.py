@@ -63,6 +63,7 @@ def measured(name: str, search: "Callable[[], Search]") -> Callable[[Path, Sizes
 def exact(device: str) -> "Search":
     """`exact_top_k`, swept on a device, in the number format that search takes there."""
     import faiss  # noqa: F401
+    import torch  # noqa: F401
 
     from stages.device import use_bfloat16
     from stages.retrieval.nearest import exact_top_k
