@@ -65,7 +65,8 @@ class _Tile:
         self._scores, self._passes = scores, passes
 
     def above(self, enough: Floats) -> tuple[Ids, Ids, Floats] | None:
-        # of numbers that are not negative the bits are in their order, and what is negative comes before them
+        # What must be beaten is a score of this very format, so nothing is lost where it is made one again. Of numbers
+        # that are not negative the bits are in their order, and what is negative comes before them.
         given, least = self._scores, (enough.view(np.int32) >> 16).astype(np.int16)
         if least.min() < 0:
             given, least = _rising(given), _rising(least)

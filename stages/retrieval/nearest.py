@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.engine import Engine, InProcess
 from stages.errors import InputError
+from stages.retrieval.lists import NONE, entries, places_of, scores_of
 from stages.retrieval.scores import longest, pair_scores_at, rounding
 from stages.retrieval.sources import Ids
 from stages.retrieval.strip import TILE
@@ -22,6 +23,8 @@ _MARGIN = 32
 """Documents swept beyond k, so that rounding and short ties at the cut are settled without a second sweep."""
 _COARSE = 2
 """One more for so many of k where they are swept in bfloat16, which lies farther off."""
+_PLACES = 32
+"""Bits for the place of a pair of a query and a document; what is left of 64 is for the document."""
 
 
 def exact_top_k(
@@ -137,20 +140,26 @@ def best_of(queries: Floats, blocks: Blocks, ids: Ids, k: int) -> tuple[Ids, Flo
 
 
 def _ordered(ids: Ids, scores: Floats, k: int) -> tuple[Ids, Floats]:
-    order = np.lexsort((ids.view(np.uint64), -scores))[:, :k]
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    made = np.where(ids < 0, NONE, entries(ids, scores))
+    made.sort(axis=1)
+    made = made[:, :k]
+    there = made != NONE
+    return np.where(there, places_of(made), -1), np.where(there, scores_of(made), np.float32(-np.inf))
 
 
 def _rescored(queries: Floats, blocks: Blocks, ids: Ids) -> Floats:
     """`pair_scores` of each query with its ids [q, k], a block of documents at a time; -inf for the id -1."""
-    flat = ids.ravel()
-    order = np.argsort(flat, kind="stable")
-    scores = np.full(len(flat), -np.inf, np.float32)
-    start, begin = 0, int(np.searchsorted(flat, 0, sorter=order))
+    scores = np.full(ids.size, -np.inf, np.float32)
+    pairs = np.flatnonzero(ids >= 0)
+    packed = (
+        ids.ravel()[pairs] << _PLACES | pairs
+    )  # by document, then query; sorted several times as fast as by argsort
+    packed.sort()
+    start = begin = 0
     for block in blocks:
-        end = int(np.searchsorted(flat, start + len(block), sorter=order))
-        pairs = order[begin:end]
-        scores[pairs] = pair_scores_at(queries, block, pairs // max(ids.shape[1], 1), flat[pairs] - start)
+        end = int(np.searchsorted(packed, (start + len(block)) << _PLACES))
+        documents, pairs = np.divmod(packed[begin:end], 1 << _PLACES)
+        scores[pairs] = pair_scores_at(queries, block, pairs // max(ids.shape[1], 1), documents - start)
         start, begin = start + len(block), end
     return scores.reshape(ids.shape)
 
