@@ -16,7 +16,7 @@ _ARENA_MAX = -8
 
 
 def share_heaps() -> None:
-    """From here on all threads allocate from one heap a core, where the allocator is glibc's (mallopt(3)).
+    """Have all threads to be started allocate from one heap a core, where the allocator is glibc's (mallopt(3)).
 
     By itself it makes up to eight a core, and each keeps what was freed in it: threads that multiply matrices of a few
     MB each held some 0.4 GB by that, on two cores. The environment variable MALLOC_ARENA_MAX goes before.
@@ -55,14 +55,18 @@ _FULL = re.compile(
     "|could not (create|execute) a primitive$"  # its code or scratch space; a primitive's *descriptor* is another thing
     "|DefaultCPUAllocator: not enough memory"
     "|std::bad_alloc"
+    "|can't start new thread"
 )
-"""What it is called where memory ran out, beyond what accelerate knows: CUDA, cuBLAS, oneDNN, torch on Windows, C++."""
+"""What it is called where memory ran out, beyond what accelerate knows: CUDA, cuBLAS, oneDNN, torch on Windows, C++ and
+Python, whose threads need room for a stack."""
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether what torch raised says that the memory of its device did not hold what was asked for."""
+    """Whether what numpy or torch raised says that the memory of its device did not hold what was asked for."""
+    if isinstance(error, MemoryError):
+        return True
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    full = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
     return full or bool(_FULL.search(str(error)))

@@ -153,7 +153,7 @@ class Encoder:
         limit = self._model.max_seq_length
         self._limit = int(limit) if limit and np.isfinite(limit) else None
         self._rows = 1 if plain and (self._limit or 0) % _STEP == 0 else _STEP
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1)  # computes, so that it can be replaced (`_tried`)
         self.fitting: int | None = None
         """Tokens a batch that the memory holds, once it did not hold `batch_tokens`."""
 

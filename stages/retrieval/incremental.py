@@ -43,9 +43,8 @@ class Incremental:
         old = read_lists(folder, made_of, store.names)
         draft = Draft(folder, dense.query_hashes, self._width)
         lacking, new = self._merge(old, documents, draft)
-        parts = (
-            np.array_split(lacking, -(-len(lacking) // _QUERIES)) if len(lacking) else []
-        )  # alike: each costs a pass
+        # of one size: each goes through all documents, which does not pay for few queries
+        parts = np.array_split(lacking, -(-len(lacking) // _QUERIES)) if len(lacking) else []
         for part, best in zip(parts, dense.best(parts, self._width), strict=True):
             draft.put(part, entries(*best))
             self._advance(len(part))

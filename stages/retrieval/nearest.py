@@ -24,7 +24,7 @@ _MARGIN = 32
 _COARSE = 2
 """One more for so many of k where they are swept in bfloat16, which lies farther off."""
 _PLACES = 32
-"""Bits for the place of a pair of a query and a document; what is left of 64 is for the document."""
+"""Bits for the place of a pair of a query and a document; the 31 above are for the document."""
 
 
 def exact_top_k(
@@ -42,11 +42,13 @@ def exact_top_k(
 
     Method: a sweep keeps the k + margin best by its scores, multiplied in `dtype` (float32 or bfloat16) on `device`.
     How far these can be off is known: in float32 by the usual bound of an inner product, d u |q| |x| (Higham, Accuracy
-    and Stability of Numerical Algorithms, 3.1), in bfloat16 by what rounding took from the vectors too (`off_by`).
-    So what lies more than twice the bound below the kth of them need not be scored again, and a document that was not
-    kept can't belong to the result where the kth score found lies above the last kept one by more than the bound.
-    Queries where it does not, because of ties longer than the margin, are swept again for everything above the cut.
-    Raises `InputError` where a score that was found is off by more than the bound.
+    and Stability of Numerical Algorithms, 3.1), in bfloat16 by what rounding took from the vectors (`off_by`) and the
+    scores (`Swept`) too. So what lies more than twice the bound below the kth of them need not be scored again, and a
+    document that was not kept can't belong to the result where the kth score found lies above the last kept one by more
+    than the bound. Queries where it does not, because of ties longer than the margin, are swept again for everything
+    above the cut.
+    Raises `InputError` where a score that was found is off by more than the bound, or memory runs out. Figures of the
+    vectors must be small enough for sums of their products to be finite in float32 (as those below 1e17 are).
     """
     if not len(queries):
         return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
@@ -151,14 +153,12 @@ def _rescored(queries: Floats, blocks: Blocks, ids: Ids) -> Floats:
     """`pair_scores` of each query with its ids [q, k], a block of documents at a time; -inf for the id -1."""
     scores = np.full(ids.size, -np.inf, np.float32)
     pairs = np.flatnonzero(ids >= 0)
-    packed = (
-        ids.ravel()[pairs] << _PLACES | pairs
-    )  # by document, then query; sorted several times as fast as by argsort
-    packed.sort()
+    packed = ids.ravel()[pairs] << _PLACES | pairs
+    packed.sort()  # by document, then by query; several times as fast as an argsort
     start = begin = 0
     for block in blocks:
         end = int(np.searchsorted(packed, (start + len(block)) << _PLACES))
-        documents, pairs = np.divmod(packed[begin:end], 1 << _PLACES)
+        documents, pairs = packed[begin:end] >> _PLACES, packed[begin:end] & (1 << _PLACES) - 1
         scores[pairs] = pair_scores_at(queries, block, pairs // max(ids.shape[1], 1), documents - start)
         start, begin = start + len(block), end
     return scores.reshape(ids.shape)

@@ -29,7 +29,7 @@ def pair_scores(queries: Floats, documents: Floats) -> Floats:
 
     Computed in float64, where products of float32 are exact, and rounded once; each row is summed by itself in one
     fixed order. So a pair's score does not depend on what it is computed together with, and pairs of equal vectors
-    tie exactly.
+    tie exactly. It is never -0.
     """
     out = np.empty(len(queries), np.float32)
     doubles = _doubles(*queries.shape)
@@ -102,6 +102,7 @@ def _score(queries: Floats, documents: Floats, doubles: Doubles, out: Floats) ->
     a, b = doubles[:, : len(out)]
     a[:], b[:] = queries, documents
     out[:] = np.einsum("nd,nd->n", a, b)
+    out += 0  # -0, which too small a number is rounded to, becomes 0
 
 
 def longest(vectors: Floats) -> float:

@@ -1,11 +1,14 @@
 """A strip: some queries, and the best documents of each among the scores that it was shown until now."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from stages.errors import InputError
+from stages.memory import ran_out
 from stages.retrieval.lists import NONE, Entries, entries, scores_of
 from stages.retrieval.sources import Ids
 from stages.retrieval.vectors import Floats
@@ -38,6 +41,21 @@ class Found(NamedTuple):
 
 Sweep = Callable[[Item], list[Found]]
 """A worker; it holds on to none of its items."""
+
+
+@contextmanager
+def within_memory(item: Item, device: str) -> Iterator[None]:
+    """Raises `InputError` where the device's memory does not hold an item and its scores."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        elsewhere = "" if device == "cpu" else " or search on the CPU: search_device = 'cpu'."
+        raise InputError(
+            f"the memory of {device} does not hold {len(item.documents):,} vectors and their scores. Free it, or lower "
+            f"block under [mine]{elsewhere or '.'}"
+        ) from error
 
 
 class Tile(Protocol):

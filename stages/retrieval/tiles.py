@@ -12,7 +12,7 @@ from stages.retrieval.halves import Halves
 from stages.retrieval.lists import NONE
 from stages.retrieval.scores import longest, rounding
 from stages.retrieval.sources import Ids
-from stages.retrieval.strip import TILE, Found, Item, Strip, passing
+from stages.retrieval.strip import TILE, Found, Item, Strip, passing, within_memory
 from stages.retrieval.vectors import Floats
 
 _LIMITED = Lock()
@@ -42,7 +42,7 @@ class Tiles:
         threads = faiss.omp_get_max_threads()
         rows = min(max(-(-len(queries) // threads), _LEAST_ROWS), TILE[0])
         strips = [slice(start, start + rows) for start in range(0, len(queries), rows)]
-        with self._pool(threads, max(1, threads // max(len(strips), 1))) as pool:
+        with within_memory(item, "cpu"), self._pool(threads, max(1, threads // max(len(strips), 1))) as pool:
             cut = [slice(first, first + TILE[1]) for first in range(0, len(documents), TILE[1])]
             made = (Halves if self._half else _Singles)(queries, documents, cut, pool)
 

@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.errors import InputError
 from stages.memory import ran_out
 from stages.retrieval.lists import NONE
 from stages.retrieval.scores import COARSE, Doubles, off_by
 from stages.retrieval.sources import Ids
-from stages.retrieval.strip import MANY, Found, Item, Strip
+from stages.retrieval.strip import MANY, Found, Item, Strip, within_memory
 from stages.retrieval.vectors import Floats
 
 _SCORES = 2**26
@@ -20,8 +19,9 @@ class TorchSweep:
     """A worker that multiplies by torch.
 
     In float32 itself, never TF32; in bfloat16 with sums in float32. How far its scores may lie from those of
-    `pair_scores` is measured with every block (`off`). Where the device's memory does not hold so many scores at once,
-    it has half as many from then on; `InputError` where it does not hold those of one query.
+    `pair_scores`, but for their last rounding, is measured with every block (`off`). Where the device's memory does not
+    hold so many scores at once, it has half as many from then on; `InputError` where it does not hold those of one
+    query.
     """
 
     def __init__(self, width: int, device: str, dtype: str) -> None:
@@ -35,15 +35,8 @@ class TorchSweep:
         torch.set_float32_matmul_precision("highest")
         matmul.allow_bf16_reduced_precision_reduction = False
         try:
-            return [self._swept(item)]
-        except RuntimeError as error:
-            if not ran_out(error):
-                raise
-            raise InputError(
-                f"the memory of {self._device} does not hold {len(item.documents):,} vectors and their scores. Free "
-                "it, lower block under [mine], or search by numpy on the CPU: search_device = 'cpu' and search_dtype = "
-                "'float32'."
-            ) from error
+            with within_memory(item, self._device):
+                return [self._swept(item)]
         finally:
             torch.set_float32_matmul_precision(before[0])
             matmul.allow_bf16_reduced_precision_reduction = before[1]

@@ -57,7 +57,8 @@ c.fflush(None)
 def heaps(*arguments: str, **environment: str) -> int:
     """How many heaps malloc has in a process whose eight threads have all allocated, on one core."""
     script = "import os; os.cpu_count = lambda: 1\n" + HEAPS
-    command, given = [sys.executable, "-c", script, *arguments], {**os.environ, **environment}
+    command = [sys.executable, "-c", script, *arguments]
+    given = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | environment
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
     return done.stdout.count("<heap nr=")
 
@@ -70,7 +71,7 @@ def test_threads_share_a_heap_a_core_unless_the_environment_says_how_many() -> N
 
 
 FREED = """
-import ctypes
+import ctypes, resource
 from stages.memory import count_anew
 
 c = ctypes.CDLL(None)
@@ -82,7 +83,7 @@ for piece in pieces[:-1]:  # the last one keeps the heap from shrinking
     c.free(ctypes.c_void_p(piece))
 
 def held():
-    return int(open("/proc/self/statm").read().split()[1]) * 4_096
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 before = held()
 count_anew()

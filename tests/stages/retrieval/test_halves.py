@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -68,5 +71,19 @@ def test_few_or_many_pass() -> None:
 def test_torchs_threads_are_as_before() -> None:
     asked, corpus = np.random.default_rng(0).standard_normal((2, 600, 16)).astype(np.float32)
     before = torch.get_num_threads()
-    list(sweeps([asked], [corpus], 5, InProcess(), "cpu", "bfloat16"))
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(3)
+    try:
+        list(sweeps([asked], [corpus], 5, InProcess(), "cpu", "bfloat16"))
+        assert of_new_threads() == 3
+        broken = patch.object(_Tile, "above", side_effect=RuntimeError("broken"))
+        with broken, pytest.raises(RuntimeError, match="broken"):
+            list(sweeps([asked], [corpus], 5, InProcess(), "cpu", "bfloat16"))
+        assert of_new_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def of_new_threads() -> int:
+    """The threads that torch computes with in a thread that begins now, as an encoder's does."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()

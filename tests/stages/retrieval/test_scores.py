@@ -20,6 +20,13 @@ def test_a_pair_scores_the_same_alone_and_in_company() -> None:
         assert np.allclose(together, [np.dot(x.astype(float), y.astype(float)) for x, y in zip(a, b, strict=True)])
 
 
+def test_no_score_is_minus_zero() -> None:
+    """-1e-50 is rounded to -0 in float32, and is worth as much as 0."""
+    asked, found = np.array([[1e-25], [1.0]], np.float32), np.array([[-1e-25], [-0.0]], np.float32)
+    assert pair_scores(asked, found).tobytes() == np.zeros(2, np.float32).tobytes()
+    assert pair_scores_at(asked, found, np.array([0, 1]), np.array([0, 1])).tobytes() == bytes(8)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -122,12 +122,14 @@ def test_no_score_is_farther_off_than_is_said(dtype: str, engine: InProcess) -> 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("small", [1e-15, 1e-22, 1e-25, 1e-38])
-def test_the_bound_holds_where_squares_vanish_in_float32(dtype: str, small: float) -> None:
+@pytest.mark.parametrize("engine", [InProcess(), ByTorch()])
+def test_the_bound_holds_where_squares_vanish_in_float32(engine: InProcess, dtype: str, small: float) -> None:
+    device = "cuda" if isinstance(engine, ByTorch) else "cpu"
     random = np.random.default_rng(6)
     corpus, asked = (random.standard_normal((n, 32)).astype(np.float32) for n in (200, 50))
     for queries, documents in ((asked * small, corpus), (asked * 1e17, corpus * small)):
         queries, documents = queries.astype(np.float32), documents.astype(np.float32)
-        (found,) = sweeps([queries], [documents], 200, ByTorch(), "cuda", dtype)
+        (found,) = sweeps([queries], [documents], 200, engine, device, dtype)
         exact = pair_scores(np.repeat(queries, 200, axis=0), documents[found.ids.ravel()]).reshape(50, 200)
         assert (np.abs(found.scores.astype(np.float64) - exact) <= found.off[:, None]).all()
 
@@ -205,6 +207,23 @@ def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
         with pytest.raises(InputError, match="does not hold 50 vectors"):
             list(sweeps([asked], [corpus], 7, ByTorch(), "cuda"))
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    [
+        ("float32", MemoryError("Unable to allocate 48.0 MiB")),
+        ("bfloat16", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 192000000 bytes")),
+        ("bfloat16", RuntimeError("could not create a primitive")),
+    ],
+)
+def test_a_machine_whose_memory_does_not_hold_a_block_is_an_input_error(dtype: str, error: Exception) -> None:
+    corpus, asked = np.ones((50, 4), np.float32), np.ones((40, 4), np.float32)
+    with (
+        patch.object(strip.Strip, "show", side_effect=error),
+        pytest.raises(InputError, match=r"memory of cpu does not hold 50 vectors.* lower block under \[mine\]\.$"),
+    ):
+        list(sweeps([asked], [corpus], 7, InProcess(), "cpu", dtype))
 
 
 def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> None:
