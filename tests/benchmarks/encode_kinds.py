@@ -48,11 +48,11 @@ def loaded(dtype: str = "float32") -> Encoder:
     return Encoder(recipe(DEFAULT_ENCODER, dtype=dtype, device="cpu"), DEFAULT_ENCODER)
 
 
-def compiled() -> Encoder:
+def compiled(dtype: str = "float32") -> Encoder:
     """torch.compile for any shape."""
     import torch
 
-    encoder = loaded()
+    encoder = loaded(dtype)
     model = encoder._model[0].model
     model.forward = torch.compile(model.forward, dynamic=True)
     return encoder
@@ -118,6 +118,7 @@ KINDS: dict[str, Callable[[], Encoder]] = {
     "float32": loaded,
     "bfloat16": lambda: loaded("bfloat16"),
     "compile": compiled,
+    "compile-bfloat16": lambda: compiled("bfloat16"),
     "int8": int8,
     "openvino": openvino,
     "openvino-int8": lambda: openvino(calibrated=True),
