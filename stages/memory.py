@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
 _ARENA_MAX = -8
 """M_ARENA_MAX of glibc's malloc.h."""
 
@@ -18,8 +16,8 @@ _ARENA_MAX = -8
 def share_heaps() -> None:
     """Have all threads to be started allocate from one heap a core, where the allocator is glibc's (mallopt(3)).
 
-    By itself it makes up to eight a core, and each keeps what was freed in it: threads that multiply matrices of a few
-    MB each held some 0.4 GB by that, on two cores. The environment variable MALLOC_ARENA_MAX goes before.
+    By itself it makes up to eight a core, and each keeps what was freed in it. The environment variable
+    MALLOC_ARENA_MAX goes before.
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         _of_glibc("mallopt", _ARENA_MAX, os.cpu_count() or 1)

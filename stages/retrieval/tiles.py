@@ -29,7 +29,7 @@ class Tiles:
     little more than the products. Each thread has its own queries and multiplies alone.
     """
 
-    def __init__(self, width: int, dtype: str = "float32") -> None:
+    def __init__(self, width: int, dtype: str) -> None:
         from threadpoolctl import ThreadpoolController
 
         self._width, self._half, self._controller = width, dtype == "bfloat16", ThreadpoolController()
