@@ -97,7 +97,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, small_t
     """The workspace of such a folder after one undisturbed `prep refresh`: to compare with, or to copy. Read only."""
     project = new_project(tmp_path_factory.mktemp("finished"), tiny_model, small_table)
     # by a new interpreter: it hashes strings by another seed than the forks that are compared with it
-    command = [sys.executable, "-m", "pipeline.cli", "refresh", "-q"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "refresh", "-q"]
     done = subprocess.run(command, cwd=project.folder, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return project.work
@@ -165,14 +165,14 @@ def _start(arguments: tuple[str, ...], cwd: Path, out: str, err: str) -> multipr
 
 
 def _prep(arguments: tuple[str, ...], cwd: Path, out: str, err: str, environment: dict[str, str]) -> None:
-    """What `python -m pipeline.cli` does, with its output in files."""
+    """What `python -m pipeline.cli.main` does, with its output in files."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     for number, path in enumerate((os.devnull, out, err)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
     sys.argv = ["prep", *arguments]
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     try:
         main()

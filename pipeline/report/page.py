@@ -7,16 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.graph import STAGES
-from pipeline.report import evidence
-from pipeline.report.chart import bar, histogram
-from pipeline.report.markup import Html, count, cut, document, esc, lines, note, prose, section, table
+from pipeline.report import examples as evidence
+from pipeline.report.charts import bar, histogram
+from pipeline.report.html import Html, count, cut, document, esc, lines, note, prose, section, table
 from pipeline.report.quality import headline, quality
-from pipeline.store import Artifact
-from stages.contracts import SPLITS
-from stages.negatives import check
-from stages.negatives.mask import NEGATIVE, PRECEDENCE, RULE
-from stages.negatives.rules import RULES, described
+from pipeline.workflow.artifact_store import Artifact
+from pipeline.workflow.graph import STAGES
+from stages.core.schemas import SPLITS
+from stages.mining.estimator import validation
+from stages.mining.mask import NEGATIVE, PRECEDENCE, RULE
+from stages.mining.threshold_rules import RULES, described
 
 REASONS = {
     "known_positive": "is a positive of the question",
@@ -97,7 +97,7 @@ def negatives(artifacts: Mapping[str, Artifact], scores: evidence.Scores | None)
         ),
         table(["reason", "verdict", "candidates", "share"], [("", verdict_rows(mask))]),
         filling(composed),
-        *(note(line[0].upper() + line[1:] + ".") for line in check.lines(mask.summary.get("estimate"))),
+        *(note(line[0].upper() + line[1:] + ".") for line in validation.lines(mask.summary.get("estimate"))),
     ]
     if scores:
         title = "Candidates of train questions, by the retriever's score"

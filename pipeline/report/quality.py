@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.chart import Dot, dots
-from pipeline.report.markup import Html, count, esc, lines, note, section, table
+from pipeline.report.charts import Dot, dots
+from pipeline.report.html import Html, count, esc, lines, note, section, table
 from stages.evaluation.bootstrap import MIN_GROUPS
 
 Metrics = Mapping[str, Any]

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import polars as pl
 
-from stages.errors import InputError
+from stages.core.errors import InputError
 from stages.pairs.columns import exact, first_cells, own_split
-from stages.pairs.intake import Intake
-from stages.pairs.judgements import second_texts
-from stages.tables.encoding import shown
-from stages.tables.files import check_file, file_source, unreadable
-from stages.tables.source import Source
+from stages.pairs.ingest import Intake
+from stages.pairs.qrels import second_texts
+from stages.readers.base import Source
+from stages.readers.files import check_file, file_source, unreadable
+from stages.readers.text_encoding import shown
 
 CORPUS = {"document": "text", "document_id": "_id", "title": "title"}
 QUERIES = {"question": "text", "id": "_id"}

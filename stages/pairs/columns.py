@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.errors import InputError
-from stages.pairs.clean import values
-from stages.tables.source import Cell, Source
+from stages.core.errors import InputError
+from stages.pairs.cells import values
+from stages.readers.base import Cell, Source
 
 USUAL: dict[str, tuple[str, ...]] = {
     "question": ("question", "query", "questions", "q", "question_text", "query_text", "user_question", "问题", "提问"),

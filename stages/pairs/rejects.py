@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from stages.contracts import REJECTS
-from stages.pairs.spill import write_groups
-from stages.tables.source import Source
+from stages.core.schemas import REJECTS
+from stages.pairs.external_sort import write_groups
+from stages.readers.base import Source
 
 _CUT = 1000
 _FLUSH = 20_000

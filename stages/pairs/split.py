@@ -9,8 +9,8 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
-from stages.contracts import SPLITS, Summary
-from stages.errors import InputError
+from stages.core.errors import InputError
+from stages.core.schemas import SPLITS, Summary
 
 _OWN = {None: 0, "": 0, "train": 0, "dev": 1, "test": 2}
 GIANT = 0.2

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.planning.rates import Rate, Shape, Sweep
+from stages.planning.throughput import Rate, Shape, Sweep
 
 
 @dataclass(frozen=True)

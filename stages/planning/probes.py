@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from stages.memory import count_anew, peak
+from stages.core.memory import count_anew, peak
 from stages.planning.machine import Training
-from stages.planning.rates import Floats, Ints, Rate, Sweep
-from stages.planning.table import Encoding, Table
-from stages.training.reranker import Dtype, load_reranker, score_pairs
+from stages.planning.throughput import Floats, Ints, Rate, Sweep
+from stages.planning.workload import Encoding, Table
+from stages.reranking.cross_encoder import Dtype, load_reranker, score_pairs
 
 if TYPE_CHECKING:
-    from stages.training.train import Params as TrainParams
+    from stages.training.stage import Params as TrainParams
 
 SECONDS = 6.0
 """What one probe should take; a model so large that one text takes longer is measured once."""
@@ -41,7 +41,7 @@ class Probed(NamedTuple):
 
 def encode(encoding: Encoding, dtype: str, batch_tokens: int, seconds: float = SECONDS) -> Probed:
     """Encode texts of the sample in batches as large as the stage's are."""
-    from stages.retrieval.encoder import Encoder
+    from stages.embedding.encoder import Encoder
 
     count_anew()
     started = time.monotonic()
@@ -125,7 +125,7 @@ def step(params: "TrainParams", folder: Path, table: Table, seconds: float = SEC
 
 def sweep(dimension: int, queries: int, documents: int, k: int, device: str = "cpu", dtype: str = "float32") -> Sweep:
     """Search among random vectors, no more of them than there are: two sizes tell the sweep from what is kept."""
-    from stages.retrieval.nearest import exact_top_k
+    from stages.retrieval.exact.search import exact_top_k
 
     generator = np.random.default_rng(0)
     asked, there = min(max(queries, 1), 1_024), min(max(documents, 2), 16_384)

@@ -7,14 +7,14 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from stages.contracts import CORPUS, read_table
-from stages.engine import Engine
-from stages.errors import InputError
-from stages.retrieval.encoding import Vectors
-from stages.retrieval.nearest import best_above, best_of, each_top_k
-from stages.retrieval.scores import pair_scores
-from stages.retrieval.sources import Ids
-from stages.retrieval.vectors import Floats, Hashes
+from stages.core.errors import InputError
+from stages.core.executor import Engine
+from stages.core.schemas import CORPUS, read_table
+from stages.embedding.lookup import Vectors
+from stages.embedding.vector_store import Floats, Hashes
+from stages.retrieval.exact.scoring import pair_scores
+from stages.retrieval.exact.search import best_above, best_of, each_top_k
+from stages.retrieval.results import Ids
 
 _LARGEST = 1e17
 """Of a vector's figures. Sums of products of larger ones may lie beyond float32, where nothing can be ranked."""

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stages.contracts import Progress, Summary
+from stages.core.schemas import Progress, Summary
 from stages.retrieval.dense import Dense
-from stages.retrieval.lists import NONE, Draft, Entries, Lists, entries, moved, places_of, read_lists, scores_of
-from stages.retrieval.sources import Found, Ids
+from stages.retrieval.results import Found, Ids
+from stages.retrieval.topk_cache import NONE, Draft, Entries, Lists, entries, moved, places_of, read_lists, scores_of
 
 _QUERIES = 16_384
 """Queries searched in full at once, at most: enough to multiply matrices at full speed."""

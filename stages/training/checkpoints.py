@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from stages.models import file_digest
+from stages.core.model_files import file_digest
 
 SEAL = "complete.json"
 """Written into a checkpoint after all else in it: file name -> digest."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from stages.training.reranker import Dtype, logits
+from stages.reranking.cross_encoder import Dtype, logits
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder

@@ -22,19 +22,19 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from stages.contracts import Tools
-from stages.device import quiet
-from stages.training import world
+from stages.core.device import quiet
+from stages.core.schemas import Tools
+from stages.reranking.cross_encoder import load_reranker, save_reranker
+from stages.training import distributed
 from stages.training.checkpoints import newest_checkpoint, seal, step_of
-from stages.training.curriculum import Batches, Curriculum, Texts, dataset
-from stages.training.groups import Group
+from stages.training.dataset import Batches, Curriculum, Texts, dataset
+from stages.training.examples import Group
 from stages.training.losses import GroupLoss
-from stages.training.reranker import load_reranker, save_reranker
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-    from stages.training.train import Params
+    from stages.training.stage import Params
 
 CHECKPOINT_STEPS = 50
 """Steps that a kill may cost."""
@@ -71,22 +71,22 @@ def fit(
     highest (the first of equals) are kept, without `measure` the last. A loss that is no number ends the training.
     Where a launcher started several processes, the others are called to `train_along`.
     """
-    world.check(params.device)
+    distributed.check(params.device)
     curriculum = Curriculum(epochs, queries, texts, params, learning_rate)
     checkpoint = newest_checkpoint(tools.scratch)
     if checkpoint:
         tools.progress.say(f"training was stopped before; it goes on after step {step_of(checkpoint)}")
-    if world.size() == 1:
-        world.alone()
+    if distributed.size() == 1:
+        distributed.alone()
     else:
-        idle = world.size() - params.batch_size
+        idle = distributed.size() - params.batch_size
         rest = f"; {idle} of them have none, because batch_size is {params.batch_size}" if idle > 0 else ""
-        tools.progress.say(f"{world.size()} processes share out the groups of each step{rest}")
-        world.call()
+        tools.progress.say(f"{distributed.size()} processes share out the groups of each step{rest}")
+        distributed.call()
         save_reranker(model, tools.scratch / "base")
-        with world.together():
-            world.broadcast((curriculum, model.device.type))
-            world.share([tools.scratch / "base", *([checkpoint] if checkpoint else [])], tools.scratch)
+        with distributed.together():
+            distributed.broadcast((curriculum, model.device.type))
+            distributed.share([tools.scratch / "base", *([checkpoint] if checkpoint else [])], tools.scratch)
     watch = _Watch(curriculum.steps, measure, tools)
     watch.trainer = _Trainer(
         model, curriculum, tools.scratch, [watch, TensorBoardCallback(SummaryWriter(str(tools.logs)))]
@@ -103,11 +103,11 @@ def train_along() -> None:
     """Take part in the `fit` that rank 0 called to. What must be written here is dropped at the end."""
     with tempfile.TemporaryDirectory(prefix="prep-") as folder:
         scratch = Path(folder)
-        with world.together():
-            curriculum, kind = world.broadcast()
-            base, *checkpoint = world.share((), scratch)
+        with distributed.together():
+            curriculum, kind = distributed.broadcast()
+            base, *checkpoint = distributed.share((), scratch)
         params = curriculum.params
-        model = load_reranker(base, world.own_device(kind), params.max_length, params.dropout, params.seed)
+        model = load_reranker(base, distributed.own_device(kind), params.max_length, params.dropout, params.seed)
         if params.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         _Trainer(model, curriculum, scratch, []).go(*checkpoint)
@@ -141,14 +141,14 @@ class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
     def __init__(
         self, model: "CrossEncoder", curriculum: Curriculum, scratch: Path, callbacks: Sequence[TrainerCallback]
     ) -> None:
-        params, rank = curriculum.params, world.rank()
+        params, rank = curriculum.params, distributed.rank()
         with quiet():
             super().__init__(
                 model,
                 _arguments(model, params, curriculum.learning_rate, scratch),
                 train_dataset=dataset(curriculum.epochs),
                 data_collator=Texts(curriculum.queries, curriculum.texts),
-                loss=GroupLoss(model, params.loss, params.dtype, rank, world.size()),
+                loss=GroupLoss(model, params.loss, params.dtype, rank, distributed.size()),
                 callbacks=[*callbacks, _Pace(curriculum.steps)],
             )
         self.remove_callback(PrinterCallback)
@@ -158,7 +158,7 @@ class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
 
     def go(self, checkpoint: Path | None = None) -> None:
         """Train to the end, from `checkpoint` where there is one."""
-        with quiet(), world.together(), warnings.catch_warnings():
+        with quiet(), distributed.together(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # not ours to mend
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -178,9 +178,9 @@ class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if world.size() > 1:  # rank 0 writes them all: others may not see its disk, and it seals what is there
-            own = (Path(output_dir) / f"rng_state_{world.rank()}.pth").read_bytes()
-            for rank, state in enumerate(world.gather(own)):
+        if distributed.size() > 1:  # rank 0 writes them all: others may not see its disk, and it seals what is there
+            own = (Path(output_dir) / f"rng_state_{distributed.rank()}.pth").read_bytes()
+            for rank, state in enumerate(distributed.gather(own)):
                 (Path(output_dir) / f"rng_state_{rank}.pth").write_bytes(state)
 
 

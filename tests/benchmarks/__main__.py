@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.device import device_type
+from stages.core.device import device_type
 from tests.benchmarks.turns import WORKS, compare, work_of
 
 NO_GPU = "no GPU here: not run"

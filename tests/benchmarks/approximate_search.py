@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.progress import Quiet
-from stages.contracts import CORPUS, QRELS, QUERIES, Tools, write_table
-from stages.errors import InputError
-from stages.retrieval.search import Params, run
-from stages.retrieval.vectors import VectorStore, text_hashes
+from pipeline.cli.progress import Quiet
+from stages.core.errors import InputError
+from stages.core.schemas import CORPUS, QRELS, QUERIES, Tools, write_table
+from stages.embedding.vector_store import VectorStore, text_hashes
+from stages.retrieval.stage import Params, run
 
 INDEXES = ("IVF1024,Flat", "IVF1024,PQ48", "IVF1024,PQ48,RFlat k_factor_rf=4")
 _INNER = 32

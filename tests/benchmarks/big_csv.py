@@ -18,7 +18,7 @@ _STAGE = """
 import json, sys
 from pathlib import Path
 from stages.pairs import build as pairs
-from stages.contracts import Tools
+from stages.core.schemas import Tools
 
 class Quiet:
     def advance(self, done, total, unit, tokens=0): pass

@@ -23,7 +23,7 @@ def mined(workspace: Path, mask: tuple[str, ...]) -> Path:
     """mined.jsonl of the sample under a mask."""
     flags = ["--config", str(SAMPLE / "prep.toml"), "--workspace", str(workspace), "--json", "-q"]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "mine-negatives", *flags, *mask],
+        [sys.executable, "-m", "pipeline.cli.main", "mine-negatives", *flags, *mask],
         capture_output=True,
         text=True,
         check=True,

@@ -22,13 +22,13 @@ def write(folder: Path, sizes: Sizes) -> Result:
     import numpy as np
     import polars as pl
 
-    from pipeline.progress import Quiet
-    from stages import contracts
-    from stages.contracts import Tools
-    from stages.models import DEFAULT_ENCODER
-    from stages.retrieval import encode
-    from stages.retrieval.encoder import recipe
-    from stages.retrieval.vectors import VectorStore, text_hashes
+    from pipeline.cli.progress import Quiet
+    from stages.core import schemas
+    from stages.core.model_files import DEFAULT_ENCODER
+    from stages.core.schemas import Tools
+    from stages.embedding import stage as embedding_stage
+    from stages.embedding.encoder import recipe
+    from stages.embedding.vector_store import VectorStore, text_hashes
 
     random = np.random.default_rng(0)
     queries, documents, dimension = sizes["queries"], sizes["documents"], sizes["dimension"]
@@ -50,8 +50,8 @@ def write(folder: Path, sizes: Sizes) -> Result:
     }
     frames["decided"] = frames["qrels"].clear()
     for name, frame in frames.items():
-        schema = contracts.QRELS if name == "decided" else getattr(contracts, name.upper())
-        contracts.write_table(frame, schema, pairs / f"{name}.parquet")
+        schema = schemas.QRELS if name == "decided" else getattr(schemas, name.upper())
+        schemas.write_table(frame, schema, pairs / f"{name}.parquet")
 
     made = recipe(DEFAULT_ENCODER)
     store = VectorStore(folder / "vectors" / made.key)
@@ -74,7 +74,7 @@ def write(folder: Path, sizes: Sizes) -> Result:
     (folder / "encode").mkdir()
     tools = Tools(Quiet(), folder / "scratch", folder / "vectors", folder / "logs")
     inputs = {name: pairs / f"{name}.parquet" for name in ("queries", "corpus")}
-    summary = encode.run(encode.Params(), inputs, folder / "encode", tools)
+    summary = embedding_stage.run(embedding_stage.Params(), inputs, folder / "encode", tools)
     assert summary["encoded"] == 0, "the stored vectors are not those that encode looks for"
     return {"positives": queries, "text_mb": round(sum(map(len, texts)) / 1e6, 1)}
 
@@ -89,8 +89,8 @@ def load(names: tuple[str, ...]) -> None:
     """Import what these stages are made of, so that no clock counts it; memory is had as `prep` has it."""
     import faiss  # noqa: F401
 
-    from pipeline.graph import STAGES
-    from stages.memory import share_heaps
+    from pipeline.workflow.graph import STAGES
+    from stages.core.memory import share_heaps
 
     share_heaps()
     for name in names:
@@ -106,10 +106,10 @@ def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out:
     import shutil
     import time
 
-    from pipeline.graph import STAGES
-    from pipeline.progress import Quiet
-    from stages.contracts import Tools
-    from stages.memory import count_anew
+    from pipeline.cli.progress import Quiet
+    from pipeline.workflow.graph import STAGES
+    from stages.core.memory import count_anew
+    from stages.core.schemas import Tools
 
     seconds = {}
     if "search" in names:  # a search goes on from the last one's lists

@@ -31,9 +31,9 @@ def prepare(folder: Path, sizes: Sizes) -> Result:
 
     import polars as pl
 
-    from stages import contracts
-    from stages.contracts import document_text
-    from stages.models import DEFAULT_ENCODER, resolve_model
+    from stages.core import schemas
+    from stages.core.model_files import DEFAULT_ENCODER, resolve_model
+    from stages.core.schemas import document_text
 
     frames = []
     for name in SETS:
@@ -51,8 +51,8 @@ def prepare(folder: Path, sizes: Sizes) -> Result:
     split = {"split": pl.lit("train"), "group": pl.col("id")}
     asked = texts.filter(pl.col("role") == "query").select(query_id="id", query="text", **split)
     read = texts.filter(pl.col("role") == "document").select(doc_id="id", text="text")
-    contracts.write_table(asked, contracts.QUERIES, folder / "queries.parquet")
-    contracts.write_table(read, contracts.CORPUS, folder / "corpus.parquet")
+    schemas.write_table(asked, schemas.QUERIES, folder / "queries.parquet")
+    schemas.write_table(read, schemas.CORPUS, folder / "corpus.parquet")
     model = resolve_model(DEFAULT_ENCODER)
     (folder / "model").symlink_to(model)
     config = json.loads((model / "config.json").read_text())
@@ -93,9 +93,9 @@ def ours(folder: Path, sizes: Sizes) -> Result:
 
     import sentence_transformers  # noqa: F401
 
-    from pipeline.progress import Quiet
-    from stages.contracts import Tools
-    from stages.retrieval import encode
+    from pipeline.cli.progress import Quiet
+    from stages.core.schemas import Tools
+    from stages.embedding import stage as embedding_stage
 
     out = folder / "ours"
     shutil.rmtree(out, ignore_errors=True)
@@ -103,7 +103,7 @@ def ours(folder: Path, sizes: Sizes) -> Result:
     tools = Tools(Quiet(), out / "scratch", out / "vectors", out / "logs")
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus")}
     clock = Clock()
-    encode.run(encode.Params(), inputs, out, tools)
+    embedding_stage.run(embedding_stage.Params(), inputs, out, tools)
     return _rated(folder, clock)
 
 
@@ -135,7 +135,7 @@ def matrix_rate(folder: Path, sizes: Sizes) -> Result:
     """
     import torch
 
-    from stages.device import pick_device, use_bfloat16
+    from stages.core.device import pick_device, use_bfloat16
 
     device = pick_device("auto")
     dtype = torch.bfloat16 if use_bfloat16(device, "auto") else torch.float32
@@ -168,7 +168,7 @@ def check(folder: Path, sizes: Sizes) -> Result:
     import numpy as np
     import polars as pl
 
-    from stages.retrieval.encoding import Vectors
+    from stages.embedding.lookup import Vectors
 
     vectors = Vectors(folder / "ours" / "encoding.json", folder / "ours" / "vectors")
     mine = np.concatenate(

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.contracts import document_text
-from stages.draw import draw
+from stages.core.hashing import draw
+from stages.core.model_files import DEFAULT_ENCODER
+from stages.core.schemas import document_text
+from stages.embedding.encoder import Encoder, Floats, recipe
+from stages.embedding.stage import Params
 from stages.evaluation.metrics import Judge
-from stages.models import DEFAULT_ENCODER
-from stages.retrieval.encode import Params
-from stages.retrieval.encoder import Encoder, Floats, recipe
 
 SAMPLE = Path(__file__).parent.parent.parent / "data_samples"
 TEXTS = 300

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 
-from pipeline.progress import progress_for
-from stages.contracts import FEATURES, Tools
-from stages.negatives import learned, opinion
-from stages.negatives.features import GENERAL
+from pipeline.cli.progress import progress_for
+from stages.core.schemas import FEATURES, Tools
+from stages.mining.candidates.features import GENERAL
+from stages.mining.estimator import model as learned
+from stages.mining.verify import stacking
 from tests.benchmarks.self_teacher import PAIR, ROOT, suspects_of
 
 NAMES = (*FEATURES, "prior")
@@ -100,14 +101,14 @@ def main() -> None:
         table = learned.columns(found, word, NAMES)
         line: dict[str, Any] = {"set": name, "candidates": len(labels), "hidden": int(labels.sum())}
         said = {kind: by_fold(fit, table, labels, questions) for kind, fit in KINDS.items()}
-        before = opinion.loss(said["logistic"], labels)
+        before = stacking.loss(said["logistic"], labels)
         for kind, odds in said.items():
-            falls = opinion.paired(
-                before - opinion.loss(odds, labels), np.ones(len(labels)), np.array(questions, object)
+            falls = stacking.paired(
+                before - stacking.loss(odds, labels), np.ones(len(labels)), np.array(questions, object)
             )
             line[kind] = {
-                "auc": round(opinion.auc(odds, labels), 4),
-                "loss": round(float(opinion.loss(odds, labels).mean()), 5),
+                "auc": round(stacking.auc(odds, labels), 4),
+                "loss": round(float(stacking.loss(odds, labels).mean()), 5),
                 "below_logistic": [round(figure, 5) for figure in falls],
             }
         print(json.dumps(line), flush=True)

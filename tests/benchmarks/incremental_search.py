@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.progress import Quiet
-from stages.contracts import CORPUS, QRELS, QUERIES, Tools, write_table
-from stages.retrieval.search import Params, run
-from stages.retrieval.vectors import VectorStore, text_hashes
+from pipeline.cli.progress import Quiet
+from stages.core.schemas import CORPUS, QRELS, QUERIES, Tools, write_table
+from stages.embedding.vector_store import VectorStore, text_hashes
+from stages.retrieval.stage import Params, run
 
 
 def texts(kind: str, count: int, changed: float) -> list[str]:

@@ -13,12 +13,16 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.progress import progress_for
-from stages import contracts
-from stages.contracts import Tools
-from stages.negatives import compose, evidence, mask, verify
-from stages.negatives.collection import read_judgements
-from stages.retrieval import encode, search
+from pipeline.cli.progress import progress_for
+from stages.bench.collections import read_judgements
+from stages.core import schemas
+from stages.core.schemas import Tools
+from stages.embedding import stage as embedding_stage
+from stages.mining import mask
+from stages.mining.candidates import stage as candidates_stage
+from stages.mining.sampling import stage as sampling_stage
+from stages.mining.verify import stage as verify_stage
+from stages.retrieval import stage as retrieval_stage
 
 SAID = ("candidates", "pairs", "estimated", "estimate", "fill", "hardness", "false_negatives")
 
@@ -31,10 +35,10 @@ def write_inputs(folder: Path, work: Path) -> dict[str, Path]:
         "queries": found.queries.with_columns(split=pl.lit("train"), group="query_id"),
         "corpus": found.corpus,
         "qrels": pl.concat([found.positives, wrong]).sort("query_id", "doc_id"),
-        "answers": pl.DataFrame(pl.from_arrow(contracts.ANSWERS.empty_table())),
+        "answers": pl.DataFrame(pl.from_arrow(schemas.ANSWERS.empty_table())),
     }
     for name, frame in frames.items():
-        contracts.write_table(frame, getattr(contracts, name.upper()), work / f"{name}.parquet")
+        schemas.write_table(frame, getattr(schemas, name.upper()), work / f"{name}.parquet")
     return {name: work / f"{name}.parquet" for name in frames}
 
 
@@ -57,13 +61,13 @@ def main() -> None:
         print(f"{stage.__name__}: {seconds:.1f} s, {peak:.2f} GiB, {said}", flush=True)
         inputs.update({name.partition(".")[0]: work / name for name in outputs})
 
-    run(encode, encode.Params(), "encoding.json")
-    run(search, search.Params(), "candidates.parquet", "judged.parquet")
-    run(evidence, evidence.Params(), "evidence.parquet", "shown.parquet", "estimator.json")
-    run(verify, verify.Params(), "verified.parquet", "taught.parquet")
+    run(embedding_stage, embedding_stage.Params(), "encoding.json")
+    run(retrieval_stage, retrieval_stage.Params(), "candidates.parquet", "judged.parquet")
+    run(candidates_stage, candidates_stage.Params(), "evidence.parquet", "shown.parquet", "estimator.json")
+    run(verify_stage, verify_stage.Params(), "verified.parquet", "taught.parquet")
     for chosen in (mask.Params(), mask.Params(max_false_negatives=0.01), mask.Params(mask="perc")):
         run(mask, chosen, "verdicts.parquet")
-        run(compose, compose.Params())
+        run(sampling_stage, sampling_stage.Params())
     tools.progress.close()  # type: ignore[attr-defined]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from tests.benchmarks.real_tables import ROOT, TABLES, toml
 
 SAMPLE = {"pairs": {"tables": ["questions.csv"], "document": "article", "document_id": "article_id", "id": "ticket"}}
-BY_CPU = "import time; time.monotonic = time.process_time; from pipeline.cli import main; main()"
+BY_CPU = "import time; time.monotonic = time.process_time; from pipeline.cli.main import main; main()"
 
 
 def short(sections: dict[str, Any], queries: int) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def ratios(name: str, data: Path, folder: Path, queries: int, cpu: bool) -> dict
     (place / "prep.toml").write_text(
         toml(short(sections, queries), ROOT / "data_samples" if name == "sample" else data)
     )
-    prep = [sys.executable, "-c", BY_CPU] if cpu else [sys.executable, "-m", "pipeline.cli"]
+    prep = [sys.executable, "-c", BY_CPU] if cpu else [sys.executable, "-m", "pipeline.cli.main"]
     threads = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"} if cpu else {}
     env = {**os.environ, "PYTHONPATH": str(ROOT), **threads}
     for arguments in (["plan", "-q"], ["refresh", "-q"]):  # a training so short may well be refused: that is no matter

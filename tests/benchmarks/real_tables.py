@@ -65,7 +65,7 @@ def refresh(name: str, data: Path, folder: Path) -> dict[str, Any]:
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     (place / "prep.toml").write_text(toml({"mine": FIXED, **TABLES[name]}, data))
-    command = [sys.executable, "-m", "pipeline.cli", "refresh", "--json"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "refresh", "--json"]
     started = time.monotonic()
     with (place / "stderr.log").open("w") as log:
         done = subprocess.run(

@@ -21,7 +21,7 @@ CHANGED = 0.01
 
 def prepare(folder: Path, sizes: Sizes) -> Result:
     """before.csv and after.csv: so many rows of the table, and the same with some of them changed, drawn by id."""
-    from stages.draw import draw
+    from stages.core.hashing import draw
 
     with TABLE.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -52,7 +52,7 @@ def first(folder: Path, sizes: Sizes) -> Result:
 
 
 def ours(folder: Path, sizes: Sizes) -> Result:
-    """A run after the change. That its bytes are those of a run from nothing, tests/test_incremental.py holds."""
+    """A run after the change. tests/end_to_end/test_incremental.py holds that its bytes are those of a full run."""
     place = _fresh(folder / "second")
     shutil.copytree(folder / "first", place, symlinks=True, dirs_exist_ok=True)
     shutil.copy(folder / "after.csv", place / "table.csv")
@@ -83,7 +83,7 @@ def _prep(place: Path) -> Result:
     before = len(events.read_text().splitlines()) if events.exists() else 0
     clock = Clock()
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "mine-negatives", "--json", "-q"],
+        [sys.executable, "-m", "pipeline.cli.main", "mine-negatives", "--json", "-q"],
         cwd=place,
         capture_output=True,
         text=True,

@@ -65,8 +65,8 @@ def exact(device: str) -> "Search":
     import faiss  # noqa: F401
     import torch  # noqa: F401
 
-    from stages.device import use_bfloat16
-    from stages.retrieval.nearest import exact_top_k
+    from stages.core.device import use_bfloat16
+    from stages.retrieval.exact.search import exact_top_k
 
     dtype = "bfloat16" if use_bfloat16(device, "auto") else "float32"
 

@@ -16,20 +16,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.progress import progress_for
-from stages.contracts import JUDGED, Tools, read_table, scan_documents
-from stages.draw import draw
-from stages.models import DEFAULT_ENCODER
-from stages.negatives import crossfit, opinion
-from stages.negatives.collection import Collection, read_collection, write_inputs
-from stages.negatives.documents import document_vectors
-from stages.negatives.suspects import Suspects
-from stages.negatives.teacher import TeacherRule, asked, band, measured, teacher_false
+from pipeline.cli.progress import progress_for
+from stages.bench.collections import Collection, read_collection, write_inputs
+from stages.core.hashing import draw
+from stages.core.model_files import DEFAULT_ENCODER
+from stages.core.schemas import JUDGED, Tools, read_table, scan_documents
+from stages.core.text import loose
+from stages.embedding import stage as embedding_stage
+from stages.embedding.lookup import Vectors
+from stages.mining.candidates.documents import document_vectors
+from stages.mining.estimator.table_estimator import Suspects
+from stages.mining.verify import cross_fitting, stacking
+from stages.mining.verify.cross_encoder import TeacherRule, asked, band, measured, teacher_false
 from stages.pairs.split import GIANT, components
-from stages.retrieval import encode, search
-from stages.retrieval.encoding import Vectors
-from stages.text import loose
-from stages.training.train import Params
+from stages.retrieval import stage as retrieval_stage
+from stages.training.stage import Params
 
 ROOT = Path(__file__).parent.parent.parent
 MARGINS: tuple[tuple[TeacherRule, float], ...] = tuple(
@@ -57,9 +58,9 @@ def suspects_of(folder: Path, work: Path, most: int, tools: Tools) -> tuple[Coll
     """The set with half of each question's positives hidden, searched; and its estimate, by a prior of other sets."""
     collection = read_collection(folder, 0, most)
     inputs = write_inputs(collection, work)
-    encode.run(encode.Params(), inputs, work, tools)
+    embedding_stage.run(embedding_stage.Params(), inputs, work, tools)
     inputs["encoding"] = work / "encoding.json"
-    search.run(search.Params(), inputs, work, tools)
+    retrieval_stage.run(retrieval_stage.Params(), inputs, work, tools)
     inputs |= {name: work / f"{name}.parquet" for name in ("candidates", "judged")}
     vectors = Vectors(inputs["encoding"], tools.vectors)
     vectorise = document_vectors(inputs["corpus"], vectors)
@@ -107,9 +108,9 @@ def tried(
     collection, rows = found["collection"], found["rows"]
     started = time.monotonic()
     known = collection.known.select(PAIR)
-    mined = crossfit.lessons(collection.queries.filter(pl.col("split") == "train"), rows, known, params.seed)
-    material = crossfit.Material(mined, found["texts"], groups(collection))
-    cross = crossfit.Cross(
+    mined = cross_fitting.lessons(collection.queries.filter(pl.col("split") == "train"), rows, known, params.seed)
+    material = cross_fitting.Material(mined, found["texts"], groups(collection))
+    cross = cross_fitting.Cross(
         params, folds, material, found["inputs"]["candidates"], found["inputs"]["corpus"], work, work / "scores", tools
     )
     ids = rows["query_id"].unique().to_list()
@@ -128,7 +129,7 @@ def tried(
         columns = [part[column].to_numpy() for column in names]
         weights = np.full(len(part), 2.0, np.float32)  # half is hidden
         p, score, lowest, best, labels = columns
-        judged = opinion.fit(p, score, lowest, best, labels, weights, part["query_id"].to_list())
+        judged = stacking.fit(p, score, lowest, best, labels, weights, part["query_id"].to_list())
         line[name] = {"heard": bool(judged.models), **judged.figures}
     return line | {"margins": margins(table), "minutes": round((time.monotonic() - started) / 60, 1)}
 

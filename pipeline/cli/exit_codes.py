@@ -1,0 +1,87 @@
+"""The process of a command: which of several it is, and what its end says to whoever started it."""
+
+import contextlib
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from stages.core.errors import GateRefused, InputError, PrepError, WorkspaceBusy
+from stages.training import distributed
+
+EXIT_CODES: dict[type[PrepError], int] = {InputError: 2, GateRefused: 3, WorkspaceBusy: 75}
+ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+"""What the operating system refuses is for the person at the keyboard to mend, wherever we meet it."""
+
+
+def ranked(command: Callable[[], Any]) -> Callable[[], Any]:
+    """Of several processes that a launcher started, the first runs the command for all; the others train along."""
+
+    def work() -> Any:
+        if distributed.rank():
+            return follow()
+        with distributed.leading():
+            return command()
+
+    return work
+
+
+def follow() -> None:
+    """Train along with the process that runs the command, whatever that is, until it ends."""
+
+    def train() -> None:
+        from stages.training.trainer import train_along
+
+        train_along()
+
+    sys.argv = [word for word in sys.argv if word != "--json"]  # one process answers scripts
+    distributed.follow(train)
+
+
+def outcome(work: Callable[[], Any]) -> int:
+    """Do it; what goes wrong becomes one message and the exit code that scripts can act on."""
+    try:
+        code = work()
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = fail("interrupted; the next run goes on from here", 130)
+    except click.UsageError as error:
+        usage = error.ctx.get_usage() + "\n" if error.ctx else ""
+        code = fail(error.format_message(), error.exit_code, usage)
+    except click.ClickException as error:
+        code = fail(error.format_message(), error.exit_code)
+    except PrepError as error:
+        code = fail(str(error), next(c for kind, c in EXIT_CODES.items() if isinstance(error, kind)))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it closes stdout
+        code = 0
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            code = defect()
+        else:
+            code = fail(f"{error.filename or 'a file'}: {error.strerror}. Mend its permissions or space.", 2)
+    except Exception:
+        code = defect()
+    return code if isinstance(code, int) else 0
+
+
+def defect() -> int:
+    """A failure that nobody but us can mend: with its traceback."""
+    traceback.print_exc()
+    return fail("this is a defect of prep, not of your data. Please report it with the traceback above.", 1)
+
+
+def fail(message: str, code: int, usage: str = "") -> int:
+    """Say what went wrong on stderr, and with --json as an object on stdout too; returns the exit code."""
+    click.echo(f"{usage}prep: {message}", err=True)
+    if "--json" in sys.argv:
+        with contextlib.suppress(OSError):
+            click.echo(json.dumps({"error": message, "exit": code}, ensure_ascii=False))
+    return code

@@ -1,0 +1,437 @@
+"""The command line. A command parses, builds parameters, calls one function and prints its result."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.exit_codes import outcome, ranked
+from pipeline.workflow.graph import PIPELINE
+from stages.core.memory import share_heaps
+
+if TYPE_CHECKING:
+    from stages.mining.estimator.holdout import Left
+
+COMMON = (
+    click.Option(
+        ["--workspace"], type=click.Path(path_type=Path), default=Path("work"), show_default=True,
+        envvar="PREP_WORKSPACE", help="The folder that holds everything prep makes.",
+    ),
+    click.Option(
+        ["--config"], type=click.Path(path_type=Path), help="The settings file. [default: prep.toml, if there is one]"
+    ),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on stdout, for scripts."),
+    click.Option(["-v", "--verbose"], is_flag=True, help="Progress each second, not each 15, where stderr is a file."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
+)  # fmt: skip
+
+ENGINE = (
+    click.Option(
+        ["--engine"], type=click.Choice(["local", "ray"]), default="local", show_default=True, envvar="PREP_ENGINE",
+        help="Who encodes, searches and asks a teacher: this machine, or the nodes of a Ray cluster.",
+    ),
+    click.Option(
+        ["--ray-address"],
+        help="The cluster, as host:port. [default: RAY_ADDRESS; without it, Ray is started on this machine]",
+    ),
+)  # fmt: skip
+
+
+class SectionCommand(click.Command):
+    """A command whose flags are the keys of one section of prep.toml; they are made when they are first needed, so
+    that `prep --help` loads none of the stages."""
+
+    section: str | None = None
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options, its section's, the engine's where it has work for one, the common ones, --help."""
+        *own, help_option = super().get_params(ctx)
+        engine = () if self.section in (None, "pairs") else ENGINE
+        return [*own, *self.section_flags, *engine, *COMMON, help_option]
+
+    @cached_property
+    def section_flags(self) -> list[click.Option]:
+        """One flag for each key of the section: name, type, default and help come from its Params."""
+        if self.section is None:
+            return []
+        from pipeline.cli.options import section_flags
+
+        return section_flags(self.section)
+
+
+class ParamsCommand(SectionCommand):
+    """A command whose flags are the fields of one Params that prep.toml does not hold."""
+
+    def __init__(self, *arguments: Any, module: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.module = module
+
+    @cached_property
+    def section_flags(self) -> list[click.Option]:
+        """One flag for each field."""
+        from importlib import import_module
+
+        from pipeline.cli.options import flag
+
+        return [flag(name, field) for name, field in import_module(self.module).Params.model_fields.items()]
+
+
+class InOrder(click.Group):
+    """Commands are listed in the order of the way of the data, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names as they were registered."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="prep")
+def prep() -> None:
+    """From tables of questions and answers to a better reranker, with negatives that can be trusted.
+
+    Each command first brings whatever it needs up to date, so `prep train` on an empty workspace does everything.
+    Settings come from prep.toml (`prep init` writes one), then from flags.
+
+    \b
+    Exit codes:  0 done, or nothing to do     3 a gate refused; `current` is untouched
+                 1 a defect of prep's own    75 another run holds the workspace
+                 2 the input, the settings or the environment is wrong
+    """
+
+
+def command(name: str, short: str, section: str | None = None) -> Callable[[Callable[..., None]], SectionCommand]:
+    """Register a command of `prep` whose flags are those of `section`; `short` is its line in `prep --help`."""
+
+    def register(function: Callable[..., None]) -> SectionCommand:
+        made = click.command(name, cls=SectionCommand, short_help=short)(function)
+        prep.add_command(made)
+        made.section = section
+        return made
+
+    return register
+
+
+@command("init", "write a commented prep.toml")
+@click.option("--force", is_flag=True, help="Overwrite a prep.toml that is there.")
+def init(force: bool, **common: Any) -> None:
+    """Write a commented prep.toml: every key, its default and its meaning.
+
+    \b
+    Example:  prep init && $EDITOR prep.toml && prep refresh
+    """
+    from pipeline.cli.build import write_config
+
+    show(common, write_config(common["config"] or Path("prep.toml"), force))
+
+
+@command("build-pairs", "tables of questions and answers -> pairs", "pairs")
+@click.argument("files", nargs=-1)
+def build_pairs(files: tuple[str, ...], **options: Any) -> None:
+    """Make queries, documents and judgements from tables of questions and answers.
+
+    FILES are CSV, TSV, JSONL, JSON, Parquet, Arrow, Excel (.xlsx) or gzip'd text; globs in quotes; - is stdin (CSV,
+    or JSONL where the first byte is a brace). Columns are recognised by name or named by flags; every row that is not
+    used stands in rejects.parquet with its file, row and reason.
+
+    \b
+    Examples:  prep build-pairs faq.csv
+               prep build-pairs 'exports/*.csv.gz' --question title --document body --group thread
+               prep build-pairs --database sqlite:///kb.db --sql 'select question, answer from faq'
+               zcat dump.gz | prep build-pairs -
+    """
+    from pipeline.cli.build import bring
+
+    options["tables"] = (*files, *options["tables"])
+    show(options, bring("pairs", options))
+
+
+@command("encode", "embed queries and corpus", "encode")
+def encode(**options: Any) -> None:
+    """Embed the queries and the corpus; a text that was ever encoded with this encoder is not encoded again.
+
+    \b
+    Example:  prep encode --model BAAI/bge-small-en-v1.5 --query-prompt 'query: '
+    """
+    from pipeline.cli.build import bring
+
+    show(options, bring("encode", options))
+
+
+@command("mine-negatives", "hard negatives behind a false-negative mask", "mine")
+def mine_negatives(**options: Any) -> None:
+    """Search, mask out what may be a false negative, and compose mined.jsonl.
+
+    The scored candidates and a verdict with its reason for each of them are kept: another mask or another number of
+    negatives takes seconds and loads no model.
+
+    \b
+    Examples:  prep mine-negatives --mask perc --threshold 0.9
+               prep mine-negatives --negatives 15 --sampling random
+               prep mine-negatives --sources dense --sources bm25:10-110 --sources random:20
+    """
+    from pipeline.cli.build import bring
+
+    show(options, bring("compose", options))
+
+
+@command("train", "train the reranker on them", "train")
+def train(**options: Any) -> None:
+    """Train the reranker on the mined queries; resumes where a killed run stopped.
+
+    \b
+    Example:  prep train --base cross-encoder/ms-marco-MiniLM-L6-v2 --epochs 1
+    """
+    from pipeline.cli.build import bring
+
+    show(options, bring("train", options))
+
+
+@command("evaluate", "measure it against BM25 and the embedder", "evaluate")
+def evaluate(**options: Any) -> None:
+    """Measure BM25, the embedder, the base and the trained reranker on the same fixed candidate lists.
+
+    Ties count against us, differences to the embedder come with a 95 % interval from a paired bootstrap by group.
+
+    \b
+    Example:  prep evaluate --top-k 100
+    """
+    from pipeline.cli.build import bring
+
+    show(options, bring("evaluate", options))
+
+
+@command("refresh", "all of it, what is stale, and publish", "refresh")
+@click.option("--force", is_flag=True, help="Publish even if the new reranker is worse than the published one.")
+def refresh(force: bool, **options: Any) -> None:
+    """Bring everything up to date, and publish it if the new reranker is not worse. Safe to call from cron.
+
+    Only what is stale is run. Old and new reranker are scored on the same test questions; one that is significantly
+    worse, or that collapsed, is not published (exit 3). `current` is swapped in one atomic step.
+
+    \b
+    Example:  prep refresh --config /srv/faq/prep.toml --workspace /srv/faq/work
+    """
+    from pipeline.cli.build import refresh as run
+
+    show(options, run(options, force))
+
+
+@command("plan", "time, memory and disk that each stage will take", "pairs")
+@click.argument("files", nargs=-1)
+@click.option(
+    "--until",
+    type=click.Choice([stage.name for stage in PIPELINE]),
+    default=PIPELINE[-1].name,
+    show_default=True,
+    help="The last stage that is planned for.",
+)
+@click.option("--gpu", help="Plan for GPUs of this kind, by their published rate: h100, h200, a100, l40s, l4 or a10.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
+@click.option(
+    "--compare", is_flag=True, help="Only stand the last prediction for this machine beside what then happened."
+)
+def plan(files: tuple[str, ...], until: str, gpu: str | None, gpus: int, compare: bool, **options: Any) -> None:
+    """Predict time, peak memory and disk of every stage that would run, say what dominates and what would change it.
+
+    Builds the pairs, counts them, and measures this machine for less than a minute: real texts through the encoder, a
+    small search, a few steps of training. The prediction is kept in events.jsonl; once its stages ran, the next
+    `prep plan` shows both. FILES and flags are those of build-pairs.
+
+    \b
+    Examples:  prep plan
+               prep plan --until compose
+               prep plan faq.csv --gpu h100 --gpus 4
+               prep plan --compare
+    """
+    from pipeline.cli import plan as run
+
+    options["tables"] = (*files, *options["tables"])
+    show(options, run.compare(options) if compare else run.plan(options, until, gpu, gpus))
+
+
+@command("status", "what is there, what is stale and why")
+def status(**options: Any) -> None:
+    """Say what is there, how old it is, what is stale and why. Runs nothing.
+
+    \b
+    Example:  prep status --json
+    """
+    from pipeline.cli.inspect import status as run
+
+    show(options, run(options))
+
+
+@command("show", "one query, and why each candidate is what it is")
+@click.argument("query")
+@click.option("--top", default=20, show_default=True, type=click.IntRange(min=0), help="How many candidates to print.")
+def show_query(query: str, top: int, **options: Any) -> None:
+    """Print a query with its positives and its candidates: rank, score, verdict, whether it stands in mined.jsonl,
+    reason, text.
+
+    QUERY is a query_id, a query's text, or a part of it that only one query has.
+
+    \b
+    Example:  prep show 'how long do refunds take'
+    """
+    from pipeline.cli.inspect import show_query as run
+
+    show(options, run(options, query, top))
+
+
+@command("calibrate", "how many negatives are false, by budget and by rule", "mine")
+def calibrate(**options: Any) -> None:
+    """Print the whole trade of the learned mask: for each share of false negatives that you could accept, what is
+    expected, how hard the negatives are and how many are found; and what the fixed rules would give on the same
+    candidates. Nothing is trained; it uses what is encoded and searched already.
+
+    \b
+    Example:  prep calibrate --negatives 7
+    """
+    from pipeline.cli.inspect import calibrate as run
+
+    show(options, run(options))
+
+
+@command("audit", "positives that deserve a look", "mine")
+@click.option(
+    "--top", default=10, show_default=True, type=click.IntRange(min=0), help="How many to print of each kind."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all findings there, as CSV, JSON Lines or Parquet by its ending (.csv, .jsonl, .parquet).",
+)
+@click.option(
+    "--max-share", type=click.FloatRange(0, 1), help="Exit with 3 where a greater share of the positives is listed."
+)
+@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+def audit(top: int, out: Path | None, max_share: float | None, force: bool, **options: Any) -> None:
+    """List positives that may be wrong, or can't be understood by themselves; nothing is changed.
+
+    buried: the retriever scores it like any document; outscored: its hardest negatives are all ahead of it;
+    contradicting: the same question has other positives, and none is like it. Fill in the label column of what --out
+    writes (positive or negative; empty is undecided), and name the file as `decisions` under [pairs]: every later run
+    honours it. --drop-positives leaves what is listed out of the training file.
+
+    \b
+    Examples:  prep audit --top 20
+               prep audit --out doubtful.csv
+               prep audit --max-share 0.02
+    """
+    from pipeline.cli.inspect import audit as run
+
+    show(options, run(options, top, out, max_share, force))
+
+
+@prep.group("bench", short_help="what a mask leaks, measured on judged collections")
+def bench() -> None:
+    """Measure masks on collections whose judgements are known.
+
+    \b
+    Example:  prep bench negatives data/stackfaq data/bioasq
+              prep bench downstream data/stackfaq
+    """
+
+
+@bench.command("negatives", cls=SectionCommand, short_help="hide positives, mine, count what comes back")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--encoder", help="Encoder: a sentence-transformers or Hugging Face model. [default: prep's own]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is hidden.")
+@click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Negatives a question.")
+@click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="At most so many questions a folder are mined for, drawn by hash.",
+)
+@click.option(
+    "--left",
+    type=click.Choice(["half", "one"]),
+    default="half",
+    show_default=True,
+    help="Known positives left a question: half of them, or one, as in most tables. The prior speaks alone then.",
+)
+@click.option(
+    "--write-prior", type=click.Path(path_type=Path, dir_okay=False),
+    help="Fit the prior of the learned mask on these folders as well, and write it there.",
+)  # fmt: skip
+def bench_negatives(
+    folders: tuple[Path, ...], encoder: str | None, seed: int, k: int, queries: int, left: "Left",
+    write_prior: Path | None, **options: Any,
+) -> None:  # fmt: skip
+    """Hide some of each question's positives, mine under every rule, and count how many hidden ones are mined.
+
+    FOLDERS hold queries.parquet (query_id, query), corpus.parquet (doc_id, text) and qrels.parquet (query_id, doc_id,
+    relevance), or are BEIR folders. A folder that the shipped prior was fitted on is read with a prior of the others.
+
+    \b
+    Example:  prep bench negatives data/stackfaq data/bioasq
+    """
+    from pipeline.cli.bench import negatives
+    from stages.core.model_files import DEFAULT_ENCODER
+
+    show(options, negatives(options, folders, seed, k, queries, left, encoder or DEFAULT_ENCODER, write_prior))
+
+
+@bench.command(
+    "downstream", cls=ParamsCommand, module="stages.bench.downstream",
+    short_help="train a small reranker under each rule, and test it",
+)  # fmt: skip
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+def bench_downstream(folders: tuple[Path, ...], **options: Any) -> None:
+    """Train the same small reranker on the negatives of each rule, and measure it on questions that it never saw.
+
+    FOLDERS are as for `prep bench negatives`. Half of the positives of the train questions are hidden; in test all
+    judgements count. Questions, positives, pairs, steps and seeds are the same for all rules. The rerankers rank the
+    retriever's best documents, ties count against them, differences come with a 95 % interval from a paired bootstrap.
+    What is trained is kept in the workspace, so the command can be stopped and repeated.
+
+    \b
+    Examples:  prep bench downstream data/stackfaq data/bioasq
+               prep bench downstream data/bioasq --rule naive --rule learned --seeds 5 --train-queries 600
+    """
+    from pipeline.cli.bench_downstream import downstream
+    from pipeline.workflow.config import Settings
+    from stages.bench.downstream import Params
+
+    given = {name: options[name] for name in Params.model_fields if options[name] not in (None, ())}
+    settings = Settings({"bench": given}, {("bench", name): f"--{name.replace('_', '-')}" for name in given})
+    show(options, downstream(options, folders, settings.check("bench", Params)))
+
+
+@command("gc", "drop what no publication uses")
+@click.option("--keep", type=click.IntRange(min=1), help="Publications to keep. [default: keep of [refresh]]")
+def gc(keep: int | None, **options: Any) -> None:
+    """Drop what no publication uses; keep the newest publications, and the last training that was stopped half-way.
+
+    \b
+    Example:  prep gc --keep 1
+    """
+    from pipeline.cli.build import gc as run
+
+    show(options, run(options, keep))
+
+
+def show(options: dict[str, Any], result: Any) -> None:
+    """Print a command's result: one JSON object with --json, else its lines and tables for a person."""
+    if options["as_json"]:
+        click.echo(json.dumps(result.data, ensure_ascii=False, default=str))
+        return
+    from pipeline.cli.output import render
+
+    render(result.parts)
+
+
+def main() -> None:
+    """The entry point."""
+    share_heaps()
+    sys.exit(outcome(ranked(lambda: prep.main(standalone_mode=False))))
+
+
+if __name__ == "__main__":
+    main()

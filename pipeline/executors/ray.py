@@ -1,0 +1,93 @@
+"""Ray: the work is done by actors on the nodes of a cluster; what a lost one had in hand is done again by another.
+
+Items and results travel through Ray's object store. So the nodes share no disk: they need prep, the same libraries and
+the model. Only the process that runs `prep` reads tables and the workspace, and writes there.
+"""
+
+import importlib.util
+import io
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, redirect_stdout
+from itertools import chain, islice
+
+from pipeline.executors.actor_pool import Crew
+from stages.core.errors import InputError
+from stages.core.executor import Item, Result, Worker
+from stages.core.schemas import Progress
+
+
+class Ray:
+    """The cluster at `address` (host:port), joined when there is work for it.
+
+    None: the one that RAY_ADDRESS names; without it, Ray is started on this machine.
+
+    Raises `InputError` where Ray is not installed, the cluster can't be reached, or a node has other libraries.
+    """
+
+    def __init__(self, address: str | None, progress: Progress) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise InputError("--engine ray needs the extra: pip install 'prep[ray]'")
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._progress, self._joined = progress, False
+        self._until_left = ExitStack()
+
+    def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The results in the items' order. Actors are there for as long as this lasts."""
+        items = iter(items)
+        first = list(islice(items, 1))
+        if not first:
+            return
+        self._join()
+        crew = Crew(worker, self._progress)
+        try:
+            yield from crew.results(chain(first, items))
+        finally:
+            crew.dismiss()
+
+    def close(self) -> None:
+        """Leave the cluster; what was started on this machine ends."""
+        import ray
+
+        with self._until_left:
+            if self._joined:
+                ray.shutdown()
+
+    def _join(self) -> None:
+        import ray
+
+        if self._joined:
+            return
+        _require_listener(self._address)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # ray prints what it hears of nodes to stdout, which is for the command's result
+        self._until_left.enter_context(redirect_stdout(io.StringIO()))
+        here = {"include_dashboard": False} if self._address == "local" else {}
+        try:
+            ray.init(self._address, logging_level="ERROR", log_to_driver=False, **here)
+        except (Exception, SystemExit) as error:  # ray exits where a cluster does not answer
+            why = str(error) if isinstance(error, Exception) else "it does not answer as a Ray cluster does"
+            raise _unreachable(self._address, why) from error
+        self._joined = True
+
+
+def _require_listener(address: str) -> None:
+    """Raise `InputError` where nothing listens at host:port; Ray itself would try for two minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, why: str) -> InputError:
+    if address == "local":
+        return InputError(f"Ray could not be started on this machine: {why}. Try --engine local.")
+    return InputError(
+        f"the Ray cluster at {address} can't be reached ({why}). Is it up (`ray status --address {address}`), and does "
+        f"this machine belong to it (`ray start --address {address} --num-cpus 0`)? Where it asks for a token, set "
+        "RAY_AUTH_MODE=token here too. Without --ray-address and RAY_ADDRESS, Ray is started on this machine."
+    )

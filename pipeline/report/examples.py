@@ -1,0 +1,149 @@
+"""What the report shows of the negatives themselves: the candidates' scores by verdict, and some questions."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import xxhash
+
+from pipeline.report.charts import Marker, Series
+from pipeline.workflow.artifact_store import Artifact
+from stages.core.schemas import CORPUS, JUDGED, QUERIES, VERDICTS, read_table, scan_table
+from stages.mining.explain import arrange
+
+QUESTIONS, POSITIVES, NEGATIVES, MASKED = 8, 2, 4, 3
+BINS = 40
+
+_VERDICTS = (("negative", "solid"), ("ignored", "light"), ("positive", "dark"))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Train candidates by score and verdict in `BINS` equal bins of `span`, and the positives' score quantiles."""
+
+    span: tuple[float, float]
+    series: tuple[Series, ...]
+    positives: tuple[float, float, float] | None
+    """The 10 %, 50 % and 90 % quantiles."""
+
+    def markers(self, hardness: float | None) -> list[Marker]:
+        """Lines for the mean negative that was mined and for the median positive, as far as there are any."""
+        found = [] if hardness is None else [Marker(f"mean mined negative {hardness:.3f}", hardness)]
+        if self.positives:
+            low, middle, high = self.positives
+            found.append(Marker(f"median positive {middle:.3f}", middle, low, high))
+        return found
+
+
+@dataclass(frozen=True)
+class Some:
+    """The first few of `total` documents: rows of `stages.mining.explain.arrange`."""
+
+    rows: list[dict[str, Any]]
+    total: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A train question with its best positives, its first mined negatives and the nearest of what was set aside."""
+
+    query_id: str
+    text: str
+    positives: Some
+    negatives: Some
+    masked: Some
+
+
+def train_scores(artifacts: Mapping[str, Artifact]) -> Scores | None:
+    """The scores of the train split's candidates; None where it has none. Tables of any size are streamed."""
+    train = _train(artifacts).lazy()
+    verdicts = scan_table(artifacts["mask"].folder / "verdicts.parquet", VERDICTS)
+    verdicts = verdicts.join(train, on="query_id", how="semi").select("verdict", pl.col("score").cast(pl.Float64))
+    judged = scan_table(artifacts["search"].folder / "judged.parquet", JUDGED).filter(pl.col("relevance") > 0)
+    positives = (
+        judged.join(train, on="query_id", how="semi").select(pl.col("score").cast(pl.Float64)).collect()["score"]
+    )
+    ends = verdicts.select(low=pl.col("score").min(), high=pl.col("score").max()).collect(engine="streaming")
+    low, high = ends.row(0)
+    if low is None:
+        return None
+    low, high = min([low, *positives]), max([high, *positives])
+    high = high if high > low else low + 1e-3
+    place = ((pl.col("score") - low) / (high - low) * BINS).floor().clip(0, BINS - 1).cast(pl.Int64)
+    counts = verdicts.group_by("verdict", place.alias("bin")).len().collect(engine="streaming")
+    found = {(verdict, place): count for verdict, place, count in counts.iter_rows()}
+    series = (Series(v, css, [found.get((v, place), 0) for place in range(BINS)]) for v, css in _VERDICTS)
+    quantiles = [q for share in (0.1, 0.5, 0.9) if (q := positives.quantile(share, "linear")) is not None]
+    spread = (quantiles[0], quantiles[1], quantiles[2]) if quantiles else None
+    return Scores((low, high), tuple(series), spread)
+
+
+def drawn_questions(artifacts: Mapping[str, Artifact]) -> list[Question]:
+    """`QUESTIONS` questions of the train split, those with the smallest hash of their id, and their documents."""
+    train = _train(artifacts)
+    draw = pl.Series("draw", [xxhash.xxh3_64_intdigest(f"report:{i}".encode()) for i in train["query_id"]], pl.UInt64)
+    drawn = train.with_columns(draw).sort("draw", "query_id").head(QUESTIONS)
+    verdicts = _of(drawn, artifacts["mask"].folder / "verdicts.parquet", VERDICTS)
+    verdicts = verdicts.unique(["query_id", "doc_id"], keep="first", maintain_order=True)
+    judged = _of(drawn, artifacts["search"].folder / "judged.parquet", JUDGED)
+    wanted = pl.concat([verdicts["doc_id"], judged["doc_id"]]).unique().implode()
+    corpus = scan_table(artifacts["pairs"].folder / "corpus.parquet", CORPUS).select("doc_id", "text")
+    texts = corpus.filter(pl.col("doc_id").is_in(wanted)).collect()
+    rule = artifacts["mask"].summary["rule"]
+    mined = _mined(artifacts["compose"], set(drawn["query_id"]))
+    out = []
+    for query_id, text in drawn.select("query_id", "query").iter_rows():
+        mine = pl.col("query_id") == query_id
+        rows = arrange(judged.filter(mine), verdicts.filter(mine), texts, rule).to_dicts()
+        out.append(_question(query_id, text, rows, mined.get(query_id, [])))
+    return out
+
+
+def _question(query_id: str, text: str, rows: list[dict[str, Any]], mined: list[tuple[str, str]]) -> Question:
+    by_id = {row["doc_id"]: row for row in rows}
+    positives = [row for row in rows if row["verdict"] == "positive"]
+    masked = sorted((row for row in rows if row["verdict"] == "ignored"), key=_distance)
+    return Question(
+        query_id,
+        text,
+        Some(positives[:POSITIVES], len(positives)),
+        Some([by_id.get(doc_id) or _drawn(doc_id, text) for doc_id, text in mined[:NEGATIVES]], len(mined)),
+        Some(masked[:MASKED], len(masked)),
+    )
+
+
+def _drawn(doc_id: str, text: str) -> dict[str, Any]:
+    """A mined negative that is no candidate, as a row."""
+    told = {"rank": None, "score": None, "verdict": "negative", "explanation": "drawn from all documents"}
+    return {"doc_id": doc_id, "text": text, **told}
+
+
+def _distance(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+    """How far a candidate is from its threshold, in what the rule measures; where there is none, the lowest scores come
+    first."""
+    measured = row["p_false_negative"] if row["reason"] == "learned" else row["score"]
+    if row["threshold"] is None or measured is None:
+        return True, row["score"], row["doc_id"]
+    return False, abs(measured - row["threshold"]), row["doc_id"]
+
+
+def _train(artifacts: Mapping[str, Artifact]) -> pl.DataFrame:
+    queries = read_table(artifacts["pairs"].folder / "queries.parquet", QUERIES, ["query_id", "query", "split"])
+    return queries.filter(pl.col("split") == "train").drop("split")
+
+
+def _of(questions: pl.DataFrame, path: Any, schema: Any) -> pl.DataFrame:
+    return scan_table(path, schema).filter(pl.col("query_id").is_in(questions["query_id"].implode())).collect()
+
+
+def _mined(compose: Artifact, wanted: set[str]) -> dict[str, list[tuple[str, str]]]:
+    """The negatives (id, text) in mined.jsonl of some questions, in its order."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    with (compose.folder / "mined.jsonl").open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            row = json.loads(line)
+            if row["query_id"] in wanted:
+                found.setdefault(row["query_id"], []).extend(zip(row["neg_ids"], row["neg"], strict=True))
+    return found

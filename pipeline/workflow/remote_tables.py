@@ -1,0 +1,35 @@
+"""Standard input as a file: spooled into the workspace under its digest, so that a stage reads files only."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.workflow.artifact_store import Workspace
+from stages.core.errors import InputError
+from stages.core.model_files import file_digest
+
+
+def spooled(workspace: Workspace, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags with a "-" among the tables replaced by a file that holds what stood on standard input."""
+    tables = flags.get("tables", ())
+    if "-" not in tables:
+        return dict(flags)
+    return {**flags, "tables": [str(spool(workspace)) if table == "-" else table for table in tables]}
+
+
+def spool(workspace: Workspace) -> Path:
+    """Copy standard input to inputs/stdin-<digest>.csv, or .jsonl where it begins with a brace."""
+    folder = workspace.root / "inputs"
+    folder.mkdir(exist_ok=True)
+    partial = folder / ".tmp-stdin"
+    with partial.open("wb") as file:
+        while block := sys.stdin.buffer.read(1 << 20):
+            file.write(block)
+    with partial.open("rb") as file:
+        head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not head:
+        partial.unlink()
+        raise InputError("standard input is empty: pipe a table into `prep build-pairs -`")
+    suffix = ".jsonl" if head.startswith(b"{") else ".json" if head.startswith(b"[") else ".csv"
+    return partial.replace(folder / f"stdin-{file_digest(partial)}{suffix}")

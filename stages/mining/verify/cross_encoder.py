@@ -1,0 +1,245 @@
+"""The teacher: a cross-encoder that reads query and document together, asked only about candidates that p leaves open.
+
+It is dear (over 50 candidates a query it costs more than encoding and search together), so it is asked about a band of
+p and about the positives of these queries, and what it said is kept in the workspace: a text pair is scored once.
+
+Its scores are logits. What they mean hangs on how a teacher was trained. After a softmax over groups (listwise,
+InfoNCE) a query's logits are known up to a number added to all of them; after a binary loss their sigmoid is a
+probability. So the rules that take the difference of two scores (`margin`) read logits, where the added number falls
+out, and those that take a share of a score or a fixed score (`perc`, `abs`; NV-Retriever, arXiv 2407.15831, has scores
+in 0..1) read sigmoids.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+import xxhash
+from numpy.typing import NDArray
+
+from stages.core.device import Dtype, pick_device, use_bfloat16
+from stages.core.errors import InputError
+from stages.core.executor import Engine, InProcess, Worker, pieces
+from stages.core.model_files import model_digest, model_name, portable, resolve_model
+from stages.core.schemas import Progress
+from stages.embedding.vector_store import Buffer, Hashes, VectorStore, replace_synced, text_hashes, unique
+from stages.mining import threshold_rules
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Pair = tuple[str, str]
+
+LOW, HIGH = 0.02, 0.9
+"""Below, a candidate is good enough for the usual budget; above, nobody would train on it."""
+
+_PASSES = 64
+"""Forward passes that an item of work fills, at four characters a token."""
+_LONGEST = 4_096
+"""Characters of a pair that count for that: few cross-encoders read more."""
+
+TeacherRule = Literal["margin", "margin_max", "perc", "perc_max", "abs"]
+USUAL: dict[TeacherRule, float] = {"margin": 0.0, "margin_max": 0.0, "perc": 0.95, "perc_max": 0.95, "abs": 0.7}
+"""At a margin of 0 only the teacher's order counts, so it needs no scale: how far logits lie apart differs by teacher.
+(Of one taught with 100 questions, a margin of 0.5 set every candidate aside, and one of -1 none.)"""
+
+
+class Teacher:
+    """A cross-encoder of one output whose scores are kept in `cache`, a folder of this workspace.
+
+    A score is kept under the texts, the model's weights, `max_length` (tokens of both texts; None: the model's own
+    limit), the number format and the kind of device; on the CPU it depends on nothing else, to the last bit, and on a
+    GPU the first one holds. The model is loaded when a pair comes that was not scored yet. Raises `InputError` where
+    `model` is no cross-encoder or the device is not there.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        cache: Path,
+        device: str,
+        max_length: int | None,
+        dtype: Dtype,
+        progress: Progress,
+        engine: Engine | None = None,
+    ) -> None:
+        from stages.reranking.cross_encoder import has_head
+
+        path = resolve_model(model)
+        if not has_head(path):
+            raise InputError(
+                f"the teacher {model} is an encoder without a ranking head, so it can't score a pair. Name a "
+                "cross-encoder (…ForSequenceClassification with one output), such as BAAI/bge-reranker-v2-m3."
+            )
+        self._device = pick_device(device)
+        used: Dtype = "bfloat16" if use_bfloat16(self._device, dtype) else "float32"
+        self._progress, self._engine = progress, engine or InProcess()
+        weights = model_digest(path)
+        shared = self._device.partition(":")[0] if device == "auto" else self._device  # by all GPUs that there are
+        self._worker = Worker(partial(Scoring, portable(model), weights, self._device, max_length, used), shared)
+        self.identity = {
+            "weights": weights,
+            "max_length": max_length,
+            "dtype": used,
+            "device": self._device.partition(":")[0],
+        }
+        """All that decides what score a pair gets."""
+        self.name = model_name(model)
+        key = xxhash.xxh3_128_hexdigest(json.dumps(self.identity, sort_keys=True).encode())
+        self._store = VectorStore(cache / key)
+        if self._store.broken:
+            progress.say(f"{len(self._store.broken)} damaged files of scores were set aside; their pairs count as new")
+        self.counts = {"scored": 0, "cached": 0}
+        """Distinct pairs that were asked for: computed now, and known before."""
+
+    def scores(self, pairs: Sequence[Pair]) -> Floats:
+        """The logit of each (query, document): float32 [n], in the order of `pairs`.
+
+        New pairs are computed in the order of their length, over all that is asked at once. A kill loses at most a
+        minute. Raises `InputError` where the model gives a score that is not finite.
+        """
+        if not pairs:
+            return np.empty(0, np.float32)
+        hashes = pair_hashes(pairs)
+        distinct, first = unique(hashes)
+        lacking = first[~self._store.held(distinct)]
+        if len(lacking):
+            self._compute([pairs[i] for i in lacking], hashes[lacking])
+        self.counts["scored"] += len(lacking)
+        self.counts["cached"] += len(distinct) - len(lacking)
+        found: Floats = self._store.read(hashes)[:, 0]
+        return found
+
+    def _compute(self, pairs: Sequence[Pair], hashes: Hashes) -> None:
+        from stages.reranking.cross_encoder import pass_tokens
+
+        self._describe()
+        sizes = [min(len(query) + len(document), _LONGEST) for query, document in pairs]
+        items = (
+            Pairs([pairs[i] for i in piece], hashes[piece])
+            for piece in pieces(sizes, 4 * _PASSES * pass_tokens(self._device))
+        )
+        done = 0
+        with Buffer(self._store) as buffer:
+            for some, logits in self._engine.map(self._worker, items):
+                buffer.add(some, logits[:, None])
+                done += len(some)
+                self._progress.advance(done, len(pairs), "pairs")
+
+    def _describe(self) -> None:
+        """Say in the folder, in words, what its name stands for."""
+        path = self._store.folder / "teacher.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = json.dumps({"model": self.name, **self.identity}, indent=2, ensure_ascii=False) + "\n"
+            replace_synced(path, content.encode(), path.with_suffix(".tmp"))
+
+
+class Pairs(NamedTuple):
+    """An item of work: pairs and their hashes, uint8 [n, 16]."""
+
+    pairs: list[Pair]
+    hashes: Hashes
+
+
+class Scoring:
+    """A worker's cross-encoder. Raises `InputError` where the model's files are not those of the digest `weights`."""
+
+    def __init__(self, model: str, weights: str, device: str, max_length: int | None, dtype: Dtype) -> None:
+        from stages.reranking.cross_encoder import load_reranker
+
+        path = resolve_model(model)
+        if model_digest(path) != weights:
+            raise InputError(f"the teacher {model} is not the same everywhere: give each node the same files of it.")
+        self._name, self._dtype = model_name(model), dtype
+        self._model = load_reranker(path, device, max_length)
+
+    def __call__(self, item: Pairs) -> Iterator[tuple[Hashes, Floats]]:
+        """Hashes and logits, a forward pass at a time, the pairs with the most tokens first."""
+        from stages.reranking.cross_encoder import score_passes, token_counts
+
+        order = np.argsort(-token_counts(self._model, item.pairs), kind="stable")
+        for places, logits in score_passes(self._model, [item.pairs[i] for i in order], self._dtype):
+            rows = order[places]
+            if not np.isfinite(logits).all():
+                query, document = item.pairs[rows[int(np.argmin(np.isfinite(logits)))]]
+                raise InputError(
+                    f"the teacher {self._name} gives no finite score for the query {query[:80]!r} and the document "
+                    f"{document[:80]!r}. "
+                    + ('Use dtype = "float32".' if self._dtype == "bfloat16" else "Are its weights damaged?")
+                )
+            yield item.hashes[rows], logits
+
+
+def pair_hashes(pairs: Sequence[Pair]) -> Hashes:
+    """uint8 [n, 16]; the query's length stands before it, so that no text can move from one side to the other."""
+    return text_hashes(f"{len(query)}:{query}{document}" for query, document in pairs)
+
+
+def shares(logits: NDArray[np.floating]) -> Floats:
+    """The sigmoid of logits [n]: 0..1."""
+    out: Floats = (1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700)))).astype(np.float32)
+    return out
+
+
+def band(p: Floats, low: float = LOW, high: float = HIGH, most: int = 0, near: Floats | float = 0.1) -> Bools:
+    """Which candidates are unsure enough to ask a teacher about: low <= p <= high [n]; NaN is never.
+
+    Of more than `most` (0: no cap) those are taken whose log odds lie nearest to those of `near`, the p (one, or one
+    a candidate) above which a candidate is set aside: there a second opinion turns most verdicts. Of equals the first.
+    """
+    inside = (p >= low) & (p <= high)
+    if not most or inside.sum() <= most:
+        return inside
+    away = np.abs(log_odds(p) - log_odds(np.asarray(near, np.float32)))
+    nearest = np.argsort(np.where(inside, away, np.inf), kind="stable")[:most]
+    out = np.zeros(len(p), np.bool_)
+    out[nearest] = True
+    return out
+
+
+def asked(rows: pl.DataFrame, positives: pl.DataFrame) -> pl.DataFrame:
+    """The pairs to ask about: `rows` (query_id, doc_id) and the positives of their queries, each once, sorted.
+
+    The positives are asked about too, so that margins are the teacher's own.
+    """
+    pair = ["query_id", "doc_id"]
+    own = positives.select(pair).join(rows.select("query_id").unique(), on="query_id", how="semi")
+    return pl.concat([rows.select(pair), own]).unique().sort(pair)
+
+
+def measured(rows: pl.DataFrame, positives: pl.DataFrame, scored: pl.DataFrame) -> pl.DataFrame:
+    """`rows` (query_id, doc_id, ...) with teacher_score, teacher_lowest and teacher_best: logits, null where unknown.
+
+    `scored` (query_id, doc_id, teacher_score) is of `asked`; lowest and best are those of the query's `positives`.
+    """
+    pair = ["query_id", "doc_id"]
+    ends = (
+        scored.join(positives.select(pair), on=pair, how="semi")
+        .group_by("query_id")
+        .agg(teacher_lowest=pl.col("teacher_score").min(), teacher_best=pl.col("teacher_score").max())
+    )
+    told = rows.join(scored.select(*pair, "teacher_score"), on=pair, how="left", maintain_order="left")
+    return told.join(ends, on="query_id", how="left", maintain_order="left")
+
+
+def teacher_false(rule: TeacherRule, value: float | None, score: Floats, lowest: Floats, best: Floats) -> Bools:
+    """Which candidates the teacher takes for positives: bool [n]; all are logits [n], NaN where unknown (never false).
+
+    `lowest` and `best`: the scores of the query's positives. `margin`, `margin_max`: less than `value` below the lowest
+    or the best, in logits; `perc`, `perc_max`: the sigmoid above `value` of theirs; `abs`: a sigmoid above `value`.
+    """
+    scale = (lambda logits: logits) if rule in ("margin", "margin_max") else shares
+    limit = threshold_rules.thresholds(rule, USUAL[rule] if value is None else value, scale(lowest), scale(best))
+    out: Bools = scale(score) > limit
+    return out
+
+
+def log_odds(p: Floats) -> NDArray[np.float64]:
+    """Of probabilities [n], those beyond 1e-6 and 1 - 1e-6 taken for these."""
+    held = np.clip(p.astype(np.float64), 1e-6, 1 - 1e-6)
+    out: NDArray[np.float64] = np.log(held / (1 - held))
+    return out

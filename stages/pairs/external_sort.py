@@ -1,0 +1,129 @@
+"""More rows than memory: kept in files by ranges of their key, read back range by range, written sorted."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.core.schemas import to_arrow
+
+BUDGET = 96 << 20
+"""Bytes of rows held in memory by one spill, and of one range when rows are sorted."""
+_BUCKETS = 64
+_GROUP_BYTES, _GROUP_ROWS = 48 << 20, 1 << 17
+
+
+class Spill:
+    """Rows added in any order, read back in buckets; below the budget they never touch the disk.
+
+    `bucket_of` names the column that says which bucket (0 to `buckets` - 1) a row goes to.
+    """
+
+    def __init__(self, folder: Path, budget: int = BUDGET, buckets: int = _BUCKETS) -> None:
+        self._folder = folder
+        self._budget = budget
+        self._count = buckets
+        self._held: list[pl.DataFrame] = []
+        self._bytes = 0
+        self._files: dict[int, tuple[Any, Any]] = {}
+        self.total_bytes = 0
+
+    def add(self, frame: pl.DataFrame, bucket: pl.Expr) -> None:
+        """Add rows; `bucket` computes each row's bucket."""
+        size = int(frame.estimated_size())
+        self._held.append(frame.with_columns(bucket.cast(pl.UInt32).alias("_bucket")))
+        self._bytes += size
+        self.total_bytes += size
+        if self._bytes > self._budget:
+            self._flush()
+
+    def read(self) -> Iterator[pl.DataFrame]:
+        """All rows, bucket after bucket (in one frame where nothing was spilled). Ends the adding."""
+        if not self._files:
+            if self._held:
+                yield pl.concat(self._held).drop("_bucket")
+            return
+        self._flush()
+        for writer, sink in self._files.values():
+            writer.close()
+            sink.close()
+        for number in sorted(self._files):
+            with pa.OSFile(str(self._path(number))) as file:
+                table = pa.ipc.open_stream(file).read_all()
+            yield _frame(table)
+            del table
+        self.clear()
+
+    def clear(self) -> None:
+        """Delete the files."""
+        for number in self._files:
+            self._path(number).unlink(missing_ok=True)
+        self._files = {}
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:04d}.arrow"
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        held, self._held, self._bytes = pl.concat(self._held), [], 0
+        for (number,), part in held.partition_by("_bucket", as_dict=True).items():
+            table = part.drop("_bucket").to_arrow()
+            if number not in self._files:
+                sink = pa.OSFile(str(self._path(int(number))), "wb")
+                options = pa.ipc.IpcWriteOptions(compression="lz4")
+                self._files[int(number)] = (pa.ipc.new_stream(sink, table.schema, options=options), sink)
+            self._files[int(number)][0].write_table(table)
+
+
+def by_key() -> pl.Expr:
+    """The bucket of a row by the high bits of its `key` (a 64-bit hash, so the buckets are even)."""
+    return (pl.col("key") // 2**58).cast(pl.UInt32)
+
+
+def write_sorted(
+    path: Path,
+    schema: pa.Schema,
+    rows: Spill,
+    shape: Callable[[pl.DataFrame], pl.DataFrame],
+    positions: int,
+    scratch: Path,
+) -> int:
+    """Write a spill's rows to a Parquet file in order, a bounded part in memory at a time; returns their number.
+
+    `shape` turns a bucket's rows into the table's columns plus `position` (0 to `positions` - 1), which orders them;
+    rows of one position keep together and are ordered by the remaining columns.
+    """
+    ranges = max(1, -(-rows.total_bytes // BUDGET))
+    routed = Spill(scratch, buckets=ranges)
+    for bucket in rows.read():
+        routed.add(shape(bucket), pl.col("position").cast(pl.UInt64) * ranges // max(1, positions))
+    written = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in routed.read():
+            ordered = part.sort("position", *[name for name in schema.names if name in part.columns])
+            written += len(ordered)
+            write_groups(writer, ordered.drop("position"), schema)
+    return written
+
+
+def write_groups(writer: Any, frame: pl.DataFrame, schema: pa.Schema) -> None:
+    """Append a frame in row groups bounded in bytes and in rows."""
+    sizes = frame.select(pl.sum_horizontal(pl.col(pl.String).str.len_bytes().fill_null(0))).to_series().to_numpy()
+    group = np.maximum(np.cumsum(sizes) // _GROUP_BYTES, 0) if len(frame) else np.zeros(0, dtype=np.int64)
+    starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(frame)]
+    for start, stop in pairwise(starts):
+        if stop > start:
+            writer.write_table(to_arrow(frame.slice(start, stop - start), schema), row_group_size=_GROUP_ROWS)
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

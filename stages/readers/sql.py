@@ -1,0 +1,179 @@
+"""Rows of a query on SQLite or PostgreSQL, fetched in pieces over a read-only connection and sorted."""
+
+import heapq
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pyarrow as pa
+import xxhash
+
+from stages.core.errors import InputError
+from stages.readers.base import Batch, Source, as_cell, cell_size
+from stages.readers.parquet import read_arrow
+
+LABEL = "sql"
+_ROWS = 5000
+_RUN = 64 << 20
+Texts = tuple[str | None, ...]
+_KINDS = "Give --database as sqlite:///path/to/file.db or postgresql://user@host/name."
+
+
+def sql_source(url: str, query: str, spool: Path) -> Source:
+    """A query's rows as a source. They are fetched once, into the file `spool`, and read again from there.
+
+    They are numbered in the order of their cells as texts: a database promises no order, the result must not need one.
+    """
+
+    def read() -> Iterator[Batch]:
+        if not spool.exists():
+            fetch(url, query, spool)
+        return read_arrow(spool, LABEL)
+
+    return Source(LABEL, read)
+
+
+def fetch(url: str, query: str, spool: Path) -> None:
+    """Write a query's rows, sorted, as an Arrow stream of texts; an array becomes a JSON array of texts.
+
+    Runs of bounded size are sorted in memory and merged from files beside `spool`, which are deleted.
+    """
+    spool.parent.mkdir(parents=True, exist_ok=True)
+    runs: list[Path] = []
+    part = spool.with_suffix(".part")
+    try:
+        with _rows(url, query) as (names, pieces):
+            schema = pa.schema([(name, pa.large_string()) for name in names])
+            for rows in _runs(pieces):
+                runs.append(spool.with_suffix(f".{len(runs)}"))
+                _write(runs[-1], schema, rows)
+        with ExitStack() as files:
+            sorted_runs = [_read(files.enter_context(pa.OSFile(str(run)))) for run in runs]
+            _write(part, schema, heapq.merge(*sorted_runs, key=_order))
+    finally:
+        for run in runs:
+            run.unlink(missing_ok=True)
+    part.rename(spool)
+
+
+def _runs(pieces: Iterable[list[tuple[Any, ...]]]) -> Iterator[list[Texts]]:
+    """Rows as texts in sorted lists of bounded size."""
+    rows: list[Texts] = []
+    size = 0
+    for piece in pieces:
+        found = [tuple(map(_text, row)) for row in piece]
+        rows += found
+        size += sum(64 + cell_size(cell) for row in found for cell in row)
+        if size > _RUN:
+            yield sorted(rows, key=_order)
+            rows, size = [], 0
+    yield sorted(rows, key=_order)
+
+
+def _order(row: Texts) -> list[tuple[bool, str]]:
+    return [(cell is not None, cell or "") for cell in row]
+
+
+def _write(path: Path, schema: pa.Schema, rows: Iterable[Texts]) -> None:
+    rest = iter(rows)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while piece := list(islice(rest, _ROWS)):
+            columns = [pa.array(column, pa.large_string()) for column in zip(*piece, strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema))
+
+
+def _read(file: Any) -> Iterator[Texts]:
+    for batch in pa.ipc.open_stream(file):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _text(value: Any) -> str | None:
+    cell = as_cell(value)
+    text = json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell
+    return text and text.encode("utf-8", "backslashreplace").decode()  # bytes that are no UTF-8 text
+
+
+def sql_digest(url: str, query: str) -> str:
+    """A digest of the rows that a query gives now, whatever their order (a database promises none)."""
+    total = 0
+    with _rows(url, query) as (names, pieces):
+        for piece in pieces:
+            for row in piece:
+                total += xxhash.xxh3_128_intdigest(repr([as_cell(value) for value in row]).encode())
+    return xxhash.xxh3_128_hexdigest(f"{names}:{total % 2**128}".encode())
+
+
+@contextmanager
+def _rows(url: str, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
+    if url.startswith("sqlite:///"):
+        with _sqlite(Path(url.removeprefix("sqlite:///")), query) as found:
+            yield found
+    elif url.startswith(("postgresql://", "postgres://")):
+        with _postgres(url, query) as found:
+            yield found
+    else:
+        raise InputError(f"--database names no database that is read. {_KINDS}")
+
+
+@contextmanager
+def _sqlite(path: Path, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
+    if not path.is_file():
+        raise InputError(f"--database: there is no SQLite file {path}. {_KINDS}")
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            cursor = connection.execute(query)
+            yield _names(cursor.description), _pieces(cursor)
+        finally:
+            connection.close()
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        raise InputError(f"--sql on {path.name}: {error}. Check the query with the sqlite3 shell.") from error
+
+
+@contextmanager
+def _postgres(url: str, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
+    try:
+        import psycopg
+    except ImportError:
+        raise InputError("PostgreSQL needs the extra: pip install 'prep[postgres]'") from None
+    try:
+        with psycopg.connect(url) as connection:
+            connection.read_only = True
+            with connection.cursor(name="prep") as cursor:  # on the server, so that rows come in pieces
+                cursor.execute(query)
+                yield _names(cursor.description), _pieces(cursor)
+    except psycopg.Error as error:
+        # no chained error: its text may hold the URL
+        raise InputError(f"--sql on PostgreSQL: {without_password(str(error), url)}") from None
+
+
+def _names(description: Any) -> list[str]:
+    if not description:
+        raise InputError("--sql gave no columns: it must be a SELECT.")
+    names = [str(column[0]) for column in description]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"--sql gives two columns of the name {twice[0]!r}. Rename one with AS.")
+    return names
+
+
+def _pieces(cursor: Any) -> Iterator[list[tuple[Any, ...]]]:
+    while piece := cursor.fetchmany(_ROWS):
+        yield piece
+
+
+def without_password(message: str, url: str) -> str:
+    """A driver's message in one line, with the URL and its password blotted out."""
+    try:
+        parts = urlsplit(url)
+        passwords = [parts.password or "", unquote(parts.password or ""), *parse_qs(parts.query).get("password", [])]
+    except ValueError:
+        return "the URL can't be parsed"
+    for secret in filter(None, [url, *passwords]):
+        message = message.replace(secret, "***")
+    return " ".join(message.split())

@@ -1,0 +1,116 @@
+"""Text files as streams: gzip, byte order marks, and a check that the bytes are in the encoding that is claimed."""
+
+import codecs
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO, cast
+
+from stages.core.errors import InputError
+
+_SAMPLE = 1 << 20
+_TOLERATED = 0.05
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@contextmanager
+def open_text(path: Path, encoding: str | None) -> Iterator[TextIO]:
+    """Open a text file, gzip'd or not, with line ends left as they are.
+
+    A byte order mark decides the encoding; else `encoding` does, else UTF-8. Single bytes that are not in the encoding
+    come through as lone surrogates, so that the caller can set aside their rows. Raises `InputError` where over 5 % of
+    the lines of the first MiB hold such bytes (the encoding is wrong, not the row), or the gzip data is corrupt.
+    """
+    with open_bytes(path) as raw:
+        sample = _read(raw, path, _SAMPLE)
+        raw.seek(0)
+        chosen = _checked(path, sample, encoding)
+        text = io.TextIOWrapper(raw, encoding=chosen, errors="surrogateescape", newline="")
+        try:
+            yield text
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise corrupt_gzip(path) from error
+        finally:
+            text.detach()
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, through gzip where its first bytes say so."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)) if zipped else file
+
+
+def shown(name: Path | str) -> str:
+    """A file's name as text that can be written anywhere; bytes of it that are not UTF-8 become escapes (\\xe9)."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def corrupt_gzip(path: Path) -> InputError:
+    """The error for gzip data that ends early or fails its checksum."""
+    return InputError(f"{shown(path.name)}: the gzip data is corrupt or cut short. Fetch or compress the file again.")
+
+
+def _read(raw: BinaryIO, path: Path, size: int) -> bytes:
+    try:
+        return raw.read(size)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise corrupt_gzip(path) from error
+
+
+def _checked(path: Path, sample: bytes, encoding: str | None) -> str:
+    for mark, name in _MARKS:
+        if sample.startswith(mark):
+            return name
+    chosen = encoding or "utf-8"
+    try:
+        codecs.lookup(chosen)
+    except LookupError:
+        raise InputError(f"--encoding {chosen!r} is not an encoding that Python knows (utf-8, gb18030, ...)") from None
+    if encoding is None and sample.count(0) > len(sample) // 4:
+        likely = "utf-16-le" if sample[1::2].count(0) > sample[::2].count(0) else "utf-16-be"
+        raise InputError(f"{shown(path.name)}: not utf-8 text. It looks like {likely}: try --encoding {likely}.")
+    bad, total = _undecodable(sample, chosen)
+    if bad and bad > _TOLERATED * total:
+        guess = _suggested(sample, chosen)
+        mend = f"It looks like {guess}: try --encoding {guess}." if guess else "Name the right one with --encoding."
+        raise InputError(f"{shown(path.name)}: {bad} of the first {total} lines are not {chosen} text. {mend}")
+    return chosen
+
+
+def _undecodable(sample: bytes, encoding: str) -> tuple[int, int]:
+    lines = sample.split(b"\n")
+    if len(sample) == _SAMPLE:
+        lines.pop()  # it may be cut inside a character
+    elif lines and not lines[-1]:
+        lines.pop()
+    bad = 0
+    for line in lines:
+        try:
+            line.decode(encoding)
+        except UnicodeDecodeError:
+            bad += 1
+    if bad and encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32")):
+        return 0, len(lines)  # a line feed is not one byte there, so lines can't be judged singly
+    return bad, len(lines)
+
+
+def _suggested(sample: bytes, but: str) -> str | None:
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample[: 1 << 17].rpartition(b"\n")[0] or sample).best()
+    if best is None or codecs.lookup(best.encoding) == codecs.lookup(but):
+        return None
+    return best.encoding.replace("_", "-")

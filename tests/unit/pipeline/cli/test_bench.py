@@ -1,0 +1,40 @@
+"""`prep bench negatives` as a process: its report as JSON and for people, and a prior fitted by it."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from tests.conftest import run_prep
+from tests.unit.pipeline.cli.test_bench_downstream import collection
+
+
+def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -> None:
+    command = ["bench", "negatives", str(collection(tmp_path / "letters")), "--encoder", str(tiny_model), "--k", "3"]
+    done = run_prep(*command, "--json", "--write-prior", "prior.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    of_set = found["sets"]["letters"]
+    assert (of_set["queries"], of_set["hidden"], of_set["documents"]) == (40, 80, 160)
+    assert set(of_set["rules"]["naive"]) >= {"leak", "rows", "hardness", "fill"}
+    equal = {one["rule"]: one for one in of_set["equal_hardness"]}["perc_max 0.9"]
+    assert {"hardness", "leak_rule", "leak_learned", "fill_rule", "fill_learned"} <= set(equal)
+    assert "median_ratio" in found
+    prior = json.loads((tmp_path / "prior.json").read_text())
+    assert prior["sets"]["letters"]["hidden_all_but_one"] > prior["sets"]["letters"]["hidden"] > 0
+    assert prior["all"]["one"] != prior["all"]["several"]
+
+    one = run_prep(*command, "--left", "one", cwd=tmp_path)
+    assert "letters: 40 questions, 120 positives hidden; learned from prior" in one.stdout
+    assert "0 questions with several positives are too few" in one.stderr
+
+
+def test_a_set_that_can_teach_no_prior_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    folder = collection(tmp_path / "letters")
+    qrels = pl.read_parquet(folder / "qrels.parquet").unique("query_id", keep="first", maintain_order=True)
+    qrels.write_parquet(folder / "qrels.parquet")
+    command = ["bench", "negatives", str(folder), "--encoder", str(tiny_model), "--write-prior", "prior.json"]
+    done = run_prep(*command, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "letters teaches nothing" in done.stderr
+    assert not (tmp_path / "prior.json").exists()

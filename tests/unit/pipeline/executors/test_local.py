@@ -1,0 +1,102 @@
+"""One process for each GPU can't be tried without GPUs; here it is tried with processes that see none."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.executors import local
+from pipeline.executors.local import Local, spread
+from stages.core.errors import InputError
+from stages.core.executor import Worker
+from tests.conftest import ROOT
+
+
+def letters(fails_at: str) -> Callable[[str], Iterator[tuple[str, str, int]]]:
+    def work(word: str) -> Iterator[tuple[str, str, int]]:
+        if word == fails_at:
+            raise InputError(f"{word} can't be read")
+        if word == "death":
+            os._exit(9)
+        for letter in word:
+            yield letter, os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.getpid()
+
+    return work
+
+
+def test_results_come_in_order_from_a_process_for_each_gpu() -> None:
+    found = list(spread(Worker(partial(letters, "never")), iter(["ab", "", "c", "d", "ef"]), ["3", "5"]))
+    assert [letter + gpu for letter, gpu, _ in found] == ["a3", "b3", "c3", "d5", "e3", "f3"]
+    processes = {gpu: {process for _, g, process in found if g == gpu} for gpu in ("3", "5")}
+    assert [len(some) for some in processes.values()] == [1, 1]
+    assert not processes["3"] & processes["5"]
+    assert os.getpid() not in processes["3"] | processes["5"]
+
+
+def test_items_are_taken_a_few_ahead() -> None:
+    taken: list[str] = []
+
+    def words() -> Iterator[str]:
+        for word in "abcdefgh":
+            taken.append(word)
+            yield word
+
+    results = spread(Worker(partial(letters, "never")), words(), ["0", "1"])
+    assert next(results)[0] == "a"
+    assert taken == ["a", "b", "c", "d"]
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_what_a_worker_raises_is_raised_here() -> None:
+    results = spread(Worker(partial(letters, "b")), ["a", "b", "c"], ["0", "1"])
+    assert next(results)[0] == "a"
+    with pytest.raises(InputError, match="b can't be read"):
+        next(results)
+
+
+def test_a_process_that_was_ended_from_outside_is_said() -> None:
+    results = spread(Worker(partial(letters, "never")), ["a", "death", "c", "d"], ["0", "1"])
+    assert next(results)[0] == "a"
+    with pytest.raises(InputError, match=r"ended from outside.* use fewer GPUs"):
+        list(results)
+
+
+ENDLESS = """
+from functools import partial
+from itertools import repeat
+from pipeline.executors.local import spread
+from stages.core.executor import Worker
+from tests.unit.pipeline.executors.test_local import letters
+if __name__ == "__main__":
+    for letter, gpu, process in spread(Worker(partial(letters, "never")), repeat("a"), ["0", "1"]):
+        print(process, flush=True)
+"""
+
+
+def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    command, environment = [sys.executable, "endless.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as started:
+        assert started.stdout
+        processes = {int(started.stdout.readline()) for _ in range(2)}
+        alive = [psutil.Process(process) for process in processes]
+        started.kill()
+        _, left = psutil.wait_procs(alive, timeout=20)
+        for process in left:
+            process.kill()
+    assert len(processes) == 2
+    assert not left
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", ["0", "1"]), ("cuda", ["0"]), ("cuda", [])])
+def test_without_several_gpus_the_work_is_done_in_this_process(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: list[str]
+) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda: gpus)
+    found = list(Local().map(Worker(partial(letters, "never"), device), ["ab"]))
+    assert {process for _, _, process in found} == {os.getpid()}

@@ -1,0 +1,425 @@
+"""The report: its figures are those of the artifacts, and nothing in a text can break it or be loaded by it."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline.report.charts import Dot, Marker, Series, dots, histogram, ticks
+from pipeline.report.examples import drawn_questions
+from pipeline.report.html import CUT, Html, cut, esc, table
+from pipeline.report.page import page, rule
+from pipeline.report.quality import advice, difference, finding
+from pipeline.workflow.artifact_store import Artifact
+from pipeline.workflow.graph import PIPELINE
+from stages.core.schemas import CORPUS, JUDGED, QUERIES, VERDICTS, write_table
+
+Artifacts = dict[str, Artifact]
+Build = Callable[..., Artifacts]
+
+VOID = {"meta", "line", "rect", "circle"}
+NAMES = ("nDCG@10", "MRR@10", "MAP@100", "Hit@1")
+
+
+def compared(found: float, low: float | None, high: float | None, p: float | None = 0.002) -> dict[str, Any]:
+    """One test of metrics.json."""
+    return {"difference": found, "low": low, "high": high, "p": p}
+
+
+def measured(split: str = "test", low: float | None = 0.051, high: float | None = 0.114) -> dict[str, Any]:
+    """metrics.json as `stages.evaluation.stage` writes it, with a figure of its own in every cell."""
+
+    def rows(start: float) -> dict[str, dict[str, float]]:
+        systems = ("bm25", "embedder", "base_reranker", "reranker", "fused")
+        return {
+            row: {name: round(start + 0.1 * i + 0.011 * j, 6) for j, name in enumerate(NAMES)}
+            for i, row in enumerate(systems)
+        }
+
+    p = None if low is None else 0.002
+    differences = {
+        row: {name: compared(0.083, low, high, p) for name in NAMES}
+        for row in ("bm25", "base_reranker", "reranker", "fused")
+    }
+    listed = {"queries": 103, "groups": 97, "documents_per_query": 5.0, "recall_at_top_k": 0.796, "sampled_from": 150}
+    nothing = {"queries": 0, "groups": 0, "documents_per_query": 0, "recall_at_top_k": None, "sampled_from": 0}
+    splits = {"test": ("dev", "test"), "dev": ("dev",), "": ()}[split]
+    return {
+        **{name: rows(start) if name in splits else {} for name, start in (("dev", 0.302), ("test", 0.401))},
+        "forced": {name: rows(start) if name in splits else {} for name, start in (("dev", 0.503), ("test", 0.504))},
+        "tests": {name: differences if name in splits else {} for name in ("dev", "test")},
+        "fusion": {"weight": 0.85, "chosen_on": "dev" if splits else None},
+        "lists": {name: listed if name in splits else nothing for name in ("dev", "test")},
+        "collapse": None,
+        "parameters": {"top_k": 50, "max_queries": 1000, "samples": 2000, "seed": 42, "dtype": "auto"},
+        "untrained_head": False,
+    }
+
+
+SUMMARIES: dict[str, dict[str, Any]] = {
+    "pairs": {
+        "rows_in": 1623,
+        "rejected": {"empty question": 17, "too short": 3},
+        "rows_used": 1603,
+        "merged_questions": 27,
+        "queries": 1576,
+        "splits": {"train": 1211, "dev": 181, "test": 184},
+        "documents": 905,
+        "chunks": 0,
+        "shared_documents": 0,
+        "curated_negatives": 12,
+        "positives_per_query": {"mean": 1.234, "max": 5},
+        "notes": ["the id column is not used"],
+    },
+    "encode": {"encoder": "/home/someone/models/tiny-encoder"},
+    "search": {"by_source": {"dense": 59610, "bm25": 1234}},
+    "evidence": {},
+    "verify": {},
+    "mask": {
+        "rule": "perc",
+        "threshold": 0.95,
+        "verdicts": {
+            "positive": {"known_positive": 513},
+            "negative": {"curated": 12, "kept": 40931},
+            "ignored": {"near_duplicate": 1, "perc": 18153},
+        },
+    },
+    "compose": {
+        "queries": 334,
+        "negatives": 2327,
+        "asked": 7,
+        "fill": 0.8128,
+        "short": 2,
+        "hardness": 0.467,
+        "left_out": {"no positive": 0, "no negatives": 75},
+    },
+    "train": {},
+    "evaluate": {},
+}
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "pairs": {"dev": 0.15, "test": 0.1},
+    "search": {"depth": 100},
+    "mask": {"mask": "window", "window_start": 4, "window_end": 60},
+}
+TEXTS = {
+    "question": "How do I reset it?",
+    "positive": "Press the button.",
+    "kept": "Opening hours are nine to five.",
+    "masked": "Hold the button for ten seconds.",
+}
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Artifacts on disk: one train question with a positive, a mined negative and one set aside, and one of test."""
+
+    def made(texts: dict[str, str] = TEXTS, metrics: dict[str, Any] | None = None, at: str = "runs") -> Artifacts:
+        artifacts = {}
+        for number, stage in enumerate(PIPELINE):
+            folder = tmp_path / at / stage.name
+            folder.mkdir(parents=True)
+            parameters = PARAMETERS.get(stage.name, {})
+            manifest = {"key": f"{number}a2b3c4d5e6f", "parameters": parameters, "summary": SUMMARIES[stage.name]}
+            artifacts[stage.name] = Artifact(folder, manifest)
+        put = {stage: artifact.folder for stage, artifact in artifacts.items()}
+        train = texts.get("split", "train")
+        queries = [("q1", texts["question"], train, "g1"), ("q2", "not shown", "test", "g2")]
+        corpus = [("f", "It is the button."), ("k", texts["kept"]), ("m", texts["masked"]), ("p", texts["positive"])]
+        judged = [("q1", "p", 1, 0.8), ("q2", "p", 1, 0.1)]
+        verdicts = [
+            ("q1", "m", "dense", 1, 0.79, "ignored", "perc", None, 0.76),
+            ("q1", "k", "dense", 3, 0.31, "negative", "kept", None, 0.76),
+            ("q1", "f", "dense", 2, 0.7, "ignored", "contains_answer", None, 0.76),
+            ("q2", "k", "dense", 1, 0.99, "negative", "kept", None, 0.095),
+        ]
+        for frame, schema, path in (
+            (frame_of(queries, QUERIES), QUERIES, put["pairs"] / "queries.parquet"),
+            (frame_of(corpus, CORPUS), CORPUS, put["pairs"] / "corpus.parquet"),
+            (frame_of(judged, JUDGED), JUDGED, put["search"] / "judged.parquet"),
+            (frame_of(verdicts, VERDICTS), VERDICTS, put["mask"] / "verdicts.parquet"),
+        ):
+            write_table(frame, schema, path)
+        line = {"query_id": "q1", "neg": [texts["kept"]], "neg_ids": ["k"]}
+        (put["compose"] / "mined.jsonl").write_text(json.dumps(line) + "\n" if train == "train" else "")
+        (put["evaluate"] / "metrics.json").write_text(json.dumps(metrics or measured()))
+        return artifacts
+
+    return made
+
+
+def frame_of(rows: list[tuple[Any, ...]], schema: Any) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=schema.names[: len(rows[0])], orient="row")
+
+
+class Reader(HTMLParser):
+    """The tags of a page in order, its attributes, and its text; fails where a tag closes another's."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append(data.strip())
+
+
+def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
+    metrics = measured()
+    texts = Reader(page(build())).texts
+    for rows in (metrics["test"], metrics["dev"], metrics["forced"]["test"], metrics["forced"]["dev"]):
+        for found in rows.values():
+            for value in found.values():
+                assert f"{value:.3f}" in texts
+    assert texts.count("+0.083") == texts.count("[+0.051, +0.114]") == texts.count("p = 0.002") == 4
+    told = " ".join(texts)
+    assert "103 test questions in 97 independent groups, a sample of 150" in told
+    assert "79.6% of the positives" in told
+    assert "0.85 × the reranker's score + 0.15 × the embedder's" in told
+
+
+def test_the_funnel_and_the_mask_are_those_of_the_summaries(build: Build) -> None:
+    texts = Reader(page(build())).texts
+    told = " ".join(texts)
+    pairs = "rows in 1,623 empty question −17 too short −3 rows used 1,603 merged into an equal question 27"
+    assert f"{pairs} questions 1,576 train 1,211 dev 181 test 184 documents 905 curated negatives 12" in told
+    assert "positives a question 1.23 at most 5" in told
+    assert "the id column is not used" in told
+    assert "of every split: 1,234 by bm25, 59,610 by dense (dense goes by tiny-encoder)" in told
+    verdicts = ("known_positive", "curated", "near_duplicate", "perc", "kept")
+    assert [text for text in texts if text in verdicts] == list(verdicts)  # in the order of the mask's precedence
+    assert "perc does not pass the rule ignored 18,153 30.5%" in told
+    assert "near_duplicate is nearly the same as a positive ignored 1 <0.1%" in told
+    assert "The rule perc accepts: at most 0.95 of the lowest positive's score" in told
+    assert "81.3% were found: 2,327 for 334 train questions, of which 2 got fewer" in told
+    assert "75 further questions got none and are not trained on" in told
+    assert "mean mined negative 0.467" in told
+    assert "median positive 0.800" in told  # of train alone
+    assert "negative 1" in told  # the candidate of the test question is not counted
+
+
+def test_an_example_says_why(build: Build) -> None:
+    told = " ".join(Reader(page(build())).texts)
+    assert "How do I reset it? q1 Positive 0.800 Press the button. not among the candidates" in told
+    assert "Mined negatives 0.310 Opening hours are nine to five. rank 3; passed every check" in told
+    nearest = "0.790 Hold the button for ten seconds. rank 1; may be a positive: score 0.79 is above 0.76 (perc)"
+    assert f"{nearest} 0.700 It is the button. rank 2; contains a known answer of the query" in told
+    assert "not shown" not in told
+
+
+def test_negatives_of_all_lines_are_shown_and_need_be_no_candidates(build: Build) -> None:
+    artifacts = build()
+    lines = [
+        {"query_id": "q1", "neg_ids": [i], "neg": [t]} for i, t in (("k", TEXTS["kept"]), ("x", "A cow & a calf."))
+    ]
+    path = artifacts["compose"].folder / "mined.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = page(artifacts)
+    assert "A cow &amp; a calf." in found
+    assert "not among the candidates; drawn from all documents" in found
+    assert found.count(TEXTS["kept"]) == 1
+
+
+def test_keys_and_settings(build: Build) -> None:
+    texts = Reader(page(build())).texts
+    place = texts.index("0a2b3c4d")
+    assert texts[place - 1 : place + 2] == ["pairs", "0a2b3c4d", "dev = 0.15"]  # test = 0.1 is the default
+    assert texts[texts.index("1a2b3c4d") + 1] == "defaults"
+    assert 'mask = "window", window_end = 60, window_start = 4' in texts
+
+
+def test_the_same_artifacts_give_the_same_bytes(build: Build) -> None:
+    one, two = build(), build(at="elsewhere")
+    for artifact in two.values():  # as a manifest that was read from disk, which has its keys sorted
+        artifact.manifest["summary"] = json.loads(json.dumps(artifact.summary, sort_keys=True))
+    assert page(one) == page(one) == page(two)
+
+
+def test_no_path_of_this_machine_is_on_the_page(build: Build, tmp_path: Path) -> None:
+    html = page(build())
+    assert str(tmp_path) not in html
+    assert "someone" not in html
+    assert "by tiny-encoder" in html
+
+
+HOSTILE = {
+    "question": "</h3><script>alert(1)</script> \" onload='x' <!-- ]]> &lt; \x00\x1b[31m",
+    "positive": "</article></main><img src=https://evil.example/a.png onerror=alert(1)><style>*{display:none}</style>",
+    "kept": "مرحبا \u202e بالعالم <b> " + "長い" * 300,
+    "masked": "w" * 5000 + "<svg onload=alert(1)>",
+}
+
+
+def test_hostile_texts_change_no_markup(build: Build) -> None:
+    plain, hostile = page(build()), page(build(HOSTILE, at="hostile"))
+    read = Reader(hostile)
+    assert read.tags == Reader(plain).tags
+    assert "script" not in read.tags
+    assert not [name for name, _ in read.attributes if name.startswith("on")]
+    assert "\x00" not in hostile and "\x1b" not in hostile
+    assert "w" * (CUT + 1) not in hostile
+    assert any("</h3><script>alert(1)</script> \" onload='x' <!-- ]]> &lt;" in text for text in read.texts)
+
+
+def test_nothing_is_loaded_from_anywhere(build: Build) -> None:
+    html = page(build(HOSTILE))
+    read = Reader(html)
+    assert not {name for name, _ in read.attributes} & {
+        "src",
+        "href",
+        "srcset",
+        "xlink:href",
+        "action",
+        "data",
+        "poster",
+    }
+    assert not set(read.tags) & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert not re.search(r"url\(|@import|https?:", style)
+    assert "default-src 'none'" in html
+    assert len(html.encode()) < 300_000
+
+
+def test_an_empty_test_split_is_said_and_dev_is_shown(build: Build) -> None:
+    told = " ".join(Reader(page(build(metrics=measured("dev")))).texts)
+    assert "There are no test questions, so nothing is known of the reranker's quality" in told
+    assert "nDCG@10, dev" in told
+    assert "its figures flatter" in told
+    assert "nDCG@10, test" not in told
+
+
+def test_nothing_evaluated_and_nothing_to_train_on(build: Build) -> None:
+    told = " ".join(Reader(page(build(TEXTS | {"split": "dev"}, measured("")))).texts)
+    assert "Neither test nor dev holds a question with a positive." in told
+    assert "median positive" not in told
+    assert "Candidates of train questions" not in told
+
+
+def test_too_few_groups_are_said(build: Build) -> None:
+    told = " ".join(Reader(page(build(metrics=measured(low=None, high=None)))).texts)
+    assert "There are too few test questions to tell whether the reranker is better" in told
+    assert "+0.083 too few groups" in told
+
+
+@pytest.mark.parametrize(
+    ("reranker", "fused", "says"),
+    [
+        (compared(0.1, 0.05, 0.2), compared(0.1, 0.05, 0.2), "The trained reranker ranks better than the embedder"),
+        (compared(-0.1, -0.2, -0.05), compared(0.1, 0.05, 0.2), "The trained reranker ranks worse than the embedder"),
+        (compared(0.1, -0.1, 0.2), compared(0.1, 0.05, 0.2), "alone, it is not clearly better"),
+        (compared(0.1, 0.0, 0.2), compared(0.1, 0.0, 0.2), "No clear difference"),
+        (compared(0.1, None, None, None), compared(0.1, None, None, None), "too few test questions"),
+    ],
+)
+def test_the_headline_claims_what_the_interval_bears(reranker: Any, fused: Any, says: str) -> None:
+    tests = {"reranker": {"nDCG@10": reranker}, "fused": {"nDCG@10": fused}}
+    metrics: dict[str, Any] = {"collapse": None, "test": {"embedder": {}}, "tests": {"test": tests}}
+    assert says in finding(metrics)
+    assert "collapsed" in finding(metrics | {"collapse": "all scores are alike"})
+
+
+def test_a_difference_in_words() -> None:
+    assert difference(compared(0.0834, 0.0514, 0.1137)) == ["+0.083", "[+0.051, +0.114]", "p = 0.002"]
+    assert difference(compared(-0.01, -0.02, 0.0, 0.0004)) == ["-0.010", "[-0.020, +0.000]", "p < 0.001"]
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold", "says"),
+    [
+        ("window", None, "the ranks from 5 to 60 (FlagEmbedding"),
+        ("abs", 0.7, "a score of at most 0.7 (NV-Retriever TopK-Abs"),
+        ("learned", None, "what is unlikely enough to be a false negative for how hard it is (prep)"),
+        ("later", 0.02, "what it does not take for a positive (threshold 0.02)"),
+    ],
+)
+def test_a_rule_in_words(name: str, threshold: float | None, says: str) -> None:
+    manifest = {"summary": {"rule": name, "threshold": threshold}, "parameters": PARAMETERS["mask"]}
+    assert rule(Artifact(Path(), manifest)).startswith(says)
+
+
+def test_a_text_is_cut_at_a_word_where_one_ends_nearby() -> None:
+    assert cut(" a \n b ") == "a b"
+    assert cut("x" * CUT) == "x" * CUT
+    assert cut("word " * 100) == ("word " * (CUT // 5)).strip() + "…"
+    assert cut("x" * 999) == "x" * (CUT - 1) + "…"
+
+
+def test_escaping() -> None:
+    assert esc('<a href="x">&\'\x07') == "&lt;a href=&quot;x&quot;&gt;&amp;&#x27;\ufffd"
+    assert esc(Html("<b>")) == "<b>"
+    found = table(["<i>", "n"], [("<g>", [["<r>", "1,234"]])])
+    assert Reader(found).texts == ["<i>", "n", "<g>", "<r>", "1,234"]
+    assert '<td class="number">1,234</td>' in found
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0.07, 0.93, 5) == [0.2, 0.4, 0.6, 0.8]
+    assert ticks(0, 3800, 3) == [0, 2000]
+    assert ticks(-0.004, 0.011, 5) == [0.0, 0.005, 0.01]
+
+
+def test_dots_stand_where_their_values_are() -> None:
+    found = dots("m", [Dot("a", 0.5), Dot("b", 0.0, -1.0, 1.0, ours=True)], 0.5)
+    # the axis runs from -1.08 to 1.08
+    assert 'cx="73.148%"' in found and 'cx="50%"' in found
+    assert 'class="whisker ours" x1="3.704%" x2="96.296%"' in found
+    assert 'aria-label="m: a 0.500; b 0.000"' in found
+    Reader(dots("all alike", [Dot("a", 0.5)], 0.5))
+
+
+def test_bars_stack_to_their_counts() -> None:
+    found = histogram("h", 0.0, 1.0, [Series("n", "solid", [1, 3]), Series("i", "light", [1, 0])], [Marker("m", 0.25)])
+    bars = re.findall(r'<rect class="(\w+)" x="([^"]*)" y="([^"]*)" width="47%" height="([^"]*)"', found)
+    # 190 pixels for 3, above the axis at 218
+    assert bars == [
+        ("solid", "0%", "154.7", "63.3"),
+        ("solid", "50%", "28.0", "190.0"),
+        ("light", "0%", "91.3", "63.3"),
+    ]
+    assert 'x1="25%"' in found
+    assert Reader(found).texts[-2:] == ["n 4", "i 1"]
+
+
+def test_advice_is_given_where_the_reranker_is_worse_alone() -> None:
+    worse, unclear = {"low": -0.3, "high": -0.1}, {"low": -0.1, "high": 0.1}
+    tests = {"test": {"reranker": {"nDCG@10": worse}, "fused": {"nDCG@10": unclear}}}
+    told = advice({"tests": tests, "untrained_head": True})
+    assert len(told) == 3
+    assert "[train] base" in told[1]
+    assert advice({"tests": {"test": {"reranker": {"nDCG@10": unclear}}}, "untrained_head": True}) == []
+
+
+def test_what_the_learned_mask_set_aside_is_near_its_threshold_by_its_probability(build: Build) -> None:
+    artifacts = build()
+    artifacts["mask"].manifest["summary"] = {**artifacts["mask"].summary, "rule": "learned"}
+    rows = [  # by the score, m would come first: 0.2 against a threshold of 0.1
+        ("q1", "m", "dense", 1, 0.2, "ignored", "learned", 0.4, 0.1),
+        ("q1", "k", "dense", 2, 0.9, "ignored", "learned", 0.12, 0.1),
+    ]
+    write_table(frame_of(rows, VERDICTS), VERDICTS, artifacts["mask"].folder / "verdicts.parquet")
+    (question,) = drawn_questions(artifacts)
+    assert [row["doc_id"] for row in question.masked.rows] == ["k", "m"]
+    assert question.masked.rows[0]["explanation"].startswith("may answer: 12.0% likely a false negative, up to 10.0%")

@@ -1,0 +1,135 @@
+"""The workspace: commits are whole or absent, damage is noticed, a damaged artifact is replaced without a gap."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.workflow.artifact_store import MANIFEST, Workspace, digest_of, read_manifest
+from stages.core.errors import InputError, WorkspaceBusy
+
+
+def committed(workspace: Workspace, text: str = "hello", key: str = "k1") -> Path:
+    with workspace.building("pairs", key) as out:
+        (out / "a.txt").write_text(text)
+        (out / "model").mkdir()
+        (out / "model" / "w.bin").write_bytes(b"\x00\x01")
+        return workspace.commit("pairs", key, out, {"stage": "pairs", "summary": {"rows": 1}}).folder
+
+
+def test_a_committed_artifact_is_found_with_its_summary(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    folder = committed(workspace)
+    found = workspace.find("pairs", "k1")
+    assert found is not None
+    assert found.folder == folder == tmp_path / "runs" / "pairs" / "k1"
+    assert found.summary == {"rows": 1}
+    assert sorted(found.manifest["files"]) == ["a.txt", "model/w.bin"]
+
+
+def test_an_output_folder_has_one_digest_over_its_files(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    committed(workspace)
+    found = workspace.find("pairs", "k1")
+    assert found is not None
+    assert found.digest("model") == digest_of({"model/w.bin": found.manifest["files"]["model/w.bin"]})
+    assert found.digest("model") != found.digest("a.txt")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "a.txt").write_text("hellp"),
+        lambda folder: (folder / "model" / "w.bin").write_bytes(b"\x00"),
+        lambda folder: (folder / "a.txt").unlink(),
+        lambda folder: (folder / MANIFEST).unlink(),
+        lambda folder: (folder / MANIFEST).write_text('{"key": "k1", "fi'),
+        lambda folder: (folder / MANIFEST).write_text(
+            (folder / MANIFEST).read_text().replace('"rows": 1', '"rows": 2')
+        ),
+    ],
+    ids=["flipped", "truncated", "missing", "no manifest", "half a manifest", "flipped manifest"],
+)
+def test_a_damaged_artifact_is_not_found_and_a_commit_mends_it(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    workspace = Workspace(tmp_path)
+    folder = committed(workspace)
+    damage(folder)
+    assert workspace.find("pairs", "k1") is None
+    committed(workspace)
+    assert workspace.find("pairs", "k1") is not None
+
+
+def test_what_others_put_into_an_artifact_is_no_damage(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (committed(workspace) / "model" / "model.onnx").write_text("somebody's export")
+    assert workspace.find("pairs", "k1") is not None
+
+
+def test_what_was_not_committed_never_existed(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(RuntimeError), workspace.building("pairs", "k1") as out:
+        (out / "a.txt").write_text("half")
+        raise RuntimeError
+    assert workspace.find("pairs", "k1") is None
+    assert list((tmp_path / "runs" / "pairs").iterdir()) == []
+
+
+def test_manifests_hold_no_time_so_that_equal_results_are_equal_bytes(tmp_path: Path) -> None:
+    first, second = Workspace(tmp_path / "1"), Workspace(tmp_path / "2")
+    one, two = committed(first), committed(second)
+    os.utime(two / "a.txt", (0, 0))
+    assert (one / MANIFEST).read_bytes() == (two / MANIFEST).read_bytes()
+    assert read_manifest(one) is not None
+
+
+def test_a_held_workspace_is_busy_at_once_and_a_dead_holder_does_not_hold(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from pipeline.workflow.artifact_store import Workspace\n"
+        "with Workspace(Path(sys.argv[1])).locked():\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(WorkspaceBusy, match=f"process {holder.pid}"), Workspace(tmp_path).locked():
+        pass
+    holder.kill()
+    holder.wait()
+    with Workspace(tmp_path).locked():
+        pass
+
+
+def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("")
+    with pytest.raises(InputError, match="is not a folder"), Workspace(tmp_path / "work").locked():
+        pass
+
+
+def test_a_folder_with_other_files_is_not_taken_for_a_workspace(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "exp1").mkdir(parents=True)
+    (tmp_path / "runs" / "exp1" / "weights.bin").write_text("a month of work")
+    with pytest.raises(InputError, match="holds other files"), Workspace(tmp_path).locked():
+        pass
+    assert (tmp_path / "runs" / "exp1" / "weights.bin").exists()
+
+
+def test_a_torn_last_event_does_not_swallow_the_next(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (tmp_path / "events.jsonl").write_text('{"event": "start"}\n{"event": "do')
+    workspace.event(event="hit")
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[-1])["event"] == "hit"
+
+
+def test_a_lock_sweeps_what_a_killed_run_left(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with workspace.locked():
+        leftover = tmp_path / "runs" / "pairs" / ".tmp-k9"
+        leftover.mkdir(parents=True)
+        (leftover / "half").write_text("")
+    with workspace.locked():
+        assert not leftover.exists()

@@ -1,0 +1,113 @@
+"""Parameters that would be ignored are refused; those that count are not."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.workflow.option_dependencies import NEEDS, STAGES, UNUSED, ignored
+from stages.core.params import Params
+from stages.mining import mask
+from stages.mining.candidates import stage as candidates_stage
+from stages.mining.sampling import stage as sampling_stage
+from stages.mining.verify import stage as verify_stage
+
+MODELS: dict[str, type[Params]] = {
+    "evidence": candidates_stage.Params,
+    "verify": verify_stage.Params,
+    "mask": mask.Params,
+    "compose": sampling_stage.Params,
+}
+
+
+def refused(**given: Any) -> dict[str, str]:
+    known = {name for model in MODELS.values() for name in model.model_fields}
+    assert given.keys() <= known
+    params = {
+        stage: model(**{name: value for name, value in given.items() if name in model.model_fields})
+        for stage, model in MODELS.items()
+    }
+    return {one.name: one.why for one in ignored(params)}
+
+
+def test_the_table_names_parameters_that_there_are() -> None:
+    assert tuple(MODELS) == STAGES
+    known = {name for model in MODELS.values() for name in model.model_fields}
+    assert {*NEEDS, *UNUSED} <= known
+    assert {other for needs in NEEDS.values() for other in needs} <= known
+
+
+def test_what_nobody_gave_is_not_refused() -> None:
+    assert refused() == {}
+    for sampling in ("top", "random", "simans", "quota", "slices"):
+        assert refused(sampling=sampling) == {}
+    assert refused(folds=2, above=0.9, max_false_negatives=0.02, mask="perc", teacher="") == {}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mask": "perc"},
+        {"relabel": "positive"},
+        {"negatives": 3},
+        {"max_false_negatives": 0.01},
+        {"duplicate_similarity": 0.9},
+        {"thin_similarity": 2.0},
+        {"teacher": "some/model"},
+        {"judge": "http://localhost:1/v1", "judge_model": "m"},
+        {"estimate": False},
+    ],
+)
+def test_slices_go_by_no_mask(given: dict[str, Any]) -> None:
+    found = refused(sampling="slices", slice=4, slices=2, **given)
+    assert found.keys() == given.keys()
+    assert all("does not count with sampling = 'slices'" in why for why in found.values())
+    assert refused(**given) == {}
+
+
+def test_what_to_leave_it_at_is_said() -> None:
+    found = refused(sampling="slices", mask="perc", negatives=3)
+    assert {name: why.rpartition(": ")[2] for name, why in found.items()} == {
+        "negatives": "leave it at 7",
+        "mask": "leave it at 'learned'",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "needs", "says"),
+    [
+        ({"min_answer_chars": 9, "answers": False}, {"answers": True}, "answers = True"),
+        (
+            {"max_false_negatives": 0.01, "mask": "perc"},
+            {"mask": "learned"},
+            "mask = 'learned' or a teacher or a judge",
+        ),
+        ({"max_false_negatives": 0.01, "mask": "perc"}, {"teacher": "some/model"}, "a teacher"),
+        ({"max_false_negatives": 0.01, "mask": "perc"}, {"judge": "http://localhost:1/v1"}, "a judge"),
+        ({"window_start": 5}, {"mask": "window"}, "mask = 'window'"),
+        ({"window_end": 50}, {"mask": "window"}, "mask = 'window'"),
+        ({"above": 0.8}, {"relabel": "positive"}, "relabel = 'positive'"),
+        ({"above": 0.8, "relabel": "weight"}, {"relabel": "positive"}, "relabel = 'positive'"),
+        ({"teacher_rule": "margin"}, {"teacher": "some/model"}, "a teacher"),
+        ({"teacher_threshold": 0.1}, {"teacher": "some/model", "teacher_rule": "margin"}, "a teacher_rule"),
+        ({"teacher_threshold": 0.1, "teacher": "a/b"}, {"teacher_rule": "margin"}, "a teacher_rule"),
+        ({"teacher_budget": 100}, {"teacher": "self"}, "a teacher"),
+        ({"teacher_max_length": 128}, {"teacher": "self"}, "a teacher"),
+        ({"teacher_base": "a/b", "teacher": "c/d"}, {"teacher": "self"}, "teacher = 'self'"),
+        ({"folds": 3}, {"teacher": "self"}, "teacher = 'self'"),
+        ({"folds": 3, "teacher": "a/b"}, {"teacher": "self"}, "teacher = 'self'"),
+        ({"judge_model": "m"}, {"judge": "http://localhost:1/v1"}, "a judge"),
+        ({"judge_budget": 10}, {"judge": "http://localhost:1/v1"}, "a judge"),
+        ({"simans_a": 100.0}, {"sampling": "simans"}, "sampling = 'simans'"),
+        ({"simans_b": 0.1, "sampling": "random"}, {"sampling": "simans"}, "sampling = 'simans'"),
+        ({"quota_head": 1}, {"sampling": "quota"}, "sampling = 'quota'"),
+        ({"quota_middle": 1}, {"sampling": "quota"}, "sampling = 'quota'"),
+        ({"quota_random": 1}, {"sampling": "quota"}, "sampling = 'quota'"),
+        ({"slice": 4}, {"sampling": "slices"}, "sampling = 'slices'"),
+        ({"slices": 2}, {"sampling": "slices"}, "sampling = 'slices'"),
+    ],
+)
+def test_a_parameter_without_what_it_needs(given: dict[str, Any], needs: dict[str, Any], says: str) -> None:
+    [(name, why)] = refused(**given).items()
+    assert name == next(iter(given))
+    assert says in why
+    assert refused(**given | needs) == {}

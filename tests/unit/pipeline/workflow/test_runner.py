@@ -1,0 +1,85 @@
+"""What a stage leaves unread under its parameters is neither made for it nor part of its key."""
+
+import json
+import re
+
+from pipeline.workflow.graph import STAGES
+from stages.mining.sampling.stage import Params
+from tests.conftest import Project
+
+
+def ran(project: Project, *arguments: str) -> list[str]:
+    done = project.prep(*arguments, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads(done.stdout)["ran"]
+    return found
+
+
+def states(project: Project) -> dict[str, str]:
+    done = project.prep("status", "--json")
+    assert done.returncode == 0, done.stderr
+    return {stage["stage"]: stage["state"] for stage in json.loads(done.stdout)["stages"]}
+
+
+def sliced(project: Project, **given: int) -> None:
+    """Let [mine] hold nothing but sampling = slices, and what is given."""
+    path = project.folder / "prep.toml"
+    keys = {"sampling": '"slices"', **given}
+    section = "[mine]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items())
+    path.write_text(re.sub(r"\[mine\]\n[^[]*", section, path.read_text()))
+
+
+def test_slices_need_no_model_and_what_comes_after_still_works(project: Project) -> None:
+    sliced(project, slice=4, slices=2, depth=20)
+    assert ran(project, "mine-negatives") == ["pairs", "compose"]
+    assert states(project) == dict.fromkeys(STAGES, "absent") | {"pairs": "fresh", "compose": "fresh"}
+    assert ran(project, "mine-negatives") == []
+    (path,) = project.work.glob("runs/compose/*/mined.jsonl")
+    mined = [json.loads(line) for line in path.read_text().splitlines()]
+    queries = len({line["query_id"] for line in mined})
+    assert len(mined) == 2 * queries
+    assert {len(line["neg"]) for line in mined} == {4}
+    # training reads the candidates too; a query with two lines is one query. (What so small a model learns from random
+    # documents may count as a collapse, exit 3.)
+    assert project.prep("train", "--epochs", "1", "--distill-epochs", "1", "-q").returncode in (0, 3)
+    (path,) = project.work.glob("runs/train/*/training.json")
+    trained = json.loads(path.read_text())
+    assert trained["queries"] == trained["groups_an_epoch"] == queries
+    assert {len(list(project.work.glob(f"runs/{stage}/*"))) for stage in ("encode", "search", "train")} == {1}
+
+
+def test_stages_upstream_are_those_that_are_read() -> None:
+    compose = STAGES["compose"]
+    assert compose.upstream(Params(sampling="slices")) == ("pairs",)
+    assert compose.upstream(Params()) == ("pairs", "search", "mask", "encode")
+    assert compose.upstream(Params(thin_similarity=2)) == ("pairs", "search", "mask")
+    assert "encode/encoding.json" not in compose.reads(Params(thin_similarity=2))
+    assert compose.reads(Params(sampling="slices")) == (
+        "pairs/queries.parquet",
+        "pairs/corpus.parquet",
+        "pairs/qrels.parquet",
+    )
+
+
+def test_a_search_that_changes_leaves_slices_as_they_are(project: Project) -> None:
+    sliced(project)
+    assert ran(project, "mine-negatives") == ["pairs", "compose"]
+    assert ran(project, "mine-negatives", "--depth", "7") == []
+    refused = project.prep("mine-negatives", "--mask", "none", "--depth", "7")
+    assert refused.returncode == 2
+    assert "--mask = 'none' does not count with sampling = 'slices'" in refused.stderr
+    _, *others = list(STAGES)[: list(STAGES).index("compose") + 1]
+    assert ran(project, "mine-negatives", "--sampling", "top") == others
+
+
+def test_flags_of_the_composer(project: Project) -> None:
+    flags = ["--sampling", "simans", "--simans-a", "100", "--simans-b", "-0.1", "--hub-cap", "3"]
+    flags += ["--quota-sources", "dense=2", "--quota-sources", "bm25=1", "--same", "category"]
+    done = project.prep("mine-negatives", *flags, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)["summary"]["compose"]
+    assert summary["bands"].keys() == {"simans", "rest"}  # there is no bm25
+    assert summary["hubs"]["most_used"] <= 3
+    refused = project.prep("mine-negatives", "--quota-sources", "dense")
+    assert refused.returncode == 2
+    assert "'dense' is no NAME=PARTS" in refused.stderr

@@ -1,0 +1,30 @@
+from collections.abc import Iterator
+
+from stages.core.executor import InProcess, Worker, pieces
+
+
+def test_each_item_is_done_when_its_results_are_asked_for() -> None:
+    done: list[str] = []
+
+    def make():  # type: ignore[no-untyped-def]
+        done.append("made")
+
+        def letters(word: str) -> Iterator[str]:
+            for letter in word:
+                done.append(letter)
+                yield letter.upper()
+
+        return letters
+
+    results = InProcess().map(Worker(make), iter(["ab", "", "c"]))
+    assert done == []
+    assert next(results) == "A"
+    assert done == ["made", "a"]
+    assert list(results) == ["B", "C"]
+    assert done == ["made", "a", "b", "c"]
+
+
+def test_pieces_are_of_like_parts_the_largest_first() -> None:
+    sizes = [1, 4, 2, 3, 6, 2, 0, 1]  # the largest first: places 4 1 3 2 5 0 7 6, before each 0 6 10 13 15 17 18 19
+    assert [piece.tolist() for piece in pieces(sizes, 8)] == [[1, 4], [2, 3, 5], [0, 6, 7]]
+    assert [piece.tolist() for piece in pieces(sizes, 100)] == [[0, 1, 2, 3, 4, 5, 6, 7]]

@@ -1,0 +1,343 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+import pytest
+
+from stages.core.errors import InputError
+from stages.core.schemas import CORPUS, QUERIES, Tools, write_table
+from stages.embedding import stage as embedding_stage
+from stages.embedding.encoder import Recipe
+from stages.embedding.lookup import Vectors, encoder_texts, encodings
+from stages.embedding.stage import Params, identity, intact, run
+from stages.embedding.vector_store import VectorStore, text_hashes
+
+
+class Said:
+    """Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int | None, str]] = []
+        self.tokens: list[int] = []
+        self.lines: list[str] = []
+
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
+        self.steps.append((done, total, unit))
+        self.tokens.append(tokens)
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+class FakeEncoder:
+    """Its vector of a text is the text's length and its first letter; it counts what it is asked."""
+
+    loaded = 0
+    asked: ClassVar[list[list[str]]] = []
+    breaks_after = 10**9
+    holds: int | None = None
+    fitting: int | None = None
+
+    def __init__(self, made: Recipe, model: str) -> None:
+        FakeEncoder.loaded += 1
+
+    def encode(
+        self, texts: Sequence[str], role: str, batch_tokens: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        FakeEncoder.asked.append(list(texts))
+        for i in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
+            if sum(map(len, FakeEncoder.asked)) > FakeEncoder.breaks_after:
+                raise KeyboardInterrupt
+            if self.holds and self.holds < batch_tokens:
+                self.fitting = self.holds
+            yield np.array([i]), vector(texts[i])[None], len(texts[i])
+
+
+def vector(text: str) -> np.ndarray:
+    return np.array([len(text), ord(text[0])], np.float32)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEncoder]:
+    monkeypatch.setattr(embedding_stage, "Encoder", FakeEncoder)
+    for name, value in (("loaded", 0), ("asked", []), ("breaks_after", 10**9), ("holds", None)):
+        monkeypatch.setattr(FakeEncoder, name, value)
+    return FakeEncoder
+
+
+CORPUS_ROWS = {"doc_id": ["a", "b", "c"], "text": ["Red.", "Blue.", "Red."], "title": ["Sky", "", None]}
+QUERY_ROWS = {"query_id": ["1", "2"], "query": ["why", "Red."], "split": ["train"] * 2, "group": ["1", "2"]}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    paths = {"queries": tmp_path / "queries.parquet", "corpus": tmp_path / "corpus.parquet"}
+    write_table(pl.DataFrame(QUERY_ROWS), QUERIES, paths["queries"])
+    write_table(pl.DataFrame(CORPUS_ROWS), CORPUS, paths["corpus"])
+    return paths
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Tools:
+    return Tools(Said(), tmp_path / "scratch", tmp_path / "vectors", tmp_path / "logs")
+
+
+def fresh(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_the_title_goes_first_where_there_is_one() -> None:
+    frame = pl.DataFrame(CORPUS_ROWS)
+    assert encoder_texts(frame, "document") == ["Sky Red.", "Blue.", "Red."]
+    assert encoder_texts(frame.drop("title"), "document") == ["Red.", "Blue.", "Red."]
+
+
+def test_each_distinct_text_is_encoded_once(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    out = fresh(tmp_path / "out")
+    summary = run(Params(dtype="float32"), inputs, out, tools)
+    assert summary["queries"] == 2
+    assert summary["documents"] == 3
+    assert (summary["texts"], summary["encoded"], summary["cached"], summary["dimension"]) == (4, 4, 0, 2)
+    assert fake.asked == [["why", "Red."], ["Sky Red.", "Blue."]]
+    assert tools.progress.steps[-1] == (4, 4, "texts")  # type: ignore[attr-defined]
+    assert tools.progress.tokens == [4, 7, 15, 20]  # type: ignore[attr-defined]
+    assert tools.progress.lines == [
+        "4 texts to encode with sentence-transformers/all-MiniLM-L6-v2 in float32; 0 are stored already"
+    ]  # type: ignore[attr-defined]
+    texts = np.load(out / "texts.npy")
+    assert sorted(map(bytes, text_hashes(["why", "Red.", "Sky Red.", "Blue."]))) == list(map(bytes, texts))
+
+    vectors = Vectors(out / "encoding.json", tools.vectors)
+    assert vectors.queries(pl.DataFrame(QUERY_ROWS)).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
+    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
+    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+
+
+def test_a_cache_hit_loads_no_model_and_gives_the_same_bytes(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    run(Params(), inputs, fresh(tmp_path / "one"), tools)
+    summary = run(Params(), inputs, fresh(tmp_path / "two"), tools)
+    assert (summary["encoded"], summary["cached"], fake.loaded) == (0, 4, 1)
+    for name in ("encoding.json", "texts.npy"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "holds", 512)
+    run(Params(), inputs, fresh(tmp_path / "out"), tools)
+    (line,) = tools.progress.lines[1:]  # type: ignore[attr-defined]
+    assert line == (
+        "the memory did not hold a batch: from here on they have at most 512 tokens. batch_tokens = 512 under [encode] "
+        "begins with that."
+    )
+
+
+@pytest.mark.parametrize(
+    ("stated", "given", "says"),
+    [
+        (
+            "euclidean",
+            {},
+            "asks for the euclidean similarity; cosine is used instead, since search is by inner product",
+        ),
+        ("manhattan", {}, "asks for the manhattan similarity; cosine is used instead"),
+        ("euclidean", {"similarity": "cosine"}, None),  # who names it knows
+        ("cosine", {}, None),
+        ("dot", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_a_similarity_that_is_replaced_is_said(
+    inputs: dict[str, Path],
+    tools: Tools,
+    tmp_path: Path,
+    fake: type[FakeEncoder],
+    stated: str | None,
+    given: dict[str, str],
+    says: str | None,
+) -> None:
+    model = fresh(tmp_path / "model")
+    (model / "config.json").write_text("{}")
+    if stated:
+        (model / "config_sentence_transformers.json").write_text(json.dumps({"similarity_fn_name": stated}))
+    run(Params(model=str(model), **given), inputs, fresh(tmp_path / "out"), tools)  # type: ignore[arg-type]
+    used = json.loads((tmp_path / "out" / "encoding.json").read_text())["similarity"]
+    assert used == ("dot" if stated == "dot" else "cosine")
+    said = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
+    assert [says in line and str(model) in line for line in said] == ([True] if says else [])
+    run(Params(more_models=(str(model),), **given), inputs, fresh(tmp_path / "more"), tools)  # type: ignore[arg-type]
+    again = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
+    replaced = stated in ("euclidean", "manhattan")  # further encoders go by their own, whatever the first is given
+    assert len(again) - len(said) == int(replaced)
+
+
+def test_windows_smaller_than_the_tables_encode_the_same(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_stage, "_WINDOW", 1)
+    monkeypatch.setattr(embedding_stage, "_ROWS", 2)
+    run(Params(), inputs, fresh(tmp_path / "out"), tools)
+    assert fake.asked == [["why"], ["Red."], ["Sky Red."], ["Blue."]]
+    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
+    vectors = Vectors(tmp_path / "out/encoding.json", tools.vectors)
+    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+
+
+def test_pieces_smaller_than_a_window_encode_the_same(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_stage, "_BATCHES", 1)
+    run(Params(batch_tokens=1), inputs, fresh(tmp_path / "out"), tools)
+    assert fake.asked == [["Red."], ["why"], ["Sky Red."], ["Blue."]]
+    assert fake.loaded == 1
+    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
+    vectors = Vectors(tmp_path / "out/encoding.json", tools.vectors)
+    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+
+
+def test_a_worker_whose_model_has_other_files_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    made = embedding_stage._recipes(Params(model=str(tiny_model)))[0]
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "vocab.txt").write_text((other / "vocab.txt").read_text() + "new\n")
+    embedding_stage.Embedding(made, str(tiny_model), 64)
+    with pytest.raises(InputError, match="not the same everywhere"):
+        embedding_stage.Embedding(made, str(other), 64)
+
+
+def test_prompts_make_two_texts_of_one(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    summary = run(Params(query_prompt="query: "), inputs, fresh(tmp_path / "out"), tools)
+    assert summary["texts"] == 5
+    assert fake.asked == [["why", "Red."], ["Sky Red.", "Blue.", "Red."]]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "breaks_after", 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(Params(), inputs, fresh(tmp_path / "one"), tools)
+    monkeypatch.setattr(fake, "breaks_after", 10**9)
+    assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 2
+    assert fake.asked[-1] == ["Sky Red.", "Blue."]
+
+
+def test_damage_in_the_store_is_noticed_and_mended(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    out = fresh(tmp_path / "one")
+    run(Params(), inputs, out, tools)
+    assert intact(inputs, out, tools)
+    (segment,) = tools.vectors.glob("*/*.npy")
+    segment.write_bytes(segment.read_bytes()[:-1])
+    assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 4
+    assert tools.progress.lines[1:2] == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
+    assert intact(inputs, out, tools)
+    segment.write_bytes(b"")
+    assert not intact(inputs, out, tools)
+    assert not intact(inputs, out, tools)
+
+
+def test_the_encoders_folder_says_what_it_is(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    run(Params(), inputs, fresh(tmp_path / "out"), tools)
+    key = identity(Params())["encoder"]
+    described = json.loads((tools.vectors / key / "encoder.json").read_text())
+    assert described["model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert json.loads((tmp_path / "out/encoding.json").read_text())["encoder"] == key
+    assert len(VectorStore(tools.vectors / key)) == 4
+
+
+def test_further_encoders_have_stores_of_their_own(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path
+) -> None:
+    params = Params(query_prompt="query: ", more_models=(str(tiny_model),))
+    out = fresh(tmp_path / "out")
+    summary = run(params, inputs, out, tools)
+    assert summary["texts"] == 5
+    # the second has no prompts, so a text that is a query and a document is one text
+    assert summary["more"] == {f"dense2 {tiny_model.name}": {"encoded": 4, "cached": 0, "dimension": 2}}
+    assert fake.loaded == 2
+    first, second = encodings(out / "encoding.json")
+    named = identity(params)
+    assert named == {
+        "encoder": first["encoder"],
+        "model": "sentence-transformers/all-MiniLM-L6-v2",
+        "encoder2": second["encoder"],
+        "model2": tiny_model.name,
+    }
+    assert second["salts"] == {"query": "", "document": ""}
+    assert np.load(out / "texts.npy").shape == (9, 16)
+    assert (first["texts"], second["texts"]) == (5, 4)
+    frame = pl.DataFrame(QUERY_ROWS)
+    for number in (0, 1):
+        vectors = Vectors(out / "encoding.json", tools.vectors, number)
+        assert vectors.store.folder == tools.vectors / (first, second)[number]["encoder"]
+        assert vectors.queries(frame).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
+    assert str(tmp_path) not in (out / "encoding.json").read_text()
+
+
+def test_without_further_encoders_nothing_is_said_of_them(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    summary = run(Params(), inputs, fresh(tmp_path / "out"), tools)
+    assert set(identity(Params())) == {"encoder", "model"}
+    assert "more" not in summary
+    assert "more" not in json.loads((tmp_path / "out/encoding.json").read_text())
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_damage_in_any_store_is_noticed(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path, which: int
+) -> None:
+    out = fresh(tmp_path / "out")
+    run(Params(more_models=(str(tiny_model),)), inputs, out, tools)
+    assert intact(inputs, out, tools)
+    (segment,) = (tools.vectors / encodings(out / "encoding.json")[which]["encoder"]).glob("*.npy")
+    segment.write_bytes(b"")
+    assert not intact(inputs, out, tools)
+
+
+def test_the_same_encoder_twice_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="is there already"):
+        identity(Params(model=str(tiny_model), more_models=(str(tiny_model),)))
+    with pytest.raises(InputError, match="is there already"):
+        identity(Params(more_models=(str(tiny_model), str(tiny_model))))
+    assert len(identity(Params(model=str(tiny_model), query_prompt="q: ", more_models=(str(tiny_model),)))) == 4
+
+
+def test_identity_loads_no_torch() -> None:
+    code = "import sys; from stages.embedding.stage import *; identity(Params()); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_real_model_from_tables_to_vectors(
+    inputs: dict[str, Path], tools: Tools, tmp_path: Path, tiny_model: Path
+) -> None:
+    """An incremental run holds the same bits as a run from nothing."""
+    params = Params(model=str(tiny_model))
+    write_table(pl.DataFrame(CORPUS_ROWS).head(1), CORPUS, inputs["corpus"])
+    run(params, inputs, fresh(tmp_path / "one"), tools)
+    write_table(pl.DataFrame(CORPUS_ROWS), CORPUS, inputs["corpus"])
+    assert run(params, inputs, fresh(tmp_path / "two"), tools)["encoded"] == 1
+    clean = Tools(Said(), tmp_path / "scratch", tmp_path / "elsewhere", tmp_path / "logs")
+    assert run(params, inputs, fresh(tmp_path / "three"), clean)["encoded"] == 4
+    frame = pl.DataFrame(CORPUS_ROWS)
+    grown = Vectors(tmp_path / "two/encoding.json", tools.vectors).documents(frame)
+    assert grown.shape == (3, 32)
+    assert np.array_equal(grown, Vectors(tmp_path / "three/encoding.json", clean.vectors).documents(frame))
+    assert str(tmp_path) not in (tmp_path / "two/encoding.json").read_text()

@@ -1,0 +1,111 @@
+"""Quotas: the shares of parts, and which survivors count for which source."""
+
+import polars as pl
+import pytest
+from pydantic import ValidationError
+
+from stages.mining.sampling.quotas import parsed, shares_of
+from stages.mining.sampling.sampler import choose
+from stages.mining.sampling.stage import Params
+from stages.mining.sampling.strategies import pool_of
+
+SOURCES = ("dense=2", "bm25=2", "random=1")
+
+
+@pytest.mark.parametrize(
+    ("total", "parts", "expected"),
+    [
+        (7, (3, 2, 2), [3, 2, 2]),
+        (14, (3, 2, 2), [6, 4, 4]),
+        (10, (3, 2, 2), [4, 3, 3]),  # 4.29, 2.86, 2.86: the two larger remainders get the unit
+        (1, (1, 1, 1), [1, 0, 0]),
+        (5, (0, 1, 0), [0, 5, 0]),
+        (0, (3, 2, 2), [0, 0, 0]),
+    ],
+)
+def test_shares_by_largest_remainder(total, parts, expected):
+    assert shares_of(total, parts) == expected
+
+
+def chosen(params: Params, *survivors: tuple[str, float, str]) -> list[tuple[str, str]]:
+    """(doc_id, band) that one query takes of (doc_id, score, source)."""
+    names = ["query_id", "doc_id", "score", "reason", "source"]
+    rows = [("q", d, score, "curated" if source == "curated" else "kept", source) for d, score, source in survivors]
+    frame = pl.DataFrame(rows, schema=names, orient="row").cast({"score": pl.Float32})
+    keys = pl.DataFrame({"doc_id": [d for d, _, _ in survivors] + ["p"]}).with_row_index("text_key")
+    positives = pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "score": [1.0], "text_key": [len(survivors)]})
+    positives = positives.cast({"text_key": pl.UInt32})
+    return choose(params, pool_of(frame, positives, keys, None))[0].select("doc_id", "band").rows()
+
+
+def test_each_source_gets_its_part():
+    params = Params(negatives=5, quota_sources=SOURCES)
+    found = chosen(
+        params,
+        ("a", 0.9, "dense"),
+        ("b", 0.8, "dense"),
+        ("c", 0.7, "dense"),
+        ("d", 0.3, "bm25"),
+        ("e", 0.2, "bm25"),
+        ("f", 0.1, "random"),
+        ("g", 0.05, "random"),
+    )
+    assert found == [("a", "top"), ("b", "top"), ("d", "top"), ("e", "top"), ("f", "top")]
+
+
+def test_what_several_found_counts_for_the_first_named_that_has_room():
+    params = Params(negatives=4, quota_sources=("dense=2", "bm25=2"))
+    both = [(name, 0.9 - i / 10, "bm25+dense") for i, name in enumerate("abc")]
+    # a and b fill dense, c is left to bm25, beside d
+    assert [d for d, _ in chosen(params, *both, ("d", 0.2, "bm25"), ("e", 0.1, "bm25"))] == ["a", "b", "c", "d"]
+    # another name that only begins alike does not count
+    assert chosen(params, ("a", 0.5, "dense2"), ("b", 0.4, "bm25")) == [("a", "rest"), ("b", "top")]
+
+
+def test_a_source_with_too_few_leaves_its_room_to_the_others_by_score():
+    params = Params(negatives=5, quota_sources=SOURCES)
+    found = chosen(
+        params,
+        ("a", 0.9, "dense"),
+        ("b", 0.8, "dense"),
+        ("c", 0.4, "dense"),
+        ("d", 0.3, "bm25"),
+        ("e", 0.5, "other"),
+        ("f", 0.1, "dense"),
+    )
+    assert found == [("a", "top"), ("b", "top"), ("e", "rest"), ("c", "rest"), ("d", "top")]
+
+
+def test_curated_ones_come_before_and_leave_less():
+    params = Params(negatives=3, quota_sources=("dense=1", "bm25=1"))
+    found = chosen(params, ("x", 0.0, "curated"), ("a", 0.9, "dense"), ("b", 0.8, "dense"), ("c", 0.1, "bm25"))
+    assert found == [("x", "curated"), ("a", "top"), ("c", "top")]
+
+
+def test_bands_within_each_source():
+    params = Params(
+        negatives=4, sampling="quota", quota_sources=("dense=1", "bm25=1"), quota_head=1, quota_middle=1, quota_random=0
+    )
+    dense = [(f"d{i}", 0.9 - i / 100, "dense") for i in range(3)]
+    bm25 = [(f"b{i}", 0.5 - i / 100, "bm25") for i in range(3)]
+    assert chosen(params, *dense, *bm25) == [("d0", "head"), ("d1", "middle"), ("b0", "head"), ("b1", "middle")]
+
+
+def test_parsing():
+    assert parsed(["dense=4", "dense12=2"]) == [("dense", 4), ("dense12", 2)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("dense",), "'dense' is no NAME=PARTS"),
+        (("dense=x",), "is no NAME=PARTS"),
+        (("=3",), "is no NAME=PARTS"),
+        (("dense=1", "dense=2"), "'dense' comes twice"),
+        (("dense=0",), "at least one part"),
+        (("bm52=1",), "there is no source 'bm52'"),
+    ],
+)
+def test_what_is_no_quota_is_refused(given, said):
+    with pytest.raises(ValidationError, match=said):
+        Params(quota_sources=given)

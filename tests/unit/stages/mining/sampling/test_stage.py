@@ -1,0 +1,409 @@
+"""What compose writes, line by line, and that its draws depend on the query and the document alone."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from stages.core import schemas
+from stages.core.errors import InputError
+from stages.mining.sampling import sampler
+from stages.mining.sampling import stage as sampling_stage
+from stages.mining.sampling.sampler import choose, pick_positives
+from stages.mining.sampling.stage import Params
+from stages.mining.sampling.strategies import pool_of
+from tests.unit.stages.mining.collection import stand_in, table, tools, write
+
+SURVIVORS = dict.fromkeys(("query_id", "doc_id", "score", "reason", "source"), pl.String) | {"score": pl.Float32}
+NO_THINNING = 2.0
+
+
+def verdict(query_id: str, doc_id: str, rank: int, score: float, decided: str, reason: str) -> tuple:
+    return (query_id, doc_id, "curated" if rank == 0 else "dense", rank, score, decided, reason)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return write(
+        tmp_path,
+        queries=table(
+            schemas.QUERIES,
+            ("a", "What is α?", "train", "a"),
+            ("b", "no negatives", "train", "b"),
+            ("c", "no positive", "train", "c"),
+            ("d", "of the test split", "test", "d"),
+            ("e", "one negative", "train", "e"),
+        ),
+        corpus=table(
+            schemas.CORPUS,
+            ("n1", "first"),
+            ("n2", "second"),
+            ("n3", "third"),
+            ("n4", "second"),
+            ("n5", "fifth"),
+            ("p1", "Answer\n“one”"),
+            ("p2", "答案"),
+            ("p3", "答案"),
+        ),
+        qrels=table(schemas.QRELS),
+        judged=table(
+            schemas.JUDGED,
+            ("a", "n5", 0, 0.1),
+            ("a", "p1", 1, 0.5),
+            ("a", "p2", 2, 0.75),
+            ("a", "p3", 1, 0.25),
+            ("b", "p1", 1, 0.5),
+            ("d", "p1", 1, 0.5),
+            ("e", "p1", 1, 0.5),
+        ),
+        verdicts=table(
+            schemas.VERDICTS,
+            verdict("a", "n5", 0, 0.1, "negative", "curated"),
+            verdict("a", "n1", 1, 0.9, "ignored", "perc"),
+            verdict("a", "p2", 2, 0.75, "positive", "known_positive"),
+            verdict("a", "n4", 3, 0.4, "negative", "kept"),
+            verdict("a", "n2", 4, 0.4, "negative", "kept"),
+            verdict("a", "n3", 5, 0.3, "negative", "kept"),
+            verdict("b", "n1", 1, 0.9, "ignored", "perc"),
+            verdict("c", "n1", 1, 0.9, "negative", "kept"),
+            verdict("d", "n1", 1, 0.9, "negative", "kept"),
+            verdict("e", "n1", 1, 0.9, "negative", "kept"),
+        ),
+    )
+
+
+def run(params: Params, inputs, tmp_path) -> tuple[list[dict], dict, bytes]:
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    summary = sampling_stage.run(params, inputs, out, tools(tmp_path))
+    content = (out / "mined.jsonl").read_bytes()
+    return [json.loads(line) for line in content.decode().splitlines()], summary, content
+
+
+def test_the_lines(inputs, tmp_path):
+    mined, summary, content = run(Params(negatives=3, thin_similarity=NO_THINNING), inputs, tmp_path)
+    assert mined == [
+        {
+            "query_id": "a",
+            "query": "What is α?",
+            "pos": ["答案", "Answer\n“one”"],  # by falling score; p3 repeats the text of p2
+            "neg": ["fifth", "second", "third"],  # the curated one first; of two equal texts n2, by doc_id
+            "pos_ids": ["p2", "p1"],
+            "neg_ids": ["n5", "n2", "n3"],
+            "pos_scores": [0.75, 0.5],
+            "neg_scores": [0.1, 0.4, 0.3],
+        },
+        {
+            "query_id": "e",
+            "query": "one negative",
+            "pos": ["Answer\n“one”"],
+            "neg": ["first"],
+            "pos_ids": ["p1"],
+            "neg_ids": ["n1"],
+            "pos_scores": [0.5],
+            "neg_scores": [0.9],
+        },
+    ]
+    assert "α".encode() in content
+    assert content.endswith(b"}\n")
+    assert summary == {
+        "queries": 2,
+        "lines": 2,
+        "positives": 3,
+        "negatives": 4,
+        "asked": 3,
+        "negatives_per_query": 2.0,
+        "fill": round(4 / 9, 4),  # a, b and e asked for three each
+        "short": 1,
+        "bands": {"curated": 1, "top": 3},
+        "sources": {"curated": 1, "dense": 3},
+        "hardness": 0.425,  # (0.1 + 0.4 + 0.3 + 0.9) / 4
+        "thinned": 0,
+        "category": None,
+        "weighted": 0,
+        "false_negatives": None,  # nothing is estimated
+        "dropped": None,
+        "weighted_positives": None,
+        "left_out": {"no positive": 1, "no negatives": 1},
+        "hubs": {"most_used": 1},
+    }
+
+
+def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(inputs, tmp_path):
+    rows = [(*verdict("a", "n1", 1, 0.9, "positive", "relabelled"), 0.95)]
+    rows += [
+        (*verdict("a", "n2", 2, 0.4, "negative", "weighted"), 0.25),
+        (*verdict("a", "n3", 3, 0.3, "negative", "kept"), 0.05),
+    ]
+    verdicts = table(schemas.VERDICTS, *rows).with_columns(
+        weight=pl.when(pl.col("reason") == "weighted").then(pl.lit(0.75, pl.Float32))
+    )
+    verdicts = verdicts.with_columns(
+        pl.lit(None, pl.Boolean if name == "judge" else pl.Float32).alias(name)
+        for name in schemas.VERDICTS.names if name not in verdicts.columns
+    ).select(schemas.VERDICTS.names)  # fmt: skip
+    changed = inputs | write(tmp_path, verdicts=verdicts)
+    [mined], summary, _ = run(Params(negatives=3, thin_similarity=NO_THINNING), changed, tmp_path)
+    assert mined["pos_ids"] == ["n1", "p2", "p1"]
+    assert (mined["neg_ids"], mined["neg_weights"]) == (["n2", "n3"], [0.75, 1.0])
+    assert summary["false_negatives"] == 0.15  # (0.25 + 0.05) / 2
+    assert summary["weighted"] == 1
+
+
+@pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
+    params = Params(negatives=2, sampling=sampling, thin_similarity=NO_THINNING)
+    _, summary, content = run(params, inputs, tmp_path)
+    monkeypatch.setattr(sampler, "ROWS_A_BLOCK", rows)
+    assert run(params, inputs, tmp_path)[1:] == (summary, content)
+    monkeypatch.setattr(sampling_stage, "TEXTS", 1)  # and neither does in how many readings the corpus gives its texts
+    assert run(params, inputs, tmp_path)[1:] == (summary, content)
+
+
+def test_a_text_is_held_for_as_many_blocks_as_there_is_room_for(tmp_path):
+    with_texts_of_their_own = table(schemas.CORPUS, *((f"d{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
+    found = write(tmp_path, corpus=with_texts_of_their_own)
+    assert sampling_stage.TEXTS / 1600 < sampling_stage.texts_at_once(found["corpus"]) < sampling_stage.TEXTS / 1500
+    titled = table(schemas.CORPUS, *((f"d{i:03}", f"{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
+    found = write(tmp_path, corpus=titled)
+    assert sampling_stage.TEXTS / 1650 < sampling_stage.texts_at_once(found["corpus"]) < sampling_stage.TEXTS / 1500
+    found = write(tmp_path, corpus=table(schemas.CORPUS))
+    assert 0 < sampling_stage.texts_at_once(found["corpus"]) <= sampling_stage.TEXTS // sampling_stage.BESIDE
+    side = pl.DataFrame({"doc_id": ["a", "b"]})
+    blocks = [sampler.Block(side, side.head(n), side.head(1), 0, side) for n in (1, 2, 1, 0)]
+    assert list(sampling_stage.gathered(blocks, 4)) == [blocks[:2], blocks[2:]]
+    assert list(sampling_stage.gathered(blocks, 0)) == [[block] for block in blocks]
+    assert list(sampling_stage.gathered([], 4)) == []
+
+
+def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, monkeypatch):
+    """Texts and vectors repeat, scores too, so that what is looked at first often does not fill a query."""
+    again = 0
+    for seed in range(25):
+        random = np.random.default_rng(seed)
+        documents, queries = [f"d{i:02}" for i in range(20)], ["q0", "q1", "q2"]
+        angles = random.integers(0, 8, 20)
+        stand_in(monkeypatch, {d: [np.cos(a), np.sin(a)] for d, a in zip(documents, angles, strict=True)})
+        rows = []
+        for query in queries:
+            listed = random.permutation(20)[: random.integers(3, 20)]
+            scores = -np.sort(-random.choice([0.2, 0.4, 0.6, 0.8], len(listed)))
+            for rank, (document, score) in enumerate(zip(listed, scores, strict=True), 1):
+                curated = random.random() < 0.1
+                reason = "curated" if curated else "kept"
+                rows.append(verdict(query, documents[document], 0 if curated else rank, score, "negative", reason))
+        found = write(
+            tmp_path,
+            queries=table(schemas.QUERIES, *((q, f"the question {q}", "train", q) for q in queries)),
+            corpus=table(schemas.CORPUS, *((d, f"text {random.integers(0, 14)}") for d in documents)),
+            judged=table(schemas.JUDGED, *((q, "d00", 1, 0.9) for q in queries)),
+            verdicts=table(schemas.VERDICTS, *rows),
+            qrels=table(schemas.QRELS),
+        ) | {"encoding": tmp_path / "encoding.json"}
+        monkeypatch.setattr(sampler, "AHEAD", 1_000)
+        expected = run(Params(negatives=4), found, tmp_path)
+        monkeypatch.setattr(sampler, "AHEAD", 1)
+        assert run(Params(negatives=4), found, tmp_path) == expected
+        again += expected[1]["thinned"]
+    assert again > 25
+
+
+def test_nothing_to_write_is_refused_with_the_counts(inputs, tmp_path):
+    empty = write(tmp_path, verdicts=table(schemas.VERDICTS))
+    with pytest.raises(InputError, match=r"not one negative is left for the 4 train questions \(1 have no positive\)"):
+        run(Params(thin_similarity=NO_THINNING), inputs | empty, tmp_path)
+
+
+def test_a_text_that_is_a_positive_is_never_a_negative():
+    survivors = pl.DataFrame(
+        [("q", "n", 0.9, "kept", "dense"), ("q", "m", 0.8, "kept", "dense")], schema=SURVIVORS, orient="row"
+    )
+    keys = pl.DataFrame({"doc_id": ["p", "n", "m"], "text_key": [1, 1, 2]}, schema_overrides={"text_key": pl.UInt64})
+    positives = pick_positives(
+        pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "relevance": [1], "score": [0.5]}), keys
+    )
+    assert choose(Params(), pool_of(survivors, positives, keys, None))[0]["doc_id"].to_list() == ["m"]
+
+
+def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id: str = "q") -> list[tuple[str, str]]:
+    """(doc_id, band) chosen for one query from documents {doc_id: (score, reason)} with distinct texts."""
+    rows = [(query_id, doc_id, score, reason, "dense") for doc_id, (score, reason) in documents.items()]
+    survivors = pl.DataFrame(rows, schema=SURVIVORS, orient="row")
+    keys = pl.DataFrame(
+        {"doc_id": [*documents, "p"], "text_key": list(range(len(documents) + 1))},
+        schema_overrides={"text_key": pl.UInt64},
+    )
+    positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "score": [0.95], "text_key": [len(documents)]})
+    positives = positives.cast({"text_key": pl.UInt64, "score": pl.Float32})
+    return choose(params, pool_of(survivors, positives, keys, None))[0].select("doc_id", "band").rows()
+
+
+NINE = {f"d{i}": (1 - i / 10, "kept") for i in range(9)}
+
+
+def test_quotas_take_head_middle_and_rest():
+    chosen = one_query(NINE, Params(negatives=4, sampling="quota", quota_head=2, quota_middle=1, quota_random=1))
+    bands = {band: [doc_id for doc_id, its in chosen if its == band] for band in ("head", "middle", "random")}
+    assert bands["head"] == ["d0", "d1"]
+    assert len(bands["middle"]) == len(bands["random"]) == 1
+    assert bands["middle"][0] in ("d3", "d4", "d5")
+    assert len({doc_id for doc_id, _ in chosen}) == 4
+
+
+def test_curated_ones_come_first_and_leave_less_to_the_quotas():
+    documents = NINE | {"x": (-0.5, "curated"), "y": (0.0, "curated")}
+    params = Params(negatives=5, sampling="quota", quota_head=1, quota_middle=1, quota_random=1)
+    bands = [band for _, band in one_query(documents, params)]
+    assert bands[:2] == ["curated", "curated"]
+    assert sorted(bands[2:]) == ["head", "middle", "random"]
+    assert one_query(documents, Params(negatives=1)) == [("y", "curated")]
+
+
+@pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
+def test_too_few_are_all_kept(sampling):
+    documents = {name: NINE[name] for name in ("d0", "d4")}
+    assert [doc_id for doc_id, _ in one_query(documents, Params(sampling=sampling))] == ["d0", "d4"]
+
+
+def test_a_draw_changes_with_the_seed_and_the_query():
+    draws = {
+        tuple(doc_id for doc_id, _ in one_query(NINE, Params(negatives=4, sampling="random", seed=seed), query_id))
+        for seed in range(3)
+        for query_id in ("q", "r")
+    }
+    assert len(draws) > 3
+
+
+@settings(max_examples=60)
+@given(
+    scores=st.dictionaries(st.text("abcxyz", min_size=1, max_size=3), st.integers(0, 5), min_size=1, max_size=12),
+    curated=st.sets(st.integers(0, 11), max_size=3),
+    negatives=st.integers(1, 8),
+    sampling=st.sampled_from(["top", "random"]),
+    seed=st.integers(0, 3),
+)
+def test_choose_equals_the_plain_way(scores, curated, negatives, sampling, seed):
+    documents = {
+        doc_id: (float(score), "curated" if i in curated else "kept")
+        for i, (doc_id, score) in enumerate(scores.items())
+    }
+
+    def turn(doc_id: str) -> tuple:
+        score, reason = documents[doc_id]
+        draw = xxhash.xxh3_64_intdigest(f"{seed}:compose:q:{doc_id}".encode())
+        return (0, -score, doc_id) if reason == "curated" else (1, draw if sampling == "random" else -score, doc_id)
+
+    expected = set(sorted(documents, key=turn)[:negatives])
+    found = [doc_id for doc_id, _ in one_query(documents, Params(negatives=negatives, sampling=sampling, seed=seed))]
+    assert set(found) == expected
+    assert found == sorted(found, key=lambda d: (documents[d][1] != "curated", -documents[d][0], d))
+
+
+@settings(max_examples=40)
+@given(others=st.sets(st.integers(20, 60), max_size=12), negatives=st.integers(1, 9))
+def test_what_comes_or_goes_moves_no_one_else(others, negatives):
+    params = Params(negatives=negatives, sampling="random")
+    before = {doc_id for doc_id, _ in one_query(NINE, params)}
+    more = NINE | {f"d{i}": (1 - i / 100, "kept") for i in others}
+    after = {doc_id for doc_id, _ in one_query(more, params)}
+    assert after & set(NINE) <= before
+    assert len(after) == min(negatives, len(more))
+
+
+def test_quotas_of_nothing_are_refused():
+    with pytest.raises(ValidationError, match="at least one part"):
+        Params(quota_head=0, quota_middle=0, quota_random=0)
+
+
+def weighted(monkeypatch, weights: tuple[float | None, ...]) -> pl.DataFrame:
+    """Verdicts of query a with a column `weight`, which the contract gets for this test where it has none yet."""
+    if "weight" not in schemas.VERDICTS.names:
+        monkeypatch.setattr(schemas, "VERDICTS", schemas.VERDICTS.append(pa.field("weight", pa.float32())))
+    rows = [verdict("a", f"n{i}", i, 0.5 - i / 10, "negative", "kept") for i in (1, 2, 3)]
+    frame = table(schemas.VERDICTS, *rows, verdict("e", "n1", 1, 0.9, "negative", "kept"))
+    return frame.with_columns(pl.Series("weight", [*weights, None], dtype=pl.Float32))
+
+
+def test_weights_are_written_in_every_line_or_in_none(inputs, tmp_path, monkeypatch):
+    params = Params(thin_similarity=NO_THINNING)
+    found = write(tmp_path, verdicts=weighted(monkeypatch, (0.25, None, 1.0)))
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert [line["neg_weights"] for line in mined] == [[0.25, 1.0, 1.0], [1.0]]
+    assert [len(line["neg"]) for line in mined] == [3, 1]
+    assert summary["weighted"] == 1
+    found = write(tmp_path, verdicts=weighted(monkeypatch, (None, 1.0, None)))
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert not any("neg_weights" in line for line in mined)
+    assert summary["weighted"] == 0
+
+
+VECTORS = {"n1": [1.0, 0.0], "n2": [0.9999, 0.01], "n3": [0.0, 1.0], "n4": [0.9999, 0.01], "n5": [1.0, 0.0]}
+
+
+def test_near_duplicates_are_thinned_by_default(inputs, tmp_path, monkeypatch):
+    stand_in(monkeypatch, VECTORS)
+    mined, summary, _ = run(Params(), inputs | {"encoding": tmp_path / "encoding.json"}, tmp_path)
+    # n5 is curated; n2 nearly equals it, n3 does not
+    assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
+    assert summary["thinned"] == 1
+    assert summary["negatives"] == 3
+
+
+def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
+    verdicts = [verdict(q, "n1", 1, s, "negative", "kept") for q, s in (("a", 0.3), ("b", 0.6), ("e", 0.9))]
+    verdicts += [verdict(q, "n2", 2, 0.2, "negative", "kept") for q in "abe"]
+    judged = pl.read_parquet(inputs["judged"]).filter(pl.col("relevance") > 0)
+    found = write(tmp_path, verdicts=table(schemas.VERDICTS, *verdicts), judged=judged)
+    params = Params(negatives=1, hub_cap=2, thin_similarity=NO_THINNING)
+    mined, summary, content = run(params, inputs | found, tmp_path)
+    assert {line["query_id"]: line["neg_ids"] for line in mined} == {"a": ["n2"], "b": ["n1"], "e": ["n1"]}
+    assert summary["hubs"] == {"most_used": 2, "capped": 1, "turned_away": 1}
+    monkeypatch.setattr(sampler, "ROWS_A_BLOCK", 1)
+    assert run(params, inputs | found, tmp_path)[2] == content
+    # people's own choices count for nothing and are never turned away
+    curated = table(schemas.VERDICTS, *(verdict(q, "n1", 0, 0.5, "negative", "curated") for q in "abe"))
+    found = write(tmp_path, verdicts=curated)
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    assert [line["neg_ids"] for line in mined] == [["n1"]] * 3
+    assert summary["hubs"] == {"most_used": 3, "capped": 0, "turned_away": 0}
+
+
+def test_a_cap_that_the_documents_can_not_meet_is_said(inputs, tmp_path):
+    # three questions have a positive and want three each; of eight documents each may be a negative once
+    out, lent = tmp_path / "out", tools(tmp_path)
+    out.mkdir()
+
+    def said(**given) -> list[str]:
+        lent.progress.lines.clear()
+        sampling_stage.run(Params(thin_similarity=NO_THINNING, **given), inputs, out, lent)
+        return [line for line in lent.progress.lines if "hub_cap" in line]
+
+    assert said(negatives=3, hub_cap=1) == []  # 8 of the 9: n5 is curated, and knows no cap
+    [line] = said(negatives=4, hub_cap=1)
+    assert "8 documents x 1 are at most 8 negatives, and 11 are wanted, which takes hub_cap = 2 at least" in line
+    assert line.endswith("Of 3 questions 2 have fewer than 4, 1 none")
+    assert said(negatives=4, hub_cap=2) == []
+    assert said(negatives=4) == []
+
+
+def test_categories_are_counted(inputs, tmp_path):
+    corpus = pl.read_parquet(inputs["corpus"]).with_columns(
+        category=pl.col("doc_id").replace_strict({"p2": "x", "n3": "x", "n1": "y"}, default=None)
+    )
+    found = write(tmp_path, corpus=corpus)
+    params = Params(negatives=2, same="category", thin_similarity=NO_THINNING)
+    mined, summary, _ = run(params, inputs | found, tmp_path)
+    # n5 is curated; of the others n3 is of the category of p2, though n2 is harder
+    assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
+    assert summary["category"] == {"own": 1, "other": 1, "queries_without": 2}
+    said = tools(tmp_path)
+    found = write(tmp_path, corpus=corpus.with_columns(category=pl.lit(None, pl.String)))
+    sampling_stage.run(params, inputs | found, tmp_path / "out", said)
+    assert "no positive has a category" in said.progress.lines[-1]

@@ -1,0 +1,111 @@
+"""SimANS's draw, and the query's own category first."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import polars as pl
+import pytest
+import xxhash
+
+from stages.mining.sampling.sampler import choose
+from stages.mining.sampling.stage import Params
+from stages.mining.sampling.strategies import ambiguous, categories_of, pool_of
+
+NAMES = ["query_id", "doc_id", "score", "reason", "source"]
+
+
+def pool(
+    survivors: dict[str, float], query_id: str = "q", positive: float = 1.0, categories: dict[str, str] | None = None
+) -> pl.DataFrame:
+    """A pool of one query with the positives p (`positive`) and p2 (ten times that)."""
+    rows = [(query_id, doc_id, score, "kept", "dense") for doc_id, score in survivors.items()]
+    frame = pl.DataFrame(rows, schema=NAMES, orient="row").cast({"score": pl.Float32})
+    keys = pl.DataFrame({"doc_id": [*survivors, "p", "p2"]}).with_row_index("text_key")
+    known = pl.DataFrame({"query_id": [query_id] * 2, "doc_id": ["p2", "p"], "score": [10 * positive, positive]})
+    known = known.cast({"score": pl.Float32}).join(keys, on="doc_id", maintain_order="left")
+    found = categories and pl.DataFrame(list(categories.items()), schema=["doc_id", "category"], orient="row")
+    return pool_of(frame, known, keys, found)
+
+
+def taken(params: Params, some: pl.DataFrame) -> list[str]:
+    return choose(params, some)[0]["doc_id"].to_list()
+
+
+def test_the_key_is_the_logarithm_of_an_exponential_time():
+    rows = pl.DataFrame({"score": [0.5, 2.0], "lowest": [1.0, 1.0]}).cast(pl.Float32)
+    halves = pl.Series([1 << 63, 1 << 63], dtype=pl.UInt64)  # u = (2^51 + 0.5) / 2^52
+    time = math.log(math.log(2))
+    # a = 2, b = 0.25: 2 (-0.5 - 0.25)^2 = 1.125, 2 (1 - 0.25)^2 = 1.125
+    assert ambiguous(halves, rows, 2, 0.25).to_list() == pytest.approx([time + 1.125] * 2)
+    assert ambiguous(halves, rows, 2, 1.0).to_list() == pytest.approx([time + 4.5, time])
+    ends = pl.Series([0, (1 << 64) - 1], dtype=pl.UInt64)
+    assert np.isfinite(ambiguous(ends, rows, 2, 0.25).to_numpy()).all()
+
+
+def test_the_draw_is_by_hash_and_by_the_lowest_positive():
+    survivors = {f"d{i}": i / 20 for i in range(20)}
+
+    def time(doc_id: str) -> float:
+        u = ((xxhash.xxh3_64_intdigest(f"3:compose:q:{doc_id}".encode()) >> 12) + 0.5) / 2**52
+        return -math.log(u) / math.exp(-20 * (np.float32(survivors[doc_id]) - 0.5 - 0.1) ** 2)
+
+    params = Params(sampling="simans", simans_a=20, simans_b=0.1, negatives=6, seed=3)
+    assert set(taken(params, pool(survivors, positive=0.5))) == set(sorted(survivors, key=time)[:6])
+
+
+def test_shares_of_the_first_draw_are_the_weights():
+    survivors = {"near": 1.0, "far": 0.0, "farther": -0.5}
+    params = Params(sampling="simans", simans_a=1, negatives=1)
+    counts = Counter(taken(params, pool(survivors, query_id=f"q{i}"))[0] for i in range(1500))
+    weights = {"near": 1.0, "far": math.exp(-1), "farther": math.exp(-2.25)}
+    for name, weight in weights.items():
+        # 1500 draws: four standard deviations are below 0.052
+        assert counts[name] / 1500 == pytest.approx(weight / sum(weights.values()), abs=0.052)
+
+
+def test_scores_of_any_scale_are_drawn_from():
+    # every weight is exp(-some thousands): 0 as a number, but not in the order of the keys
+    survivors = {f"d{i}": float(i) for i in range(0, 100, 10)}
+    params = Params(sampling="simans", negatives=3)
+    assert taken(params, pool(survivors, positive=300.0)) == ["d90", "d80", "d70"]
+    assert taken(params, pool(survivors, positive=42.0))[1] == "d40"
+
+
+def test_one_that_comes_changes_one_place():
+    survivors = {f"d{i}": i / 30 for i in range(30)}
+    params = Params(sampling="simans", simans_a=50, negatives=8)
+    before = set(taken(params, pool(survivors)))
+    for name in ("x", "y", "z", "v", "w"):
+        after = set(taken(params, pool(survivors | {name: 0.97})))
+        assert len(before - after) == len(after - before) <= 1
+
+
+CATEGORIES = {"p": "books", "a": "films", "b": "books", "d": "books", "e": "films"}
+FIVE = {"a": 0.9, "b": 0.5, "c": 0.4, "d": 0.3, "e": 0.2}
+
+
+@pytest.mark.parametrize("sampling", ["top", "random", "simans"])
+def test_the_query_s_own_category_comes_first(sampling):
+    params = Params(negatives=3, sampling=sampling)
+    found = taken(params, pool(FIVE, categories=CATEGORIES))
+    assert {"b", "d"} <= set(found)
+    assert len(found) == 3
+    assert sampling != "top" or found == ["a", "b", "d"]  # written by falling score
+
+
+def test_a_query_has_every_category_of_its_positives():
+    both = CATEGORIES | {"p2": "films"}
+    assert taken(Params(negatives=4), pool(FIVE, categories=both)) == ["a", "b", "d", "e"]
+
+
+def test_without_a_category_there_is_no_preference():
+    without = {name: category for name, category in CATEGORIES.items() if name != "p"}
+    assert taken(Params(negatives=3), pool(FIVE, categories=without)) == ["a", "b", "c"]
+    assert not pool(FIVE, categories=without)["foreign"].any()
+
+
+def test_categories_of_positives():
+    positives = pl.DataFrame({"query_id": ["q", "q", "r"], "doc_id": ["p", "p2", "x"]})
+    categories = pl.DataFrame({"doc_id": ["p", "p2"], "category": ["books", "books"]})
+    assert categories_of(positives, categories).rows() == [("q", "books")]

@@ -1,0 +1,278 @@
+"""Finding a query and laying out what is known of it."""
+
+import json
+
+import polars as pl
+import pytest
+
+from stages.core import schemas
+from stages.core.errors import InputError
+from stages.mining.explain import Policy, explain, find_query, headlines, show
+from stages.mining.mask import PRECEDENCE, RULE
+from stages.mining.threshold_rules import RULES
+from tests.unit.stages.mining.collection import table, write
+
+QUERIES = table(
+    schemas.QUERIES,
+    ("1", "How do I reset my password?", "train", "1"),
+    ("2", "How do I change my password?", "train", "2"),
+    ("3", "Opening hours", "test", "3"),
+).lazy()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("1", "1"), ("how do i reset my PASSWORD", "1"), ("opening", "3"), ("change my", "2")],
+)
+def test_a_query_is_found_by_id_text_or_part(wanted, found):
+    assert find_query(QUERIES, wanted)["query_id"] == found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ("password", r"2 queries match 'password'; name one by its id:\n  1  How do I reset"),
+        ("How do I resett a passwort?", r"Close to it:\n  1  How do I reset"),
+        ("zzzz", r"no query has the id or the text 'zzzz'\.$"),
+    ],
+)
+def test_a_query_that_is_not_found(wanted, says):
+    with pytest.raises(InputError, match=says):
+        find_query(QUERIES, wanted)
+
+
+def write_collection(folder):
+    """Question 1 under perc: two positives, of which one was not retrieved, and three candidates."""
+    inputs = write(
+        folder,
+        queries=QUERIES.collect(),
+        corpus=table(schemas.CORPUS, ("n", "far"), ("o", "old"), ("p", "seen"), ("u", "unseen"), ("x", "close")),
+        judged=table(schemas.JUDGED, ("1", "o", 0, -0.1), ("1", "p", 1, 0.8), ("1", "u", 1, 0.2), ("2", "p", 1, 0.5)),
+        verdicts=table(
+            schemas.VERDICTS,
+            ("1", "o", "curated", 0, -0.1, "negative", "curated", None, 0.19, 0.1),
+            ("1", "x", "dense", 1, 0.9, "ignored", "perc", None, 0.19, 0.7),
+            ("1", "p", "dense", 2, 0.8, "positive", "known_positive", None, 0.19, 1.0),
+            ("1", "n", "dense", 3, 0.1, "negative", "kept", None, 0.19, 0.2),
+            ("2", "n", "dense", 1, 0.1, "negative", "kept", None, 0.19, 0.2),
+        ),
+        evidence=table(schemas.EVIDENCE),
+        verified=table(schemas.VERIFIED),
+    )
+    lines = [
+        {"query_id": "1", "query": "How?", "pos": ["seen"], "pos_ids": ["p"], "neg_ids": ["o", "n"]},
+        {"query_id": "2", "query": "How?", "pos": ["seen"], "pos_ids": ["p"], "neg_ids": ["n", "x"]},
+    ]
+    inputs["mined"] = folder / "mined.jsonl"
+    inputs["mined"].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return inputs
+
+
+def test_show_lays_out_positives_then_candidates(tmp_path):
+    query, rows, negatives = show("reset my password", write_collection(tmp_path), "perc")
+    assert query == {"query_id": "1", "query": "How do I reset my password?", "split": "train", "group": "1"}
+    assert rows.select("doc_id", "rank", "verdict", "reason", "mined", "explanation", "text").rows() == [
+        ("p", 2, "positive", "known_positive", "pos", "is one of the query's positives", "seen"),
+        (
+            "u",
+            None,
+            "positive",
+            "known_positive",
+            None,
+            "is one of the query's positives, not among the candidates",
+            "unseen",
+        ),
+        ("x", 1, "ignored", "perc", None, "may be a positive: score 0.9 is above 0.19 (perc)", "close"),
+        ("n", 3, "negative", "kept", "neg", "passed every check: score 0.1 is at most 0.19", "far"),
+        ("o", None, "negative", "curated", "neg", "was judged not relevant by people", "old"),
+    ]
+    assert sorted(negatives) == ["n", "o"]
+
+
+def test_where_mined_jsonl_is_not_written_nothing_stands_in_it(tmp_path):
+    inputs = write_collection(tmp_path)
+    del inputs["mined"]
+    query, rows, negatives = show("1", inputs, "perc")
+    assert negatives is None
+    assert rows["mined"].null_count() == len(rows)
+    policy = Policy("perc", 0.9, (10, 210), 0.02, None, None)
+    assert headlines(query, rows, negatives, policy)[1] == "mined.jsonl is not written yet"
+
+
+def test_what_was_known_before_a_teacher_stands_beside_what_it_said(tmp_path):
+    inputs = write_collection(tmp_path)
+    inputs |= write(
+        tmp_path,
+        verdicts=table(
+            schemas.VERDICTS,
+            ("1", "n", "dense", 1, 0.5, "negative", "kept", 0.012, 0.02, 0.2),
+            ("1", "x", "dense", 2, 0.4, "ignored", "learned", 0.75, 0.5, 0.7),
+        ).with_columns(teacher_score=pl.Series([-4.0, 3.0], dtype=pl.Float32)),
+        evidence=table(
+            schemas.EVIDENCE,
+            ("1", "n", "dense", 1, 0.5, *[None] * 5, 0.012),
+            ("1", "x", "dense", 2, 0.4, *[None] * 5, 0.6),
+            ("2", "x", "dense", 2, 0.4, *[None] * 5, 0.1),
+        ),
+        verified=table(
+            schemas.VERIFIED,
+            ("1", "n", -4.0, 1.0, 2.0, False, None, 0.012),
+            ("1", "p", 2.0, None, None, None, None, None),
+            ("1", "x", 3.0, 1.0, 2.0, False, None, 0.75),
+        ),
+    )
+    _, rows, _ = show("1", inputs, "learned")
+    told = dict(rows.select("doc_id", "explanation").iter_rows())
+    assert told["n"] == (
+        "passed every check: 1.2% likely a false negative, up to 2.0% accepted at its score; "
+        "the teacher scores it -4.00, the best positive 2.00"
+    )
+    assert told["x"] == (
+        "may answer: 75.0% likely a false negative (60.0% before the teacher), nothing above 50% accepted; similarity "
+        "0.70 with a positive; the teacher scores it 3.00, the best positive 2.00"
+    )
+
+
+def test_every_reason_has_words():
+    reasons = {flag for flag, _ in PRECEDENCE if flag != RULE} | {"kept"} | (set(RULES) - {"none"})
+    row = {"rank": 3, "score": 0.5, "threshold": 0.4, "positive_similarity": 0.99}
+    for reason in reasons:
+        for rule in RULES:
+            words = explain(row | {"reason": reason}, rule)
+            assert words != reason
+            assert " " in words
+            assert "{" not in words
+    assert "0.99" in explain(row | {"reason": "near_duplicate"}, "perc")
+    assert "rank 3" in explain(row | {"reason": "window"}, "window")
+
+
+LEARNED = {"rank": 1, "score": 0.5, "positive_similarity": 0.6214, "reason": "learned"}
+KEPT = {"rank": 1, "score": 0.5, "reason": "kept"}
+
+
+@pytest.mark.parametrize(
+    ("row", "rule", "says"),
+    [
+        (
+            LEARNED | {"p_false_negative": 0.0736, "threshold": 0.0511},
+            "learned",
+            "may answer: 7.4% likely a false negative, up to 5.1% accepted at its score; similarity 0.62 with a "
+            "positive",
+        ),
+        (
+            LEARNED | {"p_false_negative": 0.63, "threshold": 0.5, "positive_similarity": None},
+            "learned",
+            "may answer: 63.0% likely a false negative, nothing above 50% accepted",
+        ),
+        (
+            KEPT | {"p_false_negative": 0.0043, "threshold": 1.0},
+            "learned",
+            "passed every check: 0.43% likely a false negative, up to 50.0% accepted at its score",
+        ),
+        (
+            KEPT | {"p_false_negative": 0.00002, "threshold": 0.7},
+            "perc",
+            "passed every check: score 0.5 is at most 0.7, under 0.01% likely a false negative",
+        ),
+        (
+            KEPT | {"p_false_negative": 0.0043},
+            "none",
+            "passed every check: 0.43% likely a false negative",
+        ),
+        (
+            KEPT | {"reason": "relabelled", "p_false_negative": 0.93},
+            "learned",
+            "became a positive: 93.0% likely a false negative",
+        ),
+        (
+            KEPT | {"reason": "weighted", "p_false_negative": 0.25, "weight": 0.75},
+            "learned",
+            "is kept with the weight 0.75: 25.0% likely a false negative",
+        ),
+        (
+            KEPT | {"reason": "teacher", "p_false_negative": 0.3, "first_p": 0.3, "teacher_score": 3.0},
+            "perc",
+            "is taken for a positive by the teacher: 30.0% likely a false negative; the teacher scores it 3.00",
+        ),
+    ],
+)
+def test_the_words_of_an_estimate(row, rule, says):
+    assert explain(row, rule) == says
+
+
+def test_what_the_judge_said_is_said():
+    row = {"reason": "kept", "rank": 1, "score": 0.5, "threshold": 0.06, "p_false_negative": 0.01, "first_p": 0.4}
+    assert explain(row | {"judge": False}, "learned") == (
+        "passed every check: 1.0% likely a false negative (40.0% before the judge), up to 6.0% accepted at its score; "
+        "the judge says that it does not answer"
+    )
+    answers = {"reason": "judged", "judge": True, "p_false_negative": 0.98, "teacher_score": 1.5}
+    assert explain(row | answers, "learned") == (
+        "may answer: 98.0% likely a false negative (40.0% before the teacher and the judge); the teacher scores it "
+        "1.50; the judge says that it answers"
+    )
+    assert explain(row | {"judge": None}, "learned") == (
+        "passed every check: 1.0% likely a false negative, up to 6.0% accepted at its score"
+    )
+
+
+QUERY = {"query_id": "1", "query": "?", "split": "train", "group": "1"}
+ROWS = pl.DataFrame(
+    {
+        "doc_id": ["p", "a", "b", "c"],
+        "verdict": ["positive", "negative", "negative", "negative"],
+        "reason": ["known_positive", "kept", "kept", "curated"],
+        "p_false_negative": [None, 0.01, 0.05, None],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "query", "rows", "says"),
+    [
+        (["a", "b", "c"], {}, ROWS, "holds 3 negatives of this question, false with a mean probability of 2.0%"),
+        (
+            ["a", "z"],
+            {},
+            ROWS,
+            "holds 2 negatives of this question, 1 of them not among its candidates (sampling = slices)",
+        ),
+        (
+            ["a"],
+            {},
+            ROWS.with_columns(p_false_negative=pl.lit(None, pl.Float64)),
+            "holds 1 negative of this question",
+        ),
+        ([], {}, ROWS, "does not hold this question, which has no negative that may be used"),
+        ([], {}, ROWS[1:], "does not hold this question, which has no positive that may be used"),
+        ([], {"split": "test"}, ROWS, "holds nothing of this question, which is of test"),
+    ],
+)
+def test_what_of_a_question_stands_in_mined_jsonl(negatives, query, rows, says):
+    policy = Policy("none", None, (10, 210), 0.02, None, None)
+    assert headlines(QUERY | query, rows, negatives, policy)[1] == f"mined.jsonl {says}"
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (
+            Policy("learned", None, (10, 210), 0.02, 0.0192, None),
+            "mask learned: at most 2.0% of all negatives written may be false, 1.9% are expected to be. The higher a "
+            "candidate's score, the more is accepted.",
+        ),
+        (
+            Policy("learned", None, (10, 210), 0.005, None, None),
+            "mask learned: at most 0.50% of all negatives written may be false. The higher a candidate's score, the "
+            "more is accepted.",
+        ),
+        (Policy("abs", 0.7, (10, 210), 0.02, None, None), "mask abs: a score of at most 0.7"),
+        (Policy("window", None, (10, 210), 0.02, None, None), "mask window: the ranks from 11 to 210"),
+        (
+            Policy("perc", 0.95, (10, 210), 0.02, None, "too odd"),
+            "mask perc: at most 0.95 of the lowest positive's score; learned can't be trusted here: too odd",
+        ),
+    ],
+)
+def test_what_all_verdicts_go_by(policy, says):
+    assert headlines(QUERY, ROWS, ["a"], policy)[0] == says

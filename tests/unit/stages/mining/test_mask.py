@@ -1,0 +1,329 @@
+"""The precedence table of the mask, row by row, on a collection whose every verdict is worked out by hand."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from pydantic import ValidationError
+
+from stages.core import schemas
+from stages.core.errors import InputError
+from stages.mining import mask
+from stages.mining.candidates import stage as candidates_stage
+from stages.mining.mask import Params
+from stages.mining.verify import stage as verify_stage
+from tests.unit.stages.mining.collection import stand_in, table, tools, write
+
+# Document vectors lie on a circle: the number is the cosine with document p, the only positive of a.
+COSINE = {
+    "p": 1.0, "again": -0.9, "copy": 0.3, "wrong": 0.2, "holds": 0.1, "near": 0.985, "high": 0.6,
+    "edge": 0.5, "low": 0.4, "far": 0.0, "twin": 0.3,
+}  # fmt: skip
+VECTORS = {name: [cosine, (1 - cosine**2) ** 0.5] for name, cosine in COSINE.items()}
+TEXTS = {name: f"the text of {name}" for name in COSINE} | {
+    "copy": "The text of p",
+    "p": "The text of p",
+    "twin": "the text of again",
+    "holds": "It was signed in October 1973, they say.",
+}
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    stand_in(monkeypatch, VECTORS)
+    names = ["again", "p", "copy", "wrong", "holds", "near", "high", "edge", "low"]
+    scores = [0.95, 0.8, 0.9, 0.97, 0.5, 0.5, 0.77, 0.76, 0.1]
+    ranked = sorted(zip(names, scores, strict=True), key=lambda row: -row[1])
+    return write(
+        tmp_path,
+        queries=table(
+            schemas.QUERIES,
+            ("a", "When was it signed?", "train", "a"),
+            ("b", "when was it signed", "train", "b"),
+            ("c", "Who knows?", "test", "c"),
+        ),
+        corpus=table(schemas.CORPUS, *sorted(TEXTS.items())),
+        qrels=table(schemas.QRELS, ("a", "p", 1), ("b", "again", 1)),
+        answers=table(schemas.ANSWERS, ("a", "October 1973"), ("a", "yes")),
+        candidates=table(
+            schemas.CANDIDATES,
+            *[("a", name, "dense", rank + 1, score) for rank, (name, score) in enumerate(ranked)],
+            ("b", "twin", "dense", 1, 0.9),
+            ("c", "low", "dense", 1, 0.9),
+        ),
+        judged=table(
+            schemas.JUDGED,
+            ("a", "far", 0, -0.2),
+            ("a", "p", 1, 0.8),
+            ("a", "wrong", 0, 0.97),
+            ("b", "again", 1, 0.7),
+            ("b", "twin", 0, 0.9),
+            ("c", "high", 0, 0.3),
+        ),
+    ) | {"encoding": tmp_path}
+
+
+def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
+    """The verdicts under perc, or what is `given`, on the evidence that `look` asks for; no estimate."""
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    lent = tools(tmp_path)
+    candidates_stage.run(candidates_stage.Params(estimate=False, **(look or {})), inputs, out, lent)
+    seen = {name: out / file for name, file in FILES.items()}
+    verify_stage.run(verify_stage.Params(), inputs | seen, out, lent)
+    summary = mask.run(Params(**{"mask": "perc"} | given), inputs | seen, out, lent)
+    return schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS), summary | {"said": lent.progress.lines}
+
+
+FILES = {
+    "evidence": "evidence.parquet", "shown": "shown.parquet", "estimator": "estimator.json",
+    "verified": "verified.parquet", "taught": "taught.parquet",
+}  # fmt: skip
+
+
+def test_every_line_of_the_table(inputs, tmp_path):
+    # perc: 0.95 x 0.8 = 0.76 for a. b's question restates a's, so each other's positives are set aside.
+    found, summary = verdicts(inputs, tmp_path)
+    assert found.select("query_id", "doc_id", "source", "rank", "verdict", "reason").rows() == [
+        ("a", "wrong", "dense", 1, "negative", "curated"),  # above the threshold all the same
+        ("a", "again", "dense", 2, "ignored", "repeated_question"),
+        ("a", "copy", "dense", 3, "ignored", "same_text"),
+        ("a", "p", "dense", 4, "positive", "known_positive"),
+        ("a", "high", "dense", 5, "ignored", "perc"),  # 0.77 > 0.76
+        ("a", "edge", "dense", 6, "negative", "kept"),  # 0.76 is not above
+        ("a", "holds", "dense", 7, "ignored", "contains_answer"),
+        ("a", "near", "dense", 8, "ignored", "near_duplicate"),  # cosine 0.985
+        ("a", "low", "dense", 9, "negative", "kept"),
+        ("a", "far", "curated", 0, "negative", "curated"),  # not retrieved: added
+        ("b", "twin", "dense", 1, "ignored", "same_text"),  # curated, but it is the text of a positive
+        ("c", "low", "dense", 1, "ignored", "no_positive"),
+        ("c", "high", "curated", 0, "negative", "curated"),
+    ]
+    assert found["p_false_negative"].null_count() == len(found)
+    by = {(row["query_id"], row["doc_id"]): row for row in found.iter_rows(named=True)}
+    assert by["a", "high"]["threshold"] == pytest.approx(0.76)
+    assert by["a", "near"]["positive_similarity"] == pytest.approx(0.985)
+    assert by["a", "far"]["score"] == pytest.approx(-0.2)
+    assert by["c", "low"]["threshold"] is None
+    assert by["c", "low"]["positive_similarity"] is None
+    said = summary.pop("said")
+    assert summary == {
+        "rule": "perc",
+        "threshold": 0.95,
+        "queries": 3,
+        "candidates": 11,
+        "verdicts": {
+            "negative": {"curated": 3, "kept": 2},
+            "positive": {"known_positive": 1},
+            "ignored": {
+                "repeated_question": 1,
+                "same_text": 2,
+                "contains_answer": 1,
+                "near_duplicate": 1,
+                "no_positive": 1,
+                "perc": 1,
+            },
+        },
+        "curated_added": 2,
+        "curated_contradicted": 1,
+        "queries_without_positive": 1,
+        "queries_without_negative": 1,
+    }
+    assert len(said) == 2
+
+
+def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_positive(inputs, tmp_path):
+    before, _ = verdicts(inputs, tmp_path)
+    queries = schemas.read_table(inputs["queries"], schemas.QUERIES)
+    queries = queries.with_columns(split=pl.when(pl.col("query_id") == "b").then(pl.lit("test")).otherwise("split"))
+    found, _ = verdicts(inputs | write(tmp_path, queries=queries), tmp_path)
+    [again] = found.filter((pl.col("query_id") == "a") & (pl.col("doc_id") == "again")).to_dicts()
+    assert (again["verdict"], again["reason"]) == ("ignored", "repeated_question")
+    assert found.filter(pl.col("query_id") == "a", pl.col("verdict") == "positive")["doc_id"].to_list() == ["p"]
+    assert found.equals(before)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"mask": "none"}, {"high", "edge", "low"}),
+        ({"mask": "none", "answers": False, "duplicate_similarity": 1.5}, {"high", "edge", "low", "holds", "near"}),
+        ({"mask": "none", "min_answer_chars": 13}, {"high", "edge", "low", "holds"}),
+        ({"mask": "none", "duplicate_similarity": 0.6}, {"edge", "low"}),
+        ({"mask": "window", "window_start": 5, "window_end": 6}, {"edge"}),
+        ({"mask": "abs"}, {"low"}),
+        ({"mask": "abs", "threshold": 0.765}, {"edge", "low"}),
+        ({"mask": "margin"}, {"low"}),
+        ({"mask": "infonce"}, {"high", "edge", "low"}),
+    ],
+)
+def test_parameters(given, kept, inputs, tmp_path):
+    look = {name: given[name] for name in given if name in candidates_stage.Params.model_fields}
+    found, _ = verdicts(inputs, tmp_path, look, **{name: given[name] for name in given if name not in look})
+    mine = found.filter((pl.col("query_id") == "a") & (pl.col("reason") == "kept"))
+    assert set(mine["doc_id"]) == kept
+
+
+def test_a_rule_that_needs_no_positive_judges_every_query(inputs, tmp_path):
+    found, summary = verdicts(inputs, tmp_path, mask="abs", threshold=0.9)
+    [last] = found.filter((pl.col("query_id") == "c") & (pl.col("doc_id") == "low")).to_dicts()
+    assert (last["query_id"], last["doc_id"], last["verdict"], last["reason"]) == ("c", "low", "negative", "kept")
+    assert summary["queries_without_positive"] == 0
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_the_block_changes_no_verdict(rows, inputs, tmp_path, monkeypatch):
+    expected, summary = verdicts(inputs, tmp_path)
+    monkeypatch.setattr(mask, "ROWS_A_BLOCK", rows)
+    monkeypatch.setattr(candidates_stage, "ROWS_A_BLOCK", rows)
+    found, again = verdicts(inputs, tmp_path)
+    assert found.equals(expected)
+    assert again == summary
+
+
+def test_the_same_run_gives_the_same_bytes(inputs, tmp_path):
+    verdicts(inputs, tmp_path)
+    first = (tmp_path / "out" / "verdicts.parquet").read_bytes()
+    verdicts(inputs, tmp_path)
+    assert (tmp_path / "out" / "verdicts.parquet").read_bytes() == first
+
+
+def test_no_candidates_at_all(inputs, tmp_path):
+    empty = write(tmp_path, candidates=table(schemas.CANDIDATES), judged=table(schemas.JUDGED))
+    found, summary = verdicts(inputs | empty, tmp_path)
+    assert len(found) == 0
+    assert summary["verdicts"] == {"negative": {}, "positive": {}, "ignored": {}}
+    assert summary["queries_without_negative"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"mask": "none", "threshold": 0.9}, "has no threshold"),
+        ({"mask": "perc", "threshold": 95}, "it is a share"),
+        ({"window_start": 20, "window_end": 20}, "leaves no rank"),
+        ({"threshold": float("nan")}, "finite"),
+    ],
+)
+def test_parameters_that_make_no_sense(given, says):
+    with pytest.raises(ValidationError, match=says):
+        Params(**given)
+
+
+def test_a_pair_that_several_sources_found_is_one_row():
+    found = table(
+        schemas.CANDIDATES,
+        ("q", "a", "dense", 1, 0.9),
+        ("q", "b", "dense", 2, 0.5),
+        ("q", "b", "bm25", 1, 17.0),
+        ("q", "c", "bm25", 4, 3.0),
+        ("q", "c", "random", 2, 0.0),
+        ("r", "c", "random", 7, 0.0),
+    )
+    rows = candidates_stage.united(found, lambda pairs: np.array([0.1, 0.2], np.float32)[: len(pairs)])
+    assert rows.rows() == [
+        ("q", "a", "dense", 1, pytest.approx(0.9)),
+        ("q", "b", "dense+bm25", 2, 0.5),
+        ("q", "c", "bm25+random", 2, pytest.approx(0.1)),  # not found by the first encoder: measured
+        ("r", "c", "random", 7, pytest.approx(0.2)),
+    ]
+    alone = found.head(2)
+    assert candidates_stage.united(alone, lambda pairs: pytest.fail("nothing to measure")).equals(alone)
+
+
+@pytest.mark.parametrize("given", [{"mask": "learned"}, {"relabel": "positive"}, {"relabel": "weight"}])
+def test_what_goes_by_the_estimate_needs_one(given, inputs, tmp_path):
+    with pytest.raises(InputError, match="estimate = false switches off"):
+        verdicts(inputs, tmp_path, **given)
+
+
+def test_where_the_estimate_is_unfit_the_learned_mask_is_perc_and_says_so(inputs, tmp_path):
+    expected, _ = verdicts(inputs, tmp_path)
+    out = tmp_path / "out"
+    unfit = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": "it is odd", "models": {}}
+    (out / "estimator.json").write_text(json.dumps(unfit))
+    seen, lent = {name: out / file for name, file in FILES.items()}, tools(tmp_path)
+    summary = mask.run(Params(mask="learned"), inputs | seen, out, lent)
+    assert schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS).equals(expected)
+    assert (summary["rule"], summary["threshold"], summary["verdicts"]["ignored"]["perc"]) == ("perc", 0.95, 1)
+    assert (summary["estimate"]["unfit"], summary["estimate"]["price"]) == ("it is odd", None)
+    [line] = [line for line in lent.progress.lines if "it is odd" in line]
+    assert "perc is used" in line
+
+
+def judged_by(p: dict[str, float | None], judge: dict[str, bool] | None = None, **given) -> pl.DataFrame:
+    """Verdicts on candidates of one query with these p, scores falling from 0.9 by 0.1; its positive scores 0.8."""
+    rows = [("q", doc, "dense", i + 1, 0.9 - 0.1 * i) for i, doc in enumerate(p)]
+    rows = table(schemas.CANDIDATES, *rows).with_columns(
+        *(pl.lit(None, pl.Boolean).alias(name) for name in ("own", "curated", "same_text", "contains_answer")),
+        pl.lit(None, pl.Float32).alias("positive_similarity"),
+        *(pl.lit(None, pl.Float32).alias(name) for name in schemas.FEATURES),
+        pl.Series("p_false_negative", list(p.values()), pl.Float32),
+        pl.lit(None, pl.Float32).alias("teacher_score"),
+        pl.Series("judge", [(judge or {}).get(name) for name in p], pl.Boolean),
+        teacher_false=pl.lit(None, pl.Boolean),
+    )
+    given = {"mask": "perc"} | given
+    params = Params(**given, threshold=1.0 if given["mask"] == "perc" else None)
+    return mask.decided(params, rows, table(schemas.JUDGED, ("q", "x", 1, 0.8)))
+
+
+def test_what_the_rule_sets_aside_can_become_a_positive():
+    found = judged_by({"a": 0.95, "b": 0.99}, relabel="positive")
+    # a scores 0.9, above the positive's 0.8; b's 0.8 is not, so that the rule keeps it whatever its p
+    assert found.select("doc_id", "verdict", "reason", "weight").rows() == [
+        ("a", "positive", "relabelled", None),
+        ("b", "negative", "kept", None),
+    ]
+    assert judged_by({"a": 0.95}, relabel="positive", above=0.96)["reason"].to_list() == ["perc"]
+
+
+def test_what_the_judge_calls_relevant_is_never_a_negative():
+    for given in ({"mask": "none"}, {"mask": "perc"}, {"mask": "none", "relabel": "weight"}):
+        found = judged_by({"a": 0.98, "b": 0.01}, judge={"a": True, "b": False}, **given)
+        reasons = dict(found.select("doc_id", "reason").iter_rows())
+        assert reasons == {"a": "judged", "b": "kept"}
+    found = judged_by({"a": 0.98}, judge={"a": True}, relabel="positive", mask="none")
+    assert found.select("verdict", "reason").rows() == [("positive", "relabelled")]
+
+
+def test_what_the_rule_sets_aside_can_stay_with_a_weight():
+    found = judged_by({"a": 0.75, "b": 0.5}, relabel="weight")
+    assert found.select("doc_id", "verdict", "reason", "weight").rows() == [
+        ("a", "negative", "weighted", 0.25),
+        ("b", "negative", "kept", None),
+    ]
+    assert judged_by({"a": None}, relabel="weight")["reason"].to_list() == ["perc"]
+
+
+def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
+    """What is said where `high`, which perc sets aside, is a false negative with probability p, and `edge`, which it
+    keeps, with 0.97."""
+    verdicts(inputs, tmp_path)
+    out = tmp_path / "out"
+    about = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": None, "models": {}}
+    (out / "estimator.json").write_text(json.dumps(about))
+    seen = schemas.read_table(out / "evidence.parquet", schemas.EVIDENCE)
+    here = pl.col("query_id") == "a"
+    estimated = (
+        pl.when(here & (pl.col("doc_id") == "high")).then(p).when(here & (pl.col("doc_id") == "edge")).then(0.97)
+    )
+    schemas.write_table(
+        seen.with_columns(p_false_negative=estimated.cast(pl.Float32)), schemas.EVIDENCE, out / "evidence.parquet"
+    )
+    lent = tools(tmp_path)
+    files = {name: out / file for name, file in FILES.items()}
+    mask.run(Params(**{"mask": "perc", "relabel": "positive"} | given), inputs | files, out, lent)
+    return [line for line in lent.progress.lines if "relabel" in line]
+
+
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_where_relabel_finds_nothing_it_says_how_likely_the_likeliest_is(rows, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(mask, "ROWS_A_BLOCK", rows)
+    [line] = relabelled(inputs, tmp_path, 0.8614)
+    assert "0.861, and above = 0.9 is asked for" in line
+    assert relabelled(inputs, tmp_path, 0.91) == []
+    assert relabelled(inputs, tmp_path, 0.8614, relabel="no") == []
+    [line] = relabelled(inputs, tmp_path, 0.8614, mask="none")
+    assert "nothing with an estimate is set aside" in line

@@ -1,0 +1,96 @@
+"""Decisions of people over what the tables say."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from stages.core.errors import InputError
+from stages.pairs.label_overrides import decided, read_decisions
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def line(query: object, document: object, label: str) -> dict[str, object]:
+    return {"query_id": query, "doc_id": document, "label": label, "by": "me"}
+
+
+def test_the_last_line_on_a_pair_holds(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.jsonl", line("q", "d", "positive"), "", line(7, "d", "negative"), line("q", "d", "negative")
+    )
+    assert sorted(read_decisions(path).select("row", "query_id", "doc_id", "relevance").rows()) == [
+        (3, "7", "d", 0),
+        (4, "q", "d", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "not an object with keys"),
+        ("3", "not an object with keys"),
+        ({"query_id": "q", "doc_id": "d"}, "no key label"),
+        ({"label": "positive"}, "no key query_id, no key doc_id"),
+        (line("q", "d", "maybe"), "label is 'maybe'"),
+        ({"query_id": "q", "label": "positive"}, "no key doc_id"),
+    ],
+)
+def test_a_line_that_is_none_is_named(tmp_path: Path, bad: object, says: str) -> None:
+    path = write(tmp_path / "d.jsonl", line("q", "d", "positive"), bad)
+    with pytest.raises(InputError, match=rf"d\.jsonl, line 2: no decision \({says}"):
+        read_decisions(path)
+
+
+def test_a_decision_is_stronger_than_the_table(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.jsonl",
+        *(
+            line("a", "x", "negative"),
+            line("a", "y", "positive"),
+            line("no", "x", "positive"),
+            line("a", "no", "positive"),
+        ),
+    )
+    qrels = pl.DataFrame(
+        {"question": [0, 1], "position": [0, 0], "relevance": [1, 1]}, schema_overrides={"relevance": pl.Int32}
+    )
+    found, unknown = decided(
+        qrels,
+        read_decisions(path),
+        pl.DataFrame({"question": [0, 1], "query_id": ["a", "b"]}),
+        pl.DataFrame({"position": [0, 1], "doc_id": ["x", "y"]}),
+    )
+    assert sorted(found.rows()) == [(0, 0, 0), (0, 1, 1), (1, 0, 1)]
+    assert sorted(unknown.select("row", "reason").rows()) == [
+        (3, "decision on an unknown question"),
+        (4, "decision on an unknown document"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "d.jsonl",
+            '{"query_id": "1", "doc_id": "a", "label": null}\n{"query_id": "1", "doc_id": "b", "label": "positive"}',
+        ),
+        ("d.csv", '\ufeffquery_id,doc_id,label,text\n1,a,,"two\nlines"\n1,b,positive,\n'),
+    ],
+)
+def test_what_the_audit_writes_is_read_and_an_empty_label_decides_nothing(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    assert read_decisions(path).rows() == [(2, "1", "b", 1)]
+
+
+def test_a_csv_without_labels_is_refused(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("query_id,doc_id\n1,a\n")
+    with pytest.raises(InputError, match=r"line 1: no decision \(no key label\)"):
+        read_decisions(path)

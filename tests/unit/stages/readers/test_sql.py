@@ -1,0 +1,150 @@
+"""Rows from databases: SQLite, and PostgreSQL where a server is installed."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stages.core.errors import InputError
+from stages.readers import sql
+from stages.readers.sql import sql_digest, sql_source, without_password
+
+ROWS = [("1", "Who pays?", "The sender."), ("2", "When?", None)]
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    connection = sqlite3.connect(tmp_path / "faq.db")
+    connection.execute("CREATE TABLE faq (id INTEGER, question TEXT, answer TEXT)")
+    connection.executemany("INSERT INTO faq VALUES (?, ?, ?)", ROWS)
+    connection.commit()
+    connection.close()
+    return f"sqlite:///{tmp_path}/faq.db"
+
+
+def check_rows(url: str, tmp_path: Path) -> None:
+    source = sql_source(url, "SELECT id, question, answer FROM faq ORDER BY id", tmp_path / "spool.arrow")
+    for _ in range(2):  # the second time from the spool
+        batches = list(source.read())
+        assert source.label == "sql"
+        assert [row for batch in batches for row in batch.rows] == [1, 2]
+        assert batches[-1].columns == {
+            "id": ["1", "2"],
+            "question": ["Who pays?", "When?"],
+            "answer": ["The sender.", None],
+        }
+
+
+def test_sqlite_rows_and_digest(sqlite_url: str, tmp_path: Path) -> None:
+    check_rows(sqlite_url, tmp_path)
+    up, down = (sql_digest(sqlite_url, f"SELECT * FROM faq ORDER BY id {way}") for way in ("ASC", "DESC"))
+    assert up == down != sql_digest(sqlite_url, "SELECT * FROM faq WHERE id = 1")
+
+
+def test_rows_come_sorted_whatever_the_database_gives(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000)"
+    query = f"{numbers} SELECT nullif(i % 7, 0) AS id, 'q' || i AS question FROM n ORDER BY i"
+
+    def rows(query: str, name: str) -> list[tuple[object, ...]]:
+        batches = list(sql_source(sqlite_url, query, tmp_path / "spool" / f"{name}.arrow").read())
+        return [row for batch in batches for row in zip(*batch.columns.values(), strict=True)]
+
+    up = rows(query, "up")
+    expected = sorted(
+        ((str(i % 7) if i % 7 else None, f"q{i}") for i in range(1, 12001)), key=lambda r: (r[0] or "", r[1])
+    )
+    assert up == expected
+    monkeypatch.setattr(sql, "_RUN", 1)  # a run a piece, merged
+    assert rows(f"{query} DESC", "down") == expected
+    assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["down.arrow", "up.arrow"]
+    assert rows("SELECT 1 AS a WHERE 0", "none") == []
+    assert rows("SELECT x'ff41' AS a", "bytes") == [("\\udcffA",)]
+
+
+@pytest.mark.parametrize(
+    "url, query, message",
+    [
+        ("{url}", "SELECT nobody FROM faq", "no such column: nobody"),
+        ("{url}", "DELETE FROM faq", "readonly"),
+        ("{url}", "SELECT 1 AS a, 2 AS a", "two columns of the name 'a'"),
+        ("sqlite:////none/faq.db", "SELECT 1", "no SQLite file"),
+        ("mysql://u:s3cret@h/d", "SELECT 1", "names no database that is read"),
+        ("postgresql://u:s3cret@127.0.0.1:9/d", "SELECT 1", "--sql on PostgreSQL"),
+        ("postgresql://u:s3cret@[bad/d", "SELECT 1", "--sql on PostgreSQL"),
+    ],
+)
+def test_what_goes_wrong_is_said_without_the_password(sqlite_url: str, url: str, query: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        sql_digest(url.format(url=sqlite_url), query)
+    assert "s3cret" not in str(caught.value) + str(caught.value.__cause__ or "")
+
+
+def test_passwords_are_blotted_out() -> None:
+    assert without_password("a p%40ss b\n p@ss", "postgresql://u:p%40ss@h/d") == "a *** b ***"
+    assert without_password("key", "postgresql://h/d?password=key") == "***"
+
+
+@pytest.fixture(scope="module")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of our own on a socket in a temporary folder."""
+    pytest.importorskip("psycopg")
+    if not shutil.which("initdb") or not shutil.which("pg_ctl"):
+        pytest.skip("PostgreSQL's server programs are not installed")
+    folder = Path(tmp_path_factory.mktemp("pg")).resolve()
+    socket = Path("/tmp") / f"prep-pg-{os.getpid()}"  # a socket's path may not be long
+    socket.mkdir(mode=0o777)
+    user: list[str] = []
+    if os.geteuid() == 0:  # the server refuses to run as root
+        if not shutil.which("runuser") or subprocess.run(["id", "postgres"], capture_output=True).returncode:
+            pytest.skip("started as root, and there is no user 'postgres' to run the server")
+        user = ["runuser", "-u", "postgres", "--"]
+        for path in (folder, socket):
+            shutil.chown(path, "postgres")
+        for path in folder.parents:
+            if path.stat().st_uid == 0 and str(path).startswith("/tmp/"):
+                path.chmod(0o755)
+    data = folder / "data"
+
+    def call(*command: str) -> None:
+        subprocess.run([*user, *command], check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    call("initdb", "-D", str(data), "-A", "trust", "-U", "prep", "--no-sync")
+    call(
+        "pg_ctl",
+        "-D",
+        str(data),
+        "-w",
+        "-o",
+        f"-c listen_addresses='' -k {socket} -F",
+        "-l",
+        str(folder / "log"),
+        "start",
+    )
+    try:
+        yield f"postgresql://prep@/postgres?host={socket}"
+    finally:
+        call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(socket, ignore_errors=True)
+
+
+def test_postgres(postgres_url: str, tmp_path: Path) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("CREATE TABLE faq (id integer, question text, answer text)")
+        connection.cursor().executemany("INSERT INTO faq VALUES (%s, %s, %s)", ROWS)
+    check_rows(postgres_url, tmp_path)
+    several = sql_source(postgres_url, "SELECT ARRAY['a', 'b'] AS documents", tmp_path / "several.arrow")
+    assert list(several.read())[-1].columns == {"documents": ['["a", "b"]']}
+    with pytest.raises(InputError, match="data-modifying"):
+        sql_digest(postgres_url, "WITH gone AS (DELETE FROM faq RETURNING id) SELECT id FROM gone")
+    with pytest.raises(InputError, match="does not exist"):
+        sql_digest(postgres_url, "SELECT nothing FROM faq")
+    many = "SELECT 'q' || n AS question, 'd' || n AS text FROM generate_series(1, 12000) n"
+    assert sum(len(batch.rows) for batch in sql_source(postgres_url, many, tmp_path / "many.arrow").read()) == 12_000

@@ -1,0 +1,174 @@
+import os
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+
+from stages.core.errors import InputError
+from stages.retrieval.faiss_index import Index, check_factory, check_parameters, lists_of, reason
+from tests.conftest import ROOT
+
+
+def floats(rows: list[list[float]]) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+def filled(factory: str, vectors: np.ndarray, parameters: str = "") -> Index:
+    index = Index(factory, vectors.shape[1], len(vectors), parameters)
+    if index.sample:
+        index.train(vectors)
+    index.add(vectors)
+    return index
+
+
+def random_vectors(count: int, dimension: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, dimension), np.float32)
+
+
+@pytest.mark.parametrize(
+    "factory", ["IVF4096,PQ64", "HNSW32", "IVF256,Flat", "OPQ64,IVF1024,PQ64x4fs,RFlat", "PQ7", "IVF65536_HNSW32,SQ8"]
+)
+def test_strings_that_faiss_reads(factory: str) -> None:
+    check_factory(factory)
+
+
+@pytest.mark.parametrize("factory", ["bogus", "IVF,Flat", "IVF64", "IVF16 ,Flat", "Flat,Flat"])
+def test_strings_that_faiss_cannot_read(factory: str) -> None:
+    with pytest.raises(ValueError, match=r"no string of faiss\.index_factory"):
+        check_factory(factory)
+
+
+@pytest.mark.parametrize("factory", ["IVF0,Flat", "HNSW0", "OPQ0,IVF4,Flat", "IVF4,RQ0x8"])
+def test_what_faiss_would_take_and_fail_with_later(factory: str) -> None:
+    with pytest.raises(ValueError, match="0 is no count"):
+        check_factory(factory)
+
+
+def test_ten_is_not_zero() -> None:
+    check_factory("IVF10,Flat")
+
+
+def test_parameters_are_pairs() -> None:
+    for good in ("", "nprobe=32", "nprobe=32,k_factor_rf=4.5"):
+        check_parameters(good)
+    for bad in ("nprobe", "nprobe=", "nprobe=many", "nprobe=1;efSearch=2", "nprobe=1,"):
+        with pytest.raises(ValueError, match="NAME=NUMBER"):
+            check_parameters(bad)
+    with pytest.raises(ValueError, match="stdout"):
+        check_parameters("nprobe=4,verbose=1")
+
+
+def test_lists_of_a_string() -> None:
+    strings = ["IVF4096,PQ64", "OPQ64,IVF1024,PQ64x4fs,RFlat", "IVF65536_HNSW32,SQ8", "HNSW32", "PQ64"]
+    assert [lists_of(one) for one in strings] == [4096, 1024, 65536, 0, 0]
+
+
+def test_what_faiss_means_to_say() -> None:
+    place = "Error in void faiss::F::g(int, std::string) at /project/faiss/F.cpp:64: "
+    assert reason(RuntimeError(f"{place}Error: '!(d % M == 0)' failed: M must divide d")) == "M must divide d"
+    assert reason(RuntimeError(f"{place}Error: 'metric == METRIC_L2' failed")) == "metric == METRIC_L2"
+    assert reason(RuntimeError(f"{place}could not set parameter")) == "could not set parameter"
+    assert reason(RuntimeError("C++ exception stoi")) == "C++ exception stoi"
+
+
+def test_refusals_name_the_string_and_the_reason() -> None:
+    with pytest.raises(InputError, match=r"--index 'PQ7' for 500 vectors of dimension 8 .*should be a multiple of"):
+        Index("PQ7", 8, 500)
+    with pytest.raises(InputError, match=r"--index 'IVF501,Flat' has 501 lists, and .* only 500 .* at most 12 lists"):
+        Index("IVF501,Flat", 8, 500)
+    with pytest.raises(
+        InputError, match=r"--index 'HNSW8' .* does not take --index-params 'nprobe=4'.* efSearch for HNSW"
+    ):
+        Index("HNSW8", 8, 500, "nprobe=4")
+    with pytest.raises(InputError, match=r"--index 'PQ4' for 100 vectors of dimension 8 .*training points"):
+        filled("PQ4", random_vectors(100))  # its codes have 256 values
+
+
+@pytest.mark.parametrize(
+    ("factory", "settings"),
+    [
+        ("IVF1,Flat", ["nprobe=1"]),
+        ("IVF4,Flat", ["nprobe=1", "nprobe=2", "nprobe=4"]),
+        ("IVF5,Flat", ["nprobe=1", "nprobe=2", "nprobe=4", "nprobe=5"]),
+        ("HNSW8", [f"efSearch={n}" for n in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)]),
+        ("SQ8", []),
+    ],
+)
+def test_what_can_be_set(factory: str, settings: list[str]) -> None:
+    assert Index(factory, 8, 500).settings() == settings
+
+
+def test_how_many_train() -> None:
+    assert Index("IVF2048,Flat", 8, 1_000_000).sample == 64 * 2048
+    assert Index("IVF4,Flat", 8, 1_000_000).sample == 65_536
+    assert Index("IVF4,Flat", 8, 1_000).sample == 1_000
+    assert Index("HNSW8", 8, 1_000).sample == 0
+
+
+@pytest.mark.parametrize(
+    "factory", ["PQ4", "IVF9,PQ4", "HNSW8,PQ4", "OPQ4,PQ4", "OPQ4,IVF9_HNSW8,PQ4", "IVF9(IVF3,Flat),Flat", "PQ4,RFlat"]
+)
+def test_faiss_prints_nothing_where_few_train(factory: str, capfd: pytest.CaptureFixture[str]) -> None:
+    filled(factory, random_vectors(300))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_opq_learns_what_faiss_would() -> None:
+    vectors = random_vectors(400)
+    plain = faiss.index_factory(8, "OPQ4,PQ4np", faiss.METRIC_INNER_PRODUCT)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    plain.train(vectors)
+    faiss.omp_set_num_threads(threads)
+    plain.add(vectors)
+    found = filled("OPQ4,PQ4", vectors).best(vectors, 9)
+    assert found.tolist() == plain.search(vectors, 9)[1].tolist()
+
+
+def test_fewer_found_than_asked_for() -> None:
+    """Two lists of two documents, of which one is searched."""
+    index = filled("IVF2,Flat", floats([[1, 0], [-1, 0], [0.9, 0.1], [-0.9, 0.1]]), "nprobe=1")
+    assert index.best(floats([[1, 0], [-2, 0]]), 4).tolist() == [[0, 2, -1, -1], [1, 3, -1, -1]]
+    index.tune("nprobe=2")
+    assert index.best(floats([[1, 0]]), 4).tolist() == [[0, 2, 3, 1]]
+    assert index.best(np.empty((0, 2), np.float32), 4).shape == (0, 4)
+
+
+def test_queries_are_answered_in_their_own_places() -> None:
+    """More queries than are asked at once; each is the document of its own number."""
+    vectors = random_vectors(700, 16)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert filled("Flat", vectors).best(vectors, 1)[:, 0].tolist() == list(range(700))
+
+
+def test_the_size_is_that_of_the_file() -> None:
+    vectors = random_vectors(300)
+    index = faiss.index_factory(8, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    assert filled("IVF4,Flat", vectors).bytes == len(faiss.serialize_index(index))
+
+
+SCRIPT = """
+import hashlib, sys
+import faiss, numpy as np
+from tests.unit.stages.retrieval.test_faiss_index import filled, random_vectors
+assert faiss.omp_get_max_threads() == int(sys.argv[1])
+for factory in ("HNSW8", "IVF16,PQ4", "IVF16_HNSW4,SQ8", "IVF16,PQ4x4fs,RFlat"):
+    index = filled(factory, random_vectors(3_000), "efSearch=40" if factory == "HNSW8" else "nprobe=3")
+    made = faiss.serialize_index(index._index).tobytes()
+    print(factory, hashlib.sha256(made + index.best(random_vectors(900), 20).tobytes()).hexdigest())
+assert faiss.omp_get_max_threads() == int(sys.argv[1])
+"""
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    said = set()
+    for threads in (1, 2, 5):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-c", SCRIPT, str(threads)]
+        said.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(said) == 1
+    assert len(set(said.pop().split())) == 8

@@ -1,0 +1,302 @@
+"""The search stage with an index: what is found is scored and ordered exactly, and its recall is what it says."""
+
+import json
+import re
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline.cli.progress import Quiet
+from stages.core.errors import InputError
+from stages.core.schemas import CANDIDATES, CORPUS, JUDGED, QRELS, QUERIES, Tools, read_table, write_table
+from stages.embedding.vector_store import Floats, VectorStore, text_hashes
+from stages.retrieval import faiss_search
+from stages.retrieval.dense import Dense
+from stages.retrieval.exact.scoring import pair_scores
+from stages.retrieval.faiss_index import Index
+from stages.retrieval.results import Ids
+from stages.retrieval.stage import Params, identity, run
+
+DOCUMENTS, ASKED, DIMENSION = 400, 30, 8
+
+
+class Said(Quiet):
+    """Progress that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+class World:
+    """A workspace of random vectors; every tenth document has the vector of the one before it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.said = folder, Said()
+        random = np.random.default_rng(1)
+        self.queries = random.standard_normal((ASKED, DIMENSION), np.float32)
+        self.documents = random.standard_normal((DOCUMENTS, DIMENSION), np.float32)
+        self.documents[10::10] = self.documents[9:-1:10]
+        names = {"query": [f"q{i:03}" for i in range(ASKED)], "document": [f"d{i:03}" for i in range(DOCUMENTS)]}
+        self.write(names["query"], names["document"])
+        part: dict[str, Any] = {"encoder": "key", "model": "m", "dimension": DIMENSION}
+        salts = {"salts": {"query": "", "document": ""}}
+        more = [{**part, "encoder": "other", **salts}]
+        (folder / "encoding.json").write_text(json.dumps({**part, **salts, "more": more}))
+        hashes = text_hashes(names["query"] + names["document"])
+        together = np.concatenate([self.queries, self.documents])
+        VectorStore(folder / "vectors/key").append(hashes, together)
+        VectorStore(folder / "vectors/other").append(hashes, np.concatenate([self.queries, self.documents[::-1]]))
+
+    def write(self, queries: list[str], documents: list[str]) -> None:
+        frame = pl.DataFrame({"query_id": queries, "query": queries, "group": queries})
+        write_table(frame.with_columns(split=pl.lit("train")), QUERIES, self.folder / "queries.parquet")
+        write_table(pl.DataFrame({"doc_id": documents, "text": documents}), CORPUS, self.folder / "corpus.parquet")
+        pairs = {"query_id": queries[:1], "doc_id": documents[: len(queries[:1])], "relevance": [1] * len(queries[:1])}
+        frame = pl.DataFrame(pairs, schema_overrides={"relevance": pl.Int32})
+        write_table(frame, QRELS, self.folder / "qrels.parquet")
+
+    def search(self, out: str = "out", **settings: Any) -> dict[str, Any]:
+        """What the summary says."""
+        (self.folder / out).mkdir(exist_ok=True)
+        inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
+        inputs["encoding"] = self.folder / "encoding.json"
+        self.said.lines.clear()
+        tools = Tools(self.said, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
+        told: dict[str, Any] = run(Params(**{"depth": 20, **settings}), inputs, self.folder / out, tools)
+        return told
+
+    def found(self, out: str = "out") -> np.ndarray:
+        """The places of the documents found for each query, best first."""
+        rows = read_table(self.folder / out / "candidates.parquet", CANDIDATES)
+        return rows["doc_id"].str.slice(1).cast(pl.Int64).to_numpy().reshape(ASKED, -1)
+
+    def bytes(self, out: str = "out") -> tuple[bytes, ...]:
+        return tuple((self.folder / out / f"{name}.parquet").read_bytes() for name in ("candidates", "judged"))
+
+    def exact(self, k: int = 20) -> np.ndarray:
+        """The places of the k best, by the definition."""
+        scores = np.array([pair_scores(np.tile(query, (DOCUMENTS, 1)), self.documents) for query in self.queries])
+        return np.lexsort((np.tile(np.arange(DOCUMENTS), (ASKED, 1)), -scores))[:, :k]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def share(exact: np.ndarray, found: np.ndarray) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(exact.tolist(), found.tolist(), strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters"), [("Flat", ""), ("IVF4,Flat", "nprobe=4"), ("IVF1,Flat", ""), ("IVF8,SQ8,RFlat", "")]
+)
+def test_an_index_that_misses_nothing_gives_the_bytes_of_exact_search(
+    world: World, factory: str, parameters: str
+) -> None:
+    world.search("exact")
+    told = world.search("index", index=factory, index_params=parameters, min_recall=1)
+    assert told["indexes"]["dense"]["recall"] == 1
+    assert "lists" not in told
+    assert world.bytes("index") == world.bytes("exact")
+    assert world.found("exact").tolist() == world.exact().tolist()
+
+
+def test_what_is_found_is_scored_and_ordered_exactly(world: World) -> None:
+    world.search("exact")
+    world.search(index="IVF8,PQ2x4", index_params="nprobe=2", min_recall=0)
+    found = world.found()
+    assert found.tolist() != world.exact().tolist()
+    rows = read_table(world.folder / "out/candidates.parquet", CANDIDATES)
+    scores = rows["score"].to_numpy().reshape(ASKED, 20)
+    for query, places, given in zip(world.queries, found, scores, strict=True):
+        assert given.tobytes() == pair_scores(np.tile(query, (20, 1)), world.documents[places]).tobytes()
+        assert np.lexsort((places, -given)).tolist() == list(range(20))
+        assert len(set(places.tolist())) == 20
+    assert rows["rank"].to_list() == [*range(1, 21)] * ASKED
+    assert world.bytes()[1] == world.bytes("exact")[1]  # judged pairs are no matter of the index
+
+
+def test_the_recall_is_what_was_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every query is in the sample here, and finds enough, so that all that is found was found by the index."""
+    told = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["indexes"]["dense"]
+    assert told["searched exactly"] == 0
+    assert told["recall"] == round(share(world.exact(), world.found()), 4) < 1
+    assert (told["index"], told["parameters"], told["recall at"]) == ("IVF8,Flat", "nprobe=3", 20)
+    assert (told["sampled queries"], told["trained on"]) == (ASKED, DOCUMENTS)
+    assert f"IVF8,Flat (nprobe=3): recall@20 {told['recall']:.3f} on 30 sampled queries" in world.said.lines
+    monkeypatch.setattr(faiss_search, "_SAMPLED", 7)
+    few = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["indexes"]["dense"]
+    sampled = faiss_search._drawn(pl.Series([f"q{i:03}" for i in range(ASKED)]), 7, 0, "recall sample")
+    assert few["sampled queries"] == 7
+    assert few["recall"] == round(share(world.exact()[sampled], world.found()[sampled]), 4) != told["recall"]
+
+
+def test_the_least_setting_that_reaches_the_recall_is_taken(world: World) -> None:
+    recalls = {
+        n: world.search(index="IVF8,Flat", index_params=f"nprobe={n}", min_recall=0)["indexes"]["dense"]["recall"]
+        for n in (1, 2, 4, 8)
+    }
+    assert recalls[2] < recalls[4] < recalls[8] == 1
+    told = world.search(index="IVF8,Flat", min_recall=recalls[4] - 0.001)["indexes"]["dense"]
+    assert (told["parameters"], told["recall"]) == ("nprobe=4", recalls[4])
+    told = world.search(index="IVF8,SQ8,RFlat", index_params="k_factor_rf=2", min_recall=1)["indexes"]["dense"]
+    assert told["parameters"] == "k_factor_rf=2,nprobe=8"
+
+
+def test_too_low_a_recall_is_refused_with_what_would_mend_it(world: World) -> None:
+    given = {"index": "IVF8,Flat", "index_params": "nprobe=2"}
+    recall = world.search(**given, min_recall=0)["indexes"]["dense"]["recall"]
+    with pytest.raises(InputError) as refused:
+        world.search(**given, min_recall=0.999)
+    assert str(refused.value) == (
+        f"--index 'IVF8,Flat' (nprobe=2): recall@20 is {recall:.3f} on 30 sampled queries, and --min-recall is 0.999. "
+        "With --index-params nprobe=8 it is 1.000."
+    )
+    with pytest.raises(InputError, match=r"With --index-params k_factor_rf=2,nprobe=8 it is 1\.000\.$"):
+        world.search(index="IVF8,SQ8,RFlat", index_params="nprobe=1,k_factor_rf=2", min_recall=0.999)
+    with pytest.raises(InputError) as refused:
+        world.search(index="IVF4,PQ1x2", depth=2, min_recall=0.999)
+    said = str(refused.value)
+    assert re.search(r"\(nprobe=4\): recall@2 is 0\.\d+ on 30 .* is 0.999\. To find more, take a bigger code", said), (
+        said
+    )
+    with pytest.raises(InputError, match=r"'PQ1x2' \(no parameters\): recall@2 is 0\.\d+ .* is 0.999\. To find more, "):
+        world.search(index="PQ1x2", depth=2, min_recall=0.999)
+
+
+def test_a_query_that_finds_too_little_is_searched_exactly(world: World) -> None:
+    told = world.search(index="IVF40,Flat", index_params="nprobe=1", min_recall=0)["indexes"]["dense"]
+    assert 0 < told["searched exactly"] <= ASKED
+    same = (world.found() == world.exact()).all(axis=1)
+    assert same.sum() >= told["searched exactly"]
+    assert told["recall"] < share(world.exact(), world.found())  # what exact search adds does not count
+
+
+def test_the_same_bytes_again_and_for_every_block(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_search, "_BLOCK", 150)
+    for factory in ("IVF8,PQ4x4", "HNSW4"):
+        contents = set()
+        for block in (7, 150, 1000):
+            told = world.search(index=factory, min_recall=0, block=block)
+            contents.add((*world.bytes(), json.dumps(told)))
+        assert len(contents) == 1
+
+
+def test_the_seed_draws_the_training_sample(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.retrieval.faiss_index._LEAST", 60)
+    monkeypatch.setattr("stages.retrieval.faiss_index._POINTS", 1)
+    found = []
+    for seed in (0, 0, 1):
+        told = world.search(index="IVF4,Flat", index_params="nprobe=1", min_recall=0, seed=seed)
+        assert told["indexes"]["dense"]["trained on"] == 60
+        found.append(world.found().tolist())
+    assert found[0] == found[1] != found[2]
+
+
+def test_what_is_drawn_hangs_on_ids_alone() -> None:
+    ids = [f"d{i}" for i in range(50)]
+    drawn = {ids[i] for i in faiss_search._drawn(pl.Series(ids), 10, 0, "x")}
+    assert {ids[::-1][i] for i in faiss_search._drawn(pl.Series(ids[::-1]), 10, 0, "x")} == drawn
+    more = [*ids, "another"]
+    assert len(drawn & {more[i] for i in faiss_search._drawn(pl.Series(more), 10, 0, "x")}) >= 9
+    places = faiss_search._drawn(pl.Series(ids), 99, 0, "x")
+    assert places.tolist() == list(range(50))
+    assert {ids[i] for i in faiss_search._drawn(pl.Series(ids), 10, 1, "x")} != drawn
+
+
+def test_few_documents_a_list_are_said(world: World) -> None:
+    world.search(index="IVF8,Flat", min_recall=0)
+    assert not [line for line in world.said.lines if "a list" in line]
+    world.search(index="IVF20,Flat", min_recall=0)
+    assert [line for line in world.said.lines if "a list" in line] == [
+        "IVF20,Flat: 20.0 documents a list to train on, FAISS wants 39: 10 lists or fewer would find better"
+    ]
+
+
+def test_where_exact_search_is_as_fast_it_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "30 queries x 400 documents: exact search takes about as long as making Flat and searching it, and misses "
+    for pays, count in ((30 * 400, 0), (30 * 400 + 1, 1)):
+        monkeypatch.setattr(faiss_search, "_PAYS", pays)
+        world.search(index="Flat")
+        assert len([said for said in world.said.lines if said.startswith(line)]) == count
+
+
+def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world: World) -> None:
+    for factory, why in (("PQ3", "multiple of the number of subquantizers"), ("IVF401,Flat", "only 400 documents")):
+        with pytest.raises(InputError, match=f"--index '{factory}'.*{why}"):
+            world.search(index=factory)
+    with pytest.raises(InputError, match="--index-params 'k_factor_rf=2'"):
+        world.search(index="IVF4,Flat", index_params="k_factor_rf=2")
+    assert not [line for line in world.said.lines if "training" in line]
+
+
+def test_what_faiss_refuses_of_a_search_names_the_parameters(world: World) -> None:
+    for factory, parameters in (("IVF4,Flat", "nprobe=0"), ("Flat,RFlat", "k_factor_rf=0.1")):
+        with pytest.raises(InputError, match=f"can't be searched with --index-params '{parameters}'.* at least 1"):
+            world.search(index=factory, index_params=parameters)
+
+
+def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "DIMENSION", 2_000)
+    world, read, train, held = World(tmp_path), Dense.read, Index.train, []
+
+    def reading(dense: Dense, documents: Ids) -> Iterator[Floats]:
+        tracemalloc.reset_peak()
+        return read(dense, documents)
+
+    def training(index: Index, vectors: Floats) -> None:
+        held.append(tracemalloc.get_traced_memory()[1] / vectors.nbytes)
+        train(index, vectors)
+
+    monkeypatch.setattr(Dense, "read", reading)
+    monkeypatch.setattr(Index, "train", training)
+    tracemalloc.start()
+    try:
+        world.search(index="IVF4,Flat", min_recall=0, block=20)
+    finally:
+        tracemalloc.stop()
+    assert 1 < held[0] < 1.5
+
+
+def test_every_encoder_has_an_index_of_its_own(world: World) -> None:
+    told = world.search(sources=("dense", "dense2:5"), index="IVF8,Flat", min_recall=1)["indexes"]
+    assert {name: one["recall at"] for name, one in told.items()} == {"dense": 20, "dense2": 5}
+    rows = read_table(world.folder / "out/candidates.parquet", CANDIDATES)
+    found = {name: rows.filter(source=name)["doc_id"].str.slice(1).cast(pl.Int64).to_numpy() for name in told}
+    assert found["dense"].reshape(ASKED, 20).tolist() == world.exact().tolist()
+    world.documents = world.documents[::-1]  # so they are to the other encoder
+    assert found["dense2"].reshape(ASKED, 5).tolist() == world.exact(5).tolist()
+
+
+def test_an_exact_search_after_it_goes_on_from_the_exact_one_before(world: World) -> None:
+    first = world.search("first")
+    world.search(index="IVF8,Flat", min_recall=0)
+    told = world.search("again", index="exact")
+    assert told["lists"]["dense"] == {"new documents": 0, "merged": first["queries"], "in full": 0}
+    assert world.bytes("again") == world.bytes("first")
+
+
+def test_no_queries(world: World) -> None:
+    world.write([], [f"d{i:03}" for i in range(DOCUMENTS)])
+    told = world.search(index="IVF4,Flat")
+    assert (told["candidates"], told["indexes"]["dense"]["sampled queries"]) == (0, 0)
+    assert read_table(world.folder / "out/judged.parquet", JUDGED).height == 0
+
+
+def test_exact_search_keeps_its_key() -> None:
+    assert identity(Params()) == identity(Params(index="exact", index_params="nprobe=2", min_recall=0.5, seed=3)) == {}
+    assert identity(Params(index="IVF4,Flat", seed=3)) == {
+        "seed": "3",
+        "index": "IVF4,Flat",
+        "index_params": "",
+        "min_recall": "0.95",
+    }

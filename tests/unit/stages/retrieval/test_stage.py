@@ -1,0 +1,245 @@
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from stages.core.device import device_type
+from stages.core.errors import InputError
+from stages.core.schemas import CANDIDATES, CORPUS, JUDGED, QRELS, QUERIES, Tools, read_table, write_table
+from stages.embedding.vector_store import VectorStore, text_hashes
+from stages.retrieval import stage as search_module
+from stages.retrieval.stage import Params, run, sweeping
+
+
+def floats(rows: list[list[float]]) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+class Said:
+    """Progress that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+VECTORS = {"q one": [1, 0], "q two": [0, 1], "red": [0.6, 0.8], "T green": [1, 0], "blue": [0.6, 0.8]}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Path]:
+    """Two queries and three documents ("a" and "c" with equal vectors), encoded by hand."""
+    (tmp_path / "out").mkdir()
+    queries = {"query_id": ["q1", "q2"], "query": ["q one", "q two"], "split": ["train", "test"], "group": ["g", "h"]}
+    corpus = {"doc_id": ["a", "b", "c"], "text": ["red", "green", "blue"], "title": [None, "T", ""]}
+    qrels = {"query_id": ["q1", "q2"], "doc_id": ["c", "b"], "relevance": [1, 0]}
+    write_table(pl.DataFrame(queries), QUERIES, tmp_path / "queries.parquet")
+    write_table(pl.DataFrame(corpus), CORPUS, tmp_path / "corpus.parquet")
+    frame = pl.DataFrame(qrels, schema_overrides={"relevance": pl.Int32})
+    write_table(frame, QRELS, tmp_path / "qrels.parquet")
+    encoding = {
+        "encoder": "key",
+        "model": "first",
+        "dimension": 2,
+        "title": True,
+        "salts": {"query": "", "document": ""},
+    }
+    (tmp_path / "encoding.json").write_text(json.dumps(encoding))
+    VectorStore(tmp_path / "vectors/key").append(text_hashes(VECTORS), floats(list(VECTORS.values())))
+    yield tmp_path
+
+
+def search(workspace: Path, params: Params, progress: Said | None = None) -> dict[str, Any]:
+    """A search from nothing; test_incremental.py has those that go on from another."""
+    for lists in (workspace / "vectors").glob("*/lists"):
+        shutil.rmtree(lists)
+    names = {"queries": "queries.parquet", "corpus": "corpus.parquet", "qrels": "qrels.parquet"}
+    inputs = {name: workspace / file for name, file in names.items()} | {"encoding": workspace / "encoding.json"}
+    tools = Tools(progress or Said(), workspace / "scratch", workspace / "vectors", workspace / "logs")
+    return run(params, inputs, workspace / "out", tools)
+
+
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
+    summary = search(workspace, Params(depth=2, block=block))
+    lists = {"dense": {"new documents": 3, "merged": 0, "in full": 2}}
+    counts = {"queries": 2, "documents": 3, "candidates": 4, "by_source": {"dense": 4}, "judged": 2}
+    assert summary == counts | {"lists": lists}
+    candidates = read_table(workspace / "out/candidates.parquet", CANDIDATES)
+    near, far = float(np.float32(0.8)), float(np.float32(0.6))
+    assert candidates.rows() == [
+        ("q1", "b", "dense", 1, 1.0),
+        ("q1", "a", "dense", 2, far),
+        ("q2", "a", "dense", 1, near),
+        ("q2", "c", "dense", 2, near),
+    ]
+    judged = read_table(workspace / "out/judged.parquet", JUDGED)
+    assert judged.rows() == [("q1", "c", 1, far), ("q2", "b", 0, 0.0)]
+
+
+def test_the_block_size_changes_no_byte(workspace: Path) -> None:
+    contents = set()
+    for block in (1, 100):
+        search(workspace, Params(block=block))
+        contents.add((workspace / "out/candidates.parquet").read_bytes())
+    assert len(contents) == 1
+
+
+def test_no_judgements_and_a_depth_beyond_the_corpus(workspace: Path) -> None:
+    write_table(read_table(workspace / "qrels.parquet", QRELS).clear(), QRELS, workspace / "qrels.parquet")
+    summary = search(workspace, Params(depth=200))
+    assert (summary["candidates"], summary["by_source"], summary["judged"]) == (6, {"dense": 6}, 0)
+    assert read_table(workspace / "out/judged.parquet", JUDGED).height == 0
+
+
+def test_a_depth_beyond_the_corpus_takes_no_memory(workspace: Path) -> None:
+    assert search(workspace, Params(depth=10**15))["candidates"] == 6
+
+
+def test_one_document(workspace: Path) -> None:
+    write_table(read_table(workspace / "corpus.parquet", CORPUS).head(1), CORPUS, workspace / "corpus.parquet")
+    write_table(read_table(workspace / "qrels.parquet", QRELS).clear(), QRELS, workspace / "qrels.parquet")
+    assert search(workspace, Params())["candidates"] == 2
+
+
+def test_a_vector_that_is_not_finite_is_named(workspace: Path) -> None:
+    VectorStore(workspace / "vectors/nan").append(
+        text_hashes(VECTORS), floats([[1, 0], [0, 1], [1, 0], [float("nan"), 0], [0, 1]])
+    )
+    encoding = json.loads((workspace / "encoding.json").read_text())
+    (workspace / "encoding.json").write_text(json.dumps(encoding | {"encoder": "nan"}))
+    with pytest.raises(InputError, match="document 'b' is not finite"):
+        search(workspace, Params())
+
+
+def test_judgements_of_an_unknown_document_are_a_defect(workspace: Path) -> None:
+    qrels = read_table(workspace / "qrels.parquet", QRELS).with_columns(doc_id=pl.lit("zzz"))
+    write_table(qrels, QRELS, workspace / "qrels.parquet")
+    with pytest.raises(ValueError, match="'zzz', which is not in its table"):
+        search(workspace, Params())
+
+
+def add_encoder(workspace: Path) -> None:
+    """A second encoder, which reads the two axes the other way round."""
+    VectorStore(workspace / "vectors/other").append(
+        text_hashes([f"> {text}" for text in VECTORS]), floats([vector[::-1] for vector in VECTORS.values()])
+    )
+    encoding = json.loads((workspace / "encoding.json").read_text())
+    more = {"encoder": "other", "model": "second", "dimension": 2, "salts": {"query": "> ", "document": "> "}}
+    (workspace / "encoding.json").write_text(json.dumps(encoding | {"more": [more]}))
+
+
+def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -> None:
+    corpus = read_table(workspace / "corpus.parquet", CORPUS)
+    texts = pl.Series("text", ["two reds", "green", "one and blue"])
+    write_table(corpus.with_columns(texts), CORPUS, workspace / "corpus.parquet")
+    VectorStore(workspace / "vectors/key").append(
+        text_hashes(["two reds", "T green", "one and blue"]), floats([[0.6, 0.8], [1, 0], [0.6, 0.8]])
+    )
+    params = Params(depth=2, sources=("random:1-3", "dense:1", "bm25"))
+    summary = search(workspace, params)
+    assert summary["by_source"] == {"random": 4, "dense": 2, "bm25": 2}
+    assert summary["candidates"] == 8
+    rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).rows()
+    assert [(query, source, rank) for query, _, source, rank, _ in rows] == [
+        (query, *place) for query in ("q1", "q2") for place in (("random", 2), ("random", 3), ("dense", 1), ("bm25", 1))
+    ]
+    near, idf = float(np.float32(0.8)), np.log(1 + 2.5 / 1.5)
+    assert [(query, doc, score) for query, doc, source, _, score in rows if source == "dense"] == [
+        ("q1", "b", 1.0),
+        ("q2", "a", near),
+    ]
+    weights = {length: idf / (1 + 1.2 * (0.25 + 0.75 * length / (7 / 3))) for length in (2, 3)}  # 2, 2 and 3 words
+    assert [(query, doc, score) for query, doc, source, _, score in rows if source == "bm25"] == [
+        ("q1", "c", pytest.approx(weights[3])),
+        ("q2", "a", pytest.approx(weights[2])),
+    ]
+    assert {score for *_, source, _, score in rows if source == "random"} == {0.0}
+    whole = search(workspace, Params(depth=9, sources=("dense", "random:3")))
+    assert whole["by_source"] == {"dense": 6, "random": 6}
+
+
+def test_a_second_encoder_is_a_source_of_its_own(workspace: Path) -> None:
+    add_encoder(workspace)
+    summary = search(workspace, Params(depth=2, sources=("dense", "dense2:1")))
+    assert summary["by_source"] == {"dense": 4, "dense2": 2}
+    rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).filter(pl.col("source") == "dense2").rows()
+    # the query q two is [1, 0] there, and green [0, 1]
+    assert rows == [("q1", "b", "dense2", 1, 1.0), ("q2", "a", "dense2", 1, float(np.float32(0.8)))]
+    alone = read_table(workspace / "out/judged.parquet", JUDGED)
+    assert alone["score"].to_list() == [float(np.float32(0.6)), 0.0]
+
+
+def test_a_source_without_an_encoder_is_refused_and_an_idle_encoder_said(workspace: Path) -> None:
+    with pytest.raises(InputError, match=r"the source dense2 has no encoder: .* \(now: none\)"):
+        search(workspace, Params(sources=("dense", "dense2")))
+    add_encoder(workspace)
+    with pytest.raises(InputError, match=r"the source dense3 has no encoder: .* \(now: dense2 is second\)"):
+        search(workspace, Params(sources=("dense", "dense3")))
+    said = Said()
+    search(workspace, Params(sources=("dense",)), said)
+    assert said.lines == ["no source uses the encoder second: add dense2 to sources, or remove it from more_models"]
+    said.lines.clear()
+    search(workspace, Params(sources=("dense", "dense2")), said)
+    assert said.lines == []
+
+
+@pytest.mark.parametrize(("queries", "rows"), [(1, 1), (2, 1)])
+def test_cuts_of_the_queries_change_no_row(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, queries: int, rows: int
+) -> None:
+    params = Params(depth=2, sources=("dense", "bm25", "random:2"))
+    whole = search(workspace, params)
+    expected = read_table(workspace / "out/candidates.parquet", CANDIDATES)
+    monkeypatch.setattr(search_module, "_QUERIES", queries)
+    monkeypatch.setattr(search_module, "_ROWS", rows)
+    assert search(workspace, params) == whole
+    assert read_table(workspace / "out/candidates.parquet", CANDIDATES).equals(expected)
+
+
+def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Path) -> None:
+    search(workspace, Params(depth=2))
+    alone = read_table(workspace / "out/candidates.parquet", CANDIDATES)
+    judged = (workspace / "out/judged.parquet").read_bytes()
+    search(workspace, Params(depth=2, sources=("random:1", "dense", "bm25")))
+    both = read_table(workspace / "out/candidates.parquet", CANDIDATES)
+    assert both.filter(pl.col("source") == "dense").equals(alone)
+    assert (workspace / "out/judged.parquet").read_bytes() == judged
+
+
+@pytest.mark.skipif(device_type() == "cuda", reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_named_with_the_option_that_asked_for_it() -> None:
+    assert [sweeping(Params(search_device=device), 1)[0] for device in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(InputError, match=r"^search_device = 'cuda': .* Try search_device = 'cpu'\.$"):
+        sweeping(Params(search_device="cuda"), 1)
+
+
+def test_bfloat16_is_for_devices_that_have_it_and_enough_to_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.core.device._cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr("stages.core.device._gpus", lambda: (9,))
+    monkeypatch.setattr("stages.retrieval.stage.pick_device", lambda device, option: device)
+    assert sweeping(Params(search_device="cpu"), 2**39 - 1) == ("cpu", "float32")
+    assert sweeping(Params(search_device="cpu"), 2**39) == ("cpu", "bfloat16")
+    assert sweeping(Params(search_device="cpu", search_dtype="float32"), 2**50) == ("cpu", "float32")
+    assert sweeping(Params(), 1) == ("cuda", "bfloat16")
+    monkeypatch.setattr("stages.core.device._cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("stages.core.device._gpus", lambda: (7,))
+    assert [sweeping(Params(search_device=device), 2**50)[1] for device in ("cpu", "cuda")] == ["float32"] * 2
+    assert sweeping(Params(search_device="cpu", search_dtype="bfloat16"), 1) == ("cpu", "bfloat16")
+
+
+def test_the_format_that_is_multiplied_in_changes_no_byte(workspace: Path) -> None:
+    made = []
+    for dtype in ("float32", "bfloat16"):
+        search(workspace, Params(depth=2, search_dtype=dtype))
+        made.append([(workspace / "out" / name).read_bytes() for name in ("candidates.parquet", "judged.parquet")])
+    assert made[0] == made[1]

@@ -1,0 +1,120 @@
+"""What holds the house together: who imports whom, what --help may load, and that everything is documented."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pipeline.cli.main import prep
+from pipeline.workflow.config import section_models
+from pipeline.workflow.graph import GATE, PIPELINE, PUBLISHED
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "polars",
+    "pandas",
+    "pyarrow",
+    "numpy",
+    "faiss",
+    "pydantic",
+    "rich",
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names that a module imports anywhere in it, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+def test_stages_never_import_the_pipeline() -> None:
+    modules = list((ROOT / "stages").rglob("*.py"))
+    assert len(modules) > 10
+    assert [path for path in modules if "pipeline" in imported(path)] == []
+
+
+def test_init_files_are_empty() -> None:
+    assert [
+        p for p in [*ROOT.glob("pipeline/**/__init__.py"), *ROOT.glob("stages/**/__init__.py")] if p.read_text()
+    ] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["init", "--help"]], ids=" ".join)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom pipeline.cli.main import prep\n"
+        "try: prep.main(sys.argv[1:], standalone_mode=False)\nexcept SystemExit: pass\n"
+        "print('LOADED', *sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    help_text, loaded = done.stdout.rsplit("LOADED", 1)
+    assert "Usage:" in help_text
+    assert set(loaded.split()) & HEAVY == set()
+
+
+@pytest.mark.parametrize("stage", [*PIPELINE, GATE], ids=lambda stage: stage.name)
+def test_every_stage_keeps_the_contract(stage) -> None:  # type: ignore[no-untyped-def]
+    module = stage.load()
+    assert isinstance(module.VERSION, int)
+    assert callable(module.run)
+    for name, field in module.Params.model_fields.items():
+        assert field.description and len(field.description) > 10, f"{stage.name}.{name} has no help"
+
+
+def test_stages_import_nothing_heavy_before_they_run() -> None:
+    script = "import sys, importlib\n" + "\n".join(f"importlib.import_module({s.module!r})" for s in [*PIPELINE, GATE])
+    script += "\nprint(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded) & {"torch", "transformers", "sentence_transformers", "faiss", "sklearn", "pandas"} == set()
+
+
+def test_the_graph_is_consistent() -> None:
+    made: set[str] = set()
+    for stage in PIPELINE:
+        assert set(stage.inputs) <= made, f"{stage.name} reads what no stage before it writes"
+        made |= {f"{stage.name}/{output}" for output in stage.outputs}
+        stems = [Path(path).stem for path in stage.inputs]
+        assert len(stems) == len(set(stems))
+    assert set(PUBLISHED) <= made
+
+
+def test_a_key_that_two_stages_of_a_section_go_by_means_the_same() -> None:
+    for section, models in section_models().items():
+        met: dict[str, tuple[object, ...]] = {}
+        for name, field in ((name, field) for model in models for name, field in model.model_fields.items()):
+            said = (field.default, field.description, field.annotation, str(field.metadata))
+            assert met.setdefault(name, said) == said, (section, name)
+
+
+@pytest.mark.parametrize("name", prep.commands)
+def test_every_command_is_documented(name: str) -> None:
+    command = prep.commands[name]
+    assert command.help
+    assert "Example" in command.help
+    assert f"prep {name}" in command.help
+    assert f"prep {name}" in (ROOT / "README.md").read_text()
+    context = click.Context(command, info_name=name)
+    for param in command.get_params(context):
+        if isinstance(param, click.Option):
+            assert param.help, f"{name} --{param.name} has no help"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for folder in ("pipeline", "stages"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name != "__init__.py":
+                assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+                importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
