@@ -8,149 +8,163 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.output import Result, Table
-from pipeline.cli.progress import progress_for
-from pipeline.executors.factory import engine_for
+from pipeline.cli.output import CommandResult, ResultTable
+from pipeline.cli.progress import make_progress
+from pipeline.executors.factory import open_executor
 from pipeline.workflow.artifact_store import Workspace, write_durably
 from stages.core.errors import InputError
-from stages.core.schemas import JUDGED, Tools, read_table
+from stages.core.schemas import QRELS_SCORED, StageContext, read_table
 
 if TYPE_CHECKING:
-    from stages.mining.estimator.holdout import Left
+    from stages.mining.estimator.holdout import KeptPositives
 
 
-def require_names(folders: Sequence[Path]) -> None:
+def require_unique_names(folders: Sequence[Path]) -> None:
     """Raise `InputError` where two folders bear the same name."""
     if len({folder.resolve().name for folder in folders}) < len(folders):
         raise InputError("two of the folders have the same name, by which the report tells them apart: rename one")
 
 
-def negatives(
+def run_leak_benchmark(
     options: dict[str, Any],
     folders: Sequence[Path],
     seed: int,
-    k: int,
-    most: int,
-    left: "Left",
+    n_negatives: int,
+    max_queries: int,
+    keep_positives: "KeptPositives",
     encoder: str,
-    prior: Path | None,
-) -> Result:
-    """Bench the rules on `folders`; with `prior`, fit the shipped prior on them and write it there as well."""
+    model_path: Path | None,
+) -> CommandResult:
+    """Bench the rules on `folders`; with `model_path`, fit the shipped prior on them and write it there as well."""
     from stages.bench import leak
-    from stages.bench.collections import read_collection
-    from stages.core.model_files import model_name
+    from stages.bench.collections import read_holdout_collection
+    from stages.core.model_files import model_display_name
 
-    require_names(folders)
+    require_unique_names(folders)
     workspace = Workspace(options["workspace"])
-    progress = progress_for(options["quiet"], options["verbose"])
-    sets: dict[str, Any] = {}
-    shown: dict[str, list[leak.Shown]] = {"half": [], "one": []}
-    sides: tuple[Left, ...] = ("half", "one") if prior else (left,)
+    progress = make_progress(options["quiet"], options["verbose"])
+    reports: dict[str, Any] = {}
+    training_sets: dict[str, list[leak.EstimatorTrainingSet]] = {"half": [], "one": []}
+    holdout_modes: tuple[KeptPositives, ...] = ("half", "one") if model_path else (keep_positives,)
     try:
-        with workspace.locked(), engine_for(options, progress) as engine:
+        with workspace.lock(), open_executor(options, progress) as executor:
             for folder in folders:
-                progress.say(f"{folder.name}: reading, encoding and searching")
+                progress.log(f"{folder.name}: reading, encoding and searching")
                 scratch = workspace.scratch / f"bench-{folder.name}"
                 scratch.mkdir(parents=True, exist_ok=True)
-                tools = Tools(progress, scratch, workspace.vectors, workspace.logs, engine)
-                for side in sides:
-                    collection = read_collection(folder, seed, most, side)
-                    found = mine(collection, encoder, k, tools)
-                    if prior:
-                        leak.require_lessons(folder.name, found.hidden)
-                    shown[side].append((collection, found.features, found.hidden))
-                    if side == left:
-                        sets[folder.name] = _about(collection, found) | leak.report(found.mined)
+                context = StageContext(progress, scratch, workspace.vectors, workspace.logs, executor)
+                for holdout_mode in holdout_modes:
+                    collection = read_holdout_collection(folder, seed, max_queries, holdout_mode)
+                    found = mine_collection(collection, encoder, n_negatives, context)
+                    if model_path:
+                        leak.require_both_classes(folder.name, found.is_held_out)
+                    training_sets[holdout_mode].append((collection, found.features, found.is_held_out))
+                    if holdout_mode == keep_positives:
+                        reports[folder.name] = _summarise_collection(collection, found) | leak.build_leak_report(
+                            found.candidate_matrix
+                        )
     finally:
         progress.close()
-    if prior:
+    if model_path:
         command = f"prep {shlex.join(sys.argv[1:])}"
-        held = leak.prior_file(shown["half"], shown["one"], command, model_name(encoder))
-        write_durably(prior, json.dumps(held, indent=1) + "\n")
-    medians = leak.medians(sets)
-    return Result(
-        {"sets": sets, "median_ratio": medians.get("perc_max 0.9"), "medians": medians}, tables(sets, medians)
+        pretrained_model = leak.build_pretrained_model_json(
+            training_sets["half"], training_sets["one"], command, model_display_name(encoder)
+        )
+        write_durably(model_path, json.dumps(pretrained_model, indent=1) + "\n")
+    medians = leak.compute_median_leak_ratios(reports)
+    return CommandResult(
+        {"sets": reports, "median_ratio": medians.get("perc_max 0.9"), "medians": medians},
+        format_leak_report(reports, medians),
     )
 
 
 @dataclass(frozen=True)
-class Found:
+class MinedCollection:
     """A collection after encode, search and the learned mask."""
 
     inputs: dict[str, Path]
     """The tables that it went through by name, candidates and judged among them."""
-    rows: Any
+    candidates: Any
     """The candidates of the questions mined for, and of each [n] its features, and whether it is hidden."""
     features: Any
-    hidden: Any
-    mined: Any
-    """`stages.bench.leak.Mined` of the rows."""
-    learned: dict[str, Any]
+    is_held_out: Any
+    candidate_matrix: Any
+    """`stages.bench.leak.CandidateMatrix` of the rows."""
+    estimator_summary: dict[str, Any]
     """What the learned mask says of itself."""
 
 
-def mine(collection: Any, encoder: str, k: int, tools: Tools) -> Found:
+def mine_collection(collection: Any, encoder: str, n_negatives: int, context: StageContext) -> MinedCollection:
     """One collection through encode, search and the learned mask; mined for are its train questions."""
     import polars as pl
 
     from stages.bench import leak
-    from stages.bench.collections import write_inputs
+    from stages.bench.collections import write_stage_inputs
     from stages.embedding import stage as embedding_stage
-    from stages.embedding.lookup import Vectors
-    from stages.mining.candidates.documents import Held, document_vectors
-    from stages.mining.candidates.known_positives import positive_similarity
-    from stages.mining.estimator.table_estimator import Suspects
+    from stages.embedding.lookup import VectorLookup
+    from stages.mining.candidates.documents import DocumentVectors, make_document_vectoriser
+    from stages.mining.candidates.known_positives import add_positive_similarity
+    from stages.mining.estimator.table_estimator import FalseNegativeEstimator
     from stages.retrieval import stage as retrieval_stage
 
-    inputs = write_inputs(collection, tools.scratch)
-    embedding_stage.run(embedding_stage.Params(model=encoder), inputs, tools.scratch, tools)
-    inputs["encoding"] = tools.scratch / "encoding.json"
-    retrieval_stage.run(retrieval_stage.Params(), inputs, tools.scratch, tools)
-    inputs |= {name: tools.scratch / f"{name}.parquet" for name in ("candidates", "judged")}
-    vectors = Vectors(inputs["encoding"], tools.vectors)
-    vectorise = document_vectors(inputs["corpus"], vectors)
-    judged = read_table(inputs["judged"], JUDGED)
+    inputs = write_stage_inputs(collection, context.scratch_dir)
+    embedding_stage.run(embedding_stage.Params(model=encoder), inputs, context.scratch_dir, context)
+    inputs["encoding"] = context.scratch_dir / "encoding.json"
+    retrieval_stage.run(retrieval_stage.Params(), inputs, context.scratch_dir, context)
+    inputs |= {name: context.scratch_dir / f"{name}.parquet" for name in ("candidates", "judged")}
+    vectors = VectorLookup(inputs["encoding"], context.vectors_dir)
+    vectorise = make_document_vectoriser(inputs["corpus"], vectors)
+    judged = read_table(inputs["judged"], QRELS_SCORED)
     positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", own=pl.lit(True))
-    suspects = Suspects(inputs, vectors, vectorise, positives, tools.progress, without=collection.digest)
-    asked = collection.queries.filter(pl.col("split") == "train")
-    rows, features = suspects.candidates_of(asked)
-    p = suspects.probability(rows, features)
-    documents = Held.of(pl.concat([rows["doc_id"], positives["doc_id"]]), vectorise)
-    near = positive_similarity(rows, positives, documents).filter(pl.col("positive_similarity") >= leak.NEAR)
-    mined = leak.as_lists(rows, p, judged, k, collection.hidden, collection.wrong, near)
+    estimator = FalseNegativeEstimator(
+        inputs, vectors, vectorise, positives, context.progress, excluded_digest=collection.digest
+    )
+    train_queries = collection.queries.filter(pl.col("split") == "train")
+    rows, features = estimator.collect_candidates(train_queries)
+    p = estimator.predict_probability(rows, features)
+    documents = DocumentVectors.load(pl.concat([rows["doc_id"], positives["doc_id"]]), vectorise)
+    near_duplicates = add_positive_similarity(rows, positives, documents).filter(
+        pl.col("positive_similarity") >= leak.NEAR_POSITIVE_COSINE
+    )
+    mined = leak.build_candidate_matrix(
+        rows, p, judged, n_negatives, collection.held_out_positives, collection.nonrelevant, near_duplicates
+    )
     hidden = rows.join(
-        collection.hidden.with_columns(hidden=True), on=["query_id", "doc_id"], how="left", maintain_order="left"
+        collection.held_out_positives.with_columns(hidden=True),
+        on=["query_id", "doc_id"],
+        how="left",
+        maintain_order="left",
     )["hidden"]
-    return Found(inputs, rows, features, hidden.fill_null(False).to_numpy(), mined, suspects.summary)
+    return MinedCollection(inputs, rows, features, hidden.fill_null(False).to_numpy(), mined, estimator.summary)
 
 
-def _about(collection: Any, found: Found) -> dict[str, Any]:
+def _summarise_collection(collection: Any, found: MinedCollection) -> dict[str, Any]:
     return {
-        "queries": len(found.mined.lists.room),
+        "queries": len(found.candidate_matrix.lists.quota),
         "documents": len(collection.corpus),
-        "hidden": len(collection.hidden),
-        "learned": found.learned,
+        "hidden": len(collection.held_out_positives),
+        "learned": found.estimator_summary,
     }
 
 
-def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]:
+def format_leak_report(reports: dict[str, Any], medians: dict[str, float]) -> list[str | ResultTable]:
     """The report for a person."""
-    parts: list[str | Table] = []
-    for name, found in sets.items():
+    parts: list[str | ResultTable] = []
+    for name, found in reports.items():
         rows = [
             [
                 rule,
-                *(_percent(of_rule[f]) for f in ("leak", "rows")),
-                _number(of_rule["hardness"]),
-                *(_percent(of_rule[f]) for f in ("fill", "near_duplicates", "judged_negatives")),
+                *(_format_percent(of_rule[f]) for f in ("leak", "rows")),
+                _format_number(of_rule["hardness"]),
+                *(_format_percent(of_rule[f]) for f in ("fill", "near_duplicates", "judged_negatives")),
             ]
             for rule, of_rule in found["rules"].items()
         ]
         equal = {one["rule"]: one["leak_learned"] for one in found["equal_hardness"]}
         for row in rows:
-            row.append(_percent(equal.get(row[0])))
+            row.append(_format_percent(equal.get(row[0])))
         parts.append(
-            Table(
+            ResultTable(
                 f"{name}: {found['queries']:,} questions, {found['hidden']:,} positives hidden; learned from "
                 f"{found['learned']['source']}{'; perc would be used here' if found['learned']['unfit'] else ''}",
                 ["rule", "leak", "rows", "hardness", "fill", "near", "judged", "learned, as hard"],
@@ -159,16 +173,18 @@ def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]
         )
         budgets = [
             [
-                _percent(b["max_false_negatives"]),
-                _percent(b["expected"]),
-                _percent(b["leak"]),
-                _number(b["hardness"]),
-                _percent(b["fill"]),
+                _format_percent(b["max_false_negatives"]),
+                _format_percent(b["expected"]),
+                _format_percent(b["leak"]),
+                _format_number(b["hardness"]),
+                _format_percent(b["fill"]),
             ]
             for b in found["budgets"]
         ]
         parts.append(
-            Table(f"{name}: learned, within a budget", ["accepted", "expected", "leak", "hardness", "fill"], budgets)
+            ResultTable(
+                f"{name}: learned, within a budget", ["accepted", "expected", "leak", "hardness", "fill"], budgets
+            )
         )
     lines = [
         f"{rule}: leaks {value:.1f} times what the learned mask does at its hardness" for rule, value in medians.items()
@@ -176,9 +192,9 @@ def tables(sets: dict[str, Any], medians: dict[str, float]) -> list[str | Table]
     return [*parts, "medians over the sets:", *lines]
 
 
-def _percent(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"

@@ -9,151 +9,172 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.bench import mine, require_names
-from pipeline.cli.output import Result, Table
-from pipeline.cli.progress import progress_for
-from pipeline.workflow.artifact_store import Workspace, digest_of
-from stages.core.schemas import QRELS, Tools, scan_documents, write_table
+from pipeline.cli.bench import mine_collection, require_unique_names
+from pipeline.cli.output import CommandResult, ResultTable
+from pipeline.cli.progress import make_progress
+from pipeline.workflow.artifact_store import Workspace, digest_json
+from stages.core.schemas import QRELS, StageContext, scan_documents, write_table
 
 if TYPE_CHECKING:
     from stages.bench.downstream import Params
 
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
+TRAINING_LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 
-def downstream(options: Mapping[str, Any], folders: Sequence[Path], params: "Params") -> Result:
+def run_downstream_benchmark(options: Mapping[str, Any], folders: Sequence[Path], params: "Params") -> CommandResult:
     """Bench the rules on `folders`."""
-    require_names(folders)
+    require_unique_names(folders)
     workspace = Workspace(options["workspace"])
-    progress = progress_for(options["quiet"], options["verbose"])
-    sets: dict[str, Any] = {}
+    progress = make_progress(options["quiet"], options["verbose"])
+    reports: dict[str, Any] = {}
     try:
-        with workspace.locked():
+        with workspace.lock():
             for folder in folders:
-                progress.say(f"{folder.name}: reading, encoding and searching")
-                sets[folder.name] = _bench(folder, params, workspace, progress)
+                progress.log(f"{folder.name}: reading, encoding and searching")
+                reports[folder.name] = _bench_collection(folder, params, workspace, progress)
     finally:
         progress.close()
-    return Result({"sets": sets, "parameters": params.model_dump(mode="json")}, tables(sets))
+    return CommandResult(
+        {"sets": reports, "parameters": params.model_dump(mode="json")}, format_downstream_report(reports)
+    )
 
 
-def _bench(folder: Path, params: "Params", workspace: Workspace, progress: Any) -> dict[str, Any]:
+def _bench_collection(folder: Path, params: "Params", workspace: Workspace, progress: Any) -> dict[str, Any]:
     """One collection: its report."""
     import numpy as np
 
     from stages.bench import downstream
-    from stages.bench.split import read_trial
-    from stages.evaluation.candidate_lists import fix_lists
-    from stages.reranking.scoring import pair_texts
+    from stages.bench.split import read_benchmark_split
+    from stages.evaluation.candidate_lists import build_candidate_lists
+    from stages.reranking.scoring import gather_pair_texts
 
     scratch = workspace.scratch / f"downstream-{folder.name}"
     scratch.mkdir(parents=True, exist_ok=True)
-    tools = Tools(progress, scratch, workspace.vectors, workspace.logs)
-    trial = read_trial(folder, params.seed)
-    for note in trial.notes:
-        progress.say(f"{folder.name}: {note}")
-    found = mine(trial.collection, params.encoder, params.negatives, tools)
-    lessons = downstream.compose(trial, found.rows, found.mined, params)
-    progress.say(
-        f"{folder.name}: {lessons.queries} questions to train on; {lessons.unfilled} of {len(found.mined.lists.room)} "
+    context = StageContext(progress, scratch, workspace.vectors, workspace.logs)
+    benchmark_split = read_benchmark_split(folder, params.seed)
+    for note in benchmark_split.notes:
+        progress.log(f"{folder.name}: {note}")
+    found = mine_collection(benchmark_split.collection, params.encoder, params.negatives, context)
+    training_data = downstream.build_rule_training_sets(
+        benchmark_split, found.candidates, found.candidate_matrix, params
+    )
+    progress.log(
+        f"{folder.name}: {training_data.n_queries} questions to train on; {training_data.n_unfilled_queries} of "
+        f"{len(found.candidate_matrix.lists.quota)} "
         f"are left out, as a rule finds fewer than {params.negatives} negatives for them"
     )
-    write_table(trial.tests, QRELS, scratch / "tests.parquet")
-    fixed = fix_lists(
+    write_table(benchmark_split.test_qrels, QRELS, scratch / "tests.parquet")
+    candidate_lists = build_candidate_lists(
         found.inputs | {"qrels": scratch / "tests.parquet"}, ("test",), top_k=params.top_k,
-        max_queries=params.test_queries, seed=params.seed, forced=False,
+        max_queries=params.test_queries, seed=params.seed, include_forced=False,
     )  # fmt: skip
     documents = scan_documents(found.inputs["corpus"]).collect()
-    queries = dict(trial.collection.queries.select("query_id", "query").iter_rows())
+    queries = dict(benchmark_split.collection.queries.select("query_id", "query").iter_rows())
     texts = dict(documents.iter_rows())
-    pairs = fixed.pairs()
-    asked = pair_texts(pairs, fixed.queries, documents)
+    pairs = candidate_lists.select_unique_pairs()
+    test_pairs = gather_pair_texts(pairs, candidate_lists.queries, documents)
     values: dict[str, list[Any]] = {rule: [] for rule in params.rule}
-    told: dict[str, dict[str, Any]] = {}
+    training_stats: dict[str, dict[str, Any]] = {}
     for seed in range(params.seeds):  # the outer loop, so that what a kill leaves can be compared
-        training = params.training(seed)
+        training = params.build_training_params(seed)
         for rule in params.rule:
-            epochs = downstream.epochs_of(lessons.mined[rule], found.inputs["candidates"], training)
-            said = f"{folder.name}: seed {seed + 1} of {params.seeds}, {rule}"
-            kept = _studied(epochs, queries, texts, asked, training, workspace, tools, said)
-            scores = pairs.with_columns(reranker=np.array(kept.pop("scores"), np.float32))
-            values[rule].append(downstream.measured(fixed, scores))
-            losses = [*told.get(rule, {}).get("loss", []), kept["loss"]]
+            epochs = downstream.build_training_epochs(
+                training_data.mined_queries[rule], found.inputs["candidates"], training
+            )
+            log_prefix = f"{folder.name}: seed {seed + 1} of {params.seeds}, {rule}"
+            result = _train_or_load(epochs, queries, texts, test_pairs, training, workspace, context, log_prefix)
+            scores = pairs.with_columns(reranker=np.array(result.pop("scores"), np.float32))
+            values[rule].append(downstream.compute_test_metrics(candidate_lists, scores))
+            losses = [*training_stats.get(rule, {}).get("loss", []), result["loss"]]
             count = sum(len(group.documents) for groups in epochs for group in groups)
-            told[rule] = {"pairs": count, "steps": kept["steps"], "loss": losses}
-    report = downstream.report(
+            training_stats[rule] = {"pairs": count, "steps": result["steps"], "loss": losses}
+    report = downstream.build_downstream_report(
         {rule: np.stack(of_rule) for rule, of_rule in values.items()},
-        downstream.of_run(fixed, fixed.lists, "embedder"),
-        fixed.queries["group"].to_numpy(),
+        downstream.evaluate_score_column(candidate_lists, candidate_lists.lists, "embedder"),
+        candidate_lists.queries["group"].to_numpy(),
         params,
     )
     for rule, of_rule in report["rules"].items():
-        of_rule |= lessons.figures[rule] | told[rule]
+        of_rule |= training_data.leak_metrics[rule] | training_stats[rule]
     about = {
-        "train_queries": lessons.queries,
-        "unfilled": lessons.unfilled,
-        "test_queries": len(fixed.queries),
-        "test_units": fixed.queries["group"].n_unique(),
+        "train_queries": training_data.n_queries,
+        "unfilled": training_data.n_unfilled_queries,
+        "test_queries": len(candidate_lists.queries),
+        "test_units": candidate_lists.queries["group"].n_unique(),
         "documents": len(documents),
         "chance_loss": math.log(1 + params.negatives),
-        "learned_from": found.learned,
-        "notes": trial.notes,
+        "learned_from": found.estimator_summary,
+        "notes": benchmark_split.notes,
     }
     return about | report
 
 
-def _studied(
+def _train_or_load(
     epochs: Sequence[Sequence[Any]],
     queries: Mapping[str, str],
     texts: Mapping[str, str],
     pairs: Sequence[tuple[str, str]],
     training: Any,
     workspace: Workspace,
-    tools: Tools,
-    said: str,
+    context: StageContext,
+    log_prefix: str,
 ) -> dict[str, Any]:
-    """One training's steps, loss of its last epoch, and scores of `pairs`: kept, or made and kept."""
+    """One training's steps, loss of its last epoch, and scores of `select_unique_pairs`: kept, or made and kept."""
     from stages.bench import downstream
     from stages.training import stage as training_stage
 
-    parts = {
+    key_fields = {
         "version": [downstream.VERSION, training_stage.VERSION],
-        "parameters": training.model_dump(mode="json", exclude=training.marked("unkeyed")),
-        "identity": training_stage.identity(training),
-        "libraries": {name: version(name) for name in LIBRARIES},
-        "lessons": digest_of(
+        "parameters": training.model_dump(mode="json", exclude=training.fields_with_mark("unkeyed")),
+        "identity": training_stage.key_extras(training),
+        "libraries": {name: version(name) for name in TRAINING_LIBRARIES},
+        "lessons": digest_json(
             [[queries[g.query_id], [texts[d] for d in g.documents], g.labels] for groups in epochs for g in groups]
         ),
-        "pairs": digest_of([list(pair) for pair in pairs]),
+        "pairs": digest_json([list(pair) for pair in pairs]),
     }
-    key = digest_of(parts)
-    found = workspace.find("downstream", key)
+    key = digest_json(key_fields)
+    found = workspace.find_artifact("downstream", key)
     scratch = workspace.scratch / f"downstream-{key}"
     if not found:
-        tools.progress.say(f"{said}: training")
+        context.progress.log(f"{log_prefix}: training")
         scratch.mkdir(parents=True, exist_ok=True)
-        mine = Tools(tools.progress, scratch, tools.vectors, workspace.logs / "downstream" / key)
-        scores, history = downstream.study(epochs, queries, texts, pairs, training, mine)
-        result = {"steps": history.steps, "loss": history.epochs[-1]["loss"], "scores": scores.tolist()}
-        with workspace.building("downstream", key) as out:
+        training_context = StageContext(
+            context.progress, scratch, context.vectors_dir, workspace.logs / "downstream" / key
+        )
+        scores, history = downstream.train_and_score(epochs, queries, texts, pairs, training, training_context)
+        result = {"steps": history.n_steps, "loss": history.epoch_records[-1]["loss"], "scores": scores.tolist()}
+        with workspace.create_build_folder("downstream", key) as out:
             (out / "scores.json").write_text(json.dumps(result), encoding="utf-8")
-            found = workspace.commit("downstream", key, out, {"stage": "downstream", **parts, "summary": {}})
+            found = workspace.commit_artifact(
+                "downstream", key, out, {"stage": "downstream", **key_fields, "summary": {}}
+            )
     else:
-        tools.progress.say(f"{said}: trained before")
+        context.progress.log(f"{log_prefix}: trained before")
     shutil.rmtree(scratch, ignore_errors=True)
     kept: dict[str, Any] = json.loads((found.folder / "scores.json").read_text(encoding="utf-8"))
     return kept
 
 
-def tables(sets: Mapping[str, Any]) -> list[str | Table]:
+def format_downstream_report(reports: Mapping[str, Any]) -> list[str | ResultTable]:
     """The report for a person."""
-    parts: list[str | Table] = []
-    for name, found in sets.items():
+    parts: list[str | ResultTable] = []
+    for name, found in reports.items():
         compared = found["differences"]
-        rows = [["embedder", "", "", *_metrics(found["embedder"]), *_compared(compared.get("embedder"))]]
+        rows = [
+            ["embedder", "", "", *_format_metrics(found["embedder"]), *_format_differences(compared.get("embedder"))]
+        ]
         for rule, of_rule in found["rules"].items():
             hardness = f"{of_rule['hardness']:.4f}"
-            rows.append([rule, f"{of_rule['leak']:.2%}", hardness, *_metrics(of_rule), *_compared(compared.get(rule))])
+            rows.append(
+                [
+                    rule,
+                    f"{of_rule['leak']:.2%}",
+                    hardness,
+                    *_format_metrics(of_rule),
+                    *_format_differences(compared.get(rule)),
+                ]
+            )
         columns = ["negatives by", "leak", "hardness", "nDCG@10", "MRR@10", "fused nDCG@10", "fused MRR@10"]
         ours = found["learned"]
         columns += [f"{ours} - it, nDCG@10", "MRR@10 "] if ours else ["", " "]
@@ -163,7 +184,7 @@ def tables(sets: Mapping[str, Any]) -> list[str | Table]:
             f"pairs, {one['steps']:,} steps, {len(one['by_seed']['nDCG@10'])} seeds; {found['test_queries']:,} test "
             "questions"
         )
-        parts.append(Table(title, columns, rows))
+        parts.append(ResultTable(title, columns, rows))
     return [
         *parts,
         "A difference comes with its 95 % interval over test questions (paired bootstrap); one that holds 0 may be",
@@ -171,15 +192,15 @@ def tables(sets: Mapping[str, Any]) -> list[str | Table]:
     ]
 
 
-def _metrics(figures: Mapping[str, Any]) -> list[str]:
+def _format_metrics(figures: Mapping[str, Any]) -> list[str]:
     names = ("nDCG@10", "MRR@10", "fused nDCG@10", "fused MRR@10")
     return [f"{figures[name]:.4f}" if name in figures else "" for name in names]
 
 
-def _compared(differences: Mapping[str, Sequence[float | None]] | None) -> list[str]:
-    return [_interval(differences[name]) if differences else "" for name in ("nDCG@10", "MRR@10")]
+def _format_differences(differences: Mapping[str, Sequence[float | None]] | None) -> list[str]:
+    return [_format_interval(differences[name]) if differences else "" for name in ("nDCG@10", "MRR@10")]
 
 
-def _interval(difference: Sequence[float | None]) -> str:
+def _format_interval(difference: Sequence[float | None]) -> str:
     mean, low, high = difference
     return f"{mean:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")

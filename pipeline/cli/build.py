@@ -6,128 +6,139 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.output import Result, Table
-from pipeline.cli.progress import progress_for
-from pipeline.executors.factory import engine_for
+from pipeline.cli.output import CommandResult, ResultTable
+from pipeline.cli.progress import make_progress
+from pipeline.executors.factory import open_executor
 from pipeline.workflow.artifact_store import Artifact, Workspace, write_durably
-from pipeline.workflow.config import Settings, commented_toml, load_settings, remember
-from pipeline.workflow.graph import PIPELINE, STAGES
-from pipeline.workflow.remote_files import POINTER, at_hand, fetched, mirror, shown
-from pipeline.workflow.remote_tables import spooled
+from pipeline.workflow.config import PipelineSettings, load_settings, remember_flags, render_commented_toml
+from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
+from pipeline.workflow.remote_files import POINTER_FILE, fetch_files, find_cached_files, redact_url, upload_publication
+from pipeline.workflow.remote_tables import replace_stdin_tables
 from pipeline.workflow.runner import Runner
 from stages.core.errors import InputError
 from stages.training import distributed
 
-_COMMON = ("workspace", "config", "as_json", "verbose", "quiet", "engine", "ray_address")
+_NON_SETTING_OPTIONS = ("workspace", "config", "as_json", "verbose", "quiet", "engine", "ray_address")
 
 
-def write_config(path: Path, force: bool) -> Result:
+def write_config(path: Path, force: bool) -> CommandResult:
     """Write the commented settings file."""
     if path.exists() and not force:
         raise InputError(f"{path} is there already. --force overwrites it.")
     try:
-        write_durably(path, commented_toml())
+        write_durably(path, render_commented_toml())
     except OSError as error:
         raise InputError(f"{path} can't be written: {error.strerror}") from error
-    return Result({"written": str(path)}, [f"wrote {path}: set `tables` under [pairs], then run `prep refresh`"])
+    return CommandResult({"written": str(path)}, [f"wrote {path}: set `tables` under [pairs], then run `prep refresh`"])
 
 
 @contextmanager
-def opened(options: Mapping[str, Any], section: str | None, fetch: bool = True) -> Iterator[tuple[Runner, Settings]]:
+def open_session(
+    options: Mapping[str, Any], section: str | None, fetch: bool = True
+) -> Iterator[tuple[Runner, PipelineSettings]]:
     """A runner on the locked workspace under the settings of this command; remembers its flags where no file holds
     them. Tables behind URLs are fetched."""
     workspace = Workspace(options["workspace"])
-    given = {name: v for name, v in options.items() if name not in _COMMON and v is not None and v != ()}
-    progress = progress_for(options["quiet"], options["verbose"])
+    given = {name: v for name, v in options.items() if name not in _NON_SETTING_OPTIONS and v is not None and v != ()}
+    progress = make_progress(options["quiet"], options["verbose"])
     try:
-        with workspace.locked(), engine_for(options, progress) as engine:
-            given = spooled(workspace, given)
+        with workspace.lock(), open_executor(options, progress) as executor:
+            given = replace_stdin_tables(workspace, given)
             settings, from_file = load_settings(options["config"], workspace, section, given)
-            if held := settings.passing() if from_file else settings.remembered():
-                progress.say(held)
-            settings.here = (fetched if fetch else at_hand)(workspace, settings.sections.get("pairs", {}))
-            params: Any = settings.params()
+            if notice := settings.describe_flags() if from_file else settings.describe_remembered():
+                progress.log(notice)
+            settings.local_paths = (fetch_files if fetch else find_cached_files)(
+                workspace, settings.sections.get("pairs", {})
+            )
+            params: Any = settings.validate_params()
             if section in ("train", "evaluate", "refresh"):  # and again before it trains, which may be hours later
-                distributed.check(params["train"].device)
-            yield Runner(workspace, params, progress, engine), settings
+                distributed.check_launch(params["train"].device)
+            yield Runner(workspace, params, progress, executor), settings
             if section and not from_file:
-                remember(workspace, section, given)
+                remember_flags(workspace, section, given)
     finally:
         progress.close()
 
 
-def bring(target: str, options: Mapping[str, Any]) -> Result:
+def build_stage(target: str, options: Mapping[str, Any]) -> CommandResult:
     """Bring a command's stage up to date and say what came out of it."""
-    section = STAGES[target].section
-    with opened(options, section) as (runner, _):
-        runner.bring(target)
-    shown = [stage.name for stage in PIPELINE if stage.name in runner.done and stage.section == section]
-    parts: list[str | Table] = []
-    for name in shown:
-        parts += summary_parts(name, runner.done[name], accepted(runner))
-    if not runner.ran:
+    section = STAGES_BY_NAME[target].section
+    with open_session(options, section) as (runner, _):
+        runner.build(target)
+    stage_names = [stage.name for stage in PIPELINE if stage.name in runner.artifacts and stage.section == section]
+    parts: list[str | ResultTable] = []
+    for name in stage_names:
+        parts += format_summary(name, runner.artifacts[name], get_accepted_share(runner))
+    if not runner.executed_stages:
         parts.append("nothing to do: everything is up to date")
-    parts += [f"wrote {runner.done[name].folder}" for name in shown if name in runner.ran]
-    return Result(
+    parts += [f"wrote {runner.artifacts[name].folder}" for name in stage_names if name in runner.executed_stages]
+    return CommandResult(
         {
-            "ran": runner.ran,
-            "artifacts": {name: str(artifact.folder) for name, artifact in runner.done.items()},
-            "summary": {name: artifact.summary for name, artifact in runner.done.items()},
+            "ran": runner.executed_stages,
+            "artifacts": {name: str(artifact.folder) for name, artifact in runner.artifacts.items()},
+            "summary": {name: artifact.summary for name, artifact in runner.artifacts.items()},
         },
         parts,
     )
 
 
-def refresh(options: Mapping[str, Any], force: bool) -> Result:
+def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
     """The whole road, published."""
     from pipeline.workflow.refresh import refresh as run
 
-    with opened(options, "refresh") as (runner, settings):
-        wanted = settings.refresh()
-        outcome = run(runner, wanted.keep, force)
-        copied, trouble = False, None
+    with open_session(options, "refresh") as (runner, settings):
+        refresh_params = settings.validate_refresh_params()
+        refreshed = run(runner, refresh_params.keep, force)
+        is_uploaded, upload_error = False, None
         try:
-            copied = bool(wanted.publish_to) and mirror(runner.workspace, str(wanted.publish_to))
+            is_uploaded = bool(refresh_params.publish_to) and upload_publication(
+                runner.workspace, str(refresh_params.publish_to)
+            )
         except InputError as error:
-            trouble = error  # raised below: the flags are remembered first, so that the next refresh tries again
-    if trouble:
-        raise InputError(f"{outcome.status} here as {outcome.publication}, but not there: {trouble}") from trouble
-    parts: list[str | Table] = []
+            upload_error = error  # raised below: the flags are remembered first, so that the next refresh tries again
+    if upload_error:
+        raise InputError(
+            f"{refreshed.status} here as {refreshed.publication}, but not there: {upload_error}"
+        ) from upload_error
+    parts: list[str | ResultTable] = []
     for stage in PIPELINE:
-        parts += summary_parts(stage.name, runner.done[stage.name], accepted(runner))
+        parts += format_summary(stage.name, runner.artifacts[stage.name], get_accepted_share(runner))
     current = options["workspace"] / "current"
-    if outcome.moved:
-        parts.append(f"{outcome.moved:,} questions changed their split, because rows were added or changed")
-    if outcome.gate:
-        parts.append(gate_line(outcome.gate))
-    if outcome.status == "unchanged":
-        parts.append(f"nothing to do: {current} is up to date ({outcome.publication})")
+    if refreshed.n_moved_queries:
+        parts.append(f"{refreshed.n_moved_queries:,} questions changed their split, because rows were added or changed")
+    if refreshed.gate_verdict:
+        parts.append(format_gate_verdict(refreshed.gate_verdict))
+    if refreshed.status == "unchanged":
+        parts.append(f"nothing to do: {current} is up to date ({refreshed.publication})")
     else:
         parts += [
-            f"published {outcome.publication}; {current} points to it",
+            f"published {refreshed.publication}; {current} points to it",
             f"  look next:  {current}/mined.jsonl    the training file, with scores and ids",
             f"              {current}/report.html    the whole refresh on one page, for a browser",
             f"              {current}/metrics.json   every figure above, and more",
             f"              {current}/reranker       load it with sentence_transformers.CrossEncoder",
             "              prep show QUESTION            why each candidate is a negative, or is not",
         ]
-    if copied:
-        parts.append(f"copied {outcome.publication} to {shown(str(wanted.publish_to))}; {POINTER} there names it")
-    return Result(
+    if is_uploaded:
+        parts.append(
+            f"copied {refreshed.publication} to {redact_url(str(refresh_params.publish_to))}; {POINTER_FILE} there "
+            f"names it"
+        )
+    return CommandResult(
         {
-            "status": outcome.status,
-            "publication": outcome.publication,
-            "copied": copied,
-            "ran": outcome.ran,
-            "gate": outcome.gate,
-            "moved": outcome.moved,
-            "summary": {name: artifact.summary for name, artifact in runner.done.items()},
+            "status": refreshed.status,
+            "publication": refreshed.publication,
+            "copied": is_uploaded,
+            "ran": refreshed.executed_stages,
+            "gate": refreshed.gate_verdict,
+            "moved": refreshed.n_moved_queries,
+            "summary": {name: artifact.summary for name, artifact in runner.artifacts.items()},
         },
         parts,
     )
 
 
-def gate_line(verdict: Mapping[str, Any]) -> str:
+def format_gate_verdict(verdict: Mapping[str, Any]) -> str:
     """The gate's finding in one line."""
     if verdict["difference"] is None:
         return "against the published reranker: there is no test question to compare on"
@@ -136,20 +147,20 @@ def gate_line(verdict: Mapping[str, Any]) -> str:
     return f"against the published reranker: {verdict['measure']} {change}: {verdict['verdict']}"
 
 
-def accepted(runner: Runner) -> float | None:
+def get_accepted_share(runner: Runner) -> float | None:
     """The share of false negatives that the learned mask accepted; None where another rule was used."""
-    mask = runner.done.get("mask")
+    mask = runner.artifacts.get("mask")
     estimate = mask and mask.summary.get("estimate")
     return estimate["accepted"] if estimate else None
 
 
-def summary_parts(stage: str, artifact: Artifact, accepted: float | None = None) -> list[str | Table]:
-    """What a stage reported, for a person; `accepted`: of the learned mask."""
+def format_summary(stage: str, artifact: Artifact, accepted_share: float | None = None) -> list[str | ResultTable]:
+    """What a stage reported, for a person; `get_accepted_share`: of the learned mask."""
     summary = artifact.summary
     if stage == "pairs":
-        from stages.pairs.stage import funnel_lines
+        from stages.pairs.stage import format_funnel
 
-        return ["", *funnel_lines(summary)]
+        return ["", *format_funnel(summary)]
     if stage == "mask":
         from stages.mining.estimator import validation
 
@@ -158,53 +169,64 @@ def summary_parts(stage: str, artifact: Artifact, accepted: float | None = None)
             for verdict, reasons in summary["verdicts"].items()
             for reason, n in reasons.items()
         ]
-        table = Table(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)
-        return [table, *validation.lines(summary.get("estimate"))]
+        table = ResultTable(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)
+        return [table, *validation.describe_estimate(summary.get("estimate"))]
     if stage == "evaluate":
-        from pipeline.report.quality import advice, finding
-        from stages.evaluation.stage import metrics_table
+        from pipeline.report.quality import describe_result, list_advice
+        from stages.evaluation.stage import format_metrics_table
 
         metrics = json.loads((artifact.folder / "metrics.json").read_text())
         lists = metrics["lists"]["test"]
         title = f"test: {lists['queries']:,} questions, the retriever's best {metrics['parameters']['top_k']} reranked"
-        header, *rows = metrics_table(metrics) or [["test: no questions"]]
-        return [Table(title, header, rows), f"{finding(metrics)}.", *advice(metrics)]
-    shown = {name: value for name, value in summary.items() if value is not None}
-    false = shown.pop("false_negatives", None)
-    line = f"{stage}: " + ", ".join(f"{name.replace('_', ' ')} {_number(v)}" for name, v in shown.items())
-    expected = [] if false is None else [expectation(false, summary["negatives"], summary["weighted"], accepted)]
+        header, *rows = format_metrics_table(metrics) or [["test: no questions"]]
+        return [ResultTable(title, header, rows), f"{describe_result(metrics)}.", *list_advice(metrics)]
+    values = {name: value for name, value in summary.items() if value is not None}
+    false_negative_share = values.pop("false_negatives", None)
+    line = f"{stage}: " + ", ".join(f"{name.replace('_', ' ')} {_format_value(v)}" for name, v in values.items())
+    expected = (
+        []
+        if false_negative_share is None
+        else [
+            format_expected_false_negatives(
+                false_negative_share, summary["negatives"], summary["weighted"], accepted_share
+            )
+        ]
+    )
     return [line, *expected]
 
 
-def expectation(false: float, negatives: int, weighted: int, accepted: float | None) -> str:
-    """How many of the negatives written are false, as expected; `weighted` of them stand there with a weight."""
-    told = f"false ones expected among the {negatives:,} negatives: {false:.2%}"
-    if not weighted and accepted is not None and false > 1.02 * accepted:
+def format_expected_false_negatives(
+    false_negative_share: float, n_negatives: int, n_weighted: int, accepted_share: float | None
+) -> str:
+    """How many of the negatives written are false, as expected; `n_weighted` of them stand there with a weight."""
+    told = f"false ones expected among the {n_negatives:,} negatives: {false_negative_share:.2%}"
+    if not n_weighted and accepted_share is not None and false_negative_share > 1.02 * accepted_share:
         return (
-            f"{told}, more than the {accepted:.1%} accepted: the mask reckoned with the hardest that it lets through, "
+            f"{told}, more than the {accepted_share:.1%} accepted: the mask reckoned with the hardest that it lets "
+            f"through, "
             "and others stand in their place (near-duplicates are thinned; hub_cap, same, sampling, quota_sources)"
         )
-    if not weighted:
+    if not n_weighted:
         return told
     return (
-        f"{told}; {weighted:,} of them the mask would have set aside: relabel = weight keeps them, with a weight "
+        f"{told}; {n_weighted:,} of them the mask would have set aside: relabel = weight keeps them, with a weight "
         "(neg_weights), beyond the share of false ones that is accepted"
     )
 
 
-def _number(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return "(" + ", ".join(f"{name} {_number(v)}" for name, v in value.items()) + ")"
+        return "(" + ", ".join(f"{name} {_format_value(v)}" for name, v in value.items()) + ")"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def gc(options: Mapping[str, Any], keep: int | None) -> Result:
+def run_gc(options: Mapping[str, Any], keep: int | None) -> CommandResult:
     """Drop what no publication uses."""
-    from pipeline.workflow.publish import collect
+    from pipeline.workflow.publish import collect_garbage
 
-    with opened(options, None, fetch=False) as (runner, settings):
-        dropped = collect(runner.workspace, keep or settings.refresh().keep)
+    with open_session(options, None, fetch=False) as (runner, settings):
+        dropped = collect_garbage(runner.workspace, keep or settings.validate_refresh_params().keep)
     counts = ", ".join(f"{dropped[name]} {name}" for name in ("publications", "artifacts", "encoders"))
-    return Result(dropped, [f"dropped {counts}: {dropped['bytes'] / 1e6:,.1f} MB"])
+    return CommandResult(dropped, [f"dropped {counts}: {dropped['bytes'] / 1e6:,.1f} MB"])

@@ -11,74 +11,74 @@ from typing import Any
 
 import click
 
-from stages.core.errors import GateRefused, InputError, PrepError, WorkspaceBusy
+from stages.core.errors import InputError, PrepError, QualityGateError, WorkspaceBusyError
 from stages.training import distributed
 
-EXIT_CODES: dict[type[PrepError], int] = {InputError: 2, GateRefused: 3, WorkspaceBusy: 75}
-ENVIRONMENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+EXIT_CODES: dict[type[PrepError], int] = {InputError: 2, QualityGateError: 3, WorkspaceBusyError: 75}
+ENVIRONMENT_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 """What the operating system refuses is for the person at the keyboard to mend, wherever we meet it."""
 
 
-def ranked(command: Callable[[], Any]) -> Callable[[], Any]:
+def dispatch_by_rank(command: Callable[[], Any]) -> Callable[[], Any]:
     """Of several processes that a launcher started, the first runs the command for all; the others train along."""
 
-    def work() -> Any:
-        if distributed.rank():
-            return follow()
-        with distributed.leading():
+    def run_rank() -> Any:
+        if distributed.get_rank():
+            return run_worker_rank()
+        with distributed.main_rank():
             return command()
 
-    return work
+    return run_rank
 
 
-def follow() -> None:
+def run_worker_rank() -> None:
     """Train along with the process that runs the command, whatever that is, until it ends."""
 
     def train() -> None:
-        from stages.training.trainer import train_along
+        from stages.training.trainer import train_as_worker
 
-        train_along()
+        train_as_worker()
 
     sys.argv = [word for word in sys.argv if word != "--json"]  # one process answers scripts
-    distributed.follow(train)
+    distributed.run_worker_loop(train)
 
 
-def outcome(work: Callable[[], Any]) -> int:
+def run_with_exit_code(command: Callable[[], Any]) -> int:
     """Do it; what goes wrong becomes one message and the exit code that scripts can act on."""
     try:
-        code = work()
+        code = command()
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except (click.Abort, KeyboardInterrupt):
-        code = fail("interrupted; the next run goes on from here", 130)
+        code = report_failure("interrupted; the next run goes on from here", 130)
     except click.UsageError as error:
         usage = error.ctx.get_usage() + "\n" if error.ctx else ""
-        code = fail(error.format_message(), error.exit_code, usage)
+        code = report_failure(error.format_message(), error.exit_code, usage)
     except click.ClickException as error:
-        code = fail(error.format_message(), error.exit_code)
+        code = report_failure(error.format_message(), error.exit_code)
     except PrepError as error:
-        code = fail(str(error), next(c for kind, c in EXIT_CODES.items() if isinstance(error, kind)))
+        code = report_failure(str(error), next(c for kind, c in EXIT_CODES.items() if isinstance(error, kind)))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it closes stdout
         code = 0
     except OSError as error:
-        if error.errno not in ENVIRONMENT:
-            code = defect()
+        if error.errno not in ENVIRONMENT_ERRNOS:
+            code = report_internal_error()
         else:
-            code = fail(f"{error.filename or 'a file'}: {error.strerror}. Mend its permissions or space.", 2)
+            code = report_failure(f"{error.filename or 'a file'}: {error.strerror}. Mend its permissions or space.", 2)
     except Exception:
-        code = defect()
+        code = report_internal_error()
     return code if isinstance(code, int) else 0
 
 
-def defect() -> int:
+def report_internal_error() -> int:
     """A failure that nobody but us can mend: with its traceback."""
     traceback.print_exc()
-    return fail("this is a defect of prep, not of your data. Please report it with the traceback above.", 1)
+    return report_failure("this is a defect of prep, not of your data. Please report it with the traceback above.", 1)
 
 
-def fail(message: str, code: int, usage: str = "") -> int:
+def report_failure(message: str, code: int, usage: str = "") -> int:
     """Say what went wrong on stderr, and with --json as an object on stdout too; returns the exit code."""
     click.echo(f"{usage}prep: {message}", err=True)
     if "--json" in sys.argv:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.exit_codes import outcome, ranked
+from pipeline.cli.exit_codes import dispatch_by_rank, run_with_exit_code
 from pipeline.workflow.graph import PIPELINE
-from stages.core.memory import share_heaps
+from stages.core.memory import limit_malloc_arenas
 
 if TYPE_CHECKING:
-    from stages.mining.estimator.holdout import Left
+    from stages.mining.estimator.holdout import KeptPositives
 
-COMMON = (
+COMMON_OPTIONS = (
     click.Option(
         ["--workspace"], type=click.Path(path_type=Path), default=Path("work"), show_default=True,
         envvar="PREP_WORKSPACE", help="The folder that holds everything prep makes.",
@@ -29,7 +29,7 @@ COMMON = (
     click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
 )  # fmt: skip
 
-ENGINE = (
+EXECUTOR_OPTIONS = (
     click.Option(
         ["--engine"], type=click.Choice(["local", "ray"]), default="local", show_default=True, envvar="PREP_ENGINE",
         help="Who encodes, searches and asks a teacher: this machine, or the nodes of a Ray cluster.",
@@ -50,17 +50,17 @@ class SectionCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The command's own options, its section's, the engine's where it has work for one, the common ones, --help."""
         *own, help_option = super().get_params(ctx)
-        engine = () if self.section in (None, "pairs") else ENGINE
-        return [*own, *self.section_flags, *engine, *COMMON, help_option]
+        executor = () if self.section in (None, "pairs") else EXECUTOR_OPTIONS
+        return [*own, *self.section_options, *executor, *COMMON_OPTIONS, help_option]
 
     @cached_property
-    def section_flags(self) -> list[click.Option]:
+    def section_options(self) -> list[click.Option]:
         """One flag for each key of the section: name, type, default and help come from its Params."""
         if self.section is None:
             return []
-        from pipeline.cli.options import section_flags
+        from pipeline.cli.options import make_section_options
 
-        return section_flags(self.section)
+        return make_section_options(self.section)
 
 
 class ParamsCommand(SectionCommand):
@@ -71,16 +71,16 @@ class ParamsCommand(SectionCommand):
         self.module = module
 
     @cached_property
-    def section_flags(self) -> list[click.Option]:
+    def section_options(self) -> list[click.Option]:
         """One flag for each field."""
         from importlib import import_module
 
-        from pipeline.cli.options import flag
+        from pipeline.cli.options import make_option
 
-        return [flag(name, field) for name, field in import_module(self.module).Params.model_fields.items()]
+        return [make_option(name, field) for name, field in import_module(self.module).Params.model_fields.items()]
 
 
-class InOrder(click.Group):
+class OrderedGroup(click.Group):
     """Commands are listed in the order of the way of the data, not of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -88,7 +88,7 @@ class InOrder(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="prep")
 def prep() -> None:
     """From tables of questions and answers to a better reranker, with negatives that can be trusted.
@@ -103,11 +103,14 @@ def prep() -> None:
     """
 
 
-def command(name: str, short: str, section: str | None = None) -> Callable[[Callable[..., None]], SectionCommand]:
-    """Register a command of `prep` whose flags are those of `section`; `short` is its line in `prep --help`."""
+def register_command(
+    name: str, short_help: str, section: str | None = None
+) -> Callable[[Callable[..., None]], SectionCommand]:
+    """Register a command of `prep` whose flags are those of `section`; `short_help` is its line in `prep
+    --help`."""
 
     def register(function: Callable[..., None]) -> SectionCommand:
-        made = click.command(name, cls=SectionCommand, short_help=short)(function)
+        made = click.command(name, cls=SectionCommand, short_help=short_help)(function)
         prep.add_command(made)
         made.section = section
         return made
@@ -115,9 +118,9 @@ def command(name: str, short: str, section: str | None = None) -> Callable[[Call
     return register
 
 
-@command("init", "write a commented prep.toml")
+@register_command("init", "write a commented prep.toml")
 @click.option("--force", is_flag=True, help="Overwrite a prep.toml that is there.")
-def init(force: bool, **common: Any) -> None:
+def init_command(force: bool, **common: Any) -> None:
     """Write a commented prep.toml: every key, its default and its meaning.
 
     \b
@@ -125,12 +128,12 @@ def init(force: bool, **common: Any) -> None:
     """
     from pipeline.cli.build import write_config
 
-    show(common, write_config(common["config"] or Path("prep.toml"), force))
+    print_result(common, write_config(common["config"] or Path("prep.toml"), force))
 
 
-@command("build-pairs", "tables of questions and answers -> pairs", "pairs")
+@register_command("build-pairs", "tables of questions and answers -> pairs", "pairs")
 @click.argument("files", nargs=-1)
-def build_pairs(files: tuple[str, ...], **options: Any) -> None:
+def build_pairs_command(files: tuple[str, ...], **options: Any) -> None:
     """Make queries, documents and judgements from tables of questions and answers.
 
     FILES are CSV, TSV, JSONL, JSON, Parquet, Arrow, Excel (.xlsx) or gzip'd text; globs in quotes; - is stdin (CSV,
@@ -143,26 +146,26 @@ def build_pairs(files: tuple[str, ...], **options: Any) -> None:
                prep build-pairs --database sqlite:///kb.db --sql 'select question, answer from faq'
                zcat dump.gz | prep build-pairs -
     """
-    from pipeline.cli.build import bring
+    from pipeline.cli.build import build_stage
 
     options["tables"] = (*files, *options["tables"])
-    show(options, bring("pairs", options))
+    print_result(options, build_stage("pairs", options))
 
 
-@command("encode", "embed queries and corpus", "encode")
-def encode(**options: Any) -> None:
+@register_command("encode", "embed queries and corpus", "encode")
+def encode_command(**options: Any) -> None:
     """Embed the queries and the corpus; a text that was ever encoded with this encoder is not encoded again.
 
     \b
     Example:  prep encode --model BAAI/bge-small-en-v1.5 --query-prompt 'query: '
     """
-    from pipeline.cli.build import bring
+    from pipeline.cli.build import build_stage
 
-    show(options, bring("encode", options))
+    print_result(options, build_stage("encode", options))
 
 
-@command("mine-negatives", "hard negatives behind a false-negative mask", "mine")
-def mine_negatives(**options: Any) -> None:
+@register_command("mine-negatives", "hard negatives behind a false-negative mask", "mine")
+def mine_negatives_command(**options: Any) -> None:
     """Search, mask out what may be a false negative, and compose mined.jsonl.
 
     The scored candidates and a verdict with its reason for each of them are kept: another mask or another number of
@@ -173,25 +176,25 @@ def mine_negatives(**options: Any) -> None:
                prep mine-negatives --negatives 15 --sampling random
                prep mine-negatives --sources dense --sources bm25:10-110 --sources random:20
     """
-    from pipeline.cli.build import bring
+    from pipeline.cli.build import build_stage
 
-    show(options, bring("compose", options))
+    print_result(options, build_stage("compose", options))
 
 
-@command("train", "train the reranker on them", "train")
-def train(**options: Any) -> None:
+@register_command("train", "train the reranker on them", "train")
+def train_command(**options: Any) -> None:
     """Train the reranker on the mined queries; resumes where a killed run stopped.
 
     \b
     Example:  prep train --base cross-encoder/ms-marco-MiniLM-L6-v2 --epochs 1
     """
-    from pipeline.cli.build import bring
+    from pipeline.cli.build import build_stage
 
-    show(options, bring("train", options))
+    print_result(options, build_stage("train", options))
 
 
-@command("evaluate", "measure it against BM25 and the embedder", "evaluate")
-def evaluate(**options: Any) -> None:
+@register_command("evaluate", "measure it against BM25 and the embedder", "evaluate")
+def evaluate_command(**options: Any) -> None:
     """Measure BM25, the embedder, the base and the trained reranker on the same fixed candidate lists.
 
     Ties count against us, differences to the embedder come with a 95 % interval from a paired bootstrap by group.
@@ -199,14 +202,14 @@ def evaluate(**options: Any) -> None:
     \b
     Example:  prep evaluate --top-k 100
     """
-    from pipeline.cli.build import bring
+    from pipeline.cli.build import build_stage
 
-    show(options, bring("evaluate", options))
+    print_result(options, build_stage("evaluate", options))
 
 
-@command("refresh", "all of it, what is stale, and publish", "refresh")
+@register_command("refresh", "all of it, what is stale, and publish", "refresh")
 @click.option("--force", is_flag=True, help="Publish even if the new reranker is worse than the published one.")
-def refresh(force: bool, **options: Any) -> None:
+def refresh_command(force: bool, **options: Any) -> None:
     """Bring everything up to date, and publish it if the new reranker is not worse. Safe to call from cron.
 
     Only what is stale is run. Old and new reranker are scored on the same test questions; one that is significantly
@@ -215,12 +218,12 @@ def refresh(force: bool, **options: Any) -> None:
     \b
     Example:  prep refresh --config /srv/faq/prep.toml --workspace /srv/faq/work
     """
-    from pipeline.cli.build import refresh as run
+    from pipeline.cli.build import run_refresh as run
 
-    show(options, run(options, force))
+    print_result(options, run(options, force))
 
 
-@command("plan", "time, memory and disk that each stage will take", "pairs")
+@register_command("plan", "time, memory and disk that each stage will take", "pairs")
 @click.argument("files", nargs=-1)
 @click.option(
     "--until",
@@ -234,7 +237,7 @@ def refresh(force: bool, **options: Any) -> None:
 @click.option(
     "--compare", is_flag=True, help="Only stand the last prediction for this machine beside what then happened."
 )
-def plan(files: tuple[str, ...], until: str, gpu: str | None, gpus: int, compare: bool, **options: Any) -> None:
+def plan_command(files: tuple[str, ...], until: str, gpu: str | None, gpus: int, compare: bool, **options: Any) -> None:
     """Predict time, peak memory and disk of every stage that would run, say what dominates and what would change it.
 
     Builds the pairs, counts them, and measures this machine for less than a minute: real texts through the encoder, a
@@ -250,25 +253,27 @@ def plan(files: tuple[str, ...], until: str, gpu: str | None, gpus: int, compare
     from pipeline.cli import plan as run
 
     options["tables"] = (*files, *options["tables"])
-    show(options, run.compare(options) if compare else run.plan(options, until, gpu, gpus))
+    print_result(
+        options, run.compare_last_prediction(options) if compare else run.plan_stages(options, until, gpu, gpus)
+    )
 
 
-@command("status", "what is there, what is stale and why")
-def status(**options: Any) -> None:
+@register_command("status", "what is there, what is stale and why")
+def status_command(**options: Any) -> None:
     """Say what is there, how old it is, what is stale and why. Runs nothing.
 
     \b
     Example:  prep status --json
     """
-    from pipeline.cli.inspect import status as run
+    from pipeline.cli.inspect import report_status as run
 
-    show(options, run(options))
+    print_result(options, run(options))
 
 
-@command("show", "one query, and why each candidate is what it is")
+@register_command("show", "one query, and why each candidate is what it is")
 @click.argument("query")
 @click.option("--top", default=20, show_default=True, type=click.IntRange(min=0), help="How many candidates to print.")
-def show_query(query: str, top: int, **options: Any) -> None:
+def show_command(query: str, top: int, **options: Any) -> None:
     """Print a query with its positives and its candidates: rank, score, verdict, whether it stands in mined.jsonl,
     reason, text.
 
@@ -279,11 +284,11 @@ def show_query(query: str, top: int, **options: Any) -> None:
     """
     from pipeline.cli.inspect import show_query as run
 
-    show(options, run(options, query, top))
+    print_result(options, run(options, query, top))
 
 
-@command("calibrate", "how many negatives are false, by budget and by rule", "mine")
-def calibrate(**options: Any) -> None:
+@register_command("calibrate", "how many negatives are false, by budget and by rule", "mine")
+def calibrate_command(**options: Any) -> None:
     """Print the whole trade of the learned mask: for each share of false negatives that you could accept, what is
     expected, how hard the negatives are and how many are found; and what the fixed rules would give on the same
     candidates. Nothing is trained; it uses what is encoded and searched already.
@@ -291,12 +296,12 @@ def calibrate(**options: Any) -> None:
     \b
     Example:  prep calibrate --negatives 7
     """
-    from pipeline.cli.inspect import calibrate as run
+    from pipeline.cli.inspect import calibrate_mask as run
 
-    show(options, run(options))
+    print_result(options, run(options))
 
 
-@command("audit", "positives that deserve a look", "mine")
+@register_command("audit", "positives that deserve a look", "mine")
 @click.option(
     "--top", default=10, show_default=True, type=click.IntRange(min=0), help="How many to print of each kind."
 )
@@ -306,10 +311,12 @@ def calibrate(**options: Any) -> None:
     help="Write all findings there, as CSV, JSON Lines or Parquet by its ending (.csv, .jsonl, .parquet).",
 )
 @click.option(
-    "--max-share", type=click.FloatRange(0, 1), help="Exit with 3 where a greater share of the positives is listed."
+    "--max-share",
+    type=click.FloatRange(0, 1),
+    help="Exit with 3 where a greater share of the positives is listed.",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
-def audit(top: int, out: Path | None, max_share: float | None, force: bool, **options: Any) -> None:
+def audit_command(top: int, out: Path | None, max_share: float | None, force: bool, **options: Any) -> None:
     """List positives that may be wrong, or can't be understood by themselves; nothing is changed.
 
     buried: the retriever scores it like any document; outscored: its hardest negatives are all ahead of it;
@@ -322,13 +329,13 @@ def audit(top: int, out: Path | None, max_share: float | None, force: bool, **op
                prep audit --out doubtful.csv
                prep audit --max-share 0.02
     """
-    from pipeline.cli.inspect import audit as run
+    from pipeline.cli.inspect import audit_positives as run
 
-    show(options, run(options, top, out, max_share, force))
+    print_result(options, run(options, top, out, max_share, force))
 
 
 @prep.group("bench", short_help="what a mask leaks, measured on judged collections")
-def bench() -> None:
+def bench_group() -> None:
     """Measure masks on collections whose judgements are known.
 
     \b
@@ -337,7 +344,7 @@ def bench() -> None:
     """
 
 
-@bench.command("negatives", cls=SectionCommand, short_help="hide positives, mine, count what comes back")
+@bench_group.command("negatives", cls=SectionCommand, short_help="hide positives, mine, count what comes back")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--encoder", help="Encoder: a sentence-transformers or Hugging Face model. [default: prep's own]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is hidden.")
@@ -360,8 +367,8 @@ def bench() -> None:
     "--write-prior", type=click.Path(path_type=Path, dir_okay=False),
     help="Fit the prior of the learned mask on these folders as well, and write it there.",
 )  # fmt: skip
-def bench_negatives(
-    folders: tuple[Path, ...], encoder: str | None, seed: int, k: int, queries: int, left: "Left",
+def bench_negatives_command(
+    folders: tuple[Path, ...], encoder: str | None, seed: int, k: int, queries: int, left: "KeptPositives",
     write_prior: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Hide some of each question's positives, mine under every rule, and count how many hidden ones are mined.
@@ -372,18 +379,20 @@ def bench_negatives(
     \b
     Example:  prep bench negatives data/stackfaq data/bioasq
     """
-    from pipeline.cli.bench import negatives
+    from pipeline.cli.bench import run_leak_benchmark
     from stages.core.model_files import DEFAULT_ENCODER
 
-    show(options, negatives(options, folders, seed, k, queries, left, encoder or DEFAULT_ENCODER, write_prior))
+    print_result(
+        options, run_leak_benchmark(options, folders, seed, k, queries, left, encoder or DEFAULT_ENCODER, write_prior)
+    )
 
 
-@bench.command(
+@bench_group.command(
     "downstream", cls=ParamsCommand, module="stages.bench.downstream",
     short_help="train a small reranker under each rule, and test it",
 )  # fmt: skip
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
-def bench_downstream(folders: tuple[Path, ...], **options: Any) -> None:
+def bench_downstream_command(folders: tuple[Path, ...], **options: Any) -> None:
     """Train the same small reranker on the negatives of each rule, and measure it on questions that it never saw.
 
     FOLDERS are as for `prep bench negatives`. Half of the positives of the train questions are hidden; in test all
@@ -395,42 +404,42 @@ def bench_downstream(folders: tuple[Path, ...], **options: Any) -> None:
     Examples:  prep bench downstream data/stackfaq data/bioasq
                prep bench downstream data/bioasq --rule naive --rule learned --seeds 5 --train-queries 600
     """
-    from pipeline.cli.bench_downstream import downstream
-    from pipeline.workflow.config import Settings
+    from pipeline.cli.bench_downstream import run_downstream_benchmark
+    from pipeline.workflow.config import PipelineSettings
     from stages.bench.downstream import Params
 
     given = {name: options[name] for name in Params.model_fields if options[name] not in (None, ())}
-    settings = Settings({"bench": given}, {("bench", name): f"--{name.replace('_', '-')}" for name in given})
-    show(options, downstream(options, folders, settings.check("bench", Params)))
+    settings = PipelineSettings({"bench": given}, {("bench", name): f"--{name.replace('_', '-')}" for name in given})
+    print_result(options, run_downstream_benchmark(options, folders, settings.validate_section("bench", Params)))
 
 
-@command("gc", "drop what no publication uses")
+@register_command("gc", "drop what no publication uses")
 @click.option("--keep", type=click.IntRange(min=1), help="Publications to keep. [default: keep of [refresh]]")
-def gc(keep: int | None, **options: Any) -> None:
+def gc_command(keep: int | None, **options: Any) -> None:
     """Drop what no publication uses; keep the newest publications, and the last training that was stopped half-way.
 
     \b
     Example:  prep gc --keep 1
     """
-    from pipeline.cli.build import gc as run
+    from pipeline.cli.build import run_gc as run
 
-    show(options, run(options, keep))
+    print_result(options, run(options, keep))
 
 
-def show(options: dict[str, Any], result: Any) -> None:
+def print_result(options: dict[str, Any], result: Any) -> None:
     """Print a command's result: one JSON object with --json, else its lines and tables for a person."""
     if options["as_json"]:
         click.echo(json.dumps(result.data, ensure_ascii=False, default=str))
         return
-    from pipeline.cli.output import render
+    from pipeline.cli.output import print_parts
 
-    render(result.parts)
+    print_parts(result.parts)
 
 
 def main() -> None:
     """The entry point."""
-    share_heaps()
-    sys.exit(outcome(ranked(lambda: prep.main(standalone_mode=False))))
+    limit_malloc_arenas()
+    sys.exit(run_with_exit_code(dispatch_by_rank(lambda: prep.main(standalone_mode=False))))
 
 
 if __name__ == "__main__":

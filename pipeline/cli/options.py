@@ -7,43 +7,46 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from pipeline.workflow.config import section_fields, section_models
+from pipeline.workflow.config import list_section_fields, list_section_models
 
 
-def section_flags(section: str) -> list[click.Option]:
+def make_section_options(section: str) -> list[click.Option]:
     """One option for each key of a section of prep.toml, in pipeline order."""
-    return [flag(name, field) for name, field in section_fields(section_models()[section]).items()]
+    return [make_option(name, field) for name, field in list_section_fields(list_section_models()[section]).items()]
 
 
-def flag(name: str, field: FieldInfo) -> click.Option:
+def make_option(name: str, field: FieldInfo) -> click.Option:
     """The option of one parameter. Its click default is None, so that only what was given overrides prep.toml.
 
     A tuple of any length becomes a repeatable flag, a tuple of fixed length one flag with that many values.
     """
-    kind, arguments = _kind(field.annotation)
-    dashed = name.replace("_", "-")
-    settings: dict[str, Any] = {"default": None, "help": f"{field.description} {_shown_default(field.default)}".strip()}
+    kind, arguments = _unwrap_optional(field.annotation)
+    flag_name = name.replace("_", "-")
+    settings: dict[str, Any] = {
+        "default": None,
+        "help": f"{field.description} {_format_default(field.default)}".strip(),
+    }
     if kind is bool:
-        return click.Option([f"--{dashed}/--no-{dashed}", name], **settings)
+        return click.Option([f"--{flag_name}/--no-{flag_name}", name], **settings)
     if kind is tuple and arguments[-1] is Ellipsis:
-        return click.Option([f"--{dashed}", name], type=arguments[0], multiple=True, **settings)
+        return click.Option([f"--{flag_name}", name], type=arguments[0], multiple=True, **settings)
     if kind is tuple:
-        return click.Option([f"--{dashed}", name], type=tuple(arguments), **settings)
+        return click.Option([f"--{flag_name}", name], type=tuple(arguments), **settings)
     if kind is typing.Literal:
-        return click.Option([f"--{dashed}", name], type=click.Choice([str(a) for a in arguments]), **settings)
-    return click.Option([f"--{dashed}", name], type=kind, **settings)
+        return click.Option([f"--{flag_name}", name], type=click.Choice([str(a) for a in arguments]), **settings)
+    return click.Option([f"--{flag_name}", name], type=kind, **settings)
 
 
-def _kind(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+def _unwrap_optional(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     """An annotation without its `| None`, as (origin or class, arguments)."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         (inner,) = [argument for argument in typing.get_args(annotation) if argument is not type(None)]
-        return _kind(inner)
+        return _unwrap_optional(inner)
     return origin or annotation, typing.get_args(annotation)
 
 
-def _shown_default(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if default is None or default == () or default == "":
         return ""
     if isinstance(default, tuple):

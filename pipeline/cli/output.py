@@ -11,22 +11,22 @@ from rich.text import Text
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """A table to print: column names and rows of already formatted cells; numbers stand right-aligned."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    wide: frozenset[str] = field(default_factory=frozenset)
+    wrapped_columns: frozenset[str] = field(default_factory=frozenset)
     """Columns that hold prose and may wrap."""
 
 
 @dataclass(frozen=True)
-class Result:
+class CommandResult:
     """What a command found: `data` for --json, `parts` for a person."""
 
     data: dict[str, Any]
-    parts: Sequence[str | Table]
+    parts: Sequence[str | ResultTable]
 
 
 class _Console(Console):
@@ -35,7 +35,7 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def render(parts: Sequence[str | Table]) -> None:
+def print_parts(parts: Sequence[str | ResultTable]) -> None:
     """Print lines and tables; wide output is not cut where stdout is a file or a pipe."""
     if sys.stdout is None:  # closed by whoever started us
         return
@@ -48,16 +48,19 @@ def render(parts: Sequence[str | Table]) -> None:
         for name, cells in zip(
             part.columns, zip(*part.rows, strict=True) if part.rows else [()] * len(part.columns), strict=True
         ):
-            numeric = all(_is_number(cell) for cell in cells) and bool(cells)
+            is_numeric = all(_is_numeric_cell(cell) for cell in cells) and bool(cells)
             table.add_column(
-                name, justify="right" if numeric else "left", no_wrap=name not in part.wide, overflow="fold"
+                name,
+                justify="right" if is_numeric else "left",
+                no_wrap=name not in part.wrapped_columns,
+                overflow="fold",
             )
         for row in part.rows:
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)
 
 
-def _is_number(cell: str) -> bool:
+def _is_numeric_cell(cell: str) -> bool:
     return (
         not cell
         or cell.lstrip("+-").replace(",", "").replace(".", "", 1).replace("%", "").strip().isdigit()

@@ -7,52 +7,52 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-_PLAIN_EVERY_SECONDS = 15.0
+_LINE_INTERVAL_SECONDS = 15.0
 
 
-class Quiet:
+class QuietProgress:
     """Says nothing (-q)."""
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         """Nothing is shown."""
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Nothing is shown."""
 
     def close(self) -> None:
         """Nothing to end."""
 
 
-class Plain(Quiet):
+class LineProgress(QuietProgress):
     """One timed line for each thing said, and every 15 seconds one on how far the work is (each second with -v)."""
 
     def __init__(self, verbose: bool = False) -> None:
-        self.every = 1.0 if verbose else _PLAIN_EVERY_SECONDS
-        self.meter = Meter()
-        self.last = time.monotonic()
+        self.interval_seconds = 1.0 if verbose else _LINE_INTERVAL_SECONDS
+        self.rate_meter = RateMeter()
+        self.last_logged_at = time.monotonic()
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         """Print the state if the last line is old enough."""
-        rate = self.meter.rate(done, unit)
+        rate = self.rate_meter.update_rate(done, unit)
         now = time.monotonic()
-        if now - self.last < self.every:
+        if now - self.last_logged_at < self.interval_seconds:
             return
-        self.last = now
-        of = f" of {total:,}" if total else ""
-        left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-        speed = f", {_figure(rate)} {unit}/s{_reading(done, rate, tokens)}" if rate else ""
-        self.say(f"  {done:,}{of} {unit}{speed}{left}")
+        self.last_logged_at = now
+        total_text = f" of {total:,}" if total else ""
+        remaining_text = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+        rate_text = f", {_format_rate(rate)} {unit}/s{_format_token_rate(done, rate, tokens)}" if rate else ""
+        self.log(f"  {done:,}{total_text} {unit}{rate_text}{remaining_text}")
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Print one line with the time of day."""
         print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
-class Terminal(Quiet):
+class BarProgress(QuietProgress):
     """A live bar with rate and time left under the lines that were said."""
 
     def __init__(self) -> None:
-        self.meter = Meter()
+        self.rate_meter = RateMeter()
         self.bars = Progress(
             TextColumn("  {task.description:<8}"),
             BarColumn(),
@@ -68,63 +68,63 @@ class Terminal(Quiet):
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         """Move the bar; a new unit or a smaller count begins a new one."""
-        rate = self.meter.rate(done, unit)
-        rates = f"{_figure(rate)}/s{_reading(done, rate, tokens)}" if rate else ""
-        if self.task is None or unit != self.unit or self.meter.restarted:
-            self._drop()
-            self.task = self.bars.add_task(unit, total=total, rate=rates)
+        rate = self.rate_meter.update_rate(done, unit)
+        rate_text = f"{_format_rate(rate)}/s{_format_token_rate(done, rate, tokens)}" if rate else ""
+        if self.task is None or unit != self.unit or self.rate_meter.is_restarted:
+            self._remove_bar()
+            self.task = self.bars.add_task(unit, total=total, rate=rate_text)
             self.unit = unit
-        self.bars.update(self.task, completed=done, total=total, rate=rates)
+        self.bars.update(self.task, completed=done, total=total, rate=rate_text)
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Print one line above the bar."""
-        self._drop()
-        self.bars.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {_escape(message)}", highlight=False)
+        self._remove_bar()
+        self.bars.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {_escape_markup(message)}", highlight=False)
 
     def close(self) -> None:
         """Take the bar away."""
-        self._drop()
+        self._remove_bar()
         self.bars.stop()
 
-    def _drop(self) -> None:
+    def _remove_bar(self) -> None:
         if self.task is not None:
             self.bars.remove_task(self.task)
             self.task = None
 
 
-class Meter:
+class RateMeter:
     """The rate since the count of a unit began."""
 
     def __init__(self) -> None:
-        self.unit, self.first, self.done, self.since = "", 0, 0, time.monotonic()
-        self.restarted = False
+        self.unit, self.initial_count, self.last_count, self.started_at = "", 0, 0, time.monotonic()
+        self.is_restarted = False
 
-    def rate(self, done: int, unit: str) -> float:
+    def update_rate(self, done: int, unit: str) -> float:
         """Units a second so far; 0 where it is not known yet, as at the first that is heard of a unit."""
         now = time.monotonic()
-        self.restarted = unit != self.unit or done < self.done
-        if self.restarted:
-            self.unit, self.first, self.since = unit, done, now
-        self.done = done
-        return (done - self.first) / (now - self.since) if now > self.since else 0.0
+        self.is_restarted = unit != self.unit or done < self.last_count
+        if self.is_restarted:
+            self.unit, self.initial_count, self.started_at = unit, done, now
+        self.last_count = done
+        return (done - self.initial_count) / (now - self.started_at) if now > self.started_at else 0.0
 
 
-def _reading(done: int, rate: float, tokens: int) -> str:
-    return f", {_figure(tokens / done * rate)} tokens/s" if tokens and done else ""
+def _format_token_rate(done: int, rate: float, tokens: int) -> str:
+    return f", {_format_rate(tokens / done * rate)} tokens/s" if tokens and done else ""
 
 
-def _figure(rate: float) -> str:
+def _format_rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def _escape(message: str) -> str:
+def _escape_markup(message: str) -> str:
     from rich.markup import escape
 
     return escape(message)
 
 
-def progress_for(quiet: bool, verbose: bool) -> Any:
+def make_progress(quiet: bool, verbose: bool) -> Any:
     """The right progress for this run: quiet, a live bar on a terminal, or plain lines elsewhere."""
     if quiet:
-        return Quiet()
-    return Terminal() if sys.stderr.isatty() else Plain(verbose)
+        return QuietProgress()
+    return BarProgress() if sys.stderr.isatty() else LineProgress(verbose)

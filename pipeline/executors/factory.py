@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from stages.core.errors import InputError
-from stages.core.executor import Engine
+from stages.core.executor import Executor
 from stages.core.schemas import Progress
 
 
 @contextmanager
-def engine_for(options: Mapping[str, Any], progress: Progress) -> Iterator[Engine]:
+def open_executor(options: Mapping[str, Any], progress: Progress) -> Iterator[Executor]:
     """The engine of `--engine` and `--ray-address`; a command without these flags works on this machine.
 
     Raises `InputError` where Ray is not installed, and for an address that no Ray is asked for.
@@ -18,14 +18,14 @@ def engine_for(options: Mapping[str, Any], progress: Progress) -> Iterator[Engin
     if options.get("engine") != "ray":
         if options.get("ray_address"):
             raise InputError("--ray-address is only for --engine ray: add that, or leave the address out.")
-        from pipeline.executors.local import Local
+        from pipeline.executors.local import LocalExecutor
 
-        yield Local()
+        yield LocalExecutor()
         return
-    from pipeline.executors.ray import Ray
+    from pipeline.executors.ray import RayExecutor
 
-    engine = Ray(options["ray_address"], progress)
+    executor = RayExecutor(options["ray_address"], progress)
     try:
-        yield engine
+        yield executor
     finally:
-        engine.close()
+        executor.close()

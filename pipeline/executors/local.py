@@ -12,22 +12,22 @@ from itertools import cycle
 from typing import Any
 
 from stages.core.errors import InputError
-from stages.core.executor import InProcess, Item, Result, Worker
+from stages.core.executor import InProcessExecutor, ItemT, ResultT, Worker
 
-_AHEAD = 2
+_ITEMS_PER_PROCESS = 2
 """Items that each process has in hand, so that none waits for the next."""
 
 
-class Local(InProcess):
+class LocalExecutor(InProcessExecutor):
     """The engine that is used unless another is named."""
 
-    def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         """The results in the items' order."""
-        gpus = visible_gpus() if worker.device == "cuda" else []
-        return spread(worker, items, gpus) if len(gpus) > 1 else super().map(worker, items)
+        gpus = list_visible_gpus() if worker.device == "cuda" else []
+        return map_on_gpus(worker, items, gpus) if len(gpus) > 1 else super().map(worker, items)
 
 
-def visible_gpus() -> list[str]:
+def list_visible_gpus() -> list[str]:
     """The GPUs that torch can use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
@@ -36,28 +36,30 @@ def visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
-def spread(worker: Worker[Item, Result], items: Iterable[Item], gpus: Iterable[str]) -> Iterator[Result]:
-    """`Engine.map` by one process for each of `gpus`, which sees that one only; they take the items in turn.
+def map_on_gpus(worker: Worker[ItemT, ResultT], items: Iterable[ItemT], gpus: Iterable[str]) -> Iterator[ResultT]:
+    """`Executor.map` by one process for each of `gpus`, which sees that one only; they take the items in turn.
 
     Raises `InputError` where one of them is ended from outside, which is what happens where memory runs out.
     """
     with ExitStack() as stack:
-        stack.enter_context(_ended())
+        stack.enter_context(_translate_broken_pool())
         context = multiprocessing.get_context("spawn")
-        pools = [ProcessPoolExecutor(1, context, initializer=_begin, initargs=(gpu, worker)) for gpu in gpus]
+        pools = [
+            ProcessPoolExecutor(1, context, initializer=_initialise_process, initargs=(gpu, worker)) for gpu in gpus
+        ]
         for pool in pools:
             stack.callback(pool.shutdown, cancel_futures=True)
-        futures: deque[Future[list[Result]]] = deque()
+        futures: deque[Future[list[ResultT]]] = deque()
         for pool, item in zip(cycle(pools), items):
-            futures.append(pool.submit(_work, item))
-            if len(futures) == _AHEAD * len(pools):
+            futures.append(pool.submit(_run_item, item))
+            if len(futures) == _ITEMS_PER_PROCESS * len(pools):
                 yield from futures.popleft().result()
         while futures:
             yield from futures.popleft().result()
 
 
 @contextmanager
-def _ended() -> Iterator[None]:
+def _translate_broken_pool() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
@@ -68,17 +70,17 @@ def _ended() -> Iterator[None]:
 
 
 _worker: Worker[Any, Any]
-_made: Callable[[Any], Iterable[Any]] | None = None
+_worker_function: Callable[[Any], Iterable[Any]] | None = None
 
 
-def _begin(gpu: str, worker: Worker[Any, Any]) -> None:
+def _initialise_process(gpu: str, worker: Worker[Any, Any]) -> None:
     global _worker
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     _worker = worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """A pool's process waits for items for ever, also where the one that would give them was killed."""
     parent = multiprocessing.parent_process()
     assert parent
@@ -86,7 +88,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(item: Any) -> list[Any]:
-    global _made
-    _made = _made or _worker.make()  # here and not in _begin, so that what it raises gets to the caller
-    return list(_made(item))
+def _run_item(item: Any) -> list[Any]:
+    global _worker_function
+    _worker_function = (
+        _worker_function or _worker.factory()
+    )  # here and not in _begin, so that what it raises gets to the caller
+    return list(_worker_function(item))

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, redirect_stdout
 from itertools import chain, islice
 
-from pipeline.executors.actor_pool import Crew
+from pipeline.executors.actor_pool import ActorPool
 from stages.core.errors import InputError
-from stages.core.executor import Item, Result, Worker
+from stages.core.executor import ItemT, ResultT, Worker
 from stages.core.schemas import Progress
 
 
-class Ray:
+class RayExecutor:
     """The cluster at `address` (host:port), joined when there is work for it.
 
     None: the one that RAY_ADDRESS names; without it, Ray is started on this machine.
@@ -30,46 +30,46 @@ class Ray:
         if importlib.util.find_spec("ray") is None:
             raise InputError("--engine ray needs the extra: pip install 'prep[ray]'")
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
-        self._progress, self._joined = progress, False
-        self._until_left = ExitStack()
+        self._progress, self._is_connected = progress, False
+        self._exit_stack = ExitStack()
 
-    def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         """The results in the items' order. Actors are there for as long as this lasts."""
         items = iter(items)
         first = list(islice(items, 1))
         if not first:
             return
-        self._join()
-        crew = Crew(worker, self._progress)
+        self._connect()
+        pool = ActorPool(worker, self._progress)
         try:
-            yield from crew.results(chain(first, items))
+            yield from pool.map_items(chain(first, items))
         finally:
-            crew.dismiss()
+            pool.stop()
 
     def close(self) -> None:
         """Leave the cluster; what was started on this machine ends."""
         import ray
 
-        with self._until_left:
-            if self._joined:
+        with self._exit_stack:
+            if self._is_connected:
                 ray.shutdown()
 
-    def _join(self) -> None:
+    def _connect(self) -> None:
         import ray
 
-        if self._joined:
+        if self._is_connected:
             return
         _require_listener(self._address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # ray prints what it hears of nodes to stdout, which is for the command's result
-        self._until_left.enter_context(redirect_stdout(io.StringIO()))
-        here = {"include_dashboard": False} if self._address == "local" else {}
+        self._exit_stack.enter_context(redirect_stdout(io.StringIO()))
+        local_options = {"include_dashboard": False} if self._address == "local" else {}
         try:
-            ray.init(self._address, logging_level="ERROR", log_to_driver=False, **here)
+            ray.init(self._address, logging_level="ERROR", log_to_driver=False, **local_options)
         except (Exception, SystemExit) as error:  # ray exits where a cluster does not answer
             why = str(error) if isinstance(error, Exception) else "it does not answer as a Ray cluster does"
-            raise _unreachable(self._address, why) from error
-        self._joined = True
+            raise _make_unreachable_error(self._address, why) from error
+        self._is_connected = True
 
 
 def _require_listener(address: str) -> None:
@@ -80,10 +80,10 @@ def _require_listener(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise _unreachable(address, str(error)) from error
+        raise _make_unreachable_error(address, str(error)) from error
 
 
-def _unreachable(address: str, why: str) -> InputError:
+def _make_unreachable_error(address: str, why: str) -> InputError:
     if address == "local":
         return InputError(f"Ray could not be started on this machine: {why}. Try --engine local.")
     return InputError(

@@ -10,58 +10,59 @@ import xxhash
 
 from pipeline.report.charts import Marker, Series
 from pipeline.workflow.artifact_store import Artifact
-from stages.core.schemas import CORPUS, JUDGED, QUERIES, VERDICTS, read_table, scan_table
-from stages.mining.explain import arrange
+from stages.core.schemas import CORPUS, QRELS_SCORED, QUERIES, VERDICTS, read_table, scan_table
+from stages.mining.explain import build_view_rows
 
-QUESTIONS, POSITIVES, NEGATIVES, MASKED = 8, 2, 4, 3
-BINS = 40
+N_EXAMPLE_QUERIES, N_EXAMPLE_POSITIVES, N_EXAMPLE_NEGATIVES, N_EXAMPLE_IGNORED = 8, 2, 4, 3
+N_SCORE_BINS = 40
 
-_VERDICTS = (("negative", "solid"), ("ignored", "light"), ("positive", "dark"))
+_VERDICT_STYLES = (("negative", "solid"), ("ignored", "light"), ("positive", "dark"))
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Train candidates by score and verdict in `BINS` equal bins of `span`, and the positives' score quantiles."""
+class ScoreHistogram:
+    """Train candidates by score and verdict in `N_SCORE_BINS` equal bins of `score_range`, and the positives' score
+    quantiles."""
 
-    span: tuple[float, float]
+    score_range: tuple[float, float]
     series: tuple[Series, ...]
-    positives: tuple[float, float, float] | None
+    positive_quantiles: tuple[float, float, float] | None
     """The 10 %, 50 % and 90 % quantiles."""
 
-    def markers(self, hardness: float | None) -> list[Marker]:
+    def make_markers(self, hardness: float | None) -> list[Marker]:
         """Lines for the mean negative that was mined and for the median positive, as far as there are any."""
         found = [] if hardness is None else [Marker(f"mean mined negative {hardness:.3f}", hardness)]
-        if self.positives:
-            low, middle, high = self.positives
+        if self.positive_quantiles:
+            low, middle, high = self.positive_quantiles
             found.append(Marker(f"median positive {middle:.3f}", middle, low, high))
         return found
 
 
 @dataclass(frozen=True)
-class Some:
-    """The first few of `total` documents: rows of `stages.mining.explain.arrange`."""
+class DocumentSample:
+    """The first few of `total` documents: rows of `stages.mining.explain.build_view_rows`."""
 
     rows: list[dict[str, Any]]
     total: int
 
 
 @dataclass(frozen=True)
-class Question:
+class ExampleQuery:
     """A train question with its best positives, its first mined negatives and the nearest of what was set aside."""
 
     query_id: str
     text: str
-    positives: Some
-    negatives: Some
-    masked: Some
+    positives: DocumentSample
+    negatives: DocumentSample
+    ignored: DocumentSample
 
 
-def train_scores(artifacts: Mapping[str, Artifact]) -> Scores | None:
+def compute_score_histogram(artifacts: Mapping[str, Artifact]) -> ScoreHistogram | None:
     """The scores of the train split's candidates; None where it has none. Tables of any size are streamed."""
-    train = _train(artifacts).lazy()
+    train = _read_train_queries(artifacts).lazy()
     verdicts = scan_table(artifacts["mask"].folder / "verdicts.parquet", VERDICTS)
     verdicts = verdicts.join(train, on="query_id", how="semi").select("verdict", pl.col("score").cast(pl.Float64))
-    judged = scan_table(artifacts["search"].folder / "judged.parquet", JUDGED).filter(pl.col("relevance") > 0)
+    judged = scan_table(artifacts["search"].folder / "judged.parquet", QRELS_SCORED).filter(pl.col("relevance") > 0)
     positives = (
         judged.join(train, on="query_id", how="semi").select(pl.col("score").cast(pl.Float64)).collect()["score"]
     )
@@ -71,56 +72,65 @@ def train_scores(artifacts: Mapping[str, Artifact]) -> Scores | None:
         return None
     low, high = min([low, *positives]), max([high, *positives])
     high = high if high > low else low + 1e-3
-    place = ((pl.col("score") - low) / (high - low) * BINS).floor().clip(0, BINS - 1).cast(pl.Int64)
+    place = ((pl.col("score") - low) / (high - low) * N_SCORE_BINS).floor().clip(0, N_SCORE_BINS - 1).cast(pl.Int64)
     counts = verdicts.group_by("verdict", place.alias("bin")).len().collect(engine="streaming")
     found = {(verdict, place): count for verdict, place, count in counts.iter_rows()}
-    series = (Series(v, css, [found.get((v, place), 0) for place in range(BINS)]) for v, css in _VERDICTS)
+    series = (Series(v, css, [found.get((v, place), 0) for place in range(N_SCORE_BINS)]) for v, css in _VERDICT_STYLES)
     quantiles = [q for share in (0.1, 0.5, 0.9) if (q := positives.quantile(share, "linear")) is not None]
-    spread = (quantiles[0], quantiles[1], quantiles[2]) if quantiles else None
-    return Scores((low, high), tuple(series), spread)
+    positive_quantiles = (quantiles[0], quantiles[1], quantiles[2]) if quantiles else None
+    return ScoreHistogram((low, high), tuple(series), positive_quantiles)
 
 
-def drawn_questions(artifacts: Mapping[str, Artifact]) -> list[Question]:
-    """`QUESTIONS` questions of the train split, those with the smallest hash of their id, and their documents."""
-    train = _train(artifacts)
+def sample_queries(artifacts: Mapping[str, Artifact]) -> list[ExampleQuery]:
+    """`N_EXAMPLE_QUERIES` questions of the train split, those with the smallest hash of their id, and their
+    documents."""
+    train = _read_train_queries(artifacts)
     draw = pl.Series("draw", [xxhash.xxh3_64_intdigest(f"report:{i}".encode()) for i in train["query_id"]], pl.UInt64)
-    drawn = train.with_columns(draw).sort("draw", "query_id").head(QUESTIONS)
-    verdicts = _of(drawn, artifacts["mask"].folder / "verdicts.parquet", VERDICTS)
+    sampled = train.with_columns(draw).sort("draw", "query_id").head(N_EXAMPLE_QUERIES)
+    verdicts = _read_rows_of_queries(sampled, artifacts["mask"].folder / "verdicts.parquet", VERDICTS)
     verdicts = verdicts.unique(["query_id", "doc_id"], keep="first", maintain_order=True)
-    judged = _of(drawn, artifacts["search"].folder / "judged.parquet", JUDGED)
+    judged = _read_rows_of_queries(sampled, artifacts["search"].folder / "judged.parquet", QRELS_SCORED)
     wanted = pl.concat([verdicts["doc_id"], judged["doc_id"]]).unique().implode()
     corpus = scan_table(artifacts["pairs"].folder / "corpus.parquet", CORPUS).select("doc_id", "text")
     texts = corpus.filter(pl.col("doc_id").is_in(wanted)).collect()
     rule = artifacts["mask"].summary["rule"]
-    mined = _mined(artifacts["compose"], set(drawn["query_id"]))
+    mined = _read_mined_negatives(artifacts["compose"], set(sampled["query_id"]))
     out = []
-    for query_id, text in drawn.select("query_id", "query").iter_rows():
+    for query_id, text in sampled.select("query_id", "query").iter_rows():
         mine = pl.col("query_id") == query_id
-        rows = arrange(judged.filter(mine), verdicts.filter(mine), texts, rule).to_dicts()
-        out.append(_question(query_id, text, rows, mined.get(query_id, [])))
+        rows = build_view_rows(judged.filter(mine), verdicts.filter(mine), texts, rule).to_dicts()
+        out.append(_make_example_query(query_id, text, rows, mined.get(query_id, [])))
     return out
 
 
-def _question(query_id: str, text: str, rows: list[dict[str, Any]], mined: list[tuple[str, str]]) -> Question:
+def _make_example_query(
+    query_id: str, text: str, rows: list[dict[str, Any]], mined: list[tuple[str, str]]
+) -> ExampleQuery:
     by_id = {row["doc_id"]: row for row in rows}
     positives = [row for row in rows if row["verdict"] == "positive"]
-    masked = sorted((row for row in rows if row["verdict"] == "ignored"), key=_distance)
-    return Question(
+    masked = sorted((row for row in rows if row["verdict"] == "ignored"), key=_measure_threshold_distance)
+    return ExampleQuery(
         query_id,
         text,
-        Some(positives[:POSITIVES], len(positives)),
-        Some([by_id.get(doc_id) or _drawn(doc_id, text) for doc_id, text in mined[:NEGATIVES]], len(mined)),
-        Some(masked[:MASKED], len(masked)),
+        DocumentSample(positives[:N_EXAMPLE_POSITIVES], len(positives)),
+        DocumentSample(
+            [
+                by_id.get(doc_id) or _make_random_negative_row(doc_id, text)
+                for doc_id, text in mined[:N_EXAMPLE_NEGATIVES]
+            ],
+            len(mined),
+        ),
+        DocumentSample(masked[:N_EXAMPLE_IGNORED], len(masked)),
     )
 
 
-def _drawn(doc_id: str, text: str) -> dict[str, Any]:
+def _make_random_negative_row(doc_id: str, text: str) -> dict[str, Any]:
     """A mined negative that is no candidate, as a row."""
     told = {"rank": None, "score": None, "verdict": "negative", "explanation": "drawn from all documents"}
     return {"doc_id": doc_id, "text": text, **told}
 
 
-def _distance(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+def _measure_threshold_distance(row: Mapping[str, Any]) -> tuple[bool, float, str]:
     """How far a candidate is from its threshold, in what the rule measures; where there is none, the lowest scores come
     first."""
     measured = row["p_false_negative"] if row["reason"] == "learned" else row["score"]
@@ -129,16 +139,16 @@ def _distance(row: Mapping[str, Any]) -> tuple[bool, float, str]:
     return False, abs(measured - row["threshold"]), row["doc_id"]
 
 
-def _train(artifacts: Mapping[str, Artifact]) -> pl.DataFrame:
+def _read_train_queries(artifacts: Mapping[str, Artifact]) -> pl.DataFrame:
     queries = read_table(artifacts["pairs"].folder / "queries.parquet", QUERIES, ["query_id", "query", "split"])
     return queries.filter(pl.col("split") == "train").drop("split")
 
 
-def _of(questions: pl.DataFrame, path: Any, schema: Any) -> pl.DataFrame:
+def _read_rows_of_queries(questions: pl.DataFrame, path: Any, schema: Any) -> pl.DataFrame:
     return scan_table(path, schema).filter(pl.col("query_id").is_in(questions["query_id"].implode())).collect()
 
 
-def _mined(compose: Artifact, wanted: set[str]) -> dict[str, list[tuple[str, str]]]:
+def _read_mined_negatives(compose: Artifact, wanted: set[str]) -> dict[str, list[tuple[str, str]]]:
     """The negatives (id, text) in mined.jsonl of some questions, in its order."""
     found: dict[str, list[tuple[str, str]]] = {}
     with (compose.folder / "mined.jsonl").open(encoding="utf-8", newline="\n") as file:

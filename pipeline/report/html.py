@@ -1,10 +1,10 @@
-"""HTML by hand: escaping, tables, and the frame with its style. Whatever comes from data goes through `esc`."""
+"""HTML by hand: escaping, tables, and the frame with its style. Whatever comes from data goes through `escape_html`."""
 
 import html
 import re
 from collections.abc import Iterable, Sequence
 
-CUT = 240
+MAX_TEXT_CHARS = 240
 """Characters of a text that a page shows."""
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
@@ -16,76 +16,82 @@ class Html(str):
     __slots__ = ()
 
 
-def esc(value: object) -> Html:
-    """`value` as markup: text is escaped, also for attributes; characters that HTML forbids become U+FFFD."""
+def escape_html(value: object) -> Html:
+    """`threshold` as markup: text is escaped, also for attributes; characters that HTML forbids become U+FFFD."""
     return value if isinstance(value, Html) else Html(html.escape(_UNPRINTABLE.sub("\ufffd", str(value))))
 
 
-def lines(parts: Iterable[str]) -> Html:
+def join_lines(parts: Iterable[str]) -> Html:
     """Pieces of markup, one a line; plain strings are escaped."""
-    return Html("\n".join(esc(part) for part in parts))
+    return Html("\n".join(escape_html(part) for part in parts))
 
 
-def prose(text: str, tag: str = "p", css: str = "text") -> Html:
-    """Text of unknown language in its own direction, white space folded, cut to `CUT` characters."""
-    return Html(f'<{tag} class="{css}" dir="auto">{esc(cut(text))}</{tag}>')
+def render_text(text: str, tag: str = "p", css_class: str = "text") -> Html:
+    """Text of unknown language in its own direction, white space folded, cut to `MAX_TEXT_CHARS` characters."""
+    return Html(f'<{tag} class="{css_class}" dir="auto">{escape_html(truncate_text(text))}</{tag}>')
 
 
-def cut(text: str) -> str:
-    """The first `CUT` characters of a text with its white space folded, up to a word's end where one is near."""
+def truncate_text(text: str) -> str:
+    """The first `MAX_TEXT_CHARS` characters of a text with its white space folded, up to a word's end where one is
+    near."""
     folded = " ".join(text.split())
-    if len(folded) <= CUT:
+    if len(folded) <= MAX_TEXT_CHARS:
         return folded
-    kept, _, broken = folded[:CUT].rpartition(" ")
-    return (kept if len(broken) < CUT // 8 else folded[: CUT - 1]) + "…"
+    kept, _, broken = folded[:MAX_TEXT_CHARS].rpartition(" ")
+    return (kept if len(broken) < MAX_TEXT_CHARS // 8 else folded[: MAX_TEXT_CHARS - 1]) + "…"
 
 
-def section(title: str, *parts: str) -> Html:
+def render_section(title: str, *parts: str) -> Html:
     """A section under its heading."""
-    return lines([Html("<section>"), Html(f"<h2>{esc(title)}</h2>"), *parts, Html("</section>")])
+    return join_lines([Html("<section>"), Html(f"<h2>{escape_html(title)}</h2>"), *parts, Html("</section>")])
 
 
-def note(*sentences: str) -> Html:
+def render_note(*sentences: str) -> Html:
     """A paragraph that says how to read what follows it."""
-    return Html(f'<p class="note">{" ".join(map(esc, sentences))}</p>')
+    return Html(f'<p class="note">{" ".join(map(escape_html, sentences))}</p>')
 
 
-def count(number: int, noun: str) -> str:
+def format_count(n: int, noun: str) -> str:
     """`1 question`, `1,431 questions`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def table(head: Sequence[str], bodies: Sequence[tuple[str, Sequence[Sequence[str]]]], css: str = "") -> Html:
+def render_table(
+    header: Sequence[str], bodies: Sequence[tuple[str, Sequence[Sequence[str]]]], css_class: str = ""
+) -> Html:
     """A table of groups of rows, each under its name (none where that is empty); it scrolls where it is too wide.
 
     The first cell of a row names the row. A cell whose text is a number stands right-aligned.
     """
-    out = [f'<div class="scroll"><table class="{esc(css)}">']
-    if head:
-        numeric = [all(_is_number(row[i]) for _, rows in bodies for row in rows) for i in range(len(head))]
-        cells = (f'<th{_right(right)} scope="col">{esc(name)}</th>' for name, right in zip(head, numeric, strict=True))
+    out = [f'<div class="scroll"><table class="{escape_html(css_class)}">']
+    if header:
+        numeric = [all(_is_number_text(row[i]) for _, rows in bodies for row in rows) for i in range(len(header))]
+        cells = (
+            f'<th{_format_number_class(right)} scope="col">{escape_html(name)}</th>'
+            for name, right in zip(header, numeric, strict=True)
+        )
         out.append(f"<thead><tr>{''.join(cells)}</tr></thead>")
     for name, rows in bodies:
         out.append("<tbody>")
         if name:
             width = len(rows[0]) if rows else 1
-            out.append(f'<tr class="group"><th scope="rowgroup" colspan="{width}">{esc(name)}</th></tr>')
+            out.append(f'<tr class="group"><th scope="rowgroup" colspan="{width}">{escape_html(name)}</th></tr>')
         for first, *rest in rows:
-            cells = (f"<td{_right(_is_number(cell))}>{esc(cell)}</td>" for cell in rest)
-            out.append(f'<tr><th scope="row">{esc(first)}</th>{"".join(cells)}</tr>')
+            cells = (f"<td{_format_number_class(_is_number_text(cell))}>{escape_html(cell)}</td>" for cell in rest)
+            out.append(f'<tr><th scope="row">{escape_html(first)}</th>{"".join(cells)}</tr>')
         out.append("</tbody>")
     return Html("\n".join([*out, "</table></div>"]))
 
 
-def _right(numeric: bool) -> str:
+def _format_number_class(numeric: bool) -> str:
     return ' class="number"' if numeric else ""
 
 
-def _is_number(cell: str) -> bool:
+def _is_number_text(cell: str) -> bool:
     return not isinstance(cell, Html) and bool(re.fullmatch(r"<?[+−-]?[\d,]*\.?\d+%?", cell))
 
 
-def document(title: str, body: str) -> str:
+def render_html_page(title: str, body: str) -> str:
     """A whole page: it loads nothing, and its policy lets nothing in a text run or load either."""
     return f"""<!doctype html>
 <html lang="en">
@@ -94,19 +100,19 @@ def document(title: str, body: str) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{esc(title)}</title>
-<style>{STYLE}</style>
+<title>{escape_html(title)}</title>
+<style>{STYLESHEET}</style>
 </head>
 <body>
 <main>
-{esc(body)}
+{escape_html(body)}
 </main>
 </body>
 </html>
 """
 
 
-STYLE = """
+STYLESHEET = """
 :root {
   color-scheme: light dark;
   --paper: #fcfcfa; --ink: #1c1e22; --muted: #5a606b; --rule: #dfdfda; --grey: #737a86; --soft: #c3c7cd;

@@ -13,11 +13,11 @@ from typing import Any
 
 import xxhash
 
-from stages.core.errors import InputError, WorkspaceBusy
+from stages.core.errors import InputError, WorkspaceBusyError
 from stages.core.model_files import file_digest
 
-MANIFEST = "manifest.json"
-MARKER = "prep-workspace"
+MANIFEST_FILE = "manifest.json"
+WORKSPACE_MARKER_FILE = "prep-workspace"
 """A file that says that a folder is ours: what has none and holds other things is never swept or collected."""
 
 
@@ -39,22 +39,22 @@ class Artifact:
         summary: dict[str, Any] = self.manifest["summary"]
         return summary
 
-    def digest(self, output: str) -> str:
+    def digest_output(self, output: str) -> str:
         """The digest of one output, a file or a folder."""
         files: dict[str, str] = self.manifest["files"]
-        return digest_of({name: d for name, d in files.items() if name == output or name.startswith(output + "/")})
+        return digest_json({name: d for name, d in files.items() if name == output or name.startswith(output + "/")})
 
 
-def digest_of(value: Any) -> str:
+def digest_json(value: Any) -> str:
     """xxh3-128 of a JSON-able value in its canonical form."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(canonical.encode())
 
 
-def folder_digests(folder: Path) -> dict[str, str]:
-    """Relative path -> digest of every file under `folder`, its manifest left out."""
+def digest_folder(folder: Path) -> dict[str, str]:
+    """Relative path -> digest of every file under `get_artifact_folder`, its manifest left out."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path != folder / MANIFEST}
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path != folder / MANIFEST_FILE}
 
 
 class Workspace:
@@ -70,42 +70,46 @@ class Workspace:
         self.logs = root / "logs"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the workspace for one run, or raise `WorkspaceBusy` at once; the kernel frees a dead process's lock."""
+    def lock(self) -> Iterator[None]:
+        """Hold the workspace for one run, or raise `WorkspaceBusyError` at once; the kernel frees a dead process's
+        lock."""
         from filelock import FileLock, Timeout
 
-        self._claim()
-        holder = self.root / "lock.holder"
-        lock = FileLock(self.root / "lock", timeout=0)
+        self._initialise()
+        holder_file = self.root / "lock.holder"
+        file_lock = FileLock(self.root / "lock", timeout=0)
         try:
-            lock.acquire()
+            file_lock.acquire()
         except Timeout:
-            who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-            raise WorkspaceBusy(f"another run holds the workspace {self.root} ({who}). Try again later.") from None
+            holder_name = holder_file.read_text(encoding="utf-8") if holder_file.exists() else "another process"
+            raise WorkspaceBusyError(
+                f"another run holds the workspace {self.root} ({holder_name}). Try again later."
+            ) from None
         try:
             with contextlib.suppress(OSError):  # who holds it is a courtesy, which a full disk may cost
-                holder.write_text(
+                holder_file.write_text(
                     f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8"
                 )
-            self._sweep()
+            self._delete_leftovers()
             yield
         finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+            holder_file.unlink(missing_ok=True)
+            file_lock.release()
 
-    def _claim(self) -> None:
+    def _initialise(self) -> None:
         """Make the folder a workspace, unless it holds somebody's other files; raises `InputError`."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            others = [path.name for path in self.root.iterdir() if path.name != "lost+found"]
-            if others and MARKER not in others:
+            existing_names = [path.name for path in self.root.iterdir() if path.name != "lost+found"]
+            if existing_names and WORKSPACE_MARKER_FILE not in existing_names:
                 raise InputError(
-                    f"{self.root} is no workspace of prep: it holds other files ({', '.join(sorted(others)[:3])}). "
+                    f"{self.root} is no workspace of prep: it holds other files "
+                    f"({', '.join(sorted(existing_names)[:3])}). "
                     "Name an empty or a new folder with --workspace."
                 )
             if self.current.exists() and not self.current.is_symlink():
                 raise InputError(f"{self.current} is not the link that prep makes. Move it away and run again.")
-            (self.root / MARKER).touch()
+            (self.root / WORKSPACE_MARKER_FILE).touch()
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"{self.root} is not a folder. Name another with --workspace.") from error
         except OSError as error:
@@ -114,7 +118,7 @@ class Workspace:
                 "Name another with --workspace, or mend its permissions or space."
             ) from error
 
-    def _sweep(self) -> None:
+    def _delete_leftovers(self) -> None:
         """Drop what a killed run left half-made; nothing ever reads it."""
         for parent in (*self.runs.glob("*"), self.published):
             for leftover in parent.glob(".tmp-*"):
@@ -122,29 +126,29 @@ class Workspace:
         for leftover in (*self.root.glob(".current-*"), *self.root.glob(".tmp-*"), *self.root.glob("inputs/.tmp-*")):
             leftover.unlink(missing_ok=True)
 
-    def folder(self, stage: str, key: str) -> Path:
+    def get_artifact_folder(self, stage: str, key: str) -> Path:
         """Where the artifact of `stage` under `key` lies, whether or not it is there."""
         return self.runs / stage / key
 
-    def find(self, stage: str, key: str) -> Artifact | None:
+    def find_artifact(self, stage: str, key: str) -> Artifact | None:
         """The artifact, if it is committed and every file still hashes to what its manifest says."""
-        folder = self.folder(stage, key)
+        folder = self.get_artifact_folder(stage, key)
         manifest = read_manifest(folder)
-        if manifest is None or manifest["key"] != key or not intact_files(folder, manifest):
+        if manifest is None or manifest["key"] != key or not has_valid_files(folder, manifest):
             return None
         return Artifact(folder, manifest)
 
-    def artifacts(self, stage: str) -> list[Artifact]:
+    def list_artifacts(self, stage: str) -> list[Artifact]:
         """Every committed artifact of a stage, newest first; not verified."""
         found = []
         for folder in (self.runs / stage).glob("[!.]*"):
             if (manifest := read_manifest(folder)) is not None:
                 with contextlib.suppress(OSError):  # dropped by a gc at this moment
-                    found.append(((folder / MANIFEST).stat().st_mtime_ns, Artifact(folder, manifest)))
+                    found.append(((folder / MANIFEST_FILE).stat().st_mtime_ns, Artifact(folder, manifest)))
         return [artifact for _, artifact in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
     @contextmanager
-    def building(self, stage: str, key: str) -> Iterator[Path]:
+    def create_build_folder(self, stage: str, key: str) -> Iterator[Path]:
         """An empty folder to build an artifact in; gone afterwards if it was not committed."""
         folder = self.runs / stage / f".tmp-{key}"
         shutil.rmtree(folder, ignore_errors=True)
@@ -154,29 +158,34 @@ class Workspace:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def commit(self, stage: str, key: str, built: Path, manifest: Mapping[str, Any]) -> Artifact:
+    def commit_artifact(self, stage: str, key: str, build_folder: Path, manifest: Mapping[str, Any]) -> Artifact:
         """Make a built folder the artifact under `key`: its files are on disk before its manifest, and that before
         the name. A damaged artifact of the same key is replaced file by file, so that readers never miss one."""
-        whole = {**manifest, "key": key, "files": folder_digests(built)}
-        for path in built.rglob("*"):
+        full_manifest = {**manifest, "key": key, "files": digest_folder(build_folder)}
+        for path in build_folder.rglob("*"):
             if path.is_file():
-                sync(path)
-        write_durably(built / MANIFEST, json.dumps({**whole, "digest": digest_of(whole)}, indent=1, ensure_ascii=False))
-        target = self.folder(stage, key)
+                fsync_path(path)
+        write_durably(
+            build_folder / MANIFEST_FILE,
+            json.dumps({**full_manifest, "digest": digest_json(full_manifest)}, indent=1, ensure_ascii=False),
+        )
+        target = self.get_artifact_folder(stage, key)
         if target.exists():
-            for path in sorted(path for path in built.rglob("*") if path.is_file() and path.name != MANIFEST):
-                place = target / path.relative_to(built)
+            for path in sorted(
+                path for path in build_folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE
+            ):
+                place = target / path.relative_to(build_folder)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
-            (built / MANIFEST).replace(target / MANIFEST)
+            (build_folder / MANIFEST_FILE).replace(target / MANIFEST_FILE)
         else:
-            built.rename(target)
-        sync(target.parent)
-        return Artifact(target, whole)
+            build_folder.rename(target)
+        fsync_path(target.parent)
+        return Artifact(target, full_manifest)
 
-    def event(self, **what: Any) -> None:
+    def log_event(self, **fields: Any) -> None:
         """Append one line to events.jsonl, with the time. A log that can't be written stops nothing."""
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **what}, ensure_ascii=False)
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}, ensure_ascii=False)
         with contextlib.suppress(OSError), (self.root / "events.jsonl").open("ab+") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 line = "\n" + line  # a kill or a full disk cut the line before short
@@ -186,14 +195,14 @@ class Workspace:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """A folder's manifest, or None where there is none, or one that is not as it was written."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         digest = manifest.pop("digest")
     except (OSError, ValueError, AttributeError, KeyError):
         return None
-    return manifest if digest == digest_of(manifest) else None
+    return manifest if digest == digest_json(manifest) else None
 
 
-def intact_files(folder: Path, manifest: Mapping[str, Any]) -> bool:
+def has_valid_files(folder: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether every file that the manifest names still has its digest; what others put beside them is not ours."""
     try:
         return all(file_digest(folder / name) == digest for name, digest in manifest["files"].items())
@@ -209,10 +218,10 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    sync(path.parent)
+    fsync_path(path.parent)
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Force a file or a folder's entries to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

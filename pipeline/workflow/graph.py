@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stages.core.params import Params
+    from stages.core.params import BaseParams
 
 
 @dataclass(frozen=True)
@@ -19,22 +19,22 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     libraries: tuple[str, ...]
-    models: tuple[tuple[str, str, str], ...] = ()
+    model_inputs: tuple[tuple[str, str, str], ...] = ()
     """Models that are inputs too: (name of the input, stage and parameter that name the model)."""
 
-    def load(self) -> ModuleType:
+    def load_module(self) -> ModuleType:
         """The module that holds the stage's Params, VERSION and run."""
         return importlib.import_module(self.module)
 
-    def reads(self, params: "Params") -> tuple[str, ...]:
-        """The inputs under these parameters: a stage's `unneeded` says which of them it would leave unread."""
-        unneeded = getattr(self.load(), "unneeded", None)
-        left_out = unneeded(params) if unneeded else frozenset()
-        return tuple(path for path in self.inputs if path not in left_out)
+    def select_inputs(self, params: "BaseParams") -> tuple[str, ...]:
+        """The inputs under these parameters: a stage's `skipped_inputs` says which of them it would leave unread."""
+        skip = getattr(self.load_module(), "skipped_inputs", None)
+        skipped = skip(params) if skip else frozenset()
+        return tuple(path for path in self.inputs if path not in skipped)
 
-    def upstream(self, params: "Params") -> tuple[str, ...]:
+    def list_upstream_stages(self, params: "BaseParams") -> tuple[str, ...]:
         """The names of the stages that this one then reads from, each once, in order."""
-        return tuple(dict.fromkeys(path.split("/")[0] for path in self.reads(params)))
+        return tuple(dict.fromkeys(path.split("/")[0] for path in self.select_inputs(params)))
 
 
 PIPELINE = (
@@ -159,7 +159,7 @@ PIPELINE = (
             "train/training.json",
         ),
         outputs=("metrics.json", "per_query.parquet"),
-        models=(("base", "train", "base"),),
+        model_inputs=(("base", "train", "base"),),
         libraries=("torch", "transformers", "sentence-transformers", "scipy", "ir-measures", "polars"),
     ),
 )
@@ -182,9 +182,9 @@ GATE = Stage(
 )
 """Run by a refresh only, where a reranker is published already; its input "old" is that one."""
 
-STAGES = {stage.name: stage for stage in PIPELINE}
+STAGES_BY_NAME = {stage.name: stage for stage in PIPELINE}
 
-PUBLISHED = (
+PUBLISHED_OUTPUTS = (
     "compose/mined.jsonl",
     "search/candidates.parquet",
     "mask/verdicts.parquet",

@@ -7,26 +7,26 @@ can't be told from one that nobody gave, and passes.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from stages.core.params import Params
+from stages.core.params import BaseParams
 
-STAGES = ("evidence", "verify", "mask", "compose")
-GIVEN: tuple[Any, ...] = ()
+MINING_STAGES = ("evidence", "verify", "mask", "compose")
+ANY_VALUE: tuple[Any, ...] = ()
 """Any value but the default."""
 
-NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
+OPTION_DEPENDENCIES: dict[str, dict[str, tuple[Any, ...]]] = {
     "min_answer_chars": {"answers": (True,)},
-    "max_false_negatives": {"mask": ("learned",), "teacher": GIVEN, "judge": GIVEN},
+    "max_false_negatives": {"mask": ("learned",), "teacher": ANY_VALUE, "judge": ANY_VALUE},
     "window_start": {"mask": ("window",)},
     "window_end": {"mask": ("window",)},
     "above": {"relabel": ("positive",)},
-    "teacher_rule": {"teacher": GIVEN},
-    "teacher_threshold": {"teacher_rule": GIVEN},
-    "teacher_budget": {"teacher": GIVEN},
-    "teacher_max_length": {"teacher": GIVEN},
+    "teacher_rule": {"teacher": ANY_VALUE},
+    "teacher_threshold": {"teacher_rule": ANY_VALUE},
+    "teacher_budget": {"teacher": ANY_VALUE},
+    "teacher_max_length": {"teacher": ANY_VALUE},
     "teacher_base": {"teacher": ("self",)},
     "folds": {"teacher": ("self",)},
-    "judge_model": {"judge": GIVEN},
-    "judge_budget": {"judge": GIVEN},
+    "judge_model": {"judge": ANY_VALUE},
+    "judge_budget": {"judge": ANY_VALUE},
     "simans_a": {"sampling": ("simans",)},
     "simans_b": {"sampling": ("simans",)},
     "quota_head": {"sampling": ("quota",)},
@@ -37,44 +37,49 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """Parameter -> the others of which one must have one of these values."""
 
-UNASKED = ("evidence", "verify", "mask")
+STAGES_SKIPPED_BY_SLICES = ("evidence", "verify", "mask")
 """Stages that sampling = slices does without."""
-UNUSED = ("negatives", "thin_similarity")
+OPTIONS_UNUSED_BY_SLICES = ("negatives", "thin_similarity")
 """What it does not look at in compose; the rest compose refuses by itself."""
 
 
-class Ignored(NamedTuple):
+class IgnoredOption(NamedTuple):
     """A parameter that is given and counts for nothing."""
 
     name: str
-    others: tuple[str, ...]
+    dependencies: tuple[str, ...]
     """What it hangs on."""
-    why: str
+    reason: str
     """A sentence that follows on "name = value"."""
 
 
-def ignored(params: Mapping[str, Params]) -> list[Ignored]:
+def find_ignored_options(params: Mapping[str, BaseParams]) -> list[IgnoredOption]:
     """What of `params` (stage -> its Params) is given and would be ignored."""
-    fields = {name: field.default for stage in STAGES for name, field in type(params[stage]).model_fields.items()}
-    values = {name: value for stage in STAGES for name, value in params[stage]}
-    given = [name for name, value in values.items() if value not in ("", fields[name])]
-    sliced = values["sampling"] == "slices"
-    unread = {*UNUSED, *(name for stage in UNASKED for name in type(params[stage]).model_fields)}
+    defaults = {
+        name: field.default for stage in MINING_STAGES for name, field in type(params[stage]).model_fields.items()
+    }
+    values = {name: value for stage in MINING_STAGES for name, value in params[stage]}
+    given = [name for name, value in values.items() if value not in ("", defaults[name])]
+    is_sliced = values["sampling"] == "slices"
+    unused = {
+        *OPTIONS_UNUSED_BY_SLICES,
+        *(name for stage in STAGES_SKIPPED_BY_SLICES for name in type(params[stage]).model_fields),
+    }
 
-    def met(other: str, wanted: tuple[Any, ...]) -> bool:
+    def is_met(other: str, wanted: tuple[Any, ...]) -> bool:
         return values[other] in wanted if wanted else other in given
 
     found = []
     for name in given:
-        needs = NEEDS.get(name, {})
-        if sliced and name in unread:
+        alternatives = OPTION_DEPENDENCIES.get(name, {})
+        if is_sliced and name in unused:
             why = "does not count with sampling = 'slices', which mines and masks nothing: leave it"
-            found.append(Ignored(name, ("sampling",), f"{why} at {fields[name]!r}"))
-        elif needs and not any(met(other, wanted) for other, wanted in needs.items()):
-            why = f"counts only with {_either(needs)}: give that, or leave it at {fields[name]!r}"
-            found.append(Ignored(name, tuple(needs), why))
+            found.append(IgnoredOption(name, ("sampling",), f"{why} at {defaults[name]!r}"))
+        elif alternatives and not any(is_met(other, wanted) for other, wanted in alternatives.items()):
+            why = f"counts only with {_join_alternatives(alternatives)}: give that, or leave it at {defaults[name]!r}"
+            found.append(IgnoredOption(name, tuple(alternatives), why))
     return found
 
 
-def _either(needs: Mapping[str, tuple[Any, ...]]) -> str:
+def _join_alternatives(needs: Mapping[str, tuple[Any, ...]]) -> str:
     return " or ".join(f"{name} = {wanted[0]!r}" if wanted else f"a {name}" for name, wanted in needs.items())

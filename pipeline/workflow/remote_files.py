@@ -14,17 +14,17 @@ from typing import Any
 
 import xxhash
 
-from pipeline.workflow.artifact_store import Workspace, folder_digests, write_durably
+from pipeline.workflow.artifact_store import Workspace, digest_folder, write_durably
 from stages.core.errors import InputError
 from stages.core.model_files import file_digest
 
-KEYS = ("tables", "corpus", "decisions")
+URL_KEYS = ("tables", "corpus", "decisions")
 """The keys of [pairs] that may name URLs."""
-POINTER = "current.json"
+POINTER_FILE = "current.json"
 """What is written last, whole: {"publication": its folder, "files": {name: digest}}."""
-INDEX = "index.json"
+INDEX_FILE = "index.json"
 """Which file of this machine holds what of which URL, as it was last fetched."""
-_SETTLED = 2.0
+_MIN_AGE_SECONDS = 2.0
 """Seconds after which a file that was written anew shows another time: clocks of object stores tick once a second."""
 _GLOB = re.compile(r"[*\[]")
 
@@ -34,85 +34,87 @@ def is_url(value: object) -> bool:
     return isinstance(value, str) and "://" in value
 
 
-def shown(value: Any) -> Any:
+def redact_url(value: Any) -> Any:
     """A URL, or what holds some, without what may be secret in one: who asks, and the options."""
     if isinstance(value, list | tuple):
-        return [shown(one) for one in value]
+        return [redact_url(one) for one in value]
     if not is_url(value):
         return value
     scheme, _, rest = value.partition("://")
     return f"{scheme}://{re.sub('^[^@]*:[^@]*@', '', rest.partition('?')[0])}"
 
 
-def fetched(workspace: Workspace, pairs: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in [pairs] behind URLs, as files of this machine that hold what stands there now: by key of `KEYS`.
+def fetch_files(workspace: Workspace, pairs_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in [pairs] behind URLs, as files of this machine that hold what stands there now: by key of
+    `URL_KEYS`.
 
     A glob in the last part of a URL stands for all files that match. What has not changed, by size and time, is not
     fetched again. The workspace must be locked. Raises `InputError` where a URL can't be read.
     """
-    folder = _folder(workspace)
+    folder = _get_cache_folder(workspace)
     index: dict[str, list[str]] = {}
-    found = _replaced(pairs, lambda key, url: index.setdefault(url, _files(folder, key, url)))
-    if index or (folder / INDEX).exists():  # where no URL is left, what stood for them is forgotten
-        write_durably(folder / INDEX, json.dumps(index, indent=1))
-        (folder / INDEX).chmod(0o600)  # a URL may hold a secret
+    found = _replace_urls(pairs_settings, lambda key, url: index.setdefault(url, _fetch_url(folder, key, url)))
+    if index or (folder / INDEX_FILE).exists():  # where no URL is left, what stood for them is forgotten
+        write_durably(folder / INDEX_FILE, json.dumps(index, indent=1))
+        (folder / INDEX_FILE).chmod(0o600)  # a URL may hold a secret
     return found
 
 
-def at_hand(workspace: Workspace, pairs: Mapping[str, Any]) -> dict[str, Any]:
-    """As `fetched`, but with the files as they were fetched last: asks nobody, and changes nothing. What never was
+def find_cached_files(workspace: Workspace, pairs_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As `fetch_files`, but with the files as they were fetched last: asks nobody, and changes nothing. What never was
     stays a URL."""
-    index = _index(_folder(workspace))
-    return _replaced(pairs, lambda key, url: index.get(url) or [url])
+    index = _read_fetch_index(_get_cache_folder(workspace))
+    return _replace_urls(pairs_settings, lambda key, url: index.get(url) or [url])
 
 
-def forgotten(workspace: Workspace) -> Iterator[Path]:
+def find_stale_files(workspace: Workspace) -> Iterator[Path]:
     """What was fetched for URLs that are asked for no longer."""
-    folder = _folder(workspace)
-    used = {Path(file).parent.name for files in _index(folder).values() for file in files}
-    yield from (p for p in folder.glob("*") if p.name != INDEX and p.name.partition(".")[0] not in used)
+    folder = _get_cache_folder(workspace)
+    used = {Path(file).parent.name for files in _read_fetch_index(folder).values() for file in files}
+    yield from (p for p in folder.glob("*") if p.name != INDEX_FILE and p.name.partition(".")[0] not in used)
 
 
-def _index(folder: Path) -> dict[str, list[str]]:
+def _read_fetch_index(folder: Path) -> dict[str, list[str]]:
     try:
-        found: dict[str, list[str]] = json.loads((folder / INDEX).read_bytes())
+        found: dict[str, list[str]] = json.loads((folder / INDEX_FILE).read_bytes())
     except (OSError, ValueError):
         return {}
     return found
 
 
-def _replaced(pairs: Mapping[str, Any], files: Callable[[str, str], list[str]]) -> dict[str, Any]:
+def _replace_urls(pairs: Mapping[str, Any], files: Callable[[str, str], list[str]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key in KEYS:
+    for key in URL_KEYS:
         value = pairs.get(key)
         several = list(value) if isinstance(value, list | tuple) else [value]
         if any(map(is_url, several)):
             each = [files(key, str(one)) if is_url(one) else [str(one)] for one in several]
             found[key] = list(dict.fromkeys(file for some in each for file in some))
             if key == "decisions":
-                found[key] = found[key][0]  # `_files` lets no more through
+                found[key] = found[key][0]  # `_fetch_url` lets no more through
     return found
 
 
-def _files(folder: Path, key: str, url: str) -> list[str]:
+def _fetch_url(folder: Path, key: str, url: str) -> list[str]:
     """The files of this machine that hold what a URL stands for."""
-    what = f"[pairs] {key} = {shown(url)}"
+    what = f"[pairs] {key} = {redact_url(url)}"
     if "#" in url:
         raise InputError(f"{what}: what comes after # is no part of a file's name in a URL. Write %23 for the sign.")
     if "*" in url.partition("?")[0].rpartition("/")[0]:
         raise InputError(f"{what}: only the last part of a URL may hold a *.")
-    with reported(f"{what} can't be read", url):
-        system, path = _located(url)
-        infos = [info for info in [system.get_file_info(path)] if info.is_file] or _matching(system, path, what)
+    with translate_storage_errors(f"{what} can't be read", url):
+        system, path = _resolve_url(url)
+        infos = [info for info in [system.get_file_info(path)] if info.is_file] or _expand_glob(system, path, what)
         if key == "decisions" and len(infos) > 1:
             raise InputError(f"{what}: {len(infos)} files match, and it can only be one.")
         options = url.partition("?")[2]
         return [
-            str(_fetch(folder, f"{url.partition('://')[0]}\0{options}\0{info.path}", system, info)) for info in infos
+            str(_fetch_file(folder, f"{url.partition('://')[0]}\0{options}\0{info.path}", system, info))
+            for info in infos
         ]
 
 
-def _matching(system: Any, path: str, what: str) -> list[Any]:
+def _expand_glob(system: Any, path: str, what: str) -> list[Any]:
     """The files that a glob stands for, by name."""
     from pyarrow import fs
 
@@ -124,47 +126,58 @@ def _matching(system: Any, path: str, what: str) -> list[Any]:
     return sorted(found, key=lambda info: str(info.path))
 
 
-def _fetch(folder: Path, identity: str, system: Any, info: Any) -> Path:
+def _fetch_file(folder: Path, identity: str, system: Any, info: Any) -> Path:
     """The file that holds what stands at `info`, by its own name, in a folder of its own."""
-    mine = folder / xxhash.xxh3_64_hexdigest(identity.encode())
-    file, note, partial = mine / str(info.base_name), mine.with_suffix(".json"), mine.with_suffix(".tmp")
+    cache_folder = folder / xxhash.xxh3_64_hexdigest(identity.encode())
+    file, state_file, partial = (
+        cache_folder / str(info.base_name),
+        cache_folder.with_suffix(".json"),
+        cache_folder.with_suffix(".tmp"),
+    )
     state = {"bytes": info.size, "written": info.mtime_ns}
-    settled = json.dumps({**state, "settled": True}).encode()
+    settled_state = json.dumps({**state, "settled": True}).encode()
     began = time.time()
-    if file.is_file() and file.stat().st_size == info.size and note.is_file() and note.read_bytes() == settled:
+    if (
+        file.is_file()
+        and file.stat().st_size == info.size
+        and state_file.is_file()
+        and state_file.read_bytes() == settled_state
+    ):
         return file
-    mine.mkdir(parents=True, exist_ok=True)
+    cache_folder.mkdir(parents=True, exist_ok=True)
     with system.open_input_stream(info.path) as source, partial.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
     if partial.stat().st_size != info.size:
         raise InputError(f"{info.path} changed while it was read. Run again.")
-    note.unlink(missing_ok=True)  # it must never speak of another file
+    state_file.unlink(missing_ok=True)  # it must never speak of another file
     partial.replace(file)
-    old_enough = info.mtime_ns is not None and began - info.mtime_ns / 1e9 > _SETTLED
-    write_durably(note, json.dumps({**state, "settled": old_enough}))
+    old_enough = info.mtime_ns is not None and began - info.mtime_ns / 1e9 > _MIN_AGE_SECONDS
+    write_durably(state_file, json.dumps({**state, "settled": old_enough}))
     return file
 
 
-def mirror(workspace: Workspace, url: str) -> bool:
+def upload_publication(workspace: Workspace, url: str) -> bool:
     """Copy what `current` points to into published/NAME under a URL, and then say in POINTER that it is there.
 
     Readers go by POINTER, so they never meet half a publication. False where it says so already. Raises `InputError`
     where that can't be written; the publication here is whole then, and the next refresh tries again.
     """
     name = workspace.current.readlink().as_posix()  # published/NAME
-    with reported(f"publish_to = {shown(url)} can't be written", url):
-        system, root = _located(url)
+    with translate_storage_errors(f"publish_to = {redact_url(url)} can't be written", url):
+        system, root = _resolve_url(url)
         local = _is_local(system)
         ours, theirs = workspace.root.resolve(), Path(root).resolve()
         if local and (ours.is_relative_to(theirs) or theirs.is_relative_to(ours)):
-            raise InputError(f"publish_to = {shown(url)} holds the workspace, or lies in it. Name a folder beside it.")
+            raise InputError(
+                f"publish_to = {redact_url(url)} holds the workspace, or lies in it. Name a folder beside it."
+            )
         try:
-            with system.open_input_stream(f"{root}/{POINTER}") as file:
+            with system.open_input_stream(f"{root}/{POINTER_FILE}") as file:
                 if json.loads(file.read())["publication"] == name:
                     return False
         except (FileNotFoundError, KeyError, TypeError, ValueError):
             pass
-        digests = _digests(workspace.current.resolve())
+        digests = _digest_publication(workspace.current.resolve())
         for relative in digests:
             target = f"{root}/{name}/{relative}"
             if local:
@@ -173,22 +186,24 @@ def mirror(workspace: Workspace, url: str) -> bool:
                 shutil.copyfileobj(source, out, 1 << 20)
         if local:
             os.sync()  # what the pointer names is on the disk before it is
-        _put_whole(system, f"{root}/{POINTER}", json.dumps({"publication": name, "files": digests}, indent=1).encode())
+        _write_atomically(
+            system, f"{root}/{POINTER_FILE}", json.dumps({"publication": name, "files": digests}, indent=1).encode()
+        )
     return True
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _digest_publication(folder: Path) -> dict[str, str]:
     """Name -> digest of every file of a publication, which holds links to files and folders."""
     found: dict[str, str] = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
-            found |= {f"{entry.name}/{name}": digest for name, digest in folder_digests(entry.resolve()).items()}
+            found |= {f"{entry.name}/{name}": digest for name, digest in digest_folder(entry.resolve()).items()}
         else:
             found[entry.name] = file_digest(entry)
     return found
 
 
-def _put_whole(system: Any, path: str, content: bytes) -> None:
+def _write_atomically(system: Any, path: str, content: bytes) -> None:
     """Object stores show a file once it is whole; a folder must be helped."""
     written = f"{path}.tmp" if _is_local(system) else path
     with system.open_output_stream(written) as out:
@@ -197,7 +212,7 @@ def _put_whole(system: Any, path: str, content: bytes) -> None:
         system.move(written, path)
 
 
-def _folder(workspace: Workspace) -> Path:
+def _get_cache_folder(workspace: Workspace) -> Path:
     return workspace.root / "inputs" / "fetched"
 
 
@@ -207,7 +222,7 @@ def _is_local(system: Any) -> bool:
     return isinstance(system, fs.LocalFileSystem)
 
 
-def _located(url: str) -> tuple[Any, str]:
+def _resolve_url(url: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     system, path = fs.FileSystem.from_uri(url)
@@ -215,15 +230,16 @@ def _located(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def reported(what: str, url: str) -> Iterator[None]:
+def translate_storage_errors(message: str, url: str) -> Iterator[None]:
     """Turn what a file system raises into an `InputError` for the person at the keyboard; `url` may hold secrets."""
     import pyarrow as pa
 
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).replace(url, shown(url)).split())[:300]
+        reason = " ".join(str(error).replace(url, redact_url(url)).split())[:300]
         raise InputError(
-            f"{what}: {reason}. Check the name, and that credentials stand where the store's own tools look for them "
+            f"{message}: {reason}. Check the name, and that credentials stand where the store's own tools look for "
+            f"them "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws for s3://, AWS_ENDPOINT_URL for one of your own)."
         ) from error

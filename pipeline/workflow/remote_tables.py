@@ -10,15 +10,15 @@ from stages.core.errors import InputError
 from stages.core.model_files import file_digest
 
 
-def spooled(workspace: Workspace, flags: Mapping[str, Any]) -> dict[str, Any]:
+def replace_stdin_tables(workspace: Workspace, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags with a "-" among the tables replaced by a file that holds what stood on standard input."""
     tables = flags.get("tables", ())
     if "-" not in tables:
         return dict(flags)
-    return {**flags, "tables": [str(spool(workspace)) if table == "-" else table for table in tables]}
+    return {**flags, "tables": [str(spool_stdin(workspace)) if table == "-" else table for table in tables]}
 
 
-def spool(workspace: Workspace) -> Path:
+def spool_stdin(workspace: Workspace) -> Path:
     """Copy standard input to inputs/stdin-<digest>.csv, or .jsonl where it begins with a brace."""
     folder = workspace.root / "inputs"
     folder.mkdir(exist_ok=True)

@@ -13,82 +13,104 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.bench.leak import FIXED, as_lists, emitted, within
+from stages.bench.leak import RULE_PRESETS, build_candidate_matrix, select_by_preset, select_within_budgets
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.core.hashing import draw
-from stages.core.query_batches import ordered
+from stages.core.hashing import stable_hash
+from stages.core.query_batches import sort_by_score
 from stages.core.schemas import Summary
-from stages.mining.estimator.validation import found_again
+from stages.mining.estimator.validation import validate_on_holdout
 from stages.mining.mask import NEGATIVE, Params
-from stages.mining.risk_budget import Bools, Ints, Limit, Lists
+from stages.mining.risk_budget import Bools, Ints, PaddedCandidates, RiskSolution
 
-BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
-QUERIES = 20_000
+CALIBRATION_BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+CALIBRATION_QUERIES = 20_000
 """Train questions looked at, drawn by hash."""
-SAMPLES = 500
+CALIBRATION_BOOTSTRAP_SAMPLES = 500
 
 
-def trade(inputs: Mapping[str, Path], params: Params) -> dict[str, Any]:
+def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, Any]:
     """`budgets` and `rules`, a line each: expected, low, high, hardness, fill, and check, which says what was found
-    again of positives that were hidden (`check.found_again`); and how many questions they are of.
+    again of positives that were hidden (`validation.validate_on_holdout`); and how many questions they are of.
 
-    `inputs` holds the files queries, judged, verdicts and shown of the learned mask of `params`. Only what the mask
-    leaves to a rule is looked at: known positives, documents with the answer and the like are no rule's business.
+    `inputs` holds the files queries, judged, verdicts and shown of the learned mask of `params`. Only what the
+    mask leaves to a rule is looked at: known positives, documents with the answer and the like are no rule's business.
     """
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "split"])
-    train = queries.filter(pl.col("split") == "train")["query_id"].to_list()
-    drawn = sorted(train, key=lambda query: (draw(0, "calibrate", query), query))[:QUERIES]
+    train_queries = queries.filter(pl.col("split") == "train")["query_id"].to_list()
+    sampled_queries = sorted(train_queries, key=lambda query: (stable_hash(0, "calibrate", query), query))[
+        :CALIBRATION_QUERIES
+    ]
     verdicts = schemas.scan_table(inputs["verdicts"], schemas.VERDICTS)
-    left = (pl.col("verdict") == NEGATIVE) & (pl.col("reason") != "curated") | (pl.col("reason") == "learned")
-    rows = verdicts.filter(left & pl.col("p_false_negative").is_not_null() & pl.col("query_id").is_in(drawn))
+    is_left_to_rule = (pl.col("verdict") == NEGATIVE) & (pl.col("reason") != "curated") | (
+        pl.col("reason") == "learned"
+    )
+    rows = verdicts.filter(
+        is_left_to_rule & pl.col("p_false_negative").is_not_null() & pl.col("query_id").is_in(sampled_queries)
+    )
     table = rows.select("query_id", "doc_id", "rank", "score", "p_false_negative").collect()
     if table.is_empty():
         raise InputError("there is no candidate with an estimate: no train question has a positive and a candidate")
-    table = ordered(table)
-    judged = schemas.read_table(inputs["judged"], schemas.JUDGED)
-    mined = as_lists(table, table["p_false_negative"].to_numpy(), judged, params.negatives)
-    mined = replace(mined, lists=replace(mined.lists, room=rooms(table, judged, params.negatives)))
-    taught = schemas.read_table(inputs["shown"], schemas.TAUGHT)
+    table = sort_by_score(table)
+    qrels_scored = schemas.read_table(inputs["judged"], schemas.QRELS_SCORED)
+    matrix = build_candidate_matrix(table, table["p_false_negative"].to_numpy(), qrels_scored, params.negatives)
+    matrix = replace(matrix, lists=replace(matrix.lists, quota=compute_quotas(table, qrels_scored, params.negatives)))
+    holdout_candidates = schemas.read_table(inputs["shown"], schemas.HOLDOUT_CANDIDATES)
 
-    def checked(limit: Limit | None, **given: Any) -> Summary | None:
-        return found_again(params.model_copy(update=given), limit, taught)
+    def validate_mask(limit: RiskSolution | None, **given: Any) -> Summary | None:
+        return validate_on_holdout(params.model_copy(update=given), limit, holdout_candidates)
 
     budgets = [
-        {"max_false_negatives": share, **line(mined.lists, chosen), "check": checked(limit, max_false_negatives=share)}
-        for share, (limit, chosen) in zip(BUDGETS, within(mined, BUDGETS), strict=True)
+        {
+            "max_false_negatives": share,
+            **summarise_selection(matrix.lists, chosen),
+            "check": validate_mask(limit, max_false_negatives=share),
+        }
+        for share, (limit, chosen) in zip(
+            CALIBRATION_BUDGETS, select_within_budgets(matrix, CALIBRATION_BUDGETS), strict=True
+        )
     ]
-    found = []
-    for name, fixed in FIXED.items():
-        start, end = fixed.window
-        again = checked(None, mask=fixed.rule, threshold=fixed.value, window_start=start, window_end=end)
-        known = None if fixed.bare else again  # the ranks of what was hidden count the known positives
-        found.append({"rule": name, **line(mined.lists, emitted(mined, fixed)), "check": known})
-    return {"queries": len(mined.lists.room), "of": len(train), "budgets": budgets, "rules": found}
+    rule_rows = []
+    for name, preset in RULE_PRESETS.items():
+        start, end = preset.rank_window
+        validation = validate_mask(
+            None, mask=preset.rule, threshold=preset.threshold, window_start=start, window_end=end
+        )
+        trusted_validation = (
+            None if preset.excludes_positives else validation
+        )  # the ranks of what was hidden count the known positives
+        rule_rows.append(
+            {
+                "rule": name,
+                **summarise_selection(matrix.lists, select_by_preset(matrix, preset)),
+                "check": trusted_validation,
+            }
+        )
+    return {"queries": len(matrix.lists.quota), "of": len(train_queries), "budgets": budgets, "rules": rule_rows}
 
 
-def rooms(table: pl.DataFrame, judged: pl.DataFrame, room: int) -> Ints:
-    """What a query's curated negatives leave of `room`, for each query of `table` in its order: [q]."""
-    curated = judged.filter(pl.col("relevance") == 0).group_by("query_id").agg(curated=pl.len())
+def compute_quotas(table: pl.DataFrame, qrels_scored: pl.DataFrame, n_negatives: int) -> Ints:
+    """What a query's curated negatives leave of `n_negatives`, for each query of `table` in its order: [q]."""
+    curated = qrels_scored.filter(pl.col("relevance") == 0).group_by("query_id").agg(curated=pl.len())
     queries = table.select(pl.col("query_id").unique(maintain_order=True))
-    taken = queries.join(curated, on="query_id", how="left", maintain_order="left")["curated"]
-    return (room - taken.fill_null(0).cast(pl.Int64)).clip(0).to_numpy()
+    n_curated = queries.join(curated, on="query_id", how="left", maintain_order="left")["curated"]
+    return (n_negatives - n_curated.fill_null(0).cast(pl.Int64)).clip(0).to_numpy()
 
 
-def line(lists: Lists, chosen: Bools) -> dict[str, float | None]:
-    """The expected share of false negatives among `chosen`, its 95 % interval, their mean score, and the fill."""
-    n = chosen.sum(axis=1)
-    p = np.where(chosen, lists.p, 0).sum(axis=1, dtype=np.float64)
-    whole = int(n.sum())
-    if not whole:
+def summarise_selection(candidates: PaddedCandidates, selection: Bools) -> dict[str, float | None]:
+    """The expected share of false negatives among `selection`, its 95 % interval, their mean score, and the fill."""
+    n = selection.sum(axis=1)
+    p = np.where(selection, candidates.p, 0).sum(axis=1, dtype=np.float64)
+    n_selected = int(n.sum())
+    if not n_selected:
         return {"expected": None, "low": None, "high": None, "hardness": None, "fill": 0.0}
-    drawn = np.random.default_rng(0).integers(0, len(n), (SAMPLES, len(n)))
-    shares = p[drawn].sum(axis=1) / np.maximum(n[drawn].sum(axis=1), 1)
+    resamples = np.random.default_rng(0).integers(0, len(n), (CALIBRATION_BOOTSTRAP_SAMPLES, len(n)))
+    shares = p[resamples].sum(axis=1) / np.maximum(n[resamples].sum(axis=1), 1)
     low, high = np.quantile(shares, [0.025, 0.975])
     return {
-        "expected": float(p.sum() / whole),
+        "expected": float(p.sum() / n_selected),
         "low": float(low),
         "high": float(high),
-        "hardness": float(lists.score[chosen].mean(dtype=np.float64)),
-        "fill": whole / int(lists.room.sum()),
+        "hardness": float(candidates.score[selection].mean(dtype=np.float64)),
+        "fill": n_selected / int(candidates.quota.sum()),
     }

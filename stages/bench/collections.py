@@ -8,12 +8,12 @@ import xxhash
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.core.hashing import draw
-from stages.mining.estimator.holdout import Left, hide
+from stages.core.hashing import stable_hash
+from stages.mining.estimator.holdout import KeptPositives, hold_out_positives
 
 
 @dataclass(frozen=True)
-class Collection:
+class HoldoutCollection:
     """A judged collection of which some positives are hidden."""
 
     name: str
@@ -21,16 +21,16 @@ class Collection:
     """Of its judgements; tells a set that the prior was fitted on."""
     queries: pl.DataFrame
     corpus: pl.DataFrame
-    known: pl.DataFrame
+    known_positives: pl.DataFrame
     """query_id, doc_id, relevance: the positives that are left."""
-    hidden: pl.DataFrame
+    held_out_positives: pl.DataFrame
     """query_id, doc_id."""
-    wrong: pl.DataFrame
+    nonrelevant: pl.DataFrame
     """query_id, doc_id that people judged not relevant."""
 
 
 @dataclass(frozen=True)
-class Judgements:
+class JudgedCollection:
     """What people judged of a collection, nothing hidden."""
 
     digest: str
@@ -40,74 +40,80 @@ class Judgements:
     """doc_id, text, and where the collection has them title and category."""
     positives: pl.DataFrame
     """query_id, doc_id, relevance."""
-    wrong: pl.DataFrame
+    nonrelevant: pl.DataFrame
     """query_id, doc_id that people judged not relevant."""
 
 
-def read_judgements(folder: Path) -> Judgements:
+def read_judged_collection(folder: Path) -> JudgedCollection:
     """A folder with queries, corpus and qrels as Parquet or as BEIR has them.
 
     Where grades go up to 3, positives begin at 2, as in TREC; a 1 is neither. Raises `InputError` naming what is
     missing.
     """
-    queries, corpus, qrels = _beir(folder) if (folder / "corpus.jsonl").is_file() else _parquet(folder)
+    queries, corpus, qrels = (
+        _read_beir_folder(folder) if (folder / "corpus.jsonl").is_file() else _read_parquet_folder(folder)
+    )
     if "relevance" not in qrels.columns:
         qrels = qrels.with_columns(relevance=pl.lit(1))
-    grades = qrels.select("query_id", "doc_id", pl.col("relevance").cast(pl.Int32))
-    grades = grades.join(queries, on="query_id", how="semi").join(corpus, on="doc_id", how="semi")
+    judgements = qrels.select("query_id", "doc_id", pl.col("relevance").cast(pl.Int32))
+    judgements = judgements.join(queries, on="query_id", how="semi").join(corpus, on="doc_id", how="semi")
     pair = ["query_id", "doc_id"]
-    grades = grades.sort(*pair, "relevance").unique(pair, keep="last", maintain_order=True)
-    least = 2 if (grades["relevance"].max() or 0) >= 3 else 1  # type: ignore[operator]
-    lines = "\n".join(f"{query}\t{doc}\t{grade}" for query, doc, grade in grades.iter_rows())
+    judgements = judgements.sort(*pair, "relevance").unique(pair, keep="last", maintain_order=True)
+    min_relevance = 2 if (judgements["relevance"].max() or 0) >= 3 else 1  # type: ignore[operator]
+    lines = "\n".join(f"{query}\t{doc}\t{grade}" for query, doc, grade in judgements.iter_rows())
     optional = [name for name in ("title", "category") if name in corpus.columns]
-    return Judgements(
+    return JudgedCollection(
         xxhash.xxh3_128_hexdigest(lines.encode()),
         queries.select("query_id", "query").sort("query_id"),
         corpus.select("doc_id", "text", *optional).sort("doc_id"),
-        grades.filter(pl.col("relevance") >= least),
-        grades.filter(pl.col("relevance") == 0).select(pair),
+        judgements.filter(pl.col("relevance") >= min_relevance),
+        judgements.filter(pl.col("relevance") == 0).select(pair),
     )
 
 
-def read_collection(folder: Path, seed: int, most: int, left: Left = "half") -> Collection:
+def read_holdout_collection(
+    folder: Path, seed: int, max_queries: int, keep: KeptPositives = "half"
+) -> HoldoutCollection:
     """The judgements in `folder` with half of each question's positives hidden, or all but one.
 
-    Mined for are the questions with two positives or more, of these at most `most` (drawn by hash). Raises
+    Mined for are the questions with two positives or more, of these at most `max_queries` (drawn by hash). Raises
     `InputError` naming what is missing.
     """
-    found = read_judgements(folder)
-    positives = hide(found.positives, seed, "bench", left)
-    many = positives.filter("hidden")["query_id"].unique().to_list()
-    kept = sorted(many, key=lambda query: (draw(seed, "bench", query), query))[:most]
-    asked = pl.col("query_id").is_in(kept)
-    split = pl.when(asked).then(pl.lit("train")).otherwise(pl.lit("test"))
-    return Collection(
+    judged_collection = read_judged_collection(folder)
+    positives = hold_out_positives(judged_collection.positives, seed, "bench", keep)
+    multi_positive_queries = positives.filter("hidden")["query_id"].unique().to_list()
+    sampled_queries = sorted(multi_positive_queries, key=lambda query: (stable_hash(seed, "bench", query), query))[
+        :max_queries
+    ]
+    is_sampled = pl.col("query_id").is_in(sampled_queries)
+    split = pl.when(is_sampled).then(pl.lit("train")).otherwise(pl.lit("test"))
+    return HoldoutCollection(
         folder.name,
-        found.digest,
-        found.queries.with_columns(split=split, group="query_id"),
-        found.corpus,
+        judged_collection.digest,
+        judged_collection.queries.with_columns(split=split, group="query_id"),
+        judged_collection.corpus,
         positives.filter(~pl.col("hidden")).select("query_id", "doc_id", "relevance"),
-        positives.filter(pl.col("hidden") & asked).select("query_id", "doc_id"),
-        found.wrong.filter(asked),
+        positives.filter(pl.col("hidden") & is_sampled).select("query_id", "doc_id"),
+        judged_collection.nonrelevant.filter(is_sampled),
     )
 
 
-def _parquet(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    wanted = {"queries": ("query_id", "query"), "corpus": ("doc_id", "text"), "qrels": ("query_id", "doc_id")}
-    found = []
-    for name, columns in wanted.items():
+def _read_parquet_folder(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    required_columns = {"queries": ("query_id", "query"), "corpus": ("doc_id", "text"), "qrels": ("query_id", "doc_id")}
+    frames = []
+    for name, columns in required_columns.items():
         path = folder / f"{name}.parquet"
         if not path.is_file():
             raise InputError(
                 f"{path} is not there: a bench folder holds queries, corpus and qrels, or is a BEIR folder"
             )
-        found.append(pl.read_parquet(path))
-        if missing := [column for column in columns if column not in found[-1].columns]:
-            raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(found[-1].columns)}")
-    return found[0], found[1], found[2]
+        frames.append(pl.read_parquet(path))
+        if missing := [column for column in columns if column not in frames[-1].columns]:
+            raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(frames[-1].columns)}")
+    return frames[0], frames[1], frames[2]
 
 
-def _beir(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def _read_beir_folder(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     texts = {"_id": pl.String, "title": pl.String, "text": pl.String}
     paths = sorted((folder / "qrels").glob("*.tsv"))
     try:
@@ -122,9 +128,9 @@ def _beir(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     return queries.rename({"_id": "query_id", "text": "query"}), corpus.rename({"_id": "doc_id"}), qrels
 
 
-def write_inputs(collection: Collection, folder: Path) -> dict[str, Path]:
+def write_stage_inputs(collection: HoldoutCollection, folder: Path) -> dict[str, Path]:
     """The collection as the stages read it, with the known positives as its only judgements."""
-    frames = {"queries": collection.queries, "corpus": collection.corpus, "qrels": collection.known}
+    frames = {"queries": collection.queries, "corpus": collection.corpus, "qrels": collection.known_positives}
     for name, frame in frames.items():
-        schemas.write_table(frame, getattr(schemas, name.upper()), folder / f"{name}.parquet")
+        schemas.write_table(frame, schemas.TABLES[name], folder / f"{name}.parquet")
     return {name: folder / f"{name}.parquet" for name in frames}

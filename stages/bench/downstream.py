@@ -17,51 +17,54 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from stages.bench import leak
-from stages.bench.leak import FIXED, Mined
-from stages.bench.split import Trial, drawn_ids
+from stages.bench.leak import RULE_PRESETS, CandidateMatrix
+from stages.bench.split import BenchmarkSplit, sample_query_ids
 from stages.core.device import Device
 from stages.core.errors import InputError
 from stages.core.model_files import DEFAULT_ENCODER, resolve_model
-from stages.core.params import Params as BaseParams
+from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
-from stages.core.schemas import Tools
-from stages.evaluation.bootstrap import compare
-from stages.evaluation.candidate_lists import Fixed
-from stages.evaluation.fusion import DEFAULT_WEIGHT, fuse
-from stages.evaluation.metrics import Judge
+from stages.core.schemas import StageContext
+from stages.evaluation.bootstrap import run_paired_bootstrap
+from stages.evaluation.candidate_lists import CandidateLists
+from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores
+from stages.evaluation.metrics import Evaluator
 from stages.mining import risk_budget
-from stages.mining.risk_budget import Bools, Doubles, Lists
-from stages.reranking.cross_encoder import Pair
+from stages.mining.risk_budget import Bools, Doubles, PaddedCandidates
+from stages.reranking.cross_encoder import TextPair
 from stages.training import examples
 from stages.training import stage as training_stage
-from stages.training.distillation import lessons
-from stages.training.examples import Group, epoch_groups
+from stages.training.distillation import build_distillation_groups
+from stages.training.examples import TrainingGroup, build_epoch_groups
 
 if TYPE_CHECKING:
-    from stages.training.trainer import History
+    from stages.training.trainer import TrainingHistory
 
 VERSION = 1
 
-ORACLE, LEARNED, AS_HARD = "oracle", "learned", "learned as hard"
-RULES = (*FIXED, LEARNED, AS_HARD, ORACLE)
-REFERENCE = "perc_max 0.9"
-"""The rule whose hardness `AS_HARD` takes."""
+ORACLE, LEARNED, LEARNED_AT_EQUAL_HARDNESS = "oracle", "learned", "learned as hard"
+DOWNSTREAM_RULES = (*RULE_PRESETS, LEARNED, LEARNED_AT_EQUAL_HARDNESS, ORACLE)
+HARDNESS_REFERENCE_RULE = "perc_max 0.9"
+"""The rule whose hardness `LEARNED_AT_EQUAL_HARDNESS` takes."""
 METRICS = ("nDCG@10", "MRR@10")
-FUSED = tuple(f"fused {name}" for name in METRICS)
+FUSED_METRICS = tuple(f"fused {name}" for name in METRICS)
 
 
 class Params(BaseParams):
     """What `prep bench downstream` is told."""
 
     rule: tuple[str, ...] = option(
-        ("naive", "perc 0.95", REFERENCE, LEARNED, ORACLE),
-        f"a rule to compare; again for each. {', '.join(FIXED)}: fixed ones; {LEARNED}: the learned mask within "
-        f"--max-false-negatives; {AS_HARD}: the learned mask at the hardness of {REFERENCE}; {ORACLE}: what is hidden "
+        ("naive", "perc 0.95", HARDNESS_REFERENCE_RULE, LEARNED, ORACLE),
+        f"a rule to compare; again for each. {', '.join(RULE_PRESETS)}: fixed ones; {LEARNED}: the learned mask within "
+        f"--max-false-negatives; {LEARNED_AT_EQUAL_HARDNESS}: the learned mask at the hardness of "
+        f"{HARDNESS_REFERENCE_RULE}; {ORACLE}: what is hidden "
         "is never taken. A question that one of them can't fill is left out for all",
     )
-    encoder: str = option(DEFAULT_ENCODER, "the retriever whose candidates are mined, and reranked in test", model=True)
+    encoder: str = option(
+        DEFAULT_ENCODER, "the retriever whose candidates are mined, and reranked in test", is_model=True
+    )
     student: str = option(
-        DEFAULT_ENCODER, "model to train: a cross-encoder, or an encoder, whose body gets a new head", model=True
+        DEFAULT_ENCODER, "model to train: a cross-encoder, or an encoder, whose body gets a new head", is_model=True
     )
     train_queries: int = option(200, "questions to train on, drawn by hash", ge=2)
     test_queries: int = option(150, "questions to test on, drawn by hash; 0: all", ge=0)
@@ -78,16 +81,18 @@ class Params(BaseParams):
     max_length: int = option(128, "tokens of question and document together", ge=8)
     seed: int = option(0, "seed of the split, of what is hidden and of the bootstrap", ge=0, lt=2**32)
     samples: int = option(2000, "bootstrap samples behind each interval", ge=100)
-    device: Device = option("auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", unkeyed=True)
+    device: Device = option(
+        "auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", exclude_from_key=True
+    )
 
     @field_validator("rule")
     @classmethod
-    def _known(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [rule for rule in given if rule not in RULES]:
-            raise ValueError(f"there is no rule {unknown[0]!r}; there are {', '.join(RULES)}")
+    def _check_rules(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [rule for rule in given if rule not in DOWNSTREAM_RULES]:
+            raise ValueError(f"there is no rule {unknown[0]!r}; there are {', '.join(DOWNSTREAM_RULES)}")
         return tuple(dict.fromkeys(given))
 
-    def training(self, seed: int) -> training_stage.Params:
+    def build_training_params(self, seed: int) -> training_stage.Params:
         """How the student of one seed is trained."""
         return training_stage.Params(
             base=self.student,
@@ -102,152 +107,193 @@ class Params(BaseParams):
         )
 
 
-def take(mined: Mined, rule: str, share: float) -> Bools:
-    """The negatives [q, width] that `rule` takes; `share` is what `LEARNED` accepts."""
-    if rule in FIXED:
-        return leak.emitted(mined, FIXED[rule])
+def select_by_rule(matrix: CandidateMatrix, rule: str, max_false_negative_rate: float) -> Bools:
+    """The negatives [q, width] that `rule` takes; `max_false_negative_rate` is what `LEARNED` accepts."""
+    if rule in RULE_PRESETS:
+        return leak.select_by_preset(matrix, RULE_PRESETS[rule])
     if rule == ORACLE:
-        return risk_budget.choose(replace(mined.lists, open=mined.lists.open & ~mined.hidden), 0.0)
-    if rule == AS_HARD:
-        hardness = leak.figures(mined, leak.emitted(mined, FIXED[REFERENCE]))["hardness"]
-        return risk_budget.choose(mined.lists, leak.price_at(mined, hardness or 0.0))
-    return leak.within(mined, [share])[0][1]
+        return risk_budget.select_at_lambda(
+            replace(matrix.lists, eligible=matrix.lists.eligible & ~matrix.is_held_out), 0.0
+        )
+    if rule == LEARNED_AT_EQUAL_HARDNESS:
+        hardness = leak.compute_leak_metrics(
+            matrix, leak.select_by_preset(matrix, RULE_PRESETS[HARDNESS_REFERENCE_RULE])
+        )["hardness"]
+        return risk_budget.select_at_lambda(matrix.lists, leak.find_lambda_at_hardness(matrix, hardness or 0.0))
+    return leak.select_within_budgets(matrix, [max_false_negative_rate])[0][1]
 
 
-def settle(mined: Mined, rules: Sequence[str], share: float) -> tuple[Bools, dict[str, Bools]]:
+def select_on_common_queries(
+    matrix: CandidateMatrix, rules: Sequence[str], max_false_negatives: float
+) -> tuple[Bools, dict[str, Bools]]:
     """Which questions [q] every rule fills, and what each takes of these [kept, width].
 
     The learned mask's price is settled on the questions that are kept, so that its budget and hardness are theirs.
     """
-    kept = np.ones(len(mined.lists.room), np.bool_)
+    keep = np.ones(len(matrix.lists.quota), np.bool_)
     while True:
-        part = some(mined, kept)
-        taken = {rule: take(part, rule, share) for rule in rules}
-        full = np.all([chosen.sum(axis=1) == part.lists.room for chosen in taken.values()], axis=0)
-        if full.all():
-            return kept, taken
-        kept[kept] = full
+        part = filter_queries(matrix, keep)
+        selections = {rule: select_by_rule(part, rule, max_false_negatives) for rule in rules}
+        is_filled = np.all([selection.sum(axis=1) == part.lists.quota for selection in selections.values()], axis=0)
+        if is_filled.all():
+            return keep, selections
+        keep[keep] = is_filled
 
 
-def some(mined: Mined, kept: Bools) -> Mined:
-    """Some of the questions, marked by `kept` [q]."""
-    first, *rest = vars(mined).values()
-    return Mined(Lists(*(part[kept] for part in vars(first).values())), *(part[kept] for part in rest))
+def filter_queries(matrix: CandidateMatrix, keep: Bools) -> CandidateMatrix:
+    """Some of the questions, marked by `keep` [q]."""
+    first, *rest = vars(matrix).values()
+    return CandidateMatrix(
+        PaddedCandidates(*(part[keep] for part in vars(first).values())), *(part[keep] for part in rest)
+    )
 
 
 @dataclass(frozen=True)
-class Lessons:
+class RuleTrainingSets:
     """What each rule's students are trained on: the same questions and positives, other negatives."""
 
-    mined: dict[str, list[examples.Mined]]
-    figures: dict[str, dict[str, float | None]]
-    """Rule -> `bench.figures` of the questions that are trained on."""
-    queries: int
-    unfilled: int
+    mined_queries: dict[str, list[examples.MinedQuery]]
+    leak_metrics: dict[str, dict[str, float | None]]
+    """Rule -> `leak.compute_leak_metrics` of the questions that are trained on."""
+    n_queries: int
+    n_unfilled_queries: int
     """Questions left out because a rule found too few negatives."""
 
 
-def compose(trial: Trial, rows: pl.DataFrame, mined: Mined, params: Params) -> Lessons:
-    """The negatives of every rule for `train_queries` questions that all rules fill; `mined` is made of `rows`.
+def build_rule_training_sets(
+    benchmark: BenchmarkSplit, candidates: pl.DataFrame, matrix: CandidateMatrix, params: Params
+) -> RuleTrainingSets:
+    """The negatives of every rule for `train_queries` questions that all rules fill; `matrix` is made of `candidates`.
 
     Raises `InputError` where fewer than 2 questions are left.
     """
-    ids = rows["query_id"].unique(maintain_order=True)
-    kept, taken = settle(mined, params.rule, params.max_false_negatives)
-    names = ids.filter(pl.Series(kept))
-    drawn = names.is_in(drawn_ids(names.to_list(), params.train_queries, params.seed)).to_numpy()
-    if drawn.sum() < 2:
+    ids = candidates["query_id"].unique(maintain_order=True)
+    keep, selections = select_on_common_queries(matrix, params.rule, params.max_false_negatives)
+    common_queries = ids.filter(pl.Series(keep))
+    is_sampled = common_queries.is_in(
+        sample_query_ids(common_queries.to_list(), params.train_queries, params.seed)
+    ).to_numpy()
+    if is_sampled.sum() < 2:
         raise InputError(
-            f"{trial.collection.name}: {int(drawn.sum())} questions get {params.negatives} negatives under every rule "
+            f"{benchmark.collection.name}: {int(is_sampled.sum())} questions get {params.negatives} negatives under "
+            f"every rule "
             f"({', '.join(params.rule)}), too few to train on. Ask for fewer negatives, or leave a strict rule out."
         )
-    part = some(some(mined, kept), drawn)
-    mine = rows.filter(rows["query_id"].is_in(names.filter(pl.Series(drawn)).implode()))
-    asked = dict(trial.collection.queries.select("query_id", "query").iter_rows())
-    positives = dict(trial.collection.known.group_by("query_id", maintain_order=True).agg("doc_id").iter_rows())
-    made, figures = {}, {}
-    for rule, chosen in taken.items():
-        figures[rule] = leak.figures(part, chosen[drawn])
+    sampled_matrix = filter_queries(filter_queries(matrix, keep), is_sampled)
+    sampled_candidates = candidates.filter(
+        candidates["query_id"].is_in(common_queries.filter(pl.Series(is_sampled)).implode())
+    )
+    query_texts = dict(benchmark.collection.queries.select("query_id", "query").iter_rows())
+    positives = dict(
+        benchmark.collection.known_positives.group_by("query_id", maintain_order=True).agg("doc_id").iter_rows()
+    )
+    mined_queries, leak_metrics = {}, {}
+    for rule, selection in selections.items():
+        leak_metrics[rule] = leak.compute_leak_metrics(sampled_matrix, selection[is_sampled])
         # an open place is a row, in the rows' order
-        picked = mine.filter(pl.Series(chosen[drawn][part.lists.open]))
-        made[rule] = [
-            examples.Mined(query, asked[query], tuple(positives[query]), tuple(documents))
-            for query, documents in picked.group_by("query_id", maintain_order=True).agg("doc_id").iter_rows()
+        negatives = sampled_candidates.filter(pl.Series(selection[is_sampled][sampled_matrix.lists.eligible]))
+        mined_queries[rule] = [
+            examples.MinedQuery(query, query_texts[query], tuple(positives[query]), tuple(documents))
+            for query, documents in negatives.group_by("query_id", maintain_order=True).agg("doc_id").iter_rows()
         ]
-    return Lessons(made, figures, int(drawn.sum()), int((~kept).sum()))
+    return RuleTrainingSets(mined_queries, leak_metrics, int(is_sampled.sum()), int((~keep).sum()))
 
 
-def epochs_of(mined: Sequence[examples.Mined], candidates: Path, params: training_stage.Params) -> list[list[Group]]:
+def build_training_epochs(
+    mined_queries: Sequence[examples.MinedQuery], candidates: Path, params: training_stage.Params
+) -> list[list[TrainingGroup]]:
     """The groups of all epochs in the order of training, those of distillation first."""
-    taught = params.distill_epochs or 0
-    first = lessons(candidates, mined, taught, params.positives, 1 + params.negatives, params.seed)
-    later = [epoch_groups(mined, e, params.positives, params.negatives, params.seed) for e in range(params.epochs)]
-    return [*first, *later]
+    n_distill_epochs = params.distill_epochs or 0
+    distill_epochs = build_distillation_groups(
+        candidates, mined_queries, n_distill_epochs, params.positives, 1 + params.negatives, params.seed
+    )
+    ranking_epochs = [
+        build_epoch_groups(mined_queries, e, params.positives, params.negatives, params.seed)
+        for e in range(params.epochs)
+    ]
+    return [*distill_epochs, *ranking_epochs]
 
 
-def study(
-    epochs: Sequence[Sequence[Group]],
+def train_and_score(
+    epochs: Sequence[Sequence[TrainingGroup]],
     queries: Mapping[str, str],
     texts: Mapping[str, str],
-    pairs: Sequence[Pair],
+    pairs: Sequence[TextPair],
     params: training_stage.Params,
-    tools: Tools,
-) -> tuple[NDArray[np.float32], "History"]:
-    """Train one student and score `pairs` [n] with it; goes on from the checkpoint in the scratch folder."""
+    context: StageContext,
+) -> tuple[NDArray[np.float32], "TrainingHistory"]:
+    """Train one student and score `pairs` [n] with it; goes on from the checkpoint in the scratch
+    folder."""
     from stages.reranking.cross_encoder import has_head, load_reranker, score_pairs
-    from stages.training.trainer import fit
+    from stages.training.trainer import train_on_groups
 
     folder = resolve_model(params.base)
-    rate = params.learning_rate or (training_stage.TRAINED_RATE if has_head(folder) else training_stage.FRESH_RATE)
+    rate = params.learning_rate or (
+        training_stage.CROSS_ENCODER_LEARNING_RATE if has_head(folder) else training_stage.NEW_HEAD_LEARNING_RATE
+    )
     model = load_reranker(folder, params.device, params.max_length, params.dropout, params.seed)
-    history = fit(model, epochs, queries, texts, params, rate, None, tools)
-    if history.kept:
-        model = load_reranker(history.kept, params.device, params.max_length, seed=params.seed)
-    scores = score_pairs(model, pairs, params.dtype, lambda n: tools.progress.advance(n, len(pairs), "pairs"))
+    history = train_on_groups(model, epochs, queries, texts, params, rate, None, context)
+    if history.best_checkpoint:
+        model = load_reranker(history.best_checkpoint, params.device, params.max_length, seed=params.seed)
+    scores = score_pairs(model, pairs, params.dtype, lambda n: context.progress.advance(n, len(pairs), "pairs"))
     return scores, history
 
 
-def measured(fixed: Fixed, scores: pl.DataFrame) -> Doubles:
+def compute_test_metrics(candidate_lists: CandidateLists, scores: pl.DataFrame) -> Doubles:
     """METRICS, then FUSED, of each test question: [q, 4], in the order of query_id.
 
     `scores` holds query_id, doc_id, reranker. Fused with the retriever's scores half and half, as no dev chooses.
     """
-    table = fixed.lists.join(scores, on=["query_id", "doc_id"], how="left", maintain_order="left")
-    table = table.with_columns(fused=fuse(table, DEFAULT_WEIGHT))
-    return np.concatenate([of_run(fixed, table, name) for name in ("reranker", "fused")], axis=1)
+    table = candidate_lists.lists.join(scores, on=["query_id", "doc_id"], how="left", maintain_order="left")
+    table = table.with_columns(fused=fuse_scores(table, DEFAULT_FUSION_WEIGHT))
+    return np.concatenate(
+        [evaluate_score_column(candidate_lists, table, name) for name in ("reranker", "fused")], axis=1
+    )
 
 
-def of_run(fixed: Fixed, table: pl.DataFrame, name: str) -> Doubles:
-    """METRICS of each test question [q, 2] when the column `name` ranks the lists in `table`."""
-    values = Judge(fixed.qrels, METRICS)(table.select("query_id", "doc_id", "relevance", score=name))
+def evaluate_score_column(candidate_lists: CandidateLists, table: pl.DataFrame, score_column: str) -> Doubles:
+    """METRICS of each test question [q, 2] when the column `score_column` ranks the lists in `table`."""
+    values = Evaluator(candidate_lists.qrels, METRICS)(
+        table.select("query_id", "doc_id", "relevance", score=score_column)
+    )
     return values["value"].to_numpy().reshape(-1, len(METRICS))
 
 
-def report(values: Mapping[str, Doubles], embedder: Doubles, group: NDArray[Any], params: Params) -> dict[str, Any]:
-    """`embedder`, and of each rule its metrics (the mean over seeds and questions), and `by_seed`; and `differences`.
+def build_downstream_report(
+    metrics_by_rule: Mapping[str, Doubles], embedder_metrics: Doubles, groups: NDArray[Any], params: Params
+) -> dict[str, Any]:
+    """`embedder_metrics`, and of each rule its metrics (the mean over seeds and questions), and `by_seed`; and
+    `differences`.
 
-    `values`: rule -> [seeds, q, 4] of `measured`; `embedder` [q, 2]; `group` [q] the questions' units. A difference is
-    the learned mask's less the rule's (or the embedder's), [mean, low, high]: a question's metrics are averaged over
-    the seeds first, then come the paired bootstrap by unit and its 95 % interval (None with too few units). That is
-    over questions; how far seeds lie apart, `by_seed` says.
+    `metrics_by_rule`: rule -> [seeds, q, 4] of `compute_test_metrics`; `embedder_metrics` [q, 2]; `groups` [q] the
+    questions' units. A difference is the learned mask's less the rule's (or the embedder's), [mean, low, high]: a
+    question's metrics are averaged over the seeds first, then come the paired bootstrap by unit and its 95 % interval
+    (None with too few units). That is over questions; how far seeds lie apart, `by_seed` says.
     """
-    names = (*METRICS, *FUSED)
-    found = {
-        rule: dict(zip(names, map(float, of_rule.mean(axis=(0, 1))), strict=True))
-        | {"by_seed": {name: of_rule[:, :, i].mean(axis=1).tolist() for i, name in enumerate(names)}}
-        for rule, of_rule in values.items()
+    names = (*METRICS, *FUSED_METRICS)
+    rule_reports = {
+        rule: dict(zip(names, map(float, rule_metrics.mean(axis=(0, 1))), strict=True))
+        | {"by_seed": {name: rule_metrics[:, :, i].mean(axis=1).tolist() for i, name in enumerate(names)}}
+        for rule, rule_metrics in metrics_by_rule.items()
     }
-    ours = next((rule for rule in (LEARNED, AS_HARD) if rule in values), None)
-    others = {rule: of_rule.mean(axis=0) for rule, of_rule in values.items() if rule != ours}
-    others["embedder"] = np.concatenate([embedder, embedder], axis=1)
+    learned_rule = next((rule for rule in (LEARNED, LEARNED_AT_EQUAL_HARDNESS) if rule in metrics_by_rule), None)
+    other_metrics = {
+        rule: rule_metrics.mean(axis=0) for rule, rule_metrics in metrics_by_rule.items() if rule != learned_rule
+    }
+    other_metrics["embedder"] = np.concatenate([embedder_metrics, embedder_metrics], axis=1)
     differences = {}
-    for rule, theirs in others.items() if ours else ():
-        assert ours
-        compared = compare(values[ours].mean(axis=0) - theirs, group, samples=params.samples, seed=params.seed)
-        differences[rule] = {name: [c.difference, c.low, c.high] for name, c in zip(names, compared, strict=True)}
+    for rule, rule_mean in other_metrics.items() if learned_rule else ():
+        assert learned_rule
+        comparisons = run_paired_bootstrap(
+            metrics_by_rule[learned_rule].mean(axis=0) - rule_mean, groups, n_resamples=params.samples, seed=params.seed
+        )
+        differences[rule] = {
+            name: [comparison.difference, comparison.low, comparison.high]
+            for name, comparison in zip(names, comparisons, strict=True)
+        }
     return {
-        "embedder": dict(zip(METRICS, map(float, embedder.mean(axis=0)), strict=True)),
-        "rules": found,
-        "learned": ours,
+        "embedder": dict(zip(METRICS, map(float, embedder_metrics.mean(axis=0)), strict=True)),
+        "rules": rule_reports,
+        "learned": learned_rule,
         "differences": differences,
     }

@@ -9,9 +9,9 @@ class InputError(PrepError):
     """The input, the configuration or the environment is wrong (exit 2)."""
 
 
-class GateRefused(PrepError):
+class QualityGateError(PrepError):
     """A check of quality failed, so the result is not published (exit 3)."""
 
 
-class WorkspaceBusy(PrepError):
+class WorkspaceBusyError(PrepError):
     """Another run holds the workspace (exit 75, the sysexits code for "try again later")."""

@@ -8,24 +8,24 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Worker(Generic[Item, Result]):
+class Worker(Generic[ItemT, ResultT]):
     """What does the work, in whichever process on whichever machine. It, items and results can be pickled."""
 
-    make: Callable[[], Callable[[Item], Iterable[Result]]]
+    factory: Callable[[], Callable[[ItemT], Iterable[ResultT]]]
     """Called once in each process that works: loads what is dear, and gives what is then called with each item."""
     device: str = "cpu"
     """What one such process computes on: cpu, cuda, cuda:0, ..."""
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """The one thing that a stage knows of the machines behind it."""
 
-    def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         """The results of the first item, then those of the second, and so on.
 
         Items are taken a few ahead of the results, so both may be endless streams. What a worker raises is raised here.
@@ -33,19 +33,19 @@ class Engine(Protocol):
         """
 
 
-class InProcess:
+class InProcessExecutor:
     """One worker, in this process."""
 
-    def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         """Each item when its results are asked for; none is held on to once its results are there."""
-        yield from chain.from_iterable(map(worker.make(), items))
+        yield from chain.from_iterable(map(worker.factory(), items))
 
 
-def pieces(sizes: Sequence[int], most: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Cut work into items of like parts: the places of parts whose `sizes` come to about `most`, the largest parts'
+def batch_by_size(sizes: Sequence[int], max_size: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Cut work into items of like parts: the places of parts whose `sizes` come to about `max_size`, the largest parts'
     first; the places of an item rise."""
-    given = np.asarray(sizes, np.int64)
-    order = np.argsort(-given, kind="stable")
-    before = np.cumsum(given[order]) - given[order]
-    for places in np.split(order, np.flatnonzero(np.diff(before // most)) + 1):
-        yield np.sort(places)
+    size_array = np.asarray(sizes, np.int64)
+    order = np.argsort(-size_array, kind="stable")
+    offsets = np.cumsum(size_array[order]) - size_array[order]
+    for indices in np.split(order, np.flatnonzero(np.diff(offsets // max_size)) + 1):
+        yield np.sort(indices)

@@ -8,45 +8,45 @@ import resource
 import sys
 from pathlib import Path
 
-_STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _ARENA_MAX = -8
 """M_ARENA_MAX of glibc's malloc.h."""
 
 
-def share_heaps() -> None:
+def limit_malloc_arenas() -> None:
     """Have all threads to be started allocate from one heap a core, where the allocator is glibc's (mallopt(3)).
 
     By itself it makes up to eight a core, and each keeps what was freed in it. The environment variable
     MALLOC_ARENA_MAX goes before.
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
-        _of_glibc("mallopt", _ARENA_MAX, os.cpu_count() or 1)
+        _call_libc("mallopt", _ARENA_MAX, os.cpu_count() or 1)
 
 
-def count_anew() -> None:
-    """Give back what was freed (glibc: malloc_trim(3)). From here on `peak` tells the peak from here on, where the
+def reset_peak_rss() -> None:
+    """Give back what was freed (glibc: malloc_trim(3)). From here on `peak_rss` tells the peak from here on, where the
     kernel can (Linux: proc_pid_clear_refs(5), 5)."""
-    _of_glibc("malloc_trim", 0)
+    _call_libc("malloc_trim", 0)
     with contextlib.suppress(OSError):
-        _REFERENCES.write_text("5")
+        _CLEAR_REFS.write_text("5")
 
 
-def peak() -> int:
+def peak_rss() -> int:
     """The highest resident size, in bytes."""
     with contextlib.suppress(OSError, StopIteration):
         lines = _STATUS.read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) << 10
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most << 10
+    max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max_rss if sys.platform == "darwin" else max_rss << 10
 
 
-def _of_glibc(name: str, *arguments: int) -> None:
+def _call_libc(name: str, *arguments: int) -> None:
     """Call a function of the C library where it has it."""
     with contextlib.suppress(AttributeError):
         getattr(ctypes.CDLL(None), name)(*arguments)
 
 
-_FULL = re.compile(
+_OOM_MESSAGES = re.compile(
     "CUDA error: out of memory"
     "|CUBLAS_STATUS_ALLOC_FAILED"
     "|could not create a memory object"
@@ -59,12 +59,12 @@ _FULL = re.compile(
 Python, whose threads need room for a stack."""
 
 
-def ran_out(error: Exception) -> bool:
+def is_oom(error: Exception) -> bool:
     """Whether what numpy or torch raised says that the memory of its device did not hold what was asked for."""
     if isinstance(error, MemoryError):
         return True
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    full = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-    return full or bool(_FULL.search(str(error)))
+    is_device_oom = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    return is_device_oom or bool(_OOM_MESSAGES.search(str(error)))

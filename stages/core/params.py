@@ -5,14 +5,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class Params(BaseModel):
+class BaseParams(BaseModel):
     """Parameters of one stage. A field's name is its key in prep.toml and, with dashes, its flag."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _unset(cls, given: Any) -> Any:
+    def _blank_to_none(cls, given: Any) -> Any:
         """An empty string leaves a number unset; what it means for a text, the stage says."""
         if not isinstance(given, dict):
             return given
@@ -20,21 +20,27 @@ class Params(BaseModel):
         return {name: None if value == "" and name in numbers else value for name, value in given.items()}
 
     @classmethod
-    def marked(cls, mark: str) -> set[str]:
+    def fields_with_mark(cls, mark: str) -> set[str]:
         """The names of the fields that carry a mark of `option`: "path", "model" or "unkeyed"."""
-        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
-        return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark)}
+        marks_by_field = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {name for name, extra in marks_by_field.items() if isinstance(extra, dict) and extra.get(mark)}
 
 
 def option(
-    default: Any, help: str, *, path: bool = False, model: bool = False, unkeyed: bool = False, **checks: Any
+    default: Any,
+    help_text: str,
+    *,
+    is_path: bool = False,
+    is_model: bool = False,
+    exclude_from_key: bool = False,
+    **constraints: Any,
 ) -> Any:
     """Declare a parameter: its default, its help text (shown by --help and in prep.toml) and pydantic checks.
 
-    `path`: relative paths in prep.toml are relative to that file. `model`: so they are where such a folder is there,
-    else the value is a model's name. `unkeyed`: the value does not enter the artifact's key, because it does not shape
-    the result or because the content behind it enters the key instead.
+    `is_path`: relative paths in prep.toml are relative to that file. `is_model`: so they are where such a folder is
+    there, else the value is a model's name. `exclude_from_key`: the value does not enter the artifact's key, because it
+    does not shape the result or because the content behind it enters the key instead.
     """
-    sentence = f"{help[0].upper()}{help[1:].rstrip('.')}."
-    marks: dict[str, Any] = {"path": path, "model": model, "unkeyed": unkeyed}
-    return Field(default, description=sentence, json_schema_extra=marks, **checks)
+    sentence = f"{help_text[0].upper()}{help_text[1:].rstrip('.')}."
+    marks: dict[str, Any] = {"path": is_path, "model": is_model, "unkeyed": exclude_from_key}
+    return Field(default, description=sentence, json_schema_extra=marks, **constraints)

@@ -7,36 +7,38 @@ from typing import TypeVar
 
 import polars as pl
 
-Made = TypeVar("Made")
+BatchResultT = TypeVar("BatchResultT")
 
-THREADS = 2
+N_THREADS = 2
 """Blocks made at once, while others are written; what holds the interpreter leaves little for more."""
 
 
-def query_blocks(query_ids: pl.Series, rows: int, rows_a_block: int) -> Iterator[pl.Series]:
-    """Cut the sorted `query_ids` so that a block meets about `rows_a_block` of a table's `rows` rows."""
-    size = max(1, rows_a_block * len(query_ids) // max(rows, 1))
+def iter_query_batches(query_ids: pl.Series, n_rows: int, rows_per_batch: int) -> Iterator[pl.Series]:
+    """Cut the sorted `query_ids` so that a block meets about `rows_per_batch` of a table's `n_rows` rows."""
+    size = max(1, rows_per_batch * len(query_ids) // max(n_rows, 1))
     for start in range(0, len(query_ids), size):
         yield query_ids[start : start + size]
 
 
-def of_block(table: pl.LazyFrame, block: pl.Series) -> pl.DataFrame:
+def collect_query_batch(table: pl.LazyFrame, batch: pl.Series) -> pl.DataFrame:
     """The rows of a block's queries; row groups outside are skipped where the file is sorted by query_id."""
-    return table.filter(pl.col("query_id").is_between(pl.lit(block[0]), pl.lit(block[-1]))).collect()
+    return table.filter(pl.col("query_id").is_between(pl.lit(batch[0]), pl.lit(batch[-1]))).collect()
 
 
-def in_order(make: Callable[[pl.Series], Made], blocks: Iterable[pl.Series]) -> Iterator[Made]:
-    """`make` of each block, in their order, by THREADS: one more block than these is held at most."""
-    waiting: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for block in blocks:
-            waiting.append(pool.submit(make, block))
-            if len(waiting) == THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def map_query_batches(
+    function: Callable[[pl.Series], BatchResultT], batches: Iterable[pl.Series]
+) -> Iterator[BatchResultT]:
+    """`function` of each block, in their order, by THREADS: one more block than these is held at most."""
+    pending: deque[Future[BatchResultT]] = deque()
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for batch in batches:
+            pending.append(pool.submit(function, batch))
+            if len(pending) == N_THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def ordered(rows: pl.DataFrame) -> pl.DataFrame:
+def sort_by_score(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows as lists: by query, best score first, equal ones by doc_id."""
     return rows.sort("query_id", "score", "doc_id", descending=[False, True, False])

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.core.executor import Engine, InProcess
+from stages.core.executor import Executor, InProcessExecutor
 
 
 def _schema(required: dict[str, pa.DataType], optional: dict[str, pa.DataType] | None = None) -> pa.Schema:
@@ -28,9 +28,9 @@ QRELS = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32()})
 ANSWERS = _schema({"query_id": _STR, "answer": _STR})
 REJECTS = _schema({"source": _STR, "row": pa.int64(), "reason": _STR, "data": _STR})
 CANDIDATES = _schema({"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()})
-DENSE = "dense"
+DENSE_SOURCE = "dense"
 """The source whose scores the masks measure by: the first encoder."""
-JUDGED = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32(), "score": pa.float32()})
+QRELS_SCORED = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32(), "score": pa.float32()})
 FEATURES = (
     "z",
     "below_best",
@@ -48,7 +48,7 @@ FEATURES = (
     "owner_like",
 )
 """What the learned mask looks at: `stages.mining.candidates.features` says what each is."""
-EVIDENCE = _schema(
+CANDIDATE_FEATURES = _schema(
     {"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()},
     {
         "own": pa.bool_(),
@@ -61,14 +61,15 @@ EVIDENCE = _schema(
 )
 """What is known of a candidate; null where it is not so. `own`: a positive of the query (true), or of one that restates
 it (false)."""
-TAUGHT = _schema(
+HOLDOUT_CANDIDATES = _schema(
     {"query_id": _STR, "turn": pa.int32(), "doc_id": _STR, "rank": pa.int32(), "score": pa.float32()}
     | {"hidden": pa.bool_()}
     | dict.fromkeys(("weight", "p_false_negative", "lowest", "best"), pa.float32())
 )
 """Candidates of questions of whose positives one was hidden (in each turn another), judged by a model that did not see
-them; `weight`: how many positives the question has; `lowest` and `best`: the scores of those that were left."""
-VERIFIED = _schema(
+them; `weight`: how many positives the question has; `lowest` and `best`: the scores of those that were
+left."""
+VERIFIER_SCORES = _schema(
     {"query_id": _STR, "doc_id": _STR},
     dict.fromkeys(("teacher_score", "teacher_lowest", "teacher_best"), pa.float32())
     | dict.fromkeys(("teacher_false", "judge"), pa.bool_())
@@ -88,9 +89,27 @@ VERDICTS = _schema(
     dict.fromkeys(("p_false_negative", "threshold", "positive_similarity", "weight", *FEATURES), pa.float32())
     | {"teacher_score": pa.float32(), "judge": pa.bool_()},
 )
-PER_QUERY = _schema(
+PER_QUERY_METRICS = _schema(
     {"split": _STR, "row": _STR, "query_id": _STR, "group": _STR, "metric": _STR, "value": pa.float64()}
 )
+
+TABLES = {
+    "queries": QUERIES,
+    "corpus": CORPUS,
+    "qrels": QRELS,
+    "decided": QRELS,
+    "answers": ANSWERS,
+    "rejects": REJECTS,
+    "candidates": CANDIDATES,
+    "judged": QRELS_SCORED,
+    "evidence": CANDIDATE_FEATURES,
+    "shown": HOLDOUT_CANDIDATES,
+    "taught": HOLDOUT_CANDIDATES,
+    "verified": VERIFIER_SCORES,
+    "verdicts": VERDICTS,
+    "per_query": PER_QUERY_METRICS,
+}
+"""Name of a table's file -> its schema."""
 
 SPLITS = ("train", "dev", "test")
 
@@ -100,19 +119,19 @@ def write_table(frame: pl.DataFrame, schema: pa.Schema, path: Path) -> None:
 
     Raises `ValueError` where a required column is missing, holds a null, or an unknown column is present.
     """
-    table = to_arrow(frame, schema)
-    with writer(path, schema) as file:
+    table = to_arrow_table(frame, schema)
+    with open_parquet_writer(path, schema) as file:
         file.write_table(table)
 
 
-def writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def open_parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """A Parquet file of tables of `schema`. Figures get no dictionary: they hardly repeat, and trying costs most of the
     time of writing."""
-    worded = [field.name for field in schema if not pa.types.is_floating(field.type)]
-    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=worded)
+    dictionary_columns = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary_columns)
 
 
-def to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+def to_arrow_table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     """`frame` as an Arrow table of exactly `schema`, or `ValueError` saying which column breaks the contract."""
     unknown = set(frame.columns) - set(schema.names)
     if unknown:
@@ -149,12 +168,13 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 def document_text(columns: Sequence[str]) -> pl.Expr:
     """A document as every model reads it: its title, where it has one, a space and its text (as BEIR joins them).
 
-    `columns` are those of the frame at hand. Encoder, BM25, rerankers and mined.jsonl all take documents from here.
+    `columns` are those of the frame at hand. Encoder, BM25, rerankers and mined.jsonl all take documents from
+    here.
     """
     if "title" not in columns:
         return pl.col("text")
-    titled = pl.col("title").is_not_null() & (pl.col("title") != "")
-    return pl.when(titled).then(pl.col("title") + " " + pl.col("text")).otherwise(pl.col("text")).alias("text")
+    has_title = pl.col("title").is_not_null() & (pl.col("title") != "")
+    return pl.when(has_title).then(pl.col("title") + " " + pl.col("text")).otherwise(pl.col("text")).alias("text")
 
 
 def scan_documents(corpus: Path) -> pl.LazyFrame:
@@ -171,28 +191,28 @@ class Progress(Protocol):
         `total` is None where it is not known.
         """
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """One line that a person should read: a choice made for them, or a loss."""
 
 
 @dataclass(frozen=True)
-class Tools:
+class StageContext:
     """What the pipeline lends a stage while it runs."""
 
     progress: Progress
-    scratch: Path
+    scratch_dir: Path
     """A folder that outlives a kill: the next run of the same key finds it again. Deleted once the key is committed."""
-    vectors: Path
+    vectors_dir: Path
     """The root of the vector store (one folder an encoder in it)."""
-    logs: Path
+    logs_dir: Path
     """For what holds times and therefore can't be part of an artifact, such as TensorBoard's event files."""
-    engine: Engine = dataclasses.field(default_factory=InProcess)
+    executor: Executor = dataclasses.field(default_factory=InProcessExecutor)
     """What does the work that other processes and machines can share."""
 
     @property
-    def scores(self) -> Path:
+    def scores_dir(self) -> Path:
         """Beside the vectors: what a teacher or a judge said of a pair, for as long as the workspace lives."""
-        return self.vectors.parent / "scores"
+        return self.vectors_dir.parent / "scores"
 
 
 Digest = Callable[[Path], str]

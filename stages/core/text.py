@@ -4,13 +4,13 @@ import unicodedata
 
 import xxhash
 
-UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
-UNSPACED += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+UNSPACED_SCRIPTS = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
+UNSPACED_SCRIPTS += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Scripts that do not part words by spaces, as ranges of a regular expression: Han and kana, and Thai to Burmese and
 Khmer; with them Hangul, whose particles cling to the word."""
 
 
-class _Words(dict[int, int]):
+class _WordCharacterMap(dict[int, int]):
     """Of each character, as `str.translate` asks for it, itself where it is part of a word, else a space.
 
     Words are runs of letters, digits and combining marks: without these (regular expressions' `\\w` has none) Hindi and
@@ -19,12 +19,12 @@ class _Words(dict[int, int]):
 
     def __missing__(self, code: int) -> int:
         character = chr(code)
-        mark = code < 0x20000 and unicodedata.category(character).startswith("M")
-        self[code] = found = code if character.isalnum() or character == "_" or mark else ord(" ")
-        return found
+        is_mark = code < 0x20000 and unicodedata.category(character).startswith("M")
+        self[code] = mapped = code if character.isalnum() or character == "_" or is_mark else ord(" ")
+        return mapped
 
 
-_WORDS = _Words()
+_WORD_CHARACTER_MAP = _WordCharacterMap()
 
 
 def normalise(text: str) -> str:
@@ -41,6 +41,6 @@ def text_id(text: str) -> str:
     return xxhash.xxh3_128_hexdigest(normalise(text).encode())
 
 
-def loose(text: str) -> str:
+def match_key(text: str) -> str:
     """Case, punctuation and compatibility forms taken away (NFKC, casefold, words only): for restated questions."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_WORDS).split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_WORD_CHARACTER_MAP).split())

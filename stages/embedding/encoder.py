@@ -22,23 +22,23 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stages.core.device import device_type, pick_device, use_bfloat16
+from stages.core.device import detect_device_type, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
-from stages.core.memory import ran_out
-from stages.core.model_files import model_digest, model_name, resolve_model
+from stages.core.memory import is_oom
+from stages.core.model_files import model_digest, model_display_name, resolve_model
 
 Floats = npt.NDArray[np.float32]
 
-_STEP = 8
+_ROW_MULTIPLE = 8
 """Row counts of matrix products are kept at multiples of this."""
-_BY_TOKEN_OR_ROW = {"Transformer", "Pooling", "Normalize"}
+_BATCH_INVARIANT_MODULES = {"Transformer", "Pooling", "Normalize"}
 """Modules of sentence-transformers that multiply no matrix with one row a text."""
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_DOCUMENT_PROMPT_NAMES = ("document", "passage", "corpus")
 """Names under which models keep their document prompt, in sentence-transformers' order."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncoderSpec:
     """All that decides what vector a text gets. Its digest names the encoder's folder in the vector store."""
 
     model: str
@@ -52,13 +52,13 @@ class Recipe:
     routed: bool
     """The model treats queries and documents differently beyond their prompts (a sentence-transformers Router)."""
 
-    def prompt(self, role: str) -> str:
+    def prompt_for(self, role: str) -> str:
         """The prompt of a role, "query" or "document"."""
         return self.query_prompt if role == "query" else self.document_prompt
 
-    def salt(self, role: str) -> str:
+    def hash_prefix(self, role: str) -> str:
         """What goes before a text when it is hashed: texts of equal salt and text have the same vector in any role."""
-        return f"{role}\0{self.prompt(role)}" if self.routed else self.prompt(role)
+        return f"{role}\0{self.prompt_for(role)}" if self.routed else self.prompt_for(role)
 
     @property
     def key(self) -> str:
@@ -68,7 +68,7 @@ class Recipe:
         return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
-def recipe(
+def resolve_encoder_spec(
     model: str,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
@@ -76,25 +76,25 @@ def recipe(
     dtype: str = "auto",
     device: str = "auto",
     similarity: str = "auto",
-) -> Recipe:
+) -> EncoderSpec:
     """Fill in what was left to the model (prompts, similarity) or to the machine (dtype, device); loads no model.
 
     Raises `InputError` where `model` is not one.
     """
     folder = resolve_model(model)
-    settings = _json(folder / "config_sentence_transformers.json", {})
+    settings = _read_model_json(folder / "config_sentence_transformers.json", {})
     prompts = settings.get("prompts") or {}
     if similarity == "auto":
-        similarity = "dot" if _stated(folder) in ("dot", "dot_product") else "cosine"
-    modules = _json(folder / "modules.json", [])
-    device = device_type() if device == "auto" else device
+        similarity = "dot" if _declared_similarity(folder) in ("dot", "dot_product") else "cosine"
+    modules = _read_model_json(folder / "modules.json", [])
+    device = detect_device_type() if device == "auto" else device
     if dtype == "auto":
-        dtype = "bfloat16" if use_bfloat16(device, dtype) else "float32"
-    return Recipe(
-        model=model_name(model),
+        dtype = "bfloat16" if should_use_bfloat16(device, dtype) else "float32"
+    return EncoderSpec(
+        model=model_display_name(model),
         weights=model_digest(folder),
         query_prompt=prompts.get("query", "") if query_prompt is None else query_prompt,
-        document_prompt=next((prompts[name] for name in _DOCUMENT_PROMPTS if name in prompts), "")
+        document_prompt=next((prompts[name] for name in _DOCUMENT_PROMPT_NAMES if name in prompts), "")
         if document_prompt is None
         else document_prompt,
         max_length=max_length,
@@ -105,33 +105,33 @@ def recipe(
     )
 
 
-def replaced_similarity(model: str) -> str | None:
+def unsupported_similarity(model: str) -> str | None:
     """The similarity that `model` states for itself where search has none like it (euclidean, manhattan), so that
     `auto` takes the cosine instead; None where it states another or none."""
-    stated = _stated(resolve_model(model))
+    stated = _declared_similarity(resolve_model(model))
     return None if stated in (None, "cosine", "dot", "dot_product") else str(stated)
 
 
-def _stated(folder: Path) -> Any:
-    return _json(folder / "config_sentence_transformers.json", {}).get("similarity_fn_name")
+def _declared_similarity(folder: Path) -> Any:
+    return _read_model_json(folder / "config_sentence_transformers.json", {}).get("similarity_fn_name")
 
 
 class Encoder:
     """A loaded sentence-transformers or Hugging Face encoder. Raises `InputError` where the model can't be loaded."""
 
-    def __init__(self, recipe: Recipe, model: str) -> None:
+    def __init__(self, spec: EncoderSpec, model: str) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
-        pick_device(recipe.device)
+        pick_device(spec.device)
         logging.disable_progress_bar()
-        self.recipe = recipe
+        self.spec = spec
         try:
             self._model: Any = SentenceTransformer(
                 str(resolve_model(model)),
-                device=recipe.device,
-                model_kwargs={"dtype": getattr(torch, recipe.dtype)},
+                device=spec.device,
+                model_kwargs={"dtype": getattr(torch, spec.dtype)},
                 local_files_only=True,
             )
         except Exception as error:
@@ -141,20 +141,20 @@ class Encoder:
                 "Check that its folder is complete, or fetch the model again."
             ) from error
         self._model.eval()
-        positions = _positions(self._model)
-        if recipe.max_length is not None:
-            if positions and recipe.max_length > positions:
+        positions = _max_positions(self._model)
+        if spec.max_length is not None:
+            if positions and spec.max_length > positions:
                 raise InputError(
-                    f"max_length = {recipe.max_length}: the encoder {recipe.model} reads at most {positions} tokens. "
+                    f"max_length = {spec.max_length}: the encoder {spec.model} reads at most {positions} tokens. "
                     "Give no more, or leave max_length out."
                 )
-            self._model.max_seq_length = recipe.max_length
-        plain = {type(module).__name__ for module in self._model} <= _BY_TOKEN_OR_ROW
+            self._model.max_seq_length = spec.max_length
+        plain = {type(module).__name__ for module in self._model} <= _BATCH_INVARIANT_MODULES
         limit = self._model.max_seq_length
-        self._limit = int(limit) if limit and np.isfinite(limit) else None
-        self._rows = 1 if plain and (self._limit or 0) % _STEP == 0 else _STEP
-        self._thread = ThreadPoolExecutor(1)  # computes, so that it can be replaced (`_tried`)
-        self.fitting: int | None = None
+        self._max_tokens = int(limit) if limit and np.isfinite(limit) else None
+        self._row_multiple = 1 if plain and (self._max_tokens or 0) % _ROW_MULTIPLE == 0 else _ROW_MULTIPLE
+        self._executor = ThreadPoolExecutor(1)  # computes, so that it can be replaced (`_encode_or_shrink`)
+        self.max_batch_tokens: int | None = None
         """Tokens a batch that the memory holds, once it did not hold `batch_tokens`."""
 
     def encode(
@@ -163,84 +163,86 @@ class Encoder:
         """Yield (positions in `texts`, vectors float32 [b, d], tokens), longest texts first, until all have come.
 
         `batch_tokens` bounds texts x padded length of a batch; it changes the speed, never a vector. Where the memory
-        does not hold a batch, `fitting` is halved for this and all later ones. Under the cosine similarity vectors have
-        length 1. Raises `InputError` where the model gives a vector that is not finite, or one text is too much.
+        does not hold a batch, `max_batch_tokens` is halved for this and all later ones. Under the cosine similarity
+        vectors have length 1. Raises `InputError` where the model gives a vector that is not finite, or one text is too
+        much.
         """
-        counts = self._counts(texts, role)
-        lengths = self._padded(counts)
-        left = np.argsort(-lengths, kind="stable")
-        while len(left):
-            length = int(lengths[left[0]])
-            most = min(batch_tokens, self.fitting or batch_tokens)
-            rows = max(1, most // max(length, 1) // self._rows) * self._rows
-            group = left[:rows]
-            group = group[lengths[group] == length]
-            vectors = self._tried([texts[i] for i in group], role, length)
+        counts = self._count_tokens(texts, role)
+        lengths = self._pad_lengths(counts)
+        remaining = np.argsort(-lengths, kind="stable")
+        while len(remaining):
+            length = int(lengths[remaining[0]])
+            max_tokens = min(batch_tokens, self.max_batch_tokens or batch_tokens)
+            rows = max(1, max_tokens // max(length, 1) // self._row_multiple) * self._row_multiple
+            batch = remaining[:rows]
+            batch = batch[lengths[batch] == length]
+            vectors = self._encode_or_shrink([texts[i] for i in batch], role, length)
             if vectors is None:
                 continue
-            bad = ~np.isfinite(vectors).all(axis=1)
-            if bad.any():
-                text = texts[group[int(np.argmax(bad))]]
+            non_finite = ~np.isfinite(vectors).all(axis=1)
+            if non_finite.any():
+                text = texts[batch[int(np.argmax(non_finite))]]
                 raise InputError(
-                    f"the encoder {self.recipe.model} gives no finite vector for the text {text[:120]!r}. "
-                    + ('Use dtype = "float32".' if self.recipe.dtype != "float32" else "Are its weights damaged?")
+                    f"the encoder {self.spec.model} gives no finite vector for the text {text[:120]!r}. "
+                    + ('Use dtype = "float32".' if self.spec.dtype != "float32" else "Are its weights damaged?")
                 )
-            left = left[len(group) :]
-            yield group, vectors, int(counts[group].sum())
+            remaining = remaining[len(batch) :]
+            yield batch, vectors, int(counts[batch].sum())
 
-    def _counts(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
+    def _count_tokens(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
         """Tokens that are read of each text; 0 for every text where the model does not pad (static embeddings)."""
         counts = np.zeros(len(texts), np.int64)
         order = np.argsort([len(text) for text in texts], kind="stable")
         for part in np.array_split(order, max(1, len(order) // 256)):
-            features = self._features([texts[i] for i in part], role)
+            features = self._tokenise_texts([texts[i] for i in part], role)
             if "attention_mask" in features:
                 counts[part] = features["attention_mask"].sum(dim=1).numpy()
         return counts
 
-    def _padded(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        rounded = -(-counts // _STEP) * _STEP
-        return np.minimum(rounded, self._limit) if self._limit else rounded
+    def _pad_lengths(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        rounded = -(-counts // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        return np.minimum(rounded, self._max_tokens) if self._max_tokens else rounded
 
-    def _features(self, texts: list[str], role: str, length: int = 0) -> Any:
+    def _tokenise_texts(self, texts: list[str], role: str, length: int = 0) -> Any:
         options = {"processing_kwargs": {"text": {"padding": "max_length", "max_length": length}}} if length else {}
-        return self._model.preprocess(texts, prompt=self.recipe.prompt(role) or None, task=role, **options)
+        return self._model.preprocess(texts, prompt=self.spec.prompt_for(role) or None, task=role, **options)
 
-    def _tried(self, texts: list[str], role: str, length: int) -> Floats | None:
-        """The vectors; or None where the memory does not hold so many texts at once: `fitting` is halved then."""
+    def _encode_or_shrink(self, texts: list[str], role: str, length: int) -> Floats | None:
+        """The vectors; or None where the memory does not hold so many texts at once: `max_batch_tokens` is halved
+        then."""
         from accelerate.utils.memory import clear_device_cache
 
         try:
-            return self._thread.submit(self._forward, texts, role, length).result()
+            return self._executor.submit(self._forward, texts, role, length).result()
         except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
+            if not is_oom(error):
                 raise
-            if len(texts) <= self._rows:
+            if len(texts) <= self._row_multiple:
                 raise InputError(
-                    f"memory does not hold {len(texts)} texts of {length} tokens on {self.recipe.device}, the least "
-                    f"that the encoder {self.recipe.model} is given at once ({' '.join(str(error).split())[:200]}). "
+                    f"memory does not hold {len(texts)} texts of {length} tokens on {self.spec.device}, the least "
+                    f"that the encoder {self.spec.model} is given at once ({' '.join(str(error).split())[:200]}). "
                     "Lower max_length under [encode], or free memory."
                 ) from error
         # here the error is gone, and with it the frames that held the batch
-        self.fitting = len(texts) * max(length, 1) // 2
-        self._thread.shutdown()  # where memory failed oneDNN once, it fails that thread ever after (its PR 5907)
-        self._thread = ThreadPoolExecutor(1)
+        self.max_batch_tokens = len(texts) * max(length, 1) // 2
+        self._executor.shutdown()  # where memory failed oneDNN once, it fails that thread ever after (its PR 5907)
+        self._executor = ThreadPoolExecutor(1)
         clear_device_cache()
         return None
 
     def _forward(self, texts: list[str], role: str, length: int) -> Floats:
         import torch
 
-        filled = texts + texts[-1:] * (-len(texts) % self._rows)
-        features = self._features(filled, role, length)
+        padded_texts = texts + texts[-1:] * (-len(texts) % self._row_multiple)
+        features = self._tokenise_texts(padded_texts, role, length)
         with torch.inference_mode():
-            moved = {k: v.to(self.recipe.device) if hasattr(v, "to") else v for k, v in features.items()}
-            out = self._model(moved, task=role)["sentence_embedding"]
+            device_features = {k: v.to(self.spec.device) if hasattr(v, "to") else v for k, v in features.items()}
+            out = self._model(device_features, task=role)["sentence_embedding"]
         vectors: Floats = out[: len(texts)].float().cpu().numpy()
-        return unit(vectors) if self.recipe.similarity == "cosine" else vectors
+        return l2_normalise_vectors(vectors) if self.spec.similarity == "cosine" else vectors
 
 
-def _positions(model: Any) -> int | None:
+def _max_positions(model: Any) -> int | None:
     """The tokens that a loaded model has positions for; None where it has no such bound."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
@@ -251,16 +253,16 @@ def _positions(model: Any) -> int | None:
     return bound if bound and bound > 0 else None
 
 
-def unit(vectors: Floats) -> Floats:
+def l2_normalise_vectors(vectors: Floats) -> Floats:
     """Rows of float32 [n, d] scaled to length 1, each by itself; a row of zeros stays."""
     lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
     scaled: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return scaled
 
 
-def _json(path: Path, absent: Any) -> Any:
+def _read_model_json(path: Path, default: Any) -> Any:
     if not path.is_file():
-        return absent
+        return default
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -13,25 +13,33 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.core.errors import InputError
-from stages.core.executor import Worker, pieces
-from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable, resolve_model
-from stages.core.params import Params as Base
+from stages.core.executor import Worker, batch_by_size
+from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable_model_name, resolve_model
+from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import CORPUS, QUERIES, Summary, Tools, scan_table
-from stages.embedding.encoder import Encoder, Recipe, recipe, replaced_similarity
-from stages.embedding.lookup import encoder_texts, encodings
-from stages.embedding.vector_store import Buffer, Floats, Hashes, VectorStore, replace_synced, text_hashes, unique
+from stages.core.schemas import CORPUS, QUERIES, StageContext, Summary, scan_table
+from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec, unsupported_similarity
+from stages.embedding.lookup import format_encoder_texts, read_encodings
+from stages.embedding.vector_store import (
+    BufferedVectorWriter,
+    Floats,
+    Hashes,
+    VectorStore,
+    hash_texts,
+    unique_hashes,
+    write_bytes_atomically,
+)
 
 
 class Params(Base):
     """The encoder, and how it is used."""
 
-    # The model's content and name enter the key through `identity`, the device through the encoder's key.
+    # The model's content and name enter the key through `key_extras`, the device through the encoder's key.
     model: str = option(
         DEFAULT_ENCODER,
         "Encoder: a sentence-transformers or Hugging Face model, by hub id or folder.",
-        model=True,
-        unkeyed=True,
+        is_model=True,
+        exclude_from_key=True,
     )
     query_prompt: str | None = option(
         None, 'Put before every query, as in "query: ". Left out: the model\'s own query prompt, if it has one.'
@@ -54,47 +62,50 @@ class Params(Base):
         "name one where a workspace moves between machines.",
     )
     device: Literal["auto", "cpu", "cuda"] = option(
-        "auto", "Where the model runs. auto: cuda where torch and the driver offer it, else cpu.", unkeyed=True
+        "auto", "Where the model runs. auto: cuda where torch and the driver offer it, else cpu.", exclude_from_key=True
     )
     more_models: tuple[str, ...] = option(
         (),
         "Further encoders, in this order the sources dense2, dense3, ... of mine-negatives; repeat it for several. "
         "Each goes by its own prompts, limit of tokens and similarity.",
-        model=True,
-        unkeyed=True,
+        is_model=True,
+        exclude_from_key=True,
     )
     batch_tokens: int = option(
-        4096, "Tokens a batch: more use more memory. It changes the speed only, never a vector.", unkeyed=True, ge=1
+        4096,
+        "Tokens a batch: more use more memory. It changes the speed only, never a vector.",
+        exclude_from_key=True,
+        ge=1,
     )
 
 
 VERSION = 1
 
-_WINDOW = 16_384
+_SORT_WINDOW_TEXTS = 16_384
 """Texts held in memory at once to be sorted by length."""
-_ROWS = 8_192
+_TABLE_BATCH_ROWS = 8_192
 """Rows of a table read at once."""
-_BATCHES = 32
+_BATCHES_PER_TASK = 32
 """Batches that an item of work fills, at four characters a token."""
-_LONGEST = 2_048
+_MAX_COUNTED_CHARS = 2_048
 """Characters of a text that count for that: most encoders read no more of it."""
 
-_ROLES = {"query": QUERIES, "document": CORPUS}
-_TABLES = {"query": "queries", "document": "corpus"}
+_ROLE_SCHEMAS = {"query": QUERIES, "document": CORPUS}
+_ROLE_TABLES = {"query": "queries", "document": "corpus"}
 
-Rows = npt.NDArray[np.bool_]
+RowMask = npt.NDArray[np.bool_]
 
 
-def identity(params: Params) -> dict[str, str]:
+def key_extras(params: Params) -> dict[str, str]:
     """What stands for the models in the artifact's key."""
-    made, *more = _recipes(params)
-    named = {"encoder": made.key, "model": made.model}
+    first, *more = _resolve_encoder_specs(params)
+    extras = {"encoder": first.key, "model": first.model}
     for number, other in enumerate(more, 2):
-        named |= {f"encoder{number}": other.key, f"model{number}": other.model}
-    return named
+        extras |= {f"encoder{number}": other.key, f"model{number}": other.model}
+    return extras
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Encode the texts of `queries` and `corpus` that the store lacks; write encoding.json and texts.npy.
 
     encoding.json: what the first encoder is and did, and under "more", where there are further ones, the same of each.
@@ -104,90 +115,98 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     """
     names = (params.model, *params.more_models)
     for name in names if params.similarity == "auto" else params.more_models:
-        if stated := replaced_similarity(name):
-            tools.progress.say(
+        if stated := unsupported_similarity(name):
+            context.progress.log(
                 f"the encoder {name} asks for the {stated} similarity; cosine is used instead, since search is by "
                 "inner product (where all vectors have one length, cosine and euclidean rank alike)"
             )
     done = [
-        _encoded(made, name, params.batch_tokens, inputs, tools)
-        for made, name in zip(_recipes(params), names, strict=True)
+        _encode_tables(made, name, params.batch_tokens, inputs, context)
+        for made, name in zip(_resolve_encoder_specs(params), names, strict=True)
     ]
     (encoding, summary), *more = [(encoding, summary) for encoding, summary, _ in done]
     if more:
         encoding = {**encoding, "more": [other for other, _ in more]}
-        summary = {**summary, "more": {f"dense{n} {s['encoder']}": _brief(s) for n, (_, s) in enumerate(more, 2)}}
+        summary = {
+            **summary,
+            "more": {f"dense{n} {s['encoder']}": _shorten_summary(s) for n, (_, s) in enumerate(more, 2)},
+        }
     (out / "encoding.json").write_text(json.dumps(encoding, indent=2, ensure_ascii=False) + "\n")
     np.save(out / "texts.npy", np.concatenate([texts for _, _, texts in done]))
     return summary
 
 
-def _brief(summary: Summary) -> Summary:
+def _shorten_summary(summary: Summary) -> Summary:
     return {name: summary[name] for name in ("encoded", "cached", "dimension")}
 
 
-def _encoded(
-    made: Recipe, name: str, batch_tokens: int, inputs: Mapping[str, Path], tools: Tools
+def _encode_tables(
+    spec: EncoderSpec, model: str, batch_tokens: int, inputs: Mapping[str, Path], context: StageContext
 ) -> tuple[dict[str, Any], Summary, Hashes]:
-    """Encode with one encoder, named `name` by the user: its part of encoding.json, of the summary and of texts.npy."""
-    store = VectorStore(tools.vectors / made.key)
-    if store.broken:
-        tools.progress.say(f"{len(store.broken)} damaged vector files were set aside; their texts are encoded again.")
-    paths = {role: inputs[table] for role, table in _TABLES.items()}
-    hashes = {role: _table_hashes(path, role, made) for role, path in paths.items()}
-    texts, flags = _new(hashes, store)
-    new = sum(int(rows.sum()) for rows in flags.values())
-    if new:
-        _describe(made, store.folder)
-        items = (
-            Texts(role, [window[i] for i in piece], window_hashes[piece])
-            for role, path in paths.items()
-            for window, window_hashes in _windows(path, role, flags[role], hashes[role])
-            for piece in pieces([min(len(text), _LONGEST) for text in window], 4 * _BATCHES * batch_tokens)
+    """Encode with one encoder, named `model` by the user: its part of encoding.json, of the summary and of
+    texts.npy."""
+    store = VectorStore(context.vectors_dir / spec.key)
+    if store.damaged_segments:
+        context.progress.log(
+            f"{len(store.damaged_segments)} damaged vector files were set aside; their texts are encoded again."
         )
-        tools.progress.say(
-            f"{new:,} texts to encode with {made.model} in {made.dtype}; {len(texts) - new:,} are stored already"
+    paths = {role: inputs[table] for role, table in _ROLE_TABLES.items()}
+    hashes = {role: _hash_table_texts(path, role, spec) for role, path in paths.items()}
+    texts, new_rows = _find_new_rows(hashes, store)
+    n_new = sum(int(rows.sum()) for rows in new_rows.values())
+    if n_new:
+        _write_encoder_json(spec, store.folder)
+        tasks = (
+            EncodeTask(role, [window[i] for i in piece], window_hashes[piece])
+            for role, path in paths.items()
+            for window, window_hashes in _read_text_windows(path, role, new_rows[role], hashes[role])
+            for piece in batch_by_size(
+                [min(len(text), _MAX_COUNTED_CHARS) for text in window], 4 * _BATCHES_PER_TASK * batch_tokens
+            )
+        )
+        context.progress.log(
+            f"{n_new:,} texts to encode with {spec.model} in {spec.dtype}; {len(texts) - n_new:,} are stored already"
         )
         done = tokens = 0
-        fitting = batch_tokens
-        with Buffer(store) as buffer:
-            worker = Worker(partial(Embedding, made, portable(name), batch_tokens), made.device)
-            for some in tools.engine.map(worker, items):
-                buffer.add(some.hashes, some.vectors)
-                done, tokens = done + len(some.hashes), tokens + some.tokens
-                tools.progress.advance(done, new, "texts", tokens)
-                if some.fitting < fitting:
-                    fitting = some.fitting
-                    tools.progress.say(
-                        f"the memory did not hold a batch: from here on they have at most {fitting:,} tokens. "
-                        f"batch_tokens = {fitting} under [encode] begins with that."
+        max_batch_tokens = batch_tokens
+        with BufferedVectorWriter(store) as vector_writer:
+            worker = Worker(partial(EncodeWorker, spec, portable_model_name(model), batch_tokens), spec.device)
+            for batch in context.executor.map(worker, tasks):
+                vector_writer.add(batch.hashes, batch.vectors)
+                done, tokens = done + len(batch.hashes), tokens + batch.tokens
+                context.progress.advance(done, n_new, "texts", tokens)
+                if batch.max_batch_tokens < max_batch_tokens:
+                    max_batch_tokens = batch.max_batch_tokens
+                    context.progress.log(
+                        f"the memory did not hold a batch: from here on they have at most {max_batch_tokens:,} tokens. "
+                        f"batch_tokens = {max_batch_tokens} under [encode] begins with that."
                     )
     encoding = {
-        "encoder": made.key,
-        "model": made.model,
+        "encoder": spec.key,
+        "model": spec.model,
         "dimension": store.dimension,
         "queries": len(hashes["query"]),
         "documents": len(hashes["document"]),
         "texts": len(texts),
-        "normalised": made.similarity == "cosine",
-        "similarity": made.similarity,
-        "dtype": made.dtype,
-        "max_length": made.max_length,
-        "salts": {role: made.salt(role) for role in paths},
+        "normalised": spec.similarity == "cosine",
+        "similarity": spec.similarity,
+        "dtype": spec.dtype,
+        "max_length": spec.max_length,
+        "salts": {role: spec.hash_prefix(role) for role in paths},
     }
     summary = {
         "queries": len(hashes["query"]),
         "documents": len(hashes["document"]),
         "texts": len(texts),
-        "encoded": new,
-        "cached": len(texts) - new,
+        "encoded": n_new,
+        "cached": len(texts) - n_new,
         "dimension": store.dimension,
-        "encoder": made.model,
+        "encoder": spec.model,
     }
     return encoding, summary, texts
 
 
-class Texts(NamedTuple):
+class EncodeTask(NamedTuple):
     """An item of work: texts of one role ("query" or "document") and their hashes, uint8 [n, 16]."""
 
     role: str
@@ -195,61 +214,68 @@ class Texts(NamedTuple):
     hashes: Hashes
 
 
-class Encoded(NamedTuple):
+class EncodedBatch(NamedTuple):
     """A batch's result: hashes, uint8 [b, 16], and vectors, float32 [b, d], of `tokens` tokens in all."""
 
     hashes: Hashes
     vectors: Floats
     tokens: int
-    fitting: int
+    max_batch_tokens: int
     """Tokens that this worker gives a batch now."""
 
 
-class Embedding:
+class EncodeWorker:
     """A worker's encoder. Raises `InputError` where the model has other files here than where its recipe was made."""
 
-    def __init__(self, made: Recipe, name: str, batch_tokens: int) -> None:
-        if model_digest(resolve_model(name)) != made.weights:
-            raise InputError(f"the encoder {name} is not the same everywhere: give each node the same files of it.")
-        self._encoder, self._batch_tokens = Encoder(made, name), batch_tokens
+    def __init__(self, spec: EncoderSpec, model: str, batch_tokens: int) -> None:
+        if model_digest(resolve_model(model)) != spec.weights:
+            raise InputError(f"the encoder {model} is not the same everywhere: give each node the same files of it.")
+        self._encoder, self._batch_tokens = Encoder(spec, model), batch_tokens
 
-    def __call__(self, item: Texts) -> Iterator[Encoded]:
+    def __call__(self, task: EncodeTask) -> Iterator[EncodedBatch]:
         """The results, a batch at a time."""
-        for group, vectors, tokens in self._encoder.encode(item.texts, item.role, self._batch_tokens):
-            yield Encoded(item.hashes[group], vectors, tokens, self._encoder.fitting or self._batch_tokens)
+        for group, vectors, tokens in self._encoder.encode(task.texts, task.role, self._batch_tokens):
+            yield EncodedBatch(
+                task.hashes[group], vectors, tokens, self._encoder.max_batch_tokens or self._batch_tokens
+            )
 
 
-def lacking(params: Params, inputs: Mapping[str, Path], vectors: Path) -> list[tuple[Recipe, dict[str, Rows]]]:
+def find_missing_texts(
+    params: Params, inputs: Mapping[str, Path], store_root: Path
+) -> list[tuple[EncoderSpec, dict[str, RowMask]]]:
     """What a run would have to encode: each encoder, and by role which rows of its table hold a text that is new to it.
 
-    A text that comes several times is wanted once. `vectors` is the root of the vector store.
+    A text that comes several times is wanted once. `store_root` is the root of the vector store.
     """
     found = []
-    for made in _recipes(params):
-        hashes = {role: _table_hashes(inputs[table], role, made) for role, table in _TABLES.items()}
-        found.append((made, _new(hashes, VectorStore(vectors / made.key))[1]))
+    for spec in _resolve_encoder_specs(params):
+        hashes = {role: _hash_table_texts(inputs[table], role, spec) for role, table in _ROLE_TABLES.items()}
+        found.append((spec, _find_new_rows(hashes, VectorStore(store_root / spec.key))[1]))
     return found
 
 
-def _new(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Hashes, dict[str, Rows]]:
+def _find_new_rows(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Hashes, dict[str, RowMask]]:
     """The distinct texts of both roles; and by role, which rows hold a text that is not stored, each text once."""
-    texts, first = unique(np.concatenate(list(hashes.values())))
+    texts, first = unique_hashes(np.concatenate(list(hashes.values())))
     new = np.zeros(sum(map(len, hashes.values())), np.bool_)
-    new[first[~store.held(texts)]] = True
+    new[first[~store.contains(texts)]] = True
     return texts, dict(zip(hashes, np.split(new, [len(hashes["query"])]), strict=True))
 
 
-def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:
+def is_valid(inputs: Mapping[str, Path], out: Path, context: StageContext) -> bool:
     """Do the vector stores still hold, undamaged, every vector that this artifact stands for?"""
-    parts = encodings(out / "encoding.json")
+    parts = read_encodings(out / "encoding.json")
     texts = np.split(np.load(out / "texts.npy"), np.cumsum([part["texts"] for part in parts])[:-1])
-    stores = [VectorStore(tools.vectors / part["encoder"]) for part in parts]
-    return all(not store.broken and bool(store.held(hashes).all()) for store, hashes in zip(stores, texts, strict=True))
+    stores = [VectorStore(context.vectors_dir / part["encoder"]) for part in parts]
+    return all(
+        not store.damaged_segments and bool(store.contains(hashes).all())
+        for store, hashes in zip(stores, texts, strict=True)
+    )
 
 
-def _recipes(params: Params) -> list[Recipe]:
+def _resolve_encoder_specs(params: Params) -> list[EncoderSpec]:
     """The encoders, the first one first. Raises `InputError` where two are one and the same."""
-    first = recipe(
+    first = resolve_encoder_spec(
         params.model,
         params.query_prompt,
         params.document_prompt,
@@ -258,41 +284,41 @@ def _recipes(params: Params) -> list[Recipe]:
         params.device,
         params.similarity,
     )
-    more = [recipe(model, dtype=params.dtype, device=params.device) for model in params.more_models]
-    met = {first.key}
+    more = [resolve_encoder_spec(model, dtype=params.dtype, device=params.device) for model in params.more_models]
+    seen_keys = {first.key}
     for other, name in zip(more, params.more_models, strict=True):
-        if other.key in met:
+        if other.key in seen_keys:
             raise InputError(f"more_models: the encoder {name} is there already, so it would find the same again.")
-        met.add(other.key)
+        seen_keys.add(other.key)
     return [first, *more]
 
 
-def _table_texts(path: Path, role: str) -> Iterator[list[str]]:
+def _read_table_texts(path: Path, role: str) -> Iterator[list[str]]:
     """The texts of a table, a bounded number of rows at a time."""
-    scan_table(path, _ROLES[role])
+    scan_table(path, _ROLE_SCHEMAS[role])
     columns = ["query"] if role == "query" else ["text", "title"]
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=columns):
-            yield encoder_texts(pl.DataFrame(pl.from_arrow(batch)), role)
+        for batch in file.iter_batches(_TABLE_BATCH_ROWS, columns=columns):
+            yield format_encoder_texts(pl.DataFrame(pl.from_arrow(batch)), role)
 
 
-def _table_hashes(path: Path, role: str, made: Recipe) -> Hashes:
-    parts = [text_hashes(texts, made.salt(role)) for texts in _table_texts(path, role)]
+def _hash_table_texts(path: Path, role: str, spec: EncoderSpec) -> Hashes:
+    parts = [hash_texts(texts, spec.hash_prefix(role)) for texts in _read_table_texts(path, role)]
     return np.concatenate([np.empty((0, 16), np.uint8), *parts])
 
 
-def _windows(
-    path: Path, role: str, wanted: npt.NDArray[np.bool_], hashes: Hashes
+def _read_text_windows(
+    path: Path, role: str, mask: npt.NDArray[np.bool_], hashes: Hashes
 ) -> Iterator[tuple[list[str], Hashes]]:
     """The wanted rows' texts and hashes, a window of at most _WINDOW at a time."""
     window: list[str] = []
     rows: list[int] = []
     row = 0
-    for texts in _table_texts(path, role):
-        for offset in np.flatnonzero(wanted[row : row + len(texts)]).tolist():
+    for texts in _read_table_texts(path, role):
+        for offset in np.flatnonzero(mask[row : row + len(texts)]).tolist():
             window.append(texts[offset])
             rows.append(row + offset)
-            if len(window) == _WINDOW:
+            if len(window) == _SORT_WINDOW_TEXTS:
                 yield window, hashes[rows]
                 window, rows = [], []
         row += len(texts)
@@ -300,10 +326,10 @@ def _windows(
         yield window, hashes[rows]
 
 
-def _describe(made: Recipe, folder: Path) -> None:
+def _write_encoder_json(spec: EncoderSpec, folder: Path) -> None:
     """Say in the encoder's folder, in words, what its name stands for."""
     path = folder / "encoder.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(asdict(made), indent=2, ensure_ascii=False) + "\n"
-        replace_synced(path, content.encode(), folder / "encoder.tmp")
+        content = json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
+        write_bytes_atomically(path, content.encode(), folder / "encoder.tmp")

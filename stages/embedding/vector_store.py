@@ -23,32 +23,32 @@ from stages.core.model_files import file_digest
 Hashes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-_KEY = np.dtype("S16")
-_MAPPED = 512 << 20
+_KEY_DTYPE = np.dtype("S16")
+_MAX_MAPPED_BYTES = 512 << 20
 """Bytes of segments that may stay in a process's memory once they were read. Of a larger store they are let go at once:
 the system holds them all the same while it has room, but they do not count as this process's."""
 
-_AT_ONCE = 2_048
+_COPY_BATCH_VECTORS = 2_048
 """Vectors copied at once: what lies between a segment and its copy stays in the cache."""
 
 
-def text_hashes(texts: Iterable[str], salt: str = "") -> Hashes:
+def hash_texts(texts: Iterable[str], prefix: str = "") -> Hashes:
     """xxh3-128 of `salt + text` for each text: uint8 [n, 16]."""
-    digests = b"".join(xxhash.xxh3_128_digest((salt + text).encode()) for text in texts)
+    digests = b"".join(xxhash.xxh3_128_digest((prefix + text).encode()) for text in texts)
     return np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
 
-def unique(hashes: Hashes) -> tuple[Hashes, npt.NDArray[np.int64]]:
+def unique_hashes(hashes: Hashes) -> tuple[Hashes, npt.NDArray[np.int64]]:
     """The distinct rows of uint8 [n, 16] in byte order, and where each first stood."""
-    keys, first = np.unique(_keys(hashes), return_index=True)
-    return _bytes(keys), first
+    keys, first = np.unique(hash_keys(hashes), return_index=True)
+    return _key_bytes(keys), first
 
 
 class VectorStore:
     """Vectors of one encoder by text hash. A folder that does not exist yet is an empty store.
 
-    Every segment is verified when the store is opened; `broken` names those that did not fit their name or could not be
-    read. They are renamed to `*.broken`, so that what they held counts as missing and is encoded again.
+    Every segment is verified when the store is opened; `damaged_segments` names those that did not fit their name or
+    could not be read. They are renamed to `*.broken`, so that what they held counts as missing and is encoded again.
 
     A hash is stored once: `append` passes over hashes that are held already. Should two segments still hold the same
     hash (two folders copied together), the segment whose name sorts first wins, however they came.
@@ -56,24 +56,24 @@ class VectorStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.broken: list[str] = []
-        self.names: list[str] = []
+        self.damaged_segments: list[str] = []
+        self.segment_names: list[str] = []
         """The segments' names. While one of these is there, the vectors that came from it are the same bits."""
         self._segments: list[npt.NDArray[np.void]] = []
-        self._bytes = 0
+        self._n_bytes = 0
         self.dimension = 0
         """Length of the vectors; 0 while the store is empty."""
         for path in sorted(folder.glob("*.npy")):
-            self._open(path)
-        self._index()
+            self._open_segment(path)
+        self._build_index()
 
     def __len__(self) -> int:
         """How many distinct texts the store holds."""
-        return len(self._sorted)
+        return len(self._sorted_keys)
 
-    def held(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+    def contains(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
         """Which of uint8 [n, 16] are stored: bool [n]."""
-        return self._find(hashes)[1]
+        return self._search_index(hashes)[1]
 
     def append(self, hashes: Hashes, vectors: Floats) -> int:
         """Store vectors [n, d] under hashes [n, 16] as one new segment; returns how many were new.
@@ -85,15 +85,15 @@ class VectorStore:
             raise ValueError(f"{len(hashes)} hashes for vectors of shape {vectors.shape}")
         if self.dimension not in (0, vectors.shape[1]):
             raise ValueError(f"vectors of dimension {vectors.shape[1]} in a store of dimension {self.dimension}")
-        first = np.sort(unique(hashes)[1])
-        new = first[~self.held(hashes[first])]
+        first = np.sort(unique_hashes(hashes)[1])
+        new = first[~self.contains(hashes[first])]
         if not len(new):
             return 0
-        records = np.empty(len(new), dtype=[("hash", _KEY), ("vector", "<f4", (vectors.shape[1],))])
-        records["hash"] = _keys(hashes[new])
+        records = np.empty(len(new), dtype=[("hash", _KEY_DTYPE), ("vector", "<f4", (vectors.shape[1],))])
+        records["hash"] = hash_keys(hashes[new])
         records["vector"] = vectors[new]
-        self._open(self._write(records))
-        self._insert(records["hash"])
+        self._open_segment(self._write_segment(records))
+        self._insert_keys(records["hash"])
         return len(new)
 
     def read(self, hashes: Hashes) -> Floats:
@@ -101,42 +101,42 @@ class VectorStore:
 
         Raises `KeyError` where one is not stored.
         """
-        return self.at(self.places(hashes))
+        return self.read_at(self.locate(hashes))
 
-    def places(self, hashes: Hashes) -> npt.NDArray[np.int64]:
-        """Where the vectors of uint8 [n, 16] stand, for `at`: [n]. What is appended later moves none of them.
+    def locate(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """Where the vectors of uint8 [n, 16] stand, for `read_at`: [n]. What is appended later moves none of them.
 
         Raises `KeyError` where one is not stored.
         """
-        row, found = self._find(hashes)
+        row, found = self._search_index(hashes)
         if not found.all():
             raise KeyError(f"{(~found).sum()} of {len(found)} texts have no vector in {self.folder}")
-        return self._place[row]
+        return self._positions[row]
 
-    def at(self, place: npt.NDArray[np.int64]) -> Floats:
+    def read_at(self, positions: npt.NDArray[np.int64]) -> Floats:
         """The vectors that stand in these places [n], in that order: a new array, float32 [n, d]."""
-        out = np.empty((len(place), self.dimension), np.float32)
-        order = np.argsort(place, kind="stable")
+        out = np.empty((len(positions), self.dimension), np.float32)
+        order = np.argsort(positions, kind="stable")
         # Read segment by segment, each in its own order: the disk is asked for neighbours together.
-        cuts = np.searchsorted(place[order], self._starts)
+        cuts = np.searchsorted(positions[order], self._segment_starts)
         for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
             if begin == end:
                 continue
             stored = self._segments[number]["vector"]
-            for start in range(begin, end, _AT_ONCE):
-                part = order[start : min(start + _AT_ONCE, end)]
-                out[part] = stored[place[part] - self._starts[number]]
-            self._let_go(self._segments[number])
+            for start in range(begin, end, _COPY_BATCH_VECTORS):
+                part = order[start : min(start + _COPY_BATCH_VECTORS, end)]
+                out[part] = stored[positions[part] - self._segment_starts[number]]
+            self._release_pages(self._segments[number])
         return out
 
-    def _find(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        keys = _keys(hashes)
-        if not len(self._sorted):
+    def _search_index(self, hashes: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        keys = hash_keys(hashes)
+        if not len(self._sorted_keys):
             return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_)
-        row = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        return row, self._sorted[row] == keys
+        row = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self._sorted_keys) - 1)
+        return row, self._sorted_keys[row] == keys
 
-    def _open(self, path: Path) -> None:
+    def _open_segment(self, path: Path) -> None:
         try:
             if file_digest(path) != path.stem:
                 raise ValueError("the content does not fit the name")
@@ -146,80 +146,80 @@ class VectorStore:
                 raise ValueError("another dimension")
         except (ValueError, KeyError, EOFError):
             path.replace(path.with_suffix(".broken"))
-            self.broken.append(path.name)
+            self.damaged_segments.append(path.name)
             return
         self.dimension = dimension
-        self._bytes += records.nbytes
+        self._n_bytes += records.nbytes
         self._segments.append(records)
-        self.names.append(path.stem)
+        self.segment_names.append(path.stem)
 
-    def _index(self) -> None:
+    def _build_index(self) -> None:
         """Sorted distinct hashes, and for each its place in the segments laid end to end."""
-        self._starts = np.cumsum([0] + [len(segment) for segment in self._segments])
-        keys = [np.empty(0, _KEY)]
+        self._segment_starts = np.cumsum([0] + [len(segment) for segment in self._segments])
+        keys = [np.empty(0, _KEY_DTYPE)]
         for segment in self._segments:
             keys.append(segment["hash"].copy())
-            self._let_go(segment)
-        self._sorted, self._place = np.unique(np.concatenate(keys), return_index=True)
+            self._release_pages(segment)
+        self._sorted_keys, self._positions = np.unique(np.concatenate(keys), return_index=True)
 
-    def _let_go(self, segment: npt.NDArray[np.void]) -> None:
+    def _release_pages(self, segment: npt.NDArray[np.void]) -> None:
         mapped = segment.base
-        if self._bytes > _MAPPED and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        if self._n_bytes > _MAX_MAPPED_BYTES and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
 
-    def _insert(self, keys: npt.NDArray[np.bytes_]) -> None:
+    def _insert_keys(self, keys: npt.NDArray[np.bytes_]) -> None:
         """Add a new last segment's hashes to the index, without sorting the whole of it again."""
-        end = self._starts[-1]
-        self._starts = np.append(self._starts, end + len(keys))
+        end = self._segment_starts[-1]
+        self._segment_starts = np.append(self._segment_starts, end + len(keys))
         order = np.argsort(keys)
-        at = np.searchsorted(self._sorted, keys[order])
-        self._sorted = np.insert(self._sorted, at, keys[order])
-        self._place = np.insert(self._place, at, end + order)
+        at = np.searchsorted(self._sorted_keys, keys[order])
+        self._sorted_keys = np.insert(self._sorted_keys, at, keys[order])
+        self._positions = np.insert(self._positions, at, end + order)
 
-    def _write(self, records: npt.NDArray[np.void]) -> Path:
+    def _write_segment(self, records: npt.NDArray[np.void]) -> Path:
         buffer = io.BytesIO()
         np.save(buffer, records, allow_pickle=False)
         content = buffer.getbuffer()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{xxhash.xxh3_128_hexdigest(content)}.npy"
-        replace_synced(path, content, self.folder / "segment.tmp")
+        write_bytes_atomically(path, content, self.folder / "segment.tmp")
         return path
 
 
-class Buffer:
+class BufferedVectorWriter:
     """Vectors on their way to a store: appended after so many texts or seconds, so that a kill costs little.
 
     Use as a context: what is left is appended at its end, also when the work in it was broken off by an exception.
     """
 
-    def __init__(self, store: VectorStore, texts: int = 4_096, seconds: float = 60.0) -> None:
-        self._store, self._texts, self._seconds = store, texts, seconds
+    def __init__(self, store: VectorStore, max_texts: int = 4_096, max_seconds: float = 60.0) -> None:
+        self._store, self._max_texts, self._max_seconds = store, max_texts, max_seconds
         self._clear()
 
     def add(self, hashes: Hashes, vectors: Floats) -> None:
         """Take vectors [n, d] under hashes [n, 16]."""
-        self._parts.append((hashes, vectors))
-        if sum(len(part) for part, _ in self._parts) >= self._texts or time.monotonic() >= self._due:
+        self._pending.append((hashes, vectors))
+        if sum(len(part) for part, _ in self._pending) >= self._max_texts or time.monotonic() >= self._flush_time:
             self.flush()
 
     def flush(self) -> None:
         """Append what has come."""
-        if self._parts:
-            self._store.append(*map(np.concatenate, zip(*self._parts, strict=True)))
+        if self._pending:
+            self._store.append(*map(np.concatenate, zip(*self._pending, strict=True)))
         self._clear()
 
     def _clear(self) -> None:
-        self._parts: list[tuple[Hashes, Floats]] = []
-        self._due = time.monotonic() + self._seconds
+        self._pending: list[tuple[Hashes, Floats]] = []
+        self._flush_time = time.monotonic() + self._max_seconds
 
-    def __enter__(self) -> "Buffer":
+    def __enter__(self) -> "BufferedVectorWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
 
 
-def replace_synced(path: Path, content: bytes | memoryview, temporary: Path) -> None:
+def write_bytes_atomically(path: Path, content: bytes | memoryview, temporary: Path) -> None:
     """Put `content` at `path` so that after a kill, a power cut or a full disk it is whole or not there."""
     try:
         with temporary.open("wb") as file:
@@ -239,9 +239,9 @@ def replace_synced(path: Path, content: bytes | memoryview, temporary: Path) -> 
 
 # Numpy compares and sorts bytes strings of a fixed length as whole keys. Trailing zero bytes are padding to it, so two
 # digests of 16 bytes are equal to it exactly when they are equal.
-def _keys(hashes: Hashes) -> npt.NDArray[np.bytes_]:
-    return np.ascontiguousarray(hashes).view(_KEY).reshape(-1)
+def hash_keys(hashes: Hashes) -> npt.NDArray[np.bytes_]:
+    return np.ascontiguousarray(hashes).view(_KEY_DTYPE).reshape(-1)
 
 
-def _bytes(keys: npt.NDArray[np.bytes_]) -> Hashes:
+def _key_bytes(keys: npt.NDArray[np.bytes_]) -> Hashes:
     return np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16)

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 MIN_GROUPS = 6
 """With fewer independent groups not even a unanimous result reaches p < 0.05 (sign flips: 2 / 2^5 = 0.0625)."""
 
-_CELLS = 1 << 22
+_MAX_BLOCK_CELLS = 1 << 22
 
 
-class Comparison(NamedTuple):
+class BootstrapResult(NamedTuple):
     """The mean difference a - b, its interval, and the two-sided p; the last three None with too few groups."""
 
     difference: float
@@ -20,15 +20,16 @@ class Comparison(NamedTuple):
     p: float | None
 
 
-def compare(
+def run_paired_bootstrap(
     differences: NDArray[np.float64],
-    group: NDArray[Any],
+    groups: NDArray[Any],
     *,
-    samples: int,
+    n_resamples: int,
     seed: int,
     confidence: float = 0.95,
-) -> list[Comparison]:
-    """Compare two systems by `differences` of shape (queries, measures), a less b, whose queries come in groups.
+) -> list[BootstrapResult]:
+    """Compare two systems by `differences` of shape (queries, measures), a less b, whose queries come in
+    groups.
 
     `group[i]` names query i's group; there is at least one query. Whole groups are drawn with replacement, as queries
     of one group (one article, one thread) are not independent; the statistic is the mean difference over the drawn
@@ -37,32 +38,37 @@ def compare(
     Hinkley 1997, with their + 1), so p < 1 - confidence where the interval leaves out 0. All measures share the draws.
     """
     observed = differences.mean(axis=0)
-    _, code = np.unique(group, return_inverse=True)
-    sizes = np.bincount(code).astype(np.float64)
-    if len(sizes) < MIN_GROUPS:
-        return [Comparison(float(difference), None, None, None) for difference in observed]
-    sums = np.zeros((len(sizes), differences.shape[1]))
-    np.add.at(sums, code, differences)
-    drawn = resample(sums, sizes, samples, seed)
+    _, group_index = np.unique(groups, return_inverse=True)
+    group_sizes = np.bincount(group_index).astype(np.float64)
+    if len(group_sizes) < MIN_GROUPS:
+        return [BootstrapResult(float(difference), None, None, None) for difference in observed]
+    group_sums = np.zeros((len(group_sizes), differences.shape[1]))
+    np.add.at(group_sums, group_index, differences)
+    resampled_means = resample_means(group_sums, group_sizes, n_resamples, seed)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    extreme = np.minimum((drawn <= 0).sum(axis=0), (drawn >= 0).sum(axis=0))
-    p = np.minimum(1.0, 2 * (extreme + 1) / (samples + 1))
-    return [Comparison(*map(float, column)) for column in zip(observed, low, high, p, strict=True)]
+    low, high = np.quantile(resampled_means, [tail, 1 - tail], axis=0)
+    n_opposite = np.minimum((resampled_means <= 0).sum(axis=0), (resampled_means >= 0).sum(axis=0))
+    p = np.minimum(1.0, 2 * (n_opposite + 1) / (n_resamples + 1))
+    return [BootstrapResult(*map(float, column)) for column in zip(observed, low, high, p, strict=True)]
 
 
-def resample(sums: NDArray[np.float64], sizes: NDArray[np.float64], samples: int, seed: int) -> NDArray[np.float64]:
-    """`samples` bootstrap means (samples, measures): as many groups as there are, drawn with replacement.
+def resample_means(
+    group_sums: NDArray[np.float64], group_sizes: NDArray[np.float64], n_resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """`n_resamples` bootstrap means (samples, measures): as many groups as there are, drawn with replacement.
 
-    `sums` (groups, measures) and `sizes` (groups) are of the groups. How often each group is drawn is multinomial, so
-    a block of samples is one matrix product. Rounded to 12 digits: sums that cancel are 0, in whatever order added.
+    `group_sums` (groups, measures) and `group_sizes` (groups) are of the groups. How often each group is drawn is
+    multinomial, so a block of samples is one matrix product. Rounded to 12 digits: sums that cancel are 0, in whatever
+    order added.
     """
-    groups = len(sizes)
-    random = np.random.default_rng(seed)
-    even = np.full(groups, 1 / groups)
-    block = max(1, _CELLS // groups)
+    n_groups = len(group_sizes)
+    generator = np.random.default_rng(seed)
+    probabilities = np.full(n_groups, 1 / n_groups)
+    block_size = max(1, _MAX_BLOCK_CELLS // n_groups)
     means = []
-    for start in range(0, samples, block):
-        times = random.multinomial(groups, even, size=min(block, samples - start)).astype(np.float64)
-        means.append((times @ sums) / (times @ sizes)[:, None])
+    for start in range(0, n_resamples, block_size):
+        draw_counts = generator.multinomial(n_groups, probabilities, size=min(block_size, n_resamples - start)).astype(
+            np.float64
+        )
+        means.append((draw_counts @ group_sums) / (draw_counts @ group_sizes)[:, None])
     return np.concatenate(means).round(12)

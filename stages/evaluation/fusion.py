@@ -4,14 +4,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.evaluation.metrics import Judge, means
+from stages.evaluation.metrics import Evaluator, average_metrics
 
-GRID = tuple(round(0.05 * step, 2) for step in range(21))
-DEFAULT_WEIGHT = 0.5
-_MEASURES = ("nDCG@10", "MRR@10")
+WEIGHT_GRID = tuple(round(0.05 * step, 2) for step in range(21))
+DEFAULT_FUSION_WEIGHT = 0.5
+_SELECTION_METRICS = ("nDCG@10", "MRR@10")
 
 
-def z_scores(scores: NDArray[np.floating], code: NDArray[np.integer]) -> NDArray[np.float64]:
+def compute_z_scores(scores: NDArray[np.floating], list_index: NDArray[np.integer]) -> NDArray[np.float64]:
     """Each score less the mean of its list, over the list's standard deviation; 0 where all in the list are equal.
 
     `code[i]` is the list of `scores[i]`; the scores of a list stand together. Z-scores make the units of two systems
@@ -20,31 +20,39 @@ def z_scores(scores: NDArray[np.floating], code: NDArray[np.integer]) -> NDArray
     if not len(scores):
         return np.zeros(0)
     values = scores.astype(np.float64)
-    starts = np.flatnonzero(np.diff(code, prepend=code[0] - 1))
+    starts = np.flatnonzero(np.diff(list_index, prepend=list_index[0] - 1))
     counts = np.diff(starts, append=len(values))
     centred = values - np.repeat(np.add.reduceat(values, starts) / counts, counts)
     deviation = np.sqrt(np.add.reduceat(centred**2, starts) / counts)
-    level = np.maximum.reduceat(values, starts) == np.minimum.reduceat(values, starts)
-    return np.where(np.repeat(level, counts), 0.0, centred / np.repeat(np.where(level, 1.0, deviation), counts))
+    is_constant = np.maximum.reduceat(values, starts) == np.minimum.reduceat(values, starts)
+    return np.where(
+        np.repeat(is_constant, counts), 0.0, centred / np.repeat(np.where(is_constant, 1.0, deviation), counts)
+    )
 
 
-def fuse(table: pl.DataFrame, weight: float) -> pl.Series:
+def fuse_scores(candidates: pl.DataFrame, weight: float) -> pl.Series:
     """`weight` of the reranker's z-score and the rest of the embedder's: 0 is the embedder, 1 the reranker.
 
-    `table` holds list, query_id, reranker, embedder; the rows of one query's list stand together.
+    `candidates` holds list, query_id, reranker, embedder; the rows of one query's list stand together.
     """
-    code = table.select(pl.struct("list", "query_id").rle_id().cast(pl.Int64)).to_series().to_numpy()
-    reranker, embedder = (z_scores(table[row].to_numpy(), code) for row in ("reranker", "embedder"))
+    list_index = candidates.select(pl.struct("list", "query_id").rle_id().cast(pl.Int64)).to_series().to_numpy()
+    reranker, embedder = (compute_z_scores(candidates[row].to_numpy(), list_index) for row in ("reranker", "embedder"))
     return pl.Series(weight * reranker + (1 - weight) * embedder)
 
 
-def choose_weight(table: pl.DataFrame, qrels: pl.DataFrame) -> tuple[float, str | None]:
+def select_fusion_weight(candidates: pl.DataFrame, qrels: pl.DataFrame) -> tuple[float, str | None]:
     """The weight of GRID that ranks dev's lists best by nDCG@10, then MRR@10, and "dev".
 
-    Of equals it is the smallest, which changes the retriever's order least. (0.5, None) where `table` is empty.
+    Of equals it is the smallest, which changes the retriever's order least. (0.5, None) where `candidates` is empty.
     """
-    if table.is_empty():
-        return DEFAULT_WEIGHT, None
-    judge = Judge(qrels.join(table, on="query_id", how="semi"), _MEASURES)
-    found = {weight: means(judge(table.with_columns(score=fuse(table, weight)))) for weight in GRID}
-    return min(GRID, key=lambda weight: (*(-round(found[weight][name], 9) for name in _MEASURES), weight)), "dev"
+    if candidates.is_empty():
+        return DEFAULT_FUSION_WEIGHT, None
+    evaluator = Evaluator(qrels.join(candidates, on="query_id", how="semi"), _SELECTION_METRICS)
+    metrics_by_weight = {
+        weight: average_metrics(evaluator(candidates.with_columns(score=fuse_scores(candidates, weight))))
+        for weight in WEIGHT_GRID
+    }
+    return min(
+        WEIGHT_GRID,
+        key=lambda weight: (*(-round(metrics_by_weight[weight][name], 9) for name in _SELECTION_METRICS), weight),
+    ), "dev"

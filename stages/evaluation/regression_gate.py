@@ -8,13 +8,13 @@ from typing import Any
 import polars as pl
 
 from stages.core.device import Device
-from stages.core.params import Params as Base
+from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import PER_QUERY, QUERIES, Summary, Tools, read_table, scan_documents
+from stages.core.schemas import PER_QUERY_METRICS, QUERIES, StageContext, Summary, read_table, scan_documents
 from stages.evaluation import bootstrap
-from stages.evaluation.candidate_lists import fix_lists
-from stages.evaluation.metrics import Judge, Metric
-from stages.reranking.scoring import neural_scores, pair_texts
+from stages.evaluation.candidate_lists import build_candidate_lists
+from stages.evaluation.metrics import Evaluator, Metric
+from stages.reranking.scoring import gather_pair_texts, score_with_cross_encoders
 
 
 class Params(Base):
@@ -26,65 +26,82 @@ class Params(Base):
     confidence: float = option(0.95, "how sure the gate must be that the new one is worse", gt=0.5, lt=1)
     samples: int = option(2000, "bootstrap samples behind the gate's interval", ge=100)
     seed: int = option(42, "seed of the gate's bootstrap", ge=0)
-    device: Device = option("auto", "where the published reranker is scored: cpu, cuda:0, ...; auto", unkeyed=True)
+    device: Device = option(
+        "auto", "where the published reranker is scored: cpu, cuda:0, ...; auto", exclude_from_key=True
+    )
 
 
 VERSION = 1
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write gate.json: the published reranker in `inputs["old"]` against the new one's results in `per_query`.
 
     Both rank the same lists: those that `evaluate` made of test, by the parameters that stand in `metrics`. Questions
     that were in the published one's train or dev (`inputs["old_queries"]`) are left out: it has seen their answers.
     """
-    shape = json.loads(inputs["metrics"].read_text(encoding="utf-8"))["parameters"]
-    fixed = fix_lists(
-        inputs, ["test"], top_k=shape["top_k"], max_queries=shape["max_queries"], seed=shape["seed"], forced=False
+    evaluate_params = json.loads(inputs["metrics"].read_text(encoding="utf-8"))["parameters"]
+    candidate_lists = build_candidate_lists(
+        inputs,
+        ["test"],
+        top_k=evaluate_params["top_k"],
+        max_queries=evaluate_params["max_queries"],
+        seed=evaluate_params["seed"],
+        include_forced=False,
     )
-    before = read_table(inputs["old_queries"], QUERIES, ["query_id", "split"])
-    seen = before.filter(pl.col("split") != "test")["query_id"]
-    left_out = fixed.queries["query_id"].is_in(seen.implode()).sum()
-    if left_out:
-        tools.progress.say(f"gate: {left_out} test questions were in train or dev before; they are not compared on")
-    fixed = fixed.without(seen)
+    old_queries = read_table(inputs["old_queries"], QUERIES, ["query_id", "split"])
+    seen_query_ids = old_queries.filter(pl.col("split") != "test")["query_id"]
+    n_excluded = candidate_lists.queries["query_id"].is_in(seen_query_ids.implode()).sum()
+    if n_excluded:
+        context.progress.log(f"gate: {n_excluded} test questions were in train or dev before; they are not compared on")
+    candidate_lists = candidate_lists.exclude_queries(seen_query_ids)
     is_new = (pl.col("split") == "test") & (pl.col("row") == "reranker") & (pl.col("metric") == params.measure)
-    new = read_table(inputs["per_query"], PER_QUERY).filter(is_new & ~pl.col("query_id").is_in(seen.implode()))
-    if fixed.queries.is_empty():
-        verdict = compare(new, new.drop("group"), params)
+    new_metrics = read_table(inputs["per_query"], PER_QUERY_METRICS).filter(
+        is_new & ~pl.col("query_id").is_in(seen_query_ids.implode())
+    )
+    if candidate_lists.queries.is_empty():
+        verdict = compare_rerankers(new_metrics, new_metrics.drop("group"), params)
     else:
         corpus = scan_documents(inputs["corpus"]).collect()
-        texts = pair_texts(pairs := fixed.pairs(), fixed.queries, corpus)
-        scored = neural_scores(
-            texts, [inputs["old"]], device=params.device, dtype=shape["dtype"], seed=0, progress=tools.progress
+        text_pairs = gather_pair_texts(pairs := candidate_lists.select_unique_pairs(), candidate_lists.queries, corpus)
+        old_scores = score_with_cross_encoders(
+            text_pairs,
+            [inputs["old"]],
+            device=params.device,
+            dtype=evaluate_params["dtype"],
+            seed=0,
+            progress=context.progress,
         )
-        ranked = fixed.lists.join(pairs.with_columns(score=pl.Series(next(scored))), on=["query_id", "doc_id"])
-        verdict = compare(new, Judge(fixed.qrels, [params.measure])(ranked), params)
+        ranked = candidate_lists.lists.join(
+            pairs.with_columns(score=pl.Series(next(old_scores))), on=["query_id", "doc_id"]
+        )
+        verdict = compare_rerankers(new_metrics, Evaluator(candidate_lists.qrels, [params.measure])(ranked), params)
     (out / "gate.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     return verdict
 
 
-def compare(new: pl.DataFrame, old: pl.DataFrame, params: Params) -> dict[str, Any]:
-    """The verdict on `new` (query_id, group, value) against `old` (query_id, value), of the same queries.
+def compare_rerankers(new_metrics: pl.DataFrame, old_metrics: pl.DataFrame, params: Params) -> dict[str, Any]:
+    """The verdict on `new_metrics` (query_id, group, value) against `old_metrics` (query_id, value), of the same
+    queries.
 
     "worse" or "better" where the interval of the mean difference new - old (paired bootstrap by group) leaves out 0,
     else "same": also with too few groups to tell. Raises `ValueError` where the queries differ.
     """
-    if new["query_id"].sort().to_list() != old["query_id"].sort().to_list():
+    if new_metrics["query_id"].sort().to_list() != old_metrics["query_id"].sort().to_list():
         raise ValueError("the new and the old reranker were not evaluated on the same queries")
-    both = new.join(old.select("query_id", old="value"), on="query_id").sort("query_id")
-    figures: dict[str, float | None] = dict.fromkeys(["new", "old", "difference", "low", "high", "p"])
-    if both.height:
-        values = both.select("value", "old").to_numpy()
-        [test] = bootstrap.compare(
+    paired = new_metrics.join(old_metrics.select("query_id", old="value"), on="query_id").sort("query_id")
+    statistics: dict[str, float | None] = dict.fromkeys(["new", "old", "difference", "low", "high", "p"])
+    if paired.height:
+        values = paired.select("value", "old").to_numpy()
+        [comparison] = bootstrap.run_paired_bootstrap(
             values[:, :1] - values[:, 1:],
-            both["group"].to_numpy(),
-            samples=params.samples,
+            paired["group"].to_numpy(),
+            n_resamples=params.samples,
             seed=params.seed,
             confidence=params.confidence,
         )
-        figures.update(new=float(values[:, 0].mean()), old=float(values[:, 1].mean()), **test._asdict())
-    low, high = figures["low"], figures["high"]
+        statistics.update(new=float(values[:, 0].mean()), old=float(values[:, 1].mean()), **comparison._asdict())
+    low, high = statistics["low"], statistics["high"]
     verdict = "worse" if high is not None and high < 0 else "better" if low is not None and low > 0 else "same"
-    rounded = {name: None if value is None else round(value, 6) for name, value in figures.items()}
-    return {"measure": params.measure, **rounded, "verdict": verdict, "queries": both.height}
+    rounded = {name: None if value is None else round(value, 6) for name, value in statistics.items()}
+    return {"measure": params.measure, **rounded, "verdict": verdict, "queries": paired.height}

@@ -1,4 +1,5 @@
-"""Stage `evaluate`: the trained reranker beside BM25, the embedder and its own base, on the same candidate lists."""
+"""Stage `compute_metrics`: the trained reranker beside BM25, the embedder and its own base, on the same candidate
+lists."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,19 +9,19 @@ from typing import Any
 import polars as pl
 
 from stages.core.device import Device
-from stages.core.params import Params as Base
+from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import PER_QUERY, Summary, Tools, scan_documents, write_table
-from stages.evaluation.bootstrap import MIN_GROUPS, compare
-from stages.evaluation.candidate_lists import Fixed, fix_lists
-from stages.evaluation.fusion import DEFAULT_WEIGHT, choose_weight, fuse
-from stages.evaluation.metrics import Judge, means, metric_names
+from stages.core.schemas import PER_QUERY_METRICS, StageContext, Summary, scan_documents, write_table
+from stages.evaluation.bootstrap import MIN_GROUPS, run_paired_bootstrap
+from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
+from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores, select_fusion_weight
+from stages.evaluation.metrics import Evaluator, average_metrics, list_metric_names
 from stages.reranking.cross_encoder import Dtype, has_head
-from stages.reranking.scoring import lexical_scores, neural_scores, pair_texts
+from stages.reranking.scoring import gather_pair_texts, score_with_bm25, score_with_cross_encoders
 
-ROWS = ("bm25", "embedder", "base_reranker", "reranker", "fused")
-SPLITS = ("dev", "test")
-TESTED = ("nDCG@10", "MRR@10", "MAP@100", "Hit@1")
+SYSTEMS = ("bm25", "embedder", "base_reranker", "reranker", "fused")
+EVALUATED_SPLITS = ("dev", "test")
+TESTED_METRICS = ("nDCG@10", "MRR@10", "MAP@100", "Hit@1")
 
 
 class Params(Base):
@@ -38,186 +39,215 @@ class Params(Base):
         "auto", "bfloat16 or float32 inside the rerankers; auto: bfloat16 where the device is fast at it"
     )
     device: Device = option(
-        "auto", "where the rerankers run: cpu, cuda:0, ...; auto: a GPU where there is one", unkeyed=True
+        "auto", "where the rerankers run: cpu, cuda:0, ...; auto: a GPU where there is one", exclude_from_key=True
     )
 
 
 VERSION = 1
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write metrics.json and per_query.parquet for the reranker in `inputs`, and sum them up.
 
     base_reranker is `inputs["base"]`, the folder of the model that training began with, with the same fresh head
     where it needed one.
     """
-    fixed = fix_lists(inputs, SPLITS, top_k=params.top_k, max_queries=params.max_queries, seed=params.seed)
+    candidate_lists = build_candidate_lists(
+        inputs, EVALUATED_SPLITS, top_k=params.top_k, max_queries=params.max_queries, seed=params.seed
+    )
     corpus = scan_documents(inputs["corpus"]).collect()
-    for line in remarks(fixed, corpus.height, params):
-        tools.progress.say(line)
-    training = json.loads(inputs["training"].read_text(encoding="utf-8"))
+    for line in list_caveats(candidate_lists, corpus.height, params):
+        context.progress.log(line)
+    training_report = json.loads(inputs["training"].read_text(encoding="utf-8"))
     # where the base lies is [train]'s to say, so it comes as an input; training.json has its name and weights' digest
-    base = inputs["base"]
-    untrained_head = not has_head(base)
+    base_folder = inputs["base"]
+    untrained_head = not has_head(base_folder)
     if untrained_head:
-        tools.progress.say("base_reranker is an encoder with a fresh random head: its figures are those of chance")
+        context.progress.log("base_reranker is an encoder with a fresh random head: its figures are those of chance")
 
-    pairs = fixed.pairs()
-    reranker, base_reranker = neural_scores(
-        pair_texts(pairs, fixed.queries, corpus),
-        (inputs["reranker"], base),
+    pairs = candidate_lists.select_unique_pairs()
+    reranker, base_reranker = score_with_cross_encoders(
+        gather_pair_texts(pairs, candidate_lists.queries, corpus),
+        (inputs["reranker"], base_folder),
         device=params.device,
         dtype=params.dtype,
-        seed=training["seed"],
-        progress=tools.progress,
+        seed=training_report["seed"],
+        progress=context.progress,
     )
-    bm25 = lexical_scores(pairs, fixed.queries, corpus)
+    bm25 = score_with_bm25(pairs, candidate_lists.queries, corpus)
     columns = {"bm25": bm25, "base_reranker": base_reranker, "reranker": reranker}
-    scores = pairs.with_columns(pl.Series(name, values) for name, values in columns.items())
-    metrics, values = evaluate(fixed, scores, params)
+    scores = pairs.with_columns(pl.Series(name, query_metrics) for name, query_metrics in columns.items())
+    metrics, query_metrics = compute_metrics(candidate_lists, scores, params)
     metrics["untrained_head"] = untrained_head
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_table(values, PER_QUERY, out / "per_query.parquet")
-    return summary(metrics)
+    write_table(query_metrics, PER_QUERY_METRICS, out / "per_query.parquet")
+    return summarise_metrics(metrics)
 
 
-def evaluate(fixed: Fixed, scores: pl.DataFrame, params: Params) -> tuple[dict[str, Any], pl.DataFrame]:
+def compute_metrics(
+    candidate_lists: CandidateLists, scores: pl.DataFrame, params: Params
+) -> tuple[dict[str, Any], pl.DataFrame]:
     """All figures of metrics.json (except what only the models know), and the per-query table behind them.
 
-    `scores` holds every pair of `fixed` once: query_id, doc_id, bm25, base_reranker, reranker.
+    `scores` holds every pair of `candidate_lists` once: query_id, doc_id, bm25, base_reranker, reranker.
     """
-    names = metric_names(params.top_k)
-    table = fixed.lists.join(scores, on=["query_id", "doc_id"], how="left", maintain_order="left")
-    weight, chosen_on = choose_weight(table.filter(pl.col("list") == "dev"), fixed.qrels)
-    table = table.with_columns(fused=fuse(table, weight))
-    values = query_values(table, fixed, names)
-    rows: dict[str, dict[str, dict[str, float]]] = {
+    names = list_metric_names(params.top_k)
+    scored_candidates = candidate_lists.lists.join(scores, on=["query_id", "doc_id"], how="left", maintain_order="left")
+    weight, chosen_on = select_fusion_weight(scored_candidates.filter(pl.col("list") == "dev"), candidate_lists.qrels)
+    scored_candidates = scored_candidates.with_columns(fused=fuse_scores(scored_candidates, weight))
+    query_metrics = compute_query_metrics(scored_candidates, candidate_lists, names)
+    metrics_by_list: dict[str, dict[str, dict[str, float]]] = {
         f"{split}{suffix}": {
-            row: _rounded(means(part))
-            for row in ROWS
-            if (part := values.filter((pl.col("split") == f"{split}{suffix}") & (pl.col("row") == row))).height
+            row: _round_values(average_metrics(part))
+            for row in SYSTEMS
+            if (part := query_metrics.filter((pl.col("split") == f"{split}{suffix}") & (pl.col("row") == row))).height
         }
-        for split in SPLITS
+        for split in EVALUATED_SPLITS
         for suffix in ("", "_forced")
     }
     metrics = {
-        "dev": rows["dev"],
-        "test": rows["test"],
-        "forced": {"dev": rows["dev_forced"], "test": rows["test_forced"]},
-        "tests": {split: against_embedder(values.filter(pl.col("split") == split), params) for split in SPLITS},
+        "dev": metrics_by_list["dev"],
+        "test": metrics_by_list["test"],
+        "forced": {"dev": metrics_by_list["dev_forced"], "test": metrics_by_list["test_forced"]},
+        "tests": {
+            split: compare_to_embedder(query_metrics.filter(pl.col("split") == split), params)
+            for split in EVALUATED_SPLITS
+        },
         "fusion": {"weight": weight, "chosen_on": chosen_on},
-        "lists": {split: _described(split, fixed, rows[split], params) for split in SPLITS},
-        "collapse": collapse(table.filter(pl.col("list").is_in(SPLITS))),
-        "parameters": params.model_dump(exclude=params.marked("unkeyed")),
+        "lists": {
+            split: _describe_lists(split, candidate_lists, metrics_by_list[split], params) for split in EVALUATED_SPLITS
+        },
+        "collapse": detect_score_collapse(scored_candidates.filter(pl.col("list").is_in(EVALUATED_SPLITS))),
+        "parameters": params.model_dump(exclude=params.fields_with_mark("unkeyed")),
     }
-    return metrics, values
+    return metrics, query_metrics
 
 
-def query_values(table: pl.DataFrame, fixed: Fixed, names: Sequence[str]) -> pl.DataFrame:
-    """PER_QUERY: each list's metrics of each row and query; `table` is the lists with one column a row of ROWS."""
+def compute_query_metrics(
+    scored_candidates: pl.DataFrame, candidate_lists: CandidateLists, metric_names: Sequence[str]
+) -> pl.DataFrame:
+    """PER_QUERY: each list's metrics of each row and query; `scored_candidates` is the lists with one column a row of
+    ROWS."""
     columns = dict.fromkeys(("split", "row", "query_id", "metric"), pl.String) | {"value": pl.Float64}
     parts = [pl.DataFrame(schema=columns)]
-    for split in SPLITS:
-        queries = fixed.queries.filter(pl.col("split") == split)
+    for split in EVALUATED_SPLITS:
+        queries = candidate_lists.queries.filter(pl.col("split") == split)
         if queries.is_empty():
             continue
-        judge = Judge(fixed.qrels.join(queries, on="query_id", how="semi"), names)
+        evaluator = Evaluator(candidate_lists.qrels.join(queries, on="query_id", how="semi"), metric_names)
         for name in (split, f"{split}_forced"):
-            ranked = table.filter(pl.col("list") == name)
-            for row in ROWS:
-                found = judge(ranked.select("query_id", "doc_id", "relevance", score=row))
+            ranked = scored_candidates.filter(pl.col("list") == name)
+            for row in SYSTEMS:
+                found = evaluator(ranked.select("query_id", "doc_id", "relevance", score=row))
                 parts.append(found.select(pl.lit(name).alias("split"), pl.lit(row).alias("row"), pl.all()))
-    groups = fixed.queries.select("query_id", "group")
-    return pl.concat(parts).join(groups, on="query_id", how="left", maintain_order="left").select(PER_QUERY.names)
+    groups = candidate_lists.queries.select("query_id", "group")
+    return (
+        pl.concat(parts).join(groups, on="query_id", how="left", maintain_order="left").select(PER_QUERY_METRICS.names)
+    )
 
 
-def against_embedder(values: pl.DataFrame, params: Params) -> dict[str, dict[str, dict[str, float | None]]]:
+def compare_to_embedder(query_metrics: pl.DataFrame, params: Params) -> dict[str, dict[str, dict[str, float | None]]]:
     """The paired bootstrap by group of every row against the embedder: row -> metric -> difference, low, high, p."""
-    if values.is_empty():
+    if query_metrics.is_empty():
         return {}
-    wide = values.filter(pl.col("metric").is_in(TESTED)).pivot(
+    wide = query_metrics.filter(pl.col("metric").is_in(TESTED_METRICS)).pivot(
         "metric", index=["row", "query_id", "group"], values="value"
     )
-    by_row = {row: wide.filter(pl.col("row") == row).sort("query_id") for row in ROWS}
-    reference = by_row["embedder"].select(TESTED).to_numpy()
-    group = by_row["embedder"]["group"].to_numpy()
-    found = {}
-    for row in ROWS:
+    metrics_by_system = {row: wide.filter(pl.col("row") == row).sort("query_id") for row in SYSTEMS}
+    reference = metrics_by_system["embedder"].select(TESTED_METRICS).to_numpy()
+    group = metrics_by_system["embedder"]["group"].to_numpy()
+    differences_by_system = {}
+    for row in SYSTEMS:
         if row != "embedder":
-            differences = by_row[row].select(TESTED).to_numpy() - reference
-            compared = compare(differences, group, samples=params.samples, seed=params.seed)
-            found[row] = {name: _rounded(one._asdict()) for name, one in zip(TESTED, compared, strict=True)}
-    return found
+            differences = metrics_by_system[row].select(TESTED_METRICS).to_numpy() - reference
+            comparisons = run_paired_bootstrap(differences, group, n_resamples=params.samples, seed=params.seed)
+            differences_by_system[row] = {
+                name: _round_values(one._asdict()) for name, one in zip(TESTED_METRICS, comparisons, strict=True)
+            }
+    return differences_by_system
 
 
-def collapse(table: pl.DataFrame) -> str | None:
+def detect_score_collapse(scored_candidates: pl.DataFrame) -> str | None:
     """What is wrong with a reranker that can't tell documents apart, or None.
 
-    `table` holds the lists with the column `reranker`. Collapsed means: a score is no number, the standard deviation
-    within lists is below 1e-6 on average, or over 95 % of the neighbours in the rankings are tied.
+    `scored_candidates` holds the lists with the column `reranker`. Collapsed means: a score is no number, the standard
+    deviation within lists is below 1e-6 on average, or over 95 % of the neighbours in the rankings are tied.
     """
     keys = ["list", "query_id"]
     score = pl.col("reranker").cast(pl.Float64)
-    table = table.filter(pl.len().over(keys) > 1).sort(*keys, "reranker")
-    if table.is_empty():
+    scored_candidates = scored_candidates.filter(pl.len().over(keys) > 1).sort(*keys, "reranker")
+    if scored_candidates.is_empty():
         return None
-    if not table["reranker"].is_finite().all():
+    if not scored_candidates["reranker"].is_finite().all():
         return "the reranker's scores are not all finite numbers: its training diverged"
-    spread = table.group_by(keys, maintain_order=True).agg(score.std(ddof=0))["reranker"].to_numpy().mean()
-    if spread < 1e-6:
-        return f"the reranker gives all documents of a list the same score (mean standard deviation {spread:.1e})"
-    tied = (table.select(score.diff().over(keys)).drop_nulls().to_numpy() == 0).mean()
-    if tied > 0.95:
-        return f"{tied:.1%} of neighbours in the reranker's rankings have the same score"
+    mean_deviation = (
+        scored_candidates.group_by(keys, maintain_order=True).agg(score.std(ddof=0))["reranker"].to_numpy().mean()
+    )
+    if mean_deviation < 1e-6:
+        return (
+            f"the reranker gives all documents of a list the same score (mean standard deviation {mean_deviation:.1e})"
+        )
+    tied_share = (scored_candidates.select(score.diff().over(keys)).drop_nulls().to_numpy() == 0).mean()
+    if tied_share > 0.95:
+        return f"{tied_share:.1%} of neighbours in the reranker's rankings have the same score"
     return None
 
 
-def remarks(fixed: Fixed, corpus_size: int, params: Params) -> Iterator[str]:
+def list_caveats(candidate_lists: CandidateLists, corpus_size: int, params: Params) -> Iterator[str]:
     """What a reader of the figures must know of: samples, empty splits, few groups, short lists."""
-    for split in SPLITS:
-        queries = fixed.queries.filter(pl.col("split") == split)
+    for split in EVALUATED_SPLITS:
+        queries = candidate_lists.queries.filter(pl.col("split") == split)
         groups = queries["group"].n_unique()
         if queries.is_empty():
             yield f"{split}: no question has a positive, so there is nothing to evaluate"
-        elif queries.height < fixed.drawn_from[split]:
-            yield f"{split}: {queries.height} of {fixed.drawn_from[split]} questions are evaluated (max_queries)"
+        elif queries.height < candidate_lists.n_queries_available[split]:
+            yield (
+                f"{split}: {queries.height} of {candidate_lists.n_queries_available[split]} questions are "
+                f"evaluated (max_queries)"
+            )
         if 0 < groups < MIN_GROUPS:
             yield f"{split}: with {groups} groups of questions no difference can be told from luck"
-    if "dev" not in fixed.queries["split"]:
-        yield f"without dev the weight of the fusion is not chosen: it is {DEFAULT_WEIGHT}"
-    lengths = fixed.lists.group_by("list", "query_id").len()["len"].to_numpy()
-    if lengths.size and lengths.min() < min(params.top_k, corpus_size):
-        yield f"some lists hold {lengths.min()} documents, not top_k = {params.top_k}: mined no deeper (depth)"
+    if "dev" not in candidate_lists.queries["split"]:
+        yield f"without dev the weight of the fusion is not chosen: it is {DEFAULT_FUSION_WEIGHT}"
+    list_lengths = candidate_lists.lists.group_by("list", "query_id").len()["len"].to_numpy()
+    if list_lengths.size and list_lengths.min() < min(params.top_k, corpus_size):
+        yield f"some lists hold {list_lengths.min()} documents, not top_k = {params.top_k}: mined no deeper (depth)"
 
 
-def summary(metrics: Mapping[str, Any]) -> Summary:
+def summarise_metrics(metrics: Mapping[str, Any]) -> Summary:
     """What a terminal shows of metrics.json: TESTED by split and row, test's differences, the collapse."""
     main = {
-        split: {row: {name: found[name] for name in TESTED} for row, found in metrics[split].items()}
-        for split in SPLITS
+        split: {row: {name: found[name] for name in TESTED_METRICS} for row, found in metrics[split].items()}
+        for split in EVALUATED_SPLITS
     }
     return {
         **main,
         "differences": {row: tests["nDCG@10"] for row, tests in metrics["tests"]["test"].items()},
-        "queries": {split: metrics["lists"][split]["queries"] for split in SPLITS},
+        "queries": {split: metrics["lists"][split]["queries"] for split in EVALUATED_SPLITS},
         "fusion_weight": metrics["fusion"]["weight"],
         "collapse": metrics["collapse"],
     }
 
 
-def metrics_table(metrics: Mapping[str, Any], split: str = "test") -> list[list[str]]:
+def format_metrics_table(metrics: Mapping[str, Any], split: str = "test") -> list[list[str]]:
     """metrics.json's figures of one split for a terminal: a header, then a line a row; empty where there are none."""
     if not metrics[split]:
         return []
-    names = [*TESTED, f"R@{metrics['parameters']['top_k']}"]
+    names = [*TESTED_METRICS, f"R@{metrics['parameters']['top_k']}"]
     table = [["", *names, "nDCG@10 against the embedder"]]
     for row, found in metrics[split].items():
         test = metrics["tests"][split].get(row, {}).get("nDCG@10")
-        table.append([_LABELS[row].format(**metrics["fusion"]), *(f"{found[name]:.3f}" for name in names), _told(test)])
+        table.append(
+            [
+                _SYSTEM_LABELS[row].format(**metrics["fusion"]),
+                *(f"{found[name]:.3f}" for name in names),
+                _format_difference(test),
+            ]
+        )
     return table
 
 
-_LABELS = {
+_SYSTEM_LABELS = {
     "bm25": "BM25",
     "embedder": "embedder",
     "base_reranker": "base reranker",
@@ -226,26 +256,31 @@ _LABELS = {
 }
 
 
-def _told(test: Mapping[str, float | None] | None) -> str:
+def _format_difference(comparison: Mapping[str, float | None] | None) -> str:
     """`+0.083 [+0.051, +0.114] p = 0.002`."""
-    if test is None:
+    if comparison is None:
         return ""
-    if test["p"] is None:
-        return f"{test['difference']:+.3f} (too few groups to test)"
-    return f"{test['difference']:+.3f} [{test['low']:+.3f}, {test['high']:+.3f}] p = {test['p']:.3f}"
+    if comparison["p"] is None:
+        return f"{comparison['difference']:+.3f} (too few groups to test)"
+    return (
+        f"{comparison['difference']:+.3f} [{comparison['low']:+.3f}, {comparison['high']:+.3f}] p = "
+        f"{comparison['p']:.3f}"
+    )
 
 
-def _described(split: str, fixed: Fixed, rows: Mapping[str, Mapping[str, float]], params: Params) -> dict[str, Any]:
-    queries = fixed.queries.filter(pl.col("split") == split)
-    documents = fixed.lists.filter(pl.col("list") == split).height
+def _describe_lists(
+    split: str, candidate_lists: CandidateLists, metrics_by_system: Mapping[str, Mapping[str, float]], params: Params
+) -> dict[str, Any]:
+    queries = candidate_lists.queries.filter(pl.col("split") == split)
+    documents = candidate_lists.lists.filter(pl.col("list") == split).height
     return {
         "queries": queries.height,
         "groups": queries["group"].n_unique(),
         "documents_per_query": round(documents / queries.height, 6) if queries.height else 0,
-        "recall_at_top_k": rows["embedder"][f"R@{params.top_k}"] if rows else None,
-        "sampled_from": fixed.drawn_from[split],
+        "recall_at_top_k": metrics_by_system["embedder"][f"R@{params.top_k}"] if metrics_by_system else None,
+        "sampled_from": candidate_lists.n_queries_available[split],
     }
 
 
-def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+def _round_values(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if value is None else round(value, 6) for name, value in figures.items()}

@@ -14,11 +14,11 @@ import polars as pl
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.core.text import loose, normalise
-from stages.mining.risk_budget import LIKELY
-from stages.mining.threshold_rules import RULES, RuleName, described
+from stages.core.text import match_key, normalise
+from stages.mining.risk_budget import MAX_P_FALSE_NEGATIVE
+from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName, describe_rule
 
-_WORDS = {
+_REASON_TEXTS = {
     "known_positive": "is one of the query's positives",
     "repeated_question": "is a positive of a question that restates this one",
     "same_text": "has the same text as a positive",
@@ -34,19 +34,19 @@ _WORDS = {
     "learned": "may answer: {p}, {accepted}{likeness}",
     "kept": "passed every check",
 }
-_FIGURES = ("score", "threshold", "positive_similarity", "rank", "weight")
-_MINED = {"query_id": pl.String(), "pos_ids": pl.List(pl.String), "neg_ids": pl.List(pl.String)}
+_NUMERIC_FIELDS = ("score", "threshold", "positive_similarity", "rank", "weight")
+_MINED_SCHEMA = {"query_id": pl.String(), "pos_ids": pl.List(pl.String), "neg_ids": pl.List(pl.String)}
 
 
 @dataclass(frozen=True)
-class Policy:
+class MaskSummary:
     """What all verdicts go by, and what came of it."""
 
     rule: RuleName
     number: float | None
     """The rule's."""
     window: tuple[int, int]
-    """As `rules.passes` takes it."""
+    """As `threshold_rules.passes_rule` takes it."""
     accepted: float
     """`max_false_negatives`."""
     expected: float | None
@@ -55,129 +55,140 @@ class Policy:
     """Why the rule is not learned, where it was asked for."""
 
 
-def headlines(query: Mapping[str, Any], rows: pl.DataFrame, negatives: list[str] | None, policy: Policy) -> list[str]:
-    """What holds for a whole query, as `show` gives it with all its rows, in lines for a person."""
-    line = f"mask {policy.rule}: {described(policy.rule, policy.number, policy.window)}"
-    if policy.rule == "learned":
-        known = "" if policy.expected is None else f", {percent(policy.expected)} are expected to be"
+def describe_query(
+    query: Mapping[str, Any], rows: pl.DataFrame, negatives: list[str] | None, mask: MaskSummary
+) -> list[str]:
+    """What holds for a whole query, as `load_query_view` gives it with all its rows, in lines for a person."""
+    line = f"mask {mask.rule}: {describe_rule(mask.rule, mask.number, mask.window)}"
+    if mask.rule == "learned":
+        known = "" if mask.expected is None else f", {format_probability(mask.expected)} are expected to be"
         line = (
-            f"mask learned: at most {percent(policy.accepted)} of all negatives written may be false{known}. "
+            f"mask learned: at most {format_probability(mask.accepted)} of all negatives written may be false{known}. "
             "The higher a candidate's score, the more is accepted."
         )
-    elif policy.unfit:
-        line += f"; learned can't be trusted here: {policy.unfit}"
-    return [line, f"mined.jsonl {_written(query, rows, negatives)}"]
+    elif mask.unfit:
+        line += f"; learned can't be trusted here: {mask.unfit}"
+    return [line, f"mined.jsonl {_describe_mined_line(query, rows, negatives)}"]
 
 
-def _written(query: Mapping[str, Any], rows: pl.DataFrame, negatives: list[str] | None) -> str:
+def _describe_mined_line(query: Mapping[str, Any], rows: pl.DataFrame, negatives: list[str] | None) -> str:
     if query["split"] != "train":
         return f"holds nothing of this question, which is of {query['split']}"
     if negatives is None:
         return "is not written yet"
     if not negatives:
-        lacks = "negative" if (rows["verdict"] == "positive").any() else "positive"
-        return f"does not hold this question, which has no {lacks} that may be used"
-    taken = rows.filter(pl.col("doc_id").is_in(negatives))
-    others = len(negatives) - len(taken)
-    foreign = f", {others} of them not among its candidates (sampling = slices)" if others else ""
+        missing_kind = "negative" if (rows["verdict"] == "positive").any() else "positive"
+        return f"does not hold this question, which has no {missing_kind} that may be used"
+    mined = rows.filter(pl.col("doc_id").is_in(negatives))
+    n_other = len(negatives) - len(mined)
+    other_note = f", {n_other} of them not among its candidates (sampling = slices)" if n_other else ""
     # as `tally` counts: what people judged wrong is not false
-    p = taken.select(pl.when(reason="curated").then(0.0).otherwise("p_false_negative")).to_series().drop_nulls()
-    mean = percent(float(np.mean(p.to_numpy().astype(np.float64)))) if len(p) else ""
-    sure = f", false with a mean probability of {mean}" if len(p) == len(negatives) else ""
-    return f"holds {len(negatives)} negative{'s' if len(negatives) > 1 else ''} of this question{foreign}{sure}"
+    p = mined.select(pl.when(reason="curated").then(0.0).otherwise("p_false_negative")).to_series().drop_nulls()
+    mean = format_probability(float(np.mean(p.to_numpy().astype(np.float64)))) if len(p) else ""
+    probability_note = f", false with a mean probability of {mean}" if len(p) == len(negatives) else ""
+    return (
+        f"holds {len(negatives)} negative{'s' if len(negatives) > 1 else ''} of this "
+        f"question{other_note}{probability_note}"
+    )
 
 
-def explain(row: Mapping[str, Any], rule: RuleName) -> str:
-    """A row of `show` in plain words with its figures, by the `rule` that was used; a positive that was not retrieved
+def explain_verdict(row: Mapping[str, Any], rule: RuleName) -> str:
+    """A row of `load_query_view` in plain words with its figures, by the `rule` that was used; a positive that was not
+    retrieved
     has rank None."""
-    return "; ".join([_decided(row, rule), *_opinions(row)])
+    return "; ".join([_explain_reason(row, rule), *_describe_verifiers(row)])
 
 
-def _decided(row: Mapping[str, Any], rule: RuleName) -> str:
+def _explain_reason(row: Mapping[str, Any], rule: RuleName) -> str:
     reason, p = row["reason"], row.get("p_false_negative")
-    figures = {name: "?" if row.get(name) is None else f"{row[name]:.4g}" for name in _FIGURES}
-    likely = _likely(row)
+    figures = {name: "?" if row.get(name) is None else f"{row[name]:.4g}" for name in _NUMERIC_FIELDS}
+    probability = _describe_probability(row)
     if reason == "kept":
-        said = [] if p is None else [likely]
+        parts = [] if p is None else [probability]
         if rule == "learned":
-            said += [] if p is None else [_accepted(row)]
+            parts += [] if p is None else [_describe_risk_limit(row)]
         elif row.get("threshold") is not None:
-            said.insert(0, "score {score} is at most {threshold}".format(**figures))
-        return _WORDS[reason] + (": " + ", ".join(said) if said else "")
-    if reason in RULES and reason not in _WORDS:
+            parts.insert(0, "score {score} is at most {threshold}".format(**figures))
+        return _REASON_TEXTS[reason] + (": " + ", ".join(parts) if parts else "")
+    if reason in THRESHOLD_RULES and reason not in _REASON_TEXTS:
         return "may be a positive: score {score} is above {threshold} ({reason})".format(**figures, reason=reason)
-    words = _WORDS.get(reason, str(reason))
+    words = _REASON_TEXTS.get(reason, str(reason))
     near = row.get("positive_similarity")
-    likeness = "" if near is None else f"; similarity {near:.2f} with a positive"
-    words = words.format(**figures, p=likely, accepted=_accepted(row), likeness=likeness)
+    similarity_note = "" if near is None else f"; similarity {near:.2f} with a positive"
+    words = words.format(**figures, p=probability, accepted=_describe_risk_limit(row), likeness=similarity_note)
     return words + (", not among the candidates" if reason == "known_positive" and row.get("rank") is None else "")
 
 
-def _likely(row: Mapping[str, Any]) -> str:
+def _describe_probability(row: Mapping[str, Any]) -> str:
     """p_false_negative, and what it was before somebody read the pair."""
-    p, first = row.get("p_false_negative"), row.get("first_p")
+    p, p_before = row.get("p_false_negative"), row.get("first_p")
     if p is None:
         return "a false negative with an unknown probability"
-    readers = [who for who, said in (("teacher", "teacher_score"), ("judge", "judge")) if row.get(said) is not None]
-    before = ""
-    if readers and first is not None and percent(first) != percent(p):
-        before = f" ({percent(first)} before the {' and the '.join(readers)})"
-    return f"{percent(p)} likely a false negative{before}"
+    verifiers = [who for who, said in (("teacher", "teacher_score"), ("judge", "judge")) if row.get(said) is not None]
+    before_note = ""
+    if verifiers and p_before is not None and format_probability(p_before) != format_probability(p):
+        before_note = f" ({format_probability(p_before)} before the {' and the '.join(verifiers)})"
+    return f"{format_probability(p)} likely a false negative{before_note}"
 
 
-def _accepted(row: Mapping[str, Any]) -> str:
+def _describe_risk_limit(row: Mapping[str, Any]) -> str:
     """What the learned mask accepts of a candidate."""
-    if (row.get("p_false_negative") or 0.0) > LIKELY:
-        return f"nothing above {LIKELY:.0%} accepted"
+    if (row.get("p_false_negative") or 0.0) > MAX_P_FALSE_NEGATIVE:
+        return f"nothing above {MAX_P_FALSE_NEGATIVE:.0%} accepted"
     limit = row.get("threshold")
-    return "" if limit is None else f"up to {percent(min(limit, LIKELY))} accepted at its score"
+    return (
+        "" if limit is None else f"up to {format_probability(min(limit, MAX_P_FALSE_NEGATIVE))} accepted at its score"
+    )
 
 
-def _opinions(row: Mapping[str, Any]) -> list[str]:
+def _describe_verifiers(row: Mapping[str, Any]) -> list[str]:
     """What the teacher and the judge said."""
-    said = []
+    parts = []
     if row.get("teacher_score") is not None and row["reason"] != "known_positive":
         best = row.get("teacher_best")
         beside = "" if best is None else f", the best positive {best:.2f}"
-        said.append(f"the teacher scores it {row['teacher_score']:.2f}{beside}")
+        parts.append(f"the teacher scores it {row['teacher_score']:.2f}{beside}")
     if row.get("judge") is not None:
-        said.append(f"the judge says that it {'answers' if row['judge'] else 'does not answer'}")
-    return said
+        parts.append(f"the judge says that it {'answers' if row['judge'] else 'does not answer'}")
+    return parts
 
 
-def percent(p: float) -> str:
+def format_probability(p: float) -> str:
     """A probability with two digits or so: "12.3%", "0.45%"."""
     if p < 0.0001:
         return "under 0.01%"
     return f"{p:.1%}" if p >= 0.01 else f"{p:.2%}"
 
 
-def find_query(queries: pl.LazyFrame, wanted: str) -> dict[str, Any]:
-    """The query (query_id, query, split, group) whose id is `wanted`, else whose text is, else that contains it.
+def find_query(queries: pl.LazyFrame, id_or_text: str) -> dict[str, Any]:
+    """The query (query_id, query, split, group) whose id is `id_or_text`, else whose text is, else that contains it.
 
     Texts are compared by their loose form. Raises `InputError` where none is found, with the most similar ones, or
     where several are, with their ids.
     """
     table = queries.collect()
-    by_id = table.filter(pl.col("query_id") == wanted)
+    by_id = table.filter(pl.col("query_id") == id_or_text)
     if len(by_id):
         return by_id.row(0, named=True)
-    form = loose(wanted) or normalise(wanted)
-    forms = pl.Series("form", [loose(text) or normalise(text) for text in table["query"]], dtype=pl.String)
-    for hits in (table.filter(forms == form), table.filter(forms.str.contains(form, literal=True))):
+    wanted_key = match_key(id_or_text) or normalise(id_or_text)
+    match_keys = pl.Series("form", [match_key(text) or normalise(text) for text in table["query"]], dtype=pl.String)
+    for hits in (
+        table.filter(match_keys == wanted_key),
+        table.filter(match_keys.str.contains(wanted_key, literal=True)),
+    ):
         if len(hits) == 1:
             return hits.row(0, named=True)
         if len(hits) > 1:
             some = "\n".join(f"  {row['query_id']}  {row['query']}" for row in hits.head(10).iter_rows(named=True))
-            raise InputError(f"{len(hits)} queries match {wanted!r}; name one by its id:\n{some}")
-    near = difflib.get_close_matches(form, forms.to_list(), n=3, cutoff=0.5)
-    close = table.filter(forms.is_in(near)).head(3)
+            raise InputError(f"{len(hits)} queries match {id_or_text!r}; name one by its id:\n{some}")
+    near = difflib.get_close_matches(wanted_key, match_keys.to_list(), n=3, cutoff=0.5)
+    close = table.filter(match_keys.is_in(near)).head(3)
     hint = "".join(f"\n  {row['query_id']}  {row['query']}" for row in close.iter_rows(named=True))
-    raise InputError(f"no query has the id or the text {wanted!r}." + (f" Close to it:{hint}" if hint else ""))
+    raise InputError(f"no query has the id or the text {id_or_text!r}." + (f" Close to it:{hint}" if hint else ""))
 
 
-def show(
-    wanted: str, inputs: Mapping[str, Path], rule: RuleName
+def load_query_view(
+    id_or_text: str, inputs: Mapping[str, Path], rule: RuleName
 ) -> tuple[dict[str, Any], pl.DataFrame, list[str] | None]:
     """The query found by id or text; its documents, positives first (best score first), then candidates by rank; and
     the ids of its negatives in mined.jsonl, None where that is not written.
@@ -188,28 +199,28 @@ def show(
     teacher_score, teacher_best, judge, mined ("pos" or "neg" where mined.jsonl has it so), explanation, text.
     Raises as `find_query` does.
     """
-    query = find_query(schemas.scan_table(inputs["queries"], schemas.QUERIES), wanted)
-    mine = pl.col("query_id") == query["query_id"]
+    query = find_query(schemas.scan_table(inputs["queries"], schemas.QUERIES), id_or_text)
+    is_query = pl.col("query_id") == query["query_id"]
     tables = ("judged", "verdicts", "evidence", "verified")
-    judged, verdicts, evidence, verified = (
-        schemas.scan_table(inputs[name], getattr(schemas, name.upper())).filter(mine).collect() for name in tables
+    qrels_scored, verdicts, candidate_features, verifier_scores = (
+        schemas.scan_table(inputs[name], schemas.TABLES[name]).filter(is_query).collect() for name in tables
     )
-    verdicts = verdicts.join(evidence.select("doc_id", first_p="p_false_negative"), on="doc_id", how="left")
-    verdicts = verdicts.join(verified.select("doc_id", "teacher_best"), on="doc_id", how="left")
-    documents = pl.concat([judged["doc_id"], verdicts["doc_id"]]).unique().implode()
+    verdicts = verdicts.join(candidate_features.select("doc_id", first_p="p_false_negative"), on="doc_id", how="left")
+    verdicts = verdicts.join(verifier_scores.select("doc_id", "teacher_best"), on="doc_id", how="left")
+    documents = pl.concat([qrels_scored["doc_id"], verdicts["doc_id"]]).unique().implode()
     texts = schemas.scan_documents(inputs["corpus"]).filter(pl.col("doc_id").is_in(documents)).collect()
-    rows = arrange(judged, verdicts, texts, rule)
-    lines = pl.DataFrame(schema=_MINED)
+    rows = build_view_rows(qrels_scored, verdicts, texts, rule)
+    lines = pl.DataFrame(schema=_MINED_SCHEMA)
     if "mined" in inputs:
-        lines = pl.scan_ndjson(inputs["mined"], schema=_MINED).filter(mine).collect()
-    pos, neg = (lines[side].explode().drop_nulls().unique().to_list() for side in ("pos_ids", "neg_ids"))
-    side = (
+        lines = pl.scan_ndjson(inputs["mined"], schema=_MINED_SCHEMA).filter(is_query).collect()
+    pos, neg = (lines[mined_as].explode().drop_nulls().unique().to_list() for mined_as in ("pos_ids", "neg_ids"))
+    mined_as = (
         pl.when(pl.col("doc_id").is_in(pos)).then(pl.lit("pos")).when(pl.col("doc_id").is_in(neg)).then(pl.lit("neg"))
     )
-    return query, rows.with_columns(mined=side), neg if "mined" in inputs else None
+    return query, rows.with_columns(mined=mined_as), neg if "mined" in inputs else None
 
 
-_SHOWN = {
+_VIEW_SCHEMA = {
     "doc_id": pl.String,
     "rank": pl.Int32,
     "source": pl.String,
@@ -222,20 +233,25 @@ _SHOWN = {
 }
 
 
-def arrange(judged: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame, rule: RuleName) -> pl.DataFrame:
-    """One query's rows of `judged` and `verdicts` (first_p and teacher_best may be among their columns) with their
-    `texts`, as `show` returns them, without mined."""
-    unseen = judged.filter(pl.col("relevance") > 0).join(verdicts, on="doc_id", how="anti")
+def build_view_rows(
+    qrels_scored: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame, rule: RuleName
+) -> pl.DataFrame:
+    """One query's rows of `qrels_scored` and `verdicts` (first_p and teacher_best may be among their columns) with
+    their
+    `texts`, as `load_query_view` returns them, without mined."""
+    not_retrieved = qrels_scored.filter(pl.col("relevance") > 0).join(verdicts, on="doc_id", how="anti")
     known = {"doc_id": pl.col("doc_id"), "score": pl.col("score"), "source": pl.lit("qrels")}
     known |= {"verdict": pl.lit("positive"), "reason": pl.lit("known_positive")}
-    extra = unseen.select(known.get(name, pl.lit(None, kind)).alias(name) for name, kind in _SHOWN.items())
-    absent = {name: pl.lit(None, kind) for name, kind in _SHOWN.items() if name not in verdicts.columns}
-    rows = pl.concat([verdicts.with_columns(**absent).select(*_SHOWN), extra])
+    extra = not_retrieved.select(known.get(name, pl.lit(None, kind)).alias(name) for name, kind in _VIEW_SCHEMA.items())
+    absent = {name: pl.lit(None, kind) for name, kind in _VIEW_SCHEMA.items() if name not in verdicts.columns}
+    rows = pl.concat([verdicts.with_columns(**absent).select(*_VIEW_SCHEMA), extra])
     rows = rows.with_columns(
         pl.when(pl.col("source") == "curated").then(None).otherwise(pl.col("rank")).alias("rank"),
         first=pl.col("verdict") == "positive",
     )
     by_score = pl.when("first").then(-pl.col("score")).otherwise(0.0)
     rows = rows.sort(~pl.col("first"), by_score, "rank", "doc_id", nulls_last=True).drop("first")
-    words = pl.Series("explanation", [explain(row, rule) for row in rows.iter_rows(named=True)], dtype=pl.String)
-    return rows.with_columns(words).join(texts, on="doc_id", how="left", maintain_order="left")
+    explanations = pl.Series(
+        "explanation", [explain_verdict(row, rule) for row in rows.iter_rows(named=True)], dtype=pl.String
+    )
+    return rows.with_columns(explanations).join(texts, on="doc_id", how="left", maintain_order="left")

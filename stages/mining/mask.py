@@ -1,6 +1,6 @@
 """Mask: say of every candidate whether it may be trained on as a negative, and why.
 
-A candidate takes the first line of this table that holds for it (`PRECEDENCE` is the table as data):
+A candidate takes the first line of this table that holds for it (`REASON_PRECEDENCE` is the table as data):
 
 | reason | verdict | holds where |
 |---|---|---|
@@ -36,21 +36,21 @@ from pydantic import model_validator
 from stages.core import schemas
 from stages.core.errors import InputError
 from stages.core.params import option
-from stages.core.query_batches import in_order, of_block, query_blocks
-from stages.core.schemas import Summary, Tools
+from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches
+from stages.core.schemas import StageContext, Summary
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator import validation
-from stages.mining.risk_budget import Limit, Limits
-from stages.mining.threshold_rules import RULES, RuleName
-from stages.mining.verify.stage import heard
+from stages.mining.risk_budget import RiskPolicy, RiskSolution
+from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName
+from stages.mining.verify.stage import apply_verifier_scores
 
 VERSION = 7
 
 NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
-RULE = "rule"
-"""Stands for the rule's own name in `PRECEDENCE`."""
+RULE_PLACEHOLDER = "rule"
+"""Stands for the rule's own name in `REASON_PRECEDENCE`."""
 
-PRECEDENCE = (
+REASON_PRECEDENCE = (
     ("known_positive", POSITIVE),
     ("repeated_question", IGNORED),
     ("same_text", IGNORED),
@@ -62,14 +62,14 @@ PRECEDENCE = (
     ("judged", IGNORED),
     ("weighted", NEGATIVE),
     ("teacher", IGNORED),
-    (RULE, IGNORED),
+    (RULE_PLACEHOLDER, IGNORED),
 )
 
-ROWS_A_BLOCK = 500_000
+MASK_ROWS_PER_BLOCK = 500_000
 """Pairs looked at together; bounds memory and changes no result."""
 
 
-class Params(Limits):
+class Params(RiskPolicy):
     """How candidates are told from possible positives."""
 
     mask: RuleName = option(
@@ -93,15 +93,16 @@ class Params(Limits):
     relabel: Literal["no", "positive", "weight"] = option(
         "no",
         "What becomes of what the rule sets aside. no: it is left out; positive: what is a false negative with a "
-        "probability of at least `above` becomes a positive of the query in training (as in RLHN); weight: it stays a "
+        "probability of at least `min_probability` becomes a positive of the query in training (as in RLHN); "
+        "weight: it stays a "
         "negative that counts as much as it is likely to be one (neg_weights in mined.jsonl).",
     )
     above: float = option(0.9, "The probability from which on relabel makes a positive.", gt=0, le=1)
 
     @model_validator(mode="after")
-    def _fitting(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.threshold is not None:
-            if RULES[self.mask].usual is None:
+            if THRESHOLD_RULES[self.mask].default_threshold is None:
                 raise ValueError(f"mask = {self.mask!r} has no threshold: remove it, or choose another mask")
             if self.mask in ("perc", "perc_max") and not 0 < self.threshold <= 2:
                 raise ValueError(f"threshold = {self.threshold} for {self.mask}: it is a share, such as 0.95")
@@ -110,16 +111,18 @@ class Params(Limits):
         return self
 
     @property
-    def limit(self) -> float | None:
+    def effective_threshold(self) -> float | None:
         """The rule's number: as given, else the source's; None for a rule that has none."""
-        return RULES[self.mask].usual if self.threshold is None else self.threshold
+        return THRESHOLD_RULES[self.mask].default_threshold if self.threshold is None else self.threshold
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative, best score first."""
-    verified = schemas.scan_table(inputs["verified"], schemas.VERIFIED)
-    evidence = heard(schemas.scan_table(inputs["evidence"], schemas.EVIDENCE), verified)
-    judged = schemas.scan_table(inputs["judged"], schemas.JUDGED)
+    verifier_scores = schemas.scan_table(inputs["verified"], schemas.VERIFIER_SCORES)
+    candidate_features = apply_verifier_scores(
+        schemas.scan_table(inputs["evidence"], schemas.CANDIDATE_FEATURES), verifier_scores
+    )
+    qrels_scored = schemas.scan_table(inputs["judged"], schemas.QRELS_SCORED)
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "split"]).sort("query_id")
     estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
     if estimator["source"] is None and (params.mask == "learned" or params.relabel != "no"):
@@ -127,123 +130,142 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
         raise InputError(f"{wants} goes by the estimate, which estimate = false switches off: leave one of them out")
     rule = params
     if params.mask == "learned" and estimator["unfit"]:
-        tools.progress.say(f"the learned mask can't be trusted here, so perc is used: {estimator['unfit']}")
+        context.progress.log(f"the learned mask can't be trusted here, so perc is used: {estimator['unfit']}")
         rule = params.model_copy(update={"mask": "perc", "threshold": None})
     if params.relabel != "no" and estimator["unfit"]:
-        tools.progress.say(f"relabel = {params.relabel} finds nothing, since no estimate can be trusted here")
-    blocks = list(query_blocks(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, ROWS_A_BLOCK))
-    limit = risk_budget.settled(rule, evidence, queries, blocks) if rule.mask == "learned" else None
+        context.progress.log(f"relabel = {params.relabel} finds nothing, since no estimate can be trusted here")
+    blocks = list(
+        iter_query_batches(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, MASK_ROWS_PER_BLOCK)
+    )
+    solution = (
+        risk_budget.solve_risk_budget(rule, candidate_features, queries, blocks) if rule.mask == "learned" else None
+    )
 
-    def decide(block: pl.Series) -> tuple[pa.Table, Counter[str], float]:
-        verdicts = decided(rule, of_block(evidence, block), of_block(judged, block), limit)
+    def assign_block(block: pl.Series) -> tuple[pa.Table, Counter[str], float]:
+        verdicts = assign_verdicts(
+            rule, collect_query_batch(candidate_features, block), collect_query_batch(qrels_scored, block), solution
+        )
         # relabel = positive may make none, and then has to say how far off it was
-        nearest = likeliest_aside(verdicts, rule.mask) if params.relabel == "positive" else 0.0
-        return schemas.to_arrow(verdicts.drop("contradicted"), schemas.VERDICTS), count(verdicts), nearest
+        nearest = find_max_ignored_p(verdicts, rule.mask) if params.relabel == "positive" else 0.0
+        return (
+            schemas.to_arrow_table(verdicts.drop("contradicted"), schemas.VERDICTS),
+            count_verdicts(verdicts),
+            nearest,
+        )
 
     counts: Counter[str] = Counter()
-    likeliest = 0.0
-    with schemas.writer(out / "verdicts.parquet", schemas.VERDICTS) as writer:
-        for verdicts, counted, nearest in in_order(decide, blocks):
+    max_ignored_p = 0.0
+    with schemas.open_parquet_writer(out / "verdicts.parquet", schemas.VERDICTS) as writer:
+        for verdicts, block_counts, nearest in map_query_batches(assign_block, blocks):
             writer.write_table(verdicts)
-            counts += counted
-            likeliest = max(likeliest, nearest)
-            tools.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
-    summary = summarise(rule, counts, len(queries))
+            counts += block_counts
+            max_ignored_p = max(max_ignored_p, nearest)
+            context.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
+    summary = summarise_verdicts(rule, counts, len(queries))
     if estimator["source"]:
-        taught = schemas.read_table(inputs["taught"], schemas.TAUGHT)
+        holdout_candidates = schemas.read_table(inputs["taught"], schemas.HOLDOUT_CANDIDATES)
         summary["estimate"] = {name: value for name, value in estimator.items() if name != "models"} | {
-            "accepted": rule.max_false_negatives if limit else None,
-            "price": limit.price if limit else None,
-            "ceiling": round(limit.ceiling, 5) if limit else None,
-            "check": validation.found_again(rule, limit, taught),
+            "accepted": rule.max_false_negatives if solution else None,
+            "price": solution.lambda_ if solution else None,
+            "ceiling": round(solution.max_p, 5) if solution else None,
+            "check": validation.validate_on_holdout(rule, solution, holdout_candidates),
         }
     if params.relabel == "positive" and not estimator["unfit"] and not counts["relabelled"]:
-        tools.progress.say(nothing_relabelled(params.above, likeliest))
-    for line in warnings(summary):
-        tools.progress.say(line)
+        context.progress.log(explain_no_relabels(params.above, max_ignored_p))
+    for line in list_warnings(summary):
+        context.progress.log(line)
     return summary
 
 
-def decided(params: Params, rows: pl.DataFrame, judged: pl.DataFrame, limit: Limit | None = None) -> pl.DataFrame:
+def assign_verdicts(
+    params: Params, rows: pl.DataFrame, qrels_scored: pl.DataFrame, solution: RiskSolution | None = None
+) -> pl.DataFrame:
     """The verdicts on `rows` of EVIDENCE (all of their queries), in their order: the columns of VERDICTS, and
     `contradicted`.
 
-    `judged` holds these queries' rows of JUDGED; `limit` is the learned mask's. `contradicted` marks curated negatives
-    that gave way to a known positive.
+    `qrels_scored` holds these queries' rows of JUDGED; `solution` is the learned mask's. `contradicted` marks curated
+    negatives that gave way to a known positive.
     """
-    rows = threshold_rules.apply(params.mask, params.limit, (params.window_start, params.window_end), rows, judged)
-    if limit:
-        lists, at, here = risk_budget.open_lists(params, rows)
+    rows = threshold_rules.apply_rule(
+        params.mask, params.effective_threshold, (params.window_start, params.window_end), rows, qrels_scored
+    )
+    if solution:
+        candidates, cells, is_eligible = risk_budget.pad_eligible_candidates(params, rows)
         threshold = np.full(len(rows), np.nan, np.float32)
-        threshold[here] = risk_budget.allowed(lists, limit, params.max_false_negatives)[at]
-        most = pl.lit(risk_budget.LIKELY, pl.Float32)
+        threshold[is_eligible] = risk_budget.compute_risk_limits(candidates, solution, params.max_false_negatives)[
+            cells
+        ]
+        max_p = pl.lit(risk_budget.MAX_P_FALSE_NEGATIVE, pl.Float32)
         rows = rows.with_columns(pl.Series("threshold", threshold).fill_nan(None)).with_columns(
-            threshold=pl.when(pl.col("p_false_negative") > most).then(most).otherwise("threshold")
+            threshold=pl.when(pl.col("p_false_negative") > max_p).then(max_p).otherwise("threshold")
         )
         rows = rows.with_columns(rule=(pl.col("p_false_negative") > pl.col("threshold")).fill_null(False))
     p = pl.col("p_false_negative")
-    doubted = pl.col("rule") | pl.col("teacher_false").fill_null(False)
-    answers = pl.col("judge").fill_null(False)
+    is_masked = pl.col("rule") | pl.col("teacher_false").fill_null(False)
+    is_llm_positive = pl.col("judge").fill_null(False)
     rows = rows.with_columns(
         known_positive=pl.col("own"),
         repeated_question=pl.col("own").not_(),
         near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
         teacher=pl.col("teacher_false"),
-        judged=answers,
-        relabelled=pl.lit(params.relabel == "positive") & (doubted | answers) & (p >= params.above),
-        weighted=pl.lit(params.relabel == "weight") & doubted & p.is_not_null(),
+        judged=is_llm_positive,
+        relabelled=pl.lit(params.relabel == "positive") & (is_masked | is_llm_positive) & (p >= params.above),
+        weighted=pl.lit(params.relabel == "weight") & is_masked & p.is_not_null(),
     )
-    lines = pl.DataFrame([*PRECEDENCE, ("kept", NEGATIVE)], schema=["reason", "verdict"], orient="row")
-    first = (pl.when(flag).then(pl.lit(line, pl.UInt8)) for line, (flag, _) in enumerate(PRECEDENCE))
-    line = rows.select(pl.coalesce(*first, pl.lit(len(PRECEDENCE), pl.UInt8))).to_series()
-    reason = lines["reason"].replace(RULE, params.mask)
-    decided = rows.with_columns(verdict=lines["verdict"].gather(line), reason=reason.gather(line))
-    return decided.with_columns(
+    lines = pl.DataFrame([*REASON_PRECEDENCE, ("kept", NEGATIVE)], schema=["reason", "verdict"], orient="row")
+    first = (pl.when(flag).then(pl.lit(line, pl.UInt8)) for line, (flag, _) in enumerate(REASON_PRECEDENCE))
+    line = rows.select(pl.coalesce(*first, pl.lit(len(REASON_PRECEDENCE), pl.UInt8))).to_series()
+    reason = lines["reason"].replace(RULE_PLACEHOLDER, params.mask)
+    verdicts = rows.with_columns(verdict=lines["verdict"].gather(line), reason=reason.gather(line))
+    return verdicts.with_columns(
         weight=pl.when(pl.col("reason") == "weighted").then(1 - p).cast(pl.Float32),
         contradicted=pl.col("curated").fill_null(False) & (pl.col("verdict") == IGNORED),
     ).select(*schemas.VERDICTS.names, "contradicted")
 
 
-def count(verdicts: pl.DataFrame) -> Counter[str]:
+def count_verdicts(verdicts: pl.DataFrame) -> Counter[str]:
     """What a block adds to the summary."""
-    counts: Counter[str] = Counter(queries=_queries(verdicts), rows=len(verdicts))
+    counts: Counter[str] = Counter(queries=_count_queries(verdicts), rows=len(verdicts))
     for reason, rows in verdicts.group_by("reason").len().iter_rows():
         counts[reason] = rows
     counts["added"] = verdicts.filter(pl.col("source") == "curated").height
     counts["contradicted"] = int(verdicts["contradicted"].sum())
-    counts["filled"] = _queries(verdicts.filter(pl.col("verdict") == NEGATIVE))
-    counts["anchorless"] = _queries(verdicts.filter(pl.col("reason") == "no_positive"))
+    counts["filled"] = _count_queries(verdicts.filter(pl.col("verdict") == NEGATIVE))
+    counts["anchorless"] = _count_queries(verdicts.filter(pl.col("reason") == "no_positive"))
     return counts
 
 
-def _queries(rows: pl.DataFrame) -> int:
+def _count_queries(rows: pl.DataFrame) -> int:
     """How many queries these rows are of, which come by query."""
     return len(rows["query_id"].rle())
 
 
-def likeliest_aside(verdicts: pl.DataFrame, rule: RuleName) -> float:
+def find_max_ignored_p(verdicts: pl.DataFrame, rule: RuleName) -> float:
     """The highest p_false_negative of what the rule, the teacher or the judge set aside; 0 where there is none."""
-    aside = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "teacher", "judged"]))
-    return float(aside.select(pl.col("p_false_negative").max().fill_null(0.0)).item())
+    ignored = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "teacher", "judged"]))
+    return float(ignored.select(pl.col("p_false_negative").max().fill_null(0.0)).item())
 
 
-def nothing_relabelled(above: float, likeliest: float) -> str:
-    """Why relabel = positive made no positive; `likeliest`: of `likeliest_aside`."""
-    if not likeliest:
+def explain_no_relabels(min_probability: float, max_ignored_p: float) -> str:
+    """Why relabel = positive made no positive; `max_ignored_p`: of `find_max_ignored_p`."""
+    if not max_ignored_p:
         return "relabel = positive makes no positive: nothing with an estimate is set aside"
     return (
         f"relabel = positive makes no positive: the likeliest false negative that is set aside has a probability of "
-        f"{likeliest:.3f}, and above = {above} is asked for"
+        f"{max_ignored_p:.3f}, and above = {min_probability} is asked for"
     )
 
 
-def summarise(params: Params, counts: Mapping[str, int], queries: int) -> Summary:
+def summarise_verdicts(params: Params, counts: Mapping[str, int], n_queries: int) -> Summary:
     """The block counts as the stage's summary; verdicts: verdict -> reason -> candidates, reasons by precedence."""
-    order = [*((params.mask if flag == RULE else flag, verdict) for flag, verdict in PRECEDENCE), ("kept", NEGATIVE)]
+    order = [
+        *((params.mask if flag == RULE_PLACEHOLDER else flag, verdict) for flag, verdict in REASON_PRECEDENCE),
+        ("kept", NEGATIVE),
+    ]
     return {
         "rule": params.mask,
-        "threshold": params.limit,
-        "queries": queries,
+        "threshold": params.effective_threshold,
+        "queries": n_queries,
         "candidates": counts["rows"] - counts["added"],
         "verdicts": {
             wanted: {reason: counts[reason] for reason, verdict in order if verdict == wanted and counts[reason]}
@@ -252,11 +274,11 @@ def summarise(params: Params, counts: Mapping[str, int], queries: int) -> Summar
         "curated_added": counts["added"],
         "curated_contradicted": counts["contradicted"],
         "queries_without_positive": counts["anchorless"],
-        "queries_without_negative": queries - counts["filled"],
+        "queries_without_negative": n_queries - counts["filled"],
     }
 
 
-def warnings(summary: Summary) -> list[str]:
+def list_warnings(summary: Summary) -> list[str]:
     """The lines that a person should read."""
     lines = []
     if n := summary["curated_contradicted"]:

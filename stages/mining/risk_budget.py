@@ -17,18 +17,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.core.params import Params, option
-from stages.core.query_batches import in_order, of_block
+from stages.core.params import BaseParams, option
+from stages.core.query_batches import collect_query_batch, map_query_batches
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-PRICES: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
-"""In units of the scores' spread within a query (`spread`); at the last, only p counts."""
+LAMBDAS: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
+"""In units of the scores' spread within a query (`estimate_score_scale`); at the last, only p counts."""
 
-_AT_ONCE = 1_024
+_BUDGET_QUERIES_PER_BATCH = 1_024
 """Queries looked at together at every price: their candidates stay in the cache."""
 
 
@@ -37,7 +37,7 @@ def negatives_option() -> Any:
     return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", ge=1)
 
 
-class Limits(Params):
+class RiskPolicy(BaseParams):
     """What of a query's candidates may be emitted: verify and mask both go by it."""
 
     max_false_negatives: float = option(
@@ -58,172 +58,204 @@ class Limits(Params):
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Some queries' candidates as padded tables [q, width], best score first; `open` marks what may be chosen."""
+class PaddedCandidates:
+    """Some queries' candidates as padded tables [q, width], best score first; `eligible` marks what may be chosen."""
 
     score: Floats
     p: Floats
-    open: Bools
-    room: Ints
+    eligible: Bools
+    quota: Ints
     """[q]: negatives wanted."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class LambdaSums:
     """Sums over the negatives chosen at each price [len(PRICES)]; add up the choices of blocks of queries."""
 
-    n: Ints
-    p: Doubles
-    score: Doubles
-    dearest: Floats
+    n_selected: Ints
+    p_sum: Doubles
+    score_sum: Doubles
+    p_at_max_lambda: Floats
     """p of each negative chosen at the highest price."""
 
-    def __add__(self, other: "Choice") -> "Choice":
-        return Choice(
-            self.n + other.n,
-            self.p + other.p,
-            self.score + other.score,
-            np.concatenate([self.dearest, other.dearest]),
+    def __add__(self, other: "LambdaSums") -> "LambdaSums":
+        return LambdaSums(
+            self.n_selected + other.n_selected,
+            self.p_sum + other.p_sum,
+            self.score_sum + other.score_sum,
+            np.concatenate([self.p_at_max_lambda, other.p_at_max_lambda]),
         )
 
 
-NOTHING = Choice(np.zeros(len(PRICES), np.int64), np.zeros(len(PRICES)), np.zeros(len(PRICES)), np.zeros(0, np.float32))
+EMPTY_LAMBDA_SUMS = LambdaSums(
+    np.zeros(len(LAMBDAS), np.int64), np.zeros(len(LAMBDAS)), np.zeros(len(LAMBDAS)), np.zeros(0, np.float32)
+)
 
 
 @dataclass(frozen=True)
-class Limit:
+class RiskSolution:
     """What the budget comes to: the price; and where even the highest is too low, the p up to which is taken."""
 
-    price: float
-    ceiling: float
-    expected: float
+    lambda_: float
+    max_p: float
+    mean_p: float
     """Mean p of the negatives that are chosen so."""
     hardness: float
-    n: int
+    n_selected: int
 
 
-def choose(lists: Lists, price: float) -> Bools:
-    """The chosen candidates [q, width]: in each query the `room` best by score - price x p, of equals the first."""
-    value = np.where(lists.open, lists.score.astype(np.float64) - price * lists.p, -np.inf)
-    most = min(int(lists.room.max(initial=0)), value.shape[1])
-    if not most:
-        return np.zeros_like(lists.open)
-    best = np.sort(np.partition(value, value.shape[1] - most, axis=1)[:, value.shape[1] - most :], axis=1)
-    last = np.where(lists.room > 0, best[np.arange(len(best)), np.clip(most - lists.room, 0, most - 1)], np.inf)
-    above, equal = value > last[:, None], value == last[:, None]
-    left = lists.room - above.sum(axis=1)
-    chosen: Bools = lists.open & (above | (equal & (equal.cumsum(axis=1) <= left[:, None])))
-    return chosen
+def select_at_lambda(candidates: PaddedCandidates, lambda_: float) -> Bools:
+    """The chosen candidates [q, width]: in each query the `quota` best by score - price x p, of equals the first."""
+    value = np.where(candidates.eligible, candidates.score.astype(np.float64) - lambda_ * candidates.p, -np.inf)
+    max_quota = min(int(candidates.quota.max(initial=0)), value.shape[1])
+    if not max_quota:
+        return np.zeros_like(candidates.eligible)
+    top_values = np.sort(
+        np.partition(value, value.shape[1] - max_quota, axis=1)[:, value.shape[1] - max_quota :], axis=1
+    )
+    cutoff = np.where(
+        candidates.quota > 0,
+        top_values[np.arange(len(top_values)), np.clip(max_quota - candidates.quota, 0, max_quota - 1)],
+        np.inf,
+    )
+    above, equal = value > cutoff[:, None], value == cutoff[:, None]
+    remaining = candidates.quota - above.sum(axis=1)
+    selected: Bools = candidates.eligible & (above | (equal & (equal.cumsum(axis=1) <= remaining[:, None])))
+    return selected
 
 
-def contenders(lists: Lists) -> Lists:
-    """Only those candidates that some price could choose; `choose` takes the same ones of them at any price.
+def keep_pareto_candidates(candidates: PaddedCandidates) -> PaddedCandidates:
+    """Only those candidates that some price could choose; `select_at_lambda` takes the same ones of them at any price.
 
     One that has as many others before it as there is room for, each no more probable than itself, comes after them at
     every price: of some 200 candidates a few dozen are left.
     """
-    rooms, queries = int(lists.room.max(initial=0)), np.arange(len(lists.room))
-    least = np.full((rooms, len(queries)), np.inf)  # the least p of those before, rising
-    wanted = np.zeros_like(lists.open)
-    for place in range(lists.open.shape[1] if rooms else 0):
-        p = np.where(lists.open[:, place], lists.p[:, place], np.inf)
-        wanted[:, place] = (p < least[lists.room - 1, queries]) & (lists.room > 0)
-        least[1:] = np.maximum(least[:-1], np.minimum(least[1:], p))
-        least[0] = np.minimum(least[0], p)
-    query, column = np.nonzero(wanted)
-    return padded(query, lists.score[query, column], lists.p[query, column], lists.room)[0]
+    max_quota, queries = int(candidates.quota.max(initial=0)), np.arange(len(candidates.quota))
+    smallest_p = np.full((max_quota, len(queries)), np.inf)  # the least p of those before, rising
+    is_pareto = np.zeros_like(candidates.eligible)
+    for place in range(candidates.eligible.shape[1] if max_quota else 0):
+        p = np.where(candidates.eligible[:, place], candidates.p[:, place], np.inf)
+        is_pareto[:, place] = (p < smallest_p[candidates.quota - 1, queries]) & (candidates.quota > 0)
+        smallest_p[1:] = np.maximum(smallest_p[:-1], np.minimum(smallest_p[1:], p))
+        smallest_p[0] = np.minimum(smallest_p[0], p)
+    query, column = np.nonzero(is_pareto)
+    return pad_by_query(query, candidates.score[query, column], candidates.p[query, column], candidates.quota)[0]
 
 
-def tried(lists: Lists, unit: float) -> Choice:
-    """What each of PRICES chooses, in `unit`s of score."""
-    total = NOTHING
-    for start in range(0, len(lists.room), _AT_ONCE):
-        some = contenders(Lists(*(part[start : start + _AT_ONCE] for part in vars(lists).values())))
-        chosen = [choose(some, price * unit) for price in PRICES]
-        total += Choice(
-            np.array([c.sum() for c in chosen]),
-            np.array([some.p[c].sum(dtype=np.float64) for c in chosen]),
-            np.array([some.score[c].sum(dtype=np.float64) for c in chosen]),
-            some.p[chosen[-1]],
+def evaluate_lambdas(candidates: PaddedCandidates, score_scale: float) -> LambdaSums:
+    """What each of PRICES chooses, in `score_scale`s of score."""
+    total = EMPTY_LAMBDA_SUMS
+    for start in range(0, len(candidates.quota), _BUDGET_QUERIES_PER_BATCH):
+        pareto = keep_pareto_candidates(
+            PaddedCandidates(*(part[start : start + _BUDGET_QUERIES_PER_BATCH] for part in vars(candidates).values()))
+        )
+        selected = [select_at_lambda(pareto, price * score_scale) for price in LAMBDAS]
+        total += LambdaSums(
+            np.array([c.sum() for c in selected]),
+            np.array([pareto.p[c].sum(dtype=np.float64) for c in selected]),
+            np.array([pareto.score[c].sum(dtype=np.float64) for c in selected]),
+            pareto.p[selected[-1]],
         )
     return total
 
 
-def settle(total: Choice, share: float, unit: float) -> Limit:
-    """The least price at which at most `share` of the negatives are expected to be false; `unit` is that of `tried`.
+def solve_lambda(sums: LambdaSums, max_false_negative_rate: float, score_scale: float) -> RiskSolution:
+    """The least price at which at most `max_false_negative_rate` of the negatives are expected to be false;
+    `score_scale` is that of `evaluate_lambdas`.
 
-    Where none is high enough, the highest, and of what it chooses the least probable up to `share` in the mean.
+    Where none is high enough, the highest, and of what it chooses the least probable up to `max_false_negative_rate` in
+    the mean.
     """
-    n = np.maximum(total.n, 1)
-    for place in np.flatnonzero(total.p / n <= share):
-        expected, hardness = float(total.p[place] / n[place]), float(total.score[place] / n[place])
-        return Limit(float(PRICES[place] * unit), 1.0, expected, hardness, int(total.n[place]))
-    rising = np.sort(total.dearest).astype(np.float64)
-    means = np.cumsum(rising) / np.arange(1, len(rising) + 1)
-    kept = int((means <= share).sum())
-    if kept < len(rising):  # of equal ones all are taken or none
-        kept = int(np.searchsorted(rising, rising[kept]))
-    ceiling = float(rising[kept - 1]) if kept else 0.0
-    expected = float(means[kept - 1]) if kept else 0.0
-    return Limit(float(PRICES[-1] * unit), ceiling, expected, float(total.score[-1] / n[-1]), kept)
+    n = np.maximum(sums.n_selected, 1)
+    for place in np.flatnonzero(sums.p_sum / n <= max_false_negative_rate):
+        mean_p, hardness = float(sums.p_sum[place] / n[place]), float(sums.score_sum[place] / n[place])
+        return RiskSolution(float(LAMBDAS[place] * score_scale), 1.0, mean_p, hardness, int(sums.n_selected[place]))
+    sorted_p = np.sort(sums.p_at_max_lambda).astype(np.float64)
+    running_mean = np.cumsum(sorted_p) / np.arange(1, len(sorted_p) + 1)
+    n_kept = int((running_mean <= max_false_negative_rate).sum())
+    if n_kept < len(sorted_p):  # of equal ones all are taken or none
+        n_kept = int(np.searchsorted(sorted_p, sorted_p[n_kept]))
+    max_p = float(sorted_p[n_kept - 1]) if n_kept else 0.0
+    mean_p = float(running_mean[n_kept - 1]) if n_kept else 0.0
+    return RiskSolution(float(LAMBDAS[-1] * score_scale), max_p, mean_p, float(sums.score_sum[-1] / n[-1]), n_kept)
 
 
-def allowed(lists: Lists, limit: Limit, share: float) -> Floats:
+def compute_risk_limits(candidates: PaddedCandidates, solution: RiskSolution, max_false_negative_rate: float) -> Floats:
     """The highest p [q, width] with which each candidate may be a negative; above it, it is set aside.
 
     Down to the last that is chosen: what its hardness is worth, (score - the last chosen value) / price. Below that,
-    where random draws go: `share`, so that these keep the limit too. Never above the ceiling.
+    where random draws go: `max_false_negative_rate`, so that these keep the limit too. Never above the ceiling.
     """
-    if not lists.score.size:
-        return np.zeros(lists.score.shape, np.float32)
-    chosen = choose(lists, limit.price)
-    value = lists.score.astype(np.float64) - limit.price * lists.p
-    least = np.where(chosen, value, np.inf).min(axis=1, keepdims=True)
-    width = lists.score.shape[1]
-    last = np.where(chosen.any(axis=1), width - 1 - chosen[:, ::-1].argmax(axis=1), -1)
+    if not candidates.score.size:
+        return np.zeros(candidates.score.shape, np.float32)
+    selected = select_at_lambda(candidates, solution.lambda_)
+    value = candidates.score.astype(np.float64) - solution.lambda_ * candidates.p
+    cutoff = np.where(selected, value, np.inf).min(axis=1, keepdims=True)
+    width = candidates.score.shape[1]
+    last_selected = np.where(selected.any(axis=1), width - 1 - selected[:, ::-1].argmax(axis=1), -1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        worth = np.where(np.isfinite(least), (lists.score - least) / limit.price, 1.0) if limit.price else None
-    above = np.ones_like(lists.p, np.float64) if worth is None else np.clip(np.nan_to_num(worth, nan=0.0), 0, 1)
-    # the last bits of what is chosen and what is not must not hang on this arithmetic
-    above = np.where(chosen, np.maximum(above, lists.p), np.minimum(above, np.nextafter(lists.p, np.float32(-1))))
-    out = np.where(np.arange(width)[None] <= last[:, None], above, share)
-    return np.minimum(out, limit.ceiling).astype(np.float32)
-
-
-def padded(query: NDArray[np.int64], score: Floats, p: Floats, room: Ints) -> tuple[Lists, tuple[Ints, Ints]]:
-    """Rows sorted by query as `Lists`, and the (row, column) of each; `query` counts 0 to len(room) - 1."""
-    counts = np.bincount(query, minlength=len(room))
-    column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-    shape = (len(room), int(counts.max(initial=0)))
-    scores, ps, opens = np.zeros(shape, np.float32), np.ones(shape, np.float32), np.zeros(shape, np.bool_)
-    scores[query, column], ps[query, column], opens[query, column] = score, p, True
-    return Lists(scores, ps, opens, room), (query, column)
-
-
-LIKELY = 0.5
-"""What is likelier false than not is never emitted, however hard it is and however much the budget leaves."""
-_SHUT = ("same_text", "curated", "contains_answer", "teacher_false", "judge")
-_READ = ["query_id", "score", "p_false_negative", "positive_similarity", "own", *_SHUT]
-
-
-def open_lists(limits: Limits, rows: pl.DataFrame, likely: float = LIKELY) -> tuple[Lists, tuple[Ints, Ints], Bools]:
-    """What of some queries' EVIDENCE may be emitted by the estimate, as `padded` gives it, and which of the rows [n]
-    that is: what has a p of at most `likely`. The room of a query is what its curated negatives leave."""
-    rows = rows.with_columns(
-        room=(limits.negatives - pl.col("curated").fill_null(False).sum().over("query_id").cast(pl.Int64)).clip(0)
+        break_even_p = (
+            np.where(np.isfinite(cutoff), (candidates.score - cutoff) / solution.lambda_, 1.0)
+            if solution.lambda_
+            else None
+        )
+    limits = (
+        np.ones_like(candidates.p, np.float64)
+        if break_even_p is None
+        else np.clip(np.nan_to_num(break_even_p, nan=0.0), 0, 1)
     )
-    flags = [pl.col(flag).fill_null(False) for flag in _SHUT if flag in rows.columns]
-    shut = pl.any_horizontal(pl.col("own").is_not_null(), *flags)
-    shut |= (pl.col("positive_similarity") >= pl.lit(limits.duplicate_similarity, pl.Float32)).fill_null(False)
-    here = rows.select((pl.col("p_false_negative") <= likely).fill_null(False) & ~shut).to_series().to_numpy()
-    listed = rows.filter(here)
-    query = listed["query_id"].rle_id().cast(pl.Int64).to_numpy()
-    room = listed.group_by("query_id", maintain_order=True).agg(pl.col("room").first())["room"].to_numpy()
-    lists, at = padded(query, listed["score"].to_numpy(), listed["p_false_negative"].to_numpy(), room)
-    return lists, at, here
+    # the last bits of what is chosen and what is not must not hang on this arithmetic
+    limits = np.where(
+        selected, np.maximum(limits, candidates.p), np.minimum(limits, np.nextafter(candidates.p, np.float32(-1)))
+    )
+    out = np.where(np.arange(width)[None] <= last_selected[:, None], limits, max_false_negative_rate)
+    return np.minimum(out, solution.max_p).astype(np.float32)
 
 
-def spread(rows: pl.LazyFrame) -> float:
+def pad_by_query(
+    query: NDArray[np.int64], score: Floats, p: Floats, quota: Ints
+) -> tuple[PaddedCandidates, tuple[Ints, Ints]]:
+    """Rows sorted by query as `PaddedCandidates`, and the (row, column) of each; `query` counts 0 to len(room) -
+    1."""
+    counts = np.bincount(query, minlength=len(quota))
+    column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (len(quota), int(counts.max(initial=0)))
+    scores, ps, eligible = np.zeros(shape, np.float32), np.ones(shape, np.float32), np.zeros(shape, np.bool_)
+    scores[query, column], ps[query, column], eligible[query, column] = score, p, True
+    return PaddedCandidates(scores, ps, eligible, quota), (query, column)
+
+
+MAX_P_FALSE_NEGATIVE = 0.5
+"""What is likelier false than not is never emitted, however hard it is and however much the budget leaves."""
+_EXCLUDING_FLAGS = ("same_text", "curated", "contains_answer", "teacher_false", "judge")
+_BUDGET_COLUMNS = ["query_id", "score", "p_false_negative", "positive_similarity", "own", *_EXCLUDING_FLAGS]
+
+
+def pad_eligible_candidates(
+    policy: RiskPolicy, rows: pl.DataFrame, max_p: float = MAX_P_FALSE_NEGATIVE
+) -> tuple[PaddedCandidates, tuple[Ints, Ints], Bools]:
+    """What of some queries' EVIDENCE may be emitted by the estimate, as `pad_by_query` gives it, and which of the rows
+    [n]
+    that is: what has a p of at most `max_p`. The room of a query is what its curated negatives leave."""
+    rows = rows.with_columns(
+        room=(policy.negatives - pl.col("curated").fill_null(False).sum().over("query_id").cast(pl.Int64)).clip(0)
+    )
+    flags = [pl.col(flag).fill_null(False) for flag in _EXCLUDING_FLAGS if flag in rows.columns]
+    is_excluded = pl.any_horizontal(pl.col("own").is_not_null(), *flags)
+    is_excluded |= (pl.col("positive_similarity") >= pl.lit(policy.duplicate_similarity, pl.Float32)).fill_null(False)
+    is_eligible = (
+        rows.select((pl.col("p_false_negative") <= max_p).fill_null(False) & ~is_excluded).to_series().to_numpy()
+    )
+    eligible_rows = rows.filter(is_eligible)
+    query = eligible_rows["query_id"].rle_id().cast(pl.Int64).to_numpy()
+    quota = eligible_rows.group_by("query_id", maintain_order=True).agg(pl.col("room").first())["room"].to_numpy()
+    candidates, cells = pad_by_query(
+        query, eligible_rows["score"].to_numpy(), eligible_rows["p_false_negative"].to_numpy(), quota
+    )
+    return candidates, cells, is_eligible
+
+
+def estimate_score_scale(rows: pl.LazyFrame) -> float:
     """The mean standard deviation of the scores of a query's candidates (query_id, score), rounded to a power of 2 so
     that a price rarely moves when the table does; 1 where all scores of each query are equal."""
     deviations = rows.group_by("query_id").agg(pl.col("score").cast(pl.Float64).std(ddof=0)).sort("query_id").collect()
@@ -231,15 +263,19 @@ def spread(rows: pl.LazyFrame) -> float:
     return float(2.0 ** round(np.log2(mean))) if mean > 0 else 1.0
 
 
-def settled(limits: Limits, evidence: pl.LazyFrame, queries: pl.DataFrame, blocks: Iterable[pl.Series]) -> Limit:
+def solve_risk_budget(
+    policy: RiskPolicy, candidate_features: pl.LazyFrame, queries: pl.DataFrame, blocks: Iterable[pl.Series]
+) -> RiskSolution:
     """The limit under which the train questions of `queries` (query_id, split) are served, block by block."""
     train = queries.filter(pl.col("split") == "train")["query_id"]
-    found = [name for name in _READ if name in evidence.collect_schema().names()]
-    unit = spread(evidence.select("query_id", "score"))
+    columns = [name for name in _BUDGET_COLUMNS if name in candidate_features.collect_schema().names()]
+    score_scale = estimate_score_scale(candidate_features.select("query_id", "score"))
 
-    def choice(block: pl.Series) -> Choice:
-        rows = of_block(evidence.select(found), block).filter(pl.col("query_id").is_in(train.implode()))
-        return tried(open_lists(limits, rows)[0], unit)
+    def evaluate_block(block: pl.Series) -> LambdaSums:
+        rows = collect_query_batch(candidate_features.select(columns), block).filter(
+            pl.col("query_id").is_in(train.implode())
+        )
+        return evaluate_lambdas(pad_eligible_candidates(policy, rows)[0], score_scale)
 
-    total = sum(in_order(choice, blocks), start=NOTHING)
-    return settle(total, limits.max_false_negatives, unit)
+    total = sum(map_query_batches(evaluate_block, blocks), start=EMPTY_LAMBDA_SUMS)
+    return solve_lambda(total, policy.max_false_negatives, score_scale)

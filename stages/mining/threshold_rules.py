@@ -20,100 +20,115 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Rule:
+class ThresholdRule:
     """What a rule measures from, the value its source recommends, and its words for a person."""
 
-    positive: Literal["lowest", "best"] | None
+    reference_positive: Literal["lowest", "best"] | None
     """The positive that the threshold is measured from; None: the rule needs no positive."""
-    usual: float | None
+    default_threshold: float | None
     """The source's value of `threshold`; None: the rule has no threshold."""
-    meaning: str
+    description: str
     source: str
 
 
-RULES: dict[RuleName, Rule] = {
-    "perc": Rule("lowest", 0.95, "at most {t} of the lowest positive's score", "NV-Retriever TopK-PercPos; NeMo perc"),
-    "perc_max": Rule("best", 0.95, "at most {t} of the best positive's score", "TopK-PercPos on the best positive"),
-    "margin": Rule("lowest", 0.05, "at least {t} below the lowest positive", "NV-Retriever TopK-MarginPos; NeMo abs"),
-    "margin_max": Rule("best", 0.05, "at least {t} below the best positive", "TopK-MarginPos on the best positive"),
-    "abs": Rule(None, 0.7, "a score of at most {t}", "NV-Retriever TopK-Abs; sentence-transformers max_score"),
-    "window": Rule(None, None, "the ranks from {first} to {last}", "FlagEmbedding hn_mine range_for_sampling 10-210"),
-    "infonce": Rule("lowest", 0.1, "at most {t} above the lowest positive", "SWIFT INFONCE_MASK_FAKE_NEGATIVE"),
-    "none": Rule(None, None, "everything that is not known to be positive", "naive top-k"),
-    "learned": Rule("lowest", None, "what is unlikely enough to be a false negative for how hard it is", "prep"),
+THRESHOLD_RULES: dict[RuleName, ThresholdRule] = {
+    "perc": ThresholdRule(
+        "lowest", 0.95, "at most {t} of the lowest positive's score", "NV-Retriever TopK-PercPos; NeMo perc"
+    ),
+    "perc_max": ThresholdRule(
+        "best", 0.95, "at most {t} of the best positive's score", "TopK-PercPos on the best positive"
+    ),
+    "margin": ThresholdRule(
+        "lowest", 0.05, "at least {t} below the lowest positive", "NV-Retriever TopK-MarginPos; NeMo abs"
+    ),
+    "margin_max": ThresholdRule(
+        "best", 0.05, "at least {t} below the best positive", "TopK-MarginPos on the best positive"
+    ),
+    "abs": ThresholdRule(None, 0.7, "a score of at most {t}", "NV-Retriever TopK-Abs; sentence-transformers max_score"),
+    "window": ThresholdRule(
+        None, None, "the ranks from {first} to {last}", "FlagEmbedding hn_mine range_for_sampling 10-210"
+    ),
+    "infonce": ThresholdRule(
+        "lowest", 0.1, "at most {t} above the lowest positive", "SWIFT INFONCE_MASK_FAKE_NEGATIVE"
+    ),
+    "none": ThresholdRule(None, None, "everything that is not known to be positive", "naive top-k"),
+    "learned": ThresholdRule(
+        "lowest", None, "what is unlikely enough to be a false negative for how hard it is", "prep"
+    ),
 }
 
 
-def described(name: RuleName, number: float | None, window: tuple[int, int]) -> str:
-    """What a rule accepts, for a person; `window` as `passes` takes it."""
-    return RULES[name].meaning.format(t=number, first=window[0] + 1, last=window[1])
+def describe_rule(name: RuleName, threshold: float | None, window: tuple[int, int]) -> str:
+    """What a rule accepts, for a person; `window` as `passes_rule` takes it."""
+    return THRESHOLD_RULES[name].description.format(t=threshold, first=window[0] + 1, last=window[1])
 
 
-def thresholds(name: RuleName, value: float | None, lowest: Floats, best: Floats) -> Floats:
+def compute_thresholds(name: RuleName, threshold: float | None, lowest: Floats, best: Floats) -> Floats:
     """The highest score that may still be a negative, per query: float32 [n].
 
-    `lowest` and `best` [n] are the scores of each query's lowest and best positive, NaN where it has none; the result
-    is NaN there too if the rule needs a positive, and NaN everywhere for those that have no number. For `perc` the
-    distance is taken from the positive's magnitude, p - |p| (1 - value), as sentence-transformers does since its issue
-    3819: 0.95 p would lie *above* a negative p. NeMo and the paper multiply; above zero the two are the same.
+    `lowest` and `best` [n] are the scores of each query's lowest and best positive, NaN where it has none;
+    the result is NaN there too if the rule needs a positive, and NaN everywhere for those that have no number. For
+    `perc` the distance is taken from the positive's magnitude, p - |p| (1 - value), as sentence-transformers does since
+    its issue 3819: 0.95 p would lie *above* a negative p. NeMo and the paper multiply; above zero the two are the same.
     """
-    anchor = (best if RULES[name].positive == "best" else lowest).astype(np.float64)
+    reference_score = (best if THRESHOLD_RULES[name].reference_positive == "best" else lowest).astype(np.float64)
     if name in ("perc", "perc_max"):
-        limit = anchor - np.abs(anchor) * (1.0 - _number(value))
+        limit = reference_score - np.abs(reference_score) * (1.0 - _require_threshold(threshold))
     elif name in ("margin", "margin_max"):
-        limit = anchor - _number(value)
+        limit = reference_score - _require_threshold(threshold)
     elif name == "infonce":
-        limit = anchor + _number(value)
+        limit = reference_score + _require_threshold(threshold)
     elif name == "abs":
-        limit = np.full(len(anchor), _number(value))
+        limit = np.full(len(reference_score), _require_threshold(threshold))
     else:
-        limit = np.full(len(anchor), np.nan)
+        limit = np.full(len(reference_score), np.nan)
     return limit.astype(np.float32)
 
 
-def passes(
-    name: RuleName, score: Floats, rank: NDArray[np.int32], limit: Floats, window: tuple[int, int]
+def passes_rule(
+    name: RuleName, score: Floats, rank: NDArray[np.int32], max_score: Floats, window: tuple[int, int]
 ) -> NDArray[np.bool_]:
     """Whether each candidate may be a negative: bool [n]; all arguments but `window` are [n], aligned.
 
-    `window` is (skipped, last): ranks skipped + 1 to last pass, ranks counted from 1 with the positives among them.
-    That is FlagEmbedding's slice [skipped:last] of its search result, before it takes the positives out. `learned`
-    looks at no single figure: `stages.mining.estimator.table_estimator` decides.
+    `window` is (skipped, last): ranks skipped + 1 to last pass, ranks counted from 1 with the positives among
+    them. That is FlagEmbedding's slice [skipped:last] of its search result, before it takes the positives out.
+    `learned` looks at no single figure: `stages.mining.estimator.table_estimator` decides.
     """
     if name in ("none", "learned"):
         return np.ones(len(score), dtype=np.bool_)
     if name == "window":
         return (rank > window[0]) & (rank <= window[1])
-    return score <= limit
+    return score <= max_score
 
 
-def apply(
-    name: RuleName, value: float | None, window: tuple[int, int], rows: pl.DataFrame, judged: pl.DataFrame
+def apply_rule(
+    name: RuleName, threshold: float | None, window: tuple[int, int], rows: pl.DataFrame, qrels_scored: pl.DataFrame
 ) -> pl.DataFrame:
     """`rows` (query_id, rank, score, ...) with threshold (null where there is none), no_positive and rule.
 
     `rule` marks what the rule sets aside, `no_positive` the rows of queries that lack the positive the rule measures
-    from; `judged` (query_id, relevance, score) holds the positives' scores.
+    from; `qrels_scored` (query_id, relevance, score) holds the positives' scores.
     """
-    positives = judged.filter(pl.col("relevance") > 0)
-    own = positives.group_by("query_id").agg(lowest=pl.col("score").min(), best=pl.col("score").max())
+    positives = qrels_scored.filter(pl.col("relevance") > 0)
+    positive_scores = positives.group_by("query_id").agg(lowest=pl.col("score").min(), best=pl.col("score").max())
     runs = rows["query_id"].rle()  # rows come by query: what is the same for all of one is looked up once
-    asked = pl.DataFrame({"query_id": runs.struct.field("value")})
-    ends = asked.join(own, on="query_id", how="left", maintain_order="left")
-    times = runs.struct.field("len").to_numpy()
+    query_ids = pl.DataFrame({"query_id": runs.struct.field("value")})
+    score_range = query_ids.join(positive_scores, on="query_id", how="left", maintain_order="left")
+    run_lengths = runs.struct.field("len").to_numpy()
     lowest, best = (
-        np.repeat(ends[end].cast(pl.Float32).fill_null(float("nan")).to_numpy(), times) for end in ("lowest", "best")
+        np.repeat(score_range[end].cast(pl.Float32).fill_null(float("nan")).to_numpy(), run_lengths)
+        for end in ("lowest", "best")
     )
-    limit = thresholds(name, value, lowest, best)
-    passed = passes(name, rows["score"].to_numpy(), rows["rank"].to_numpy(), limit, window)
+    max_score = compute_thresholds(name, threshold, lowest, best)
+    passed = passes_rule(name, rows["score"].to_numpy(), rows["rank"].to_numpy(), max_score, window)
     return rows.with_columns(
-        pl.Series("threshold", limit).fill_nan(None),
-        pl.Series("no_positive", np.isnan(lowest) & (RULES[name].positive is not None)),
+        pl.Series("threshold", max_score).fill_nan(None),
+        pl.Series("no_positive", np.isnan(lowest) & (THRESHOLD_RULES[name].reference_positive is not None)),
         pl.Series("rule", ~passed),
     )
 
 
-def _number(value: float | None) -> float:
+def _require_threshold(value: float | None) -> float:
     if value is None:
         raise ValueError("this rule needs a threshold")
     return value

@@ -8,54 +8,54 @@ import xxhash
 from stages.core.text import normalise
 from stages.readers.base import Cell
 
-BIG = 1_000_000
+LARGE_CELL_CHARS = 1_000_000
 """Characters from which a cell is counted as unusually large (it is kept whole)."""
 
-WIDE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+CJK_RANGES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Kana and Han as a range of a regular expression: one such character says about as much as a short word."""
-_WIDE = re.compile(f"[{WIDE}]")
+_CJK_CHARACTER = re.compile(f"[{CJK_RANGES}]")
 
 
-class Unusable(Exception):
+class UnusableRowError(Exception):
     """A row that can't be used; its text is the reason, one of a small set, as rejects.parquet has it."""
 
 
-def digest(text: str) -> bytes:
+def text_digest(text: str) -> bytes:
     """xxh3-128 of a clean text, 16 bytes, the same that `stages.core.text.text_id` writes in hexadecimal.
 
-    Raises `Unusable` for text that was not in the file's encoding, or that holds a NUL.
+    Raises `UnusableRowError` for text that was not in the file's encoding, or that holds a NUL.
     """
     try:
         encoded = text.encode()
     except UnicodeEncodeError:
-        raise Unusable("not in the encoding") from None
+        raise UnusableRowError("not in the encoding") from None
     if b"\0" in encoded:
-        raise Unusable("NUL byte")
+        raise UnusableRowError("NUL byte")
     return xxhash.xxh3_128_digest(encoded)
 
 
-def check(text: str) -> None:
-    """Raise `Unusable` for text that was not in the file's encoding, or that holds a NUL."""
+def check_text(text: str) -> None:
+    """Raise `UnusableRowError` for text that was not in the file's encoding, or that holds a NUL."""
     if "\0" in text or not text.isascii():
-        digest(text)
+        text_digest(text)
 
 
-def values(cell: Cell, separator: str | None = None) -> list[str]:
+def parse_texts(cell: Cell, separator: str | None = None) -> list[str]:
     """The texts in a cell, folded, empty ones left out: a list, a JSON array of texts, or parts between separators."""
     if not cell:
         return []
     if isinstance(cell, str):
         if separator:
             cell = cell.split(separator)
-        elif cell[0] == "[" and (several := _json_texts(cell)) is not None:
-            cell = several
+        elif cell[0] == "[" and (texts := _parse_json_texts(cell)) is not None:
+            cell = texts
         else:
             text = normalise(cell)
             return [text] if text else []
     return [text for text in map(normalise, cell) if text]
 
 
-def _json_texts(cell: str) -> list[str] | None:
+def _parse_json_texts(cell: str) -> list[str] | None:
     if not cell.rstrip().endswith("]"):
         return None
     try:
@@ -65,15 +65,15 @@ def _json_texts(cell: str) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else None
 
 
-def single(cell: Cell) -> str:
+def parse_text(cell: Cell) -> str:
     """The one text of a cell, folded, checked for dirt; a list of several is joined by spaces."""
     if not cell:
         return ""
     text = normalise(cell if isinstance(cell, str) else " ".join(cell))
-    check(text)
+    check_text(text)
     return text
 
 
-def long_enough(text: str, least: int) -> bool:
-    """Whether a text has at least `least` characters, where a Chinese or Japanese one counts as two."""
-    return len(text) >= least or len(text) + len(_WIDE.findall(text)) >= least
+def is_long_enough(text: str, min_chars: int) -> bool:
+    """Whether a text has at least `min_chars` characters, where a Chinese or Japanese one counts as two."""
+    return len(text) >= min_chars or len(text) + len(_CJK_CHARACTER.findall(text)) >= min_chars

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.core.errors import InputError
-from stages.pairs.cells import values
-from stages.readers.base import Cell, Source
+from stages.pairs.cells import parse_texts
+from stages.readers.base import Cell, TableSource
 
-USUAL: dict[str, tuple[str, ...]] = {
+COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "question": ("question", "query", "questions", "q", "question_text", "query_text", "user_question", "问题", "提问"),
     "document": (
         *("context", "document", "passage", "text", "positive", "positives", "pos", "paragraph", "content", "body"),
@@ -27,59 +27,63 @@ USUAL: dict[str, tuple[str, ...]] = {
 }
 """For each part the names that are recognised, the likelier ones first (`doc`, often a file name, comes last)."""
 
-_SPLITS = {
+_SPLIT_ALIASES = {
     **dict.fromkeys(("train", "training", "训练", "训练集"), "train"),
     **dict.fromkeys(("dev", "development", "val", "valid", "validation", "验证", "验证集"), "dev"),
     **dict.fromkeys(("test", "testing", "测试", "测试集"), "test"),
 }
 
 
-def recognise(
-    named: Mapping[str, str | None], columns: Sequence[str], parts: Iterable[str], label: str
+def resolve_columns(
+    column_options: Mapping[str, str | None], columns: Sequence[str], roles: Iterable[str], label: str
 ) -> dict[str, str]:
-    """Choose a column for each of `parts`: the one named (an empty name means none), else the first usual name.
+    """Choose a column for each of `roles`: the one named (an empty name means none), else the first usual name.
 
     A column plays one part only; those named come first. Raises `InputError` where a named column is not there.
     """
-    chosen: dict[str, str] = {}
-    for part in parts:
-        if name := named.get(part):
-            chosen[part] = exact(name, columns, label, f"--{part.replace('_', '-')}")
+    column_by_role: dict[str, str] = {}
+    for role in roles:
+        if name := column_options.get(role):
+            column_by_role[role] = find_column(name, columns, label, f"--{role.replace('_', '-')}")
     folded: dict[str, str] = {}
     for column in columns:
         folded.setdefault(column.strip().casefold().replace(" ", "_"), column)
-    for part in parts:
-        if named.get(part) is None:
-            free = [folded[usual] for usual in USUAL[part] if usual in folded and folded[usual] not in chosen.values()]
-            if free:
-                chosen[part] = free[0]
-    return {part: chosen[part] for part in parts if part in chosen}
+    for role in roles:
+        if column_options.get(role) is None:
+            available = [
+                folded[alias]
+                for alias in COLUMN_ALIASES[role]
+                if alias in folded and folded[alias] not in column_by_role.values()
+            ]
+            if available:
+                column_by_role[role] = available[0]
+    return {role: column_by_role[role] for role in roles if role in column_by_role}
 
 
-def exact(name: str, columns: Sequence[str], label: str, flag: str) -> str:
+def find_column(name: str, columns: Sequence[str], label: str, option_name: str) -> str:
     """`name` if it is a column (case aside where only one fits), else `InputError` with what there is."""
     if name in columns:
         return name
-    same = [column for column in columns if column.casefold() == name.casefold()]
-    if len(same) == 1:
-        return same[0]
+    same_folded = [column for column in columns if column.casefold() == name.casefold()]
+    if len(same_folded) == 1:
+        return same_folded[0]
     close = difflib.get_close_matches(name, columns, 1, 0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"{label}: there is no column {name!r} ({flag}). {present(columns)}{hint}")
+    raise InputError(f"{label}: there is no column {name!r} ({option_name}). {describe_columns(columns)}{hint}")
 
 
-def present(columns: Sequence[str]) -> str:
+def describe_columns(columns: Sequence[str]) -> str:
     """The columns that a table has, as a sentence."""
-    shown = ", ".join(map(repr, columns[:40])) + (f" and {len(columns) - 40} more" if len(columns) > 40 else "")
-    return f"Its columns: {shown}."
+    names = ", ".join(map(repr, columns[:40])) + (f" and {len(columns) - 40} more" if len(columns) > 40 else "")
+    return f"Its columns: {names}."
 
 
-def own_split(value: str) -> str | None:
+def parse_split(value: str) -> str | None:
     """The split that a cell names (train, dev, test), "" for an empty cell, None for a word that is not known."""
-    return _SPLITS.get(value.casefold()) if value else ""
+    return _SPLIT_ALIASES.get(value.casefold()) if value else ""
 
 
-def relevance(value: str) -> int | None:
+def parse_relevance(value: str) -> int | None:
     """A judgement as a whole number, 0 for those below; None where it is no number. Empty cells are positives (1)."""
     if not value or value.casefold() in ("true", "yes"):
         return 1
@@ -92,84 +96,100 @@ def relevance(value: str) -> int | None:
     return max(0, int(number)) if number == number and abs(number) < 2**31 and number == int(number) else None
 
 
-def plausible(part: str, cells: Iterable[Cell]) -> bool:
+def is_plausible_column(role: str, cells: Iterable[Cell]) -> bool:
     """Whether a recognised column's first cells fit its part: numbers for relevance, known words for split."""
-    check = {"relevance": relevance, "split": own_split}.get(part)
-    return check is None or all(isinstance(c, str) and check(c.strip()) is not None for c in cells if c is not None)
+    parse = {"relevance": parse_relevance, "split": parse_split}.get(role)
+    return parse is None or all(isinstance(c, str) and parse(c.strip()) is not None for c in cells if c is not None)
 
 
-PAIR_PARTS = tuple(USUAL)
-CORPUS_PARTS = ("document", "document_id", "title", "category", "group")
+PAIR_ROLES = tuple(COLUMN_ALIASES)
+CORPUS_ROLES = ("document", "document_id", "title", "category", "group")
 
 
 @dataclass
-class Choice:
+class ColumnMapping:
     """The columns chosen for a table's parts, and what a person should know about the choice."""
 
-    parts: dict[str, str]
+    column_by_role: dict[str, str]
     notes: list[str]
 
 
-def choose(source: Source, named: Mapping[str, str | None]) -> Choice:
+def choose_pair_columns(source: TableSource, column_options: Mapping[str, str | None]) -> ColumnMapping:
     """Choose the columns of a table of pairs.
 
     Where the document column was only recognised and is empty in every row, or is absent, the answers become the
     documents (question-answer pairs). Raises `InputError` where there is no question or nothing to be the document.
     """
-    columns, cells = first_cells(source)
+    columns, cells = read_first_cells(source)
     notes: list[str] = []
-    parts = recognise(named, columns, PAIR_PARTS, source.label)
-    for part in ("relevance", "split"):
-        if part in parts and not named.get(part) and not plausible(part, cells[parts[part]]):
-            notes.append(f"column {parts[part]!r} looks like the {part} by name, but its values do not: not used")
-            del parts[part]
-    if "question" not in parts:
+    column_by_role = resolve_columns(column_options, columns, PAIR_ROLES, source.label)
+    for role in ("relevance", "split"):
+        if (
+            role in column_by_role
+            and not column_options.get(role)
+            and not is_plausible_column(role, cells[column_by_role[role]])
+        ):
+            notes.append(
+                f"column {column_by_role[role]!r} looks like the {role} by name, but its values do not: not used"
+            )
+            del column_by_role[role]
+    if "question" not in column_by_role:
         raise InputError(
-            f"{source.label}: no column looks like the question. {present(columns)} Name it with --question "
+            f"{source.label}: no column looks like the question. {describe_columns(columns)} Name it with --question "
             "(if these are no column names, the table lacks its header line)."
         )
-    if not named.get("document"):
-        if "document" in parts and "answer" in parts and _empty(source, parts["document"], cells):
-            notes.append(f"column {parts.pop('document')!r} is empty in every row")
-        if "document" not in parts and named.get("document") is None and "answer" in parts:
-            parts["document"] = parts.pop("answer")
-            notes.append(f"the answers are the documents (question-answer pairs): column {parts['document']!r}")
-    elif parts["document"].casefold() in USUAL["answer"] and not named.get("answer"):
-        parts.pop("answer", None)
-    if "document" not in parts:
+    if not column_options.get("document"):
+        if (
+            "document" in column_by_role
+            and "answer" in column_by_role
+            and _is_empty_column(source, column_by_role["document"], cells)
+        ):
+            notes.append(f"column {column_by_role.pop('document')!r} is empty in every row")
+        if "document" not in column_by_role and column_options.get("document") is None and "answer" in column_by_role:
+            column_by_role["document"] = column_by_role.pop("answer")
+            notes.append(
+                f"the answers are the documents (question-answer pairs): column {column_by_role['document']!r}"
+            )
+    elif column_by_role["document"].casefold() in COLUMN_ALIASES["answer"] and not column_options.get("answer"):
+        column_by_role.pop("answer", None)
+    if "document" not in column_by_role:
         raise InputError(
-            f"{source.label}: no column looks like the document. {present(columns)} "
+            f"{source.label}: no column looks like the document. {describe_columns(columns)} "
             "Name it with --document (for question-answer pairs, the answer column)."
         )
-    return Choice({part: parts[part] for part in PAIR_PARTS if part in parts}, notes)
+    return ColumnMapping({role: column_by_role[role] for role in PAIR_ROLES if role in column_by_role}, notes)
 
 
-def choose_corpus(source: Source, named: Mapping[str, str | None]) -> dict[str, str]:
+def choose_corpus_columns(source: TableSource, column_options: Mapping[str, str | None]) -> dict[str, str]:
     """Choose the columns of a table of documents; the only column of a table is its text."""
-    columns, _ = first_cells(source)
-    wanted = {part: name for part, name in named.items() if name in columns or name == ""}
-    parts = recognise(wanted, columns, CORPUS_PARTS, source.label)
-    taken = set(parts.values())
-    if "document_id" not in parts and (own := recognise({}, [c for c in columns if c not in taken], ["id"], "")):
-        parts["document_id"] = own["id"]
-    if "document" not in parts and len(columns) == 1:
-        parts = {"document": columns[0]}
-    if "document" not in parts:
-        raise InputError(f"{source.label}: no column looks like the document. {present(columns)} Call it 'text'.")
-    return parts
+    columns, _ = read_first_cells(source)
+    present_options = {role: name for role, name in column_options.items() if name in columns or name == ""}
+    column_by_role = resolve_columns(present_options, columns, CORPUS_ROLES, source.label)
+    used_columns = set(column_by_role.values())
+    if "document_id" not in column_by_role and (
+        id_column := resolve_columns({}, [c for c in columns if c not in used_columns], ["id"], "")
+    ):
+        column_by_role["document_id"] = id_column["id"]
+    if "document" not in column_by_role and len(columns) == 1:
+        column_by_role = {"document": columns[0]}
+    if "document" not in column_by_role:
+        raise InputError(
+            f"{source.label}: no column looks like the document. {describe_columns(columns)} Call it 'text'."
+        )
+    return column_by_role
 
 
-def first_cells(source: Source) -> tuple[list[str], dict[str, list[Cell]]]:
+def read_first_cells(source: TableSource) -> tuple[list[str], dict[str, list[Cell]]]:
     """A source's columns and their cells in its first batch that has rows."""
     columns: dict[str, list[Cell]] = {}
     for batch in source.read():
         columns = batch.columns or columns
-        if batch.rows:
+        if batch.row_numbers:
             break
     return list(columns), columns
 
 
-def _empty(source: Source, column: str, first: Mapping[str, list[Cell]]) -> bool:
-    if any(values(cell) for cell in first[column]):
+def _is_empty_column(source: TableSource, column: str, first: Mapping[str, list[Cell]]) -> bool:
+    if any(parse_texts(cell) for cell in first[column]):
         return False
-    return not any(values(cell) for batch in source.read() for cell in batch.columns.get(column, []))
+    return not any(parse_texts(cell) for batch in source.read() for cell in batch.columns.get(column, []))

@@ -10,24 +10,24 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.core.schemas import to_arrow
+from stages.core.schemas import to_arrow_table
 
-BUDGET = 96 << 20
+MEMORY_BUDGET_BYTES = 96 << 20
 """Bytes of rows held in memory by one spill, and of one range when rows are sorted."""
-_BUCKETS = 64
+_N_BUCKETS = 64
 _GROUP_BYTES, _GROUP_ROWS = 48 << 20, 1 << 17
 
 
-class Spill:
+class SpillBuffer:
     """Rows added in any order, read back in buckets; below the budget they never touch the disk.
 
-    `bucket_of` names the column that says which bucket (0 to `buckets` - 1) a row goes to.
+    `bucket_of` names the column that says which bucket (0 to `n_buckets` - 1) a row goes to.
     """
 
-    def __init__(self, folder: Path, budget: int = BUDGET, buckets: int = _BUCKETS) -> None:
+    def __init__(self, folder: Path, memory_budget: int = MEMORY_BUDGET_BYTES, n_buckets: int = _N_BUCKETS) -> None:
         self._folder = folder
-        self._budget = budget
-        self._count = buckets
+        self._budget = memory_budget
+        self._count = n_buckets
         self._held: list[pl.DataFrame] = []
         self._bytes = 0
         self._files: dict[int, tuple[Any, Any]] = {}
@@ -42,7 +42,7 @@ class Spill:
         if self._bytes > self._budget:
             self._flush()
 
-    def read(self) -> Iterator[pl.DataFrame]:
+    def read_buckets(self) -> Iterator[pl.DataFrame]:
         """All rows, bucket after bucket (in one frame where nothing was spilled). Ends the adding."""
         if not self._files:
             if self._held:
@@ -55,7 +55,7 @@ class Spill:
         for number in sorted(self._files):
             with pa.OSFile(str(self._path(number))) as file:
                 table = pa.ipc.open_stream(file).read_all()
-            yield _frame(table)
+            yield _to_polars(table)
             del table
         self.clear()
 
@@ -82,7 +82,7 @@ class Spill:
             self._files[int(number)][0].write_table(table)
 
 
-def by_key() -> pl.Expr:
+def key_bucket() -> pl.Expr:
     """The bucket of a row by the high bits of its `key` (a 64-bit hash, so the buckets are even)."""
     return (pl.col("key") // 2**58).cast(pl.UInt32)
 
@@ -90,40 +90,40 @@ def by_key() -> pl.Expr:
 def write_sorted(
     path: Path,
     schema: pa.Schema,
-    rows: Spill,
-    shape: Callable[[pl.DataFrame], pl.DataFrame],
-    positions: int,
-    scratch: Path,
+    buffer: SpillBuffer,
+    transform: Callable[[pl.DataFrame], pl.DataFrame],
+    n_positions: int,
+    scratch_dir: Path,
 ) -> int:
     """Write a spill's rows to a Parquet file in order, a bounded part in memory at a time; returns their number.
 
-    `shape` turns a bucket's rows into the table's columns plus `position` (0 to `positions` - 1), which orders them;
-    rows of one position keep together and are ordered by the remaining columns.
+    `transform` turns a bucket's rows into the table's columns plus `position` (0 to `n_positions` - 1), which orders
+    them; rows of one position keep together and are ordered by the remaining columns.
     """
-    ranges = max(1, -(-rows.total_bytes // BUDGET))
-    routed = Spill(scratch, buckets=ranges)
-    for bucket in rows.read():
-        routed.add(shape(bucket), pl.col("position").cast(pl.UInt64) * ranges // max(1, positions))
-    written = 0
+    n_ranges = max(1, -(-buffer.total_bytes // MEMORY_BUDGET_BYTES))
+    partitioned = SpillBuffer(scratch_dir, n_buckets=n_ranges)
+    for bucket in buffer.read_buckets():
+        partitioned.add(transform(bucket), pl.col("position").cast(pl.UInt64) * n_ranges // max(1, n_positions))
+    n_written = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for part in routed.read():
+        for part in partitioned.read_buckets():
             ordered = part.sort("position", *[name for name in schema.names if name in part.columns])
-            written += len(ordered)
-            write_groups(writer, ordered.drop("position"), schema)
-    return written
+            n_written += len(ordered)
+            write_row_groups(writer, ordered.drop("position"), schema)
+    return n_written
 
 
-def write_groups(writer: Any, frame: pl.DataFrame, schema: pa.Schema) -> None:
+def write_row_groups(writer: Any, frame: pl.DataFrame, schema: pa.Schema) -> None:
     """Append a frame in row groups bounded in bytes and in rows."""
     sizes = frame.select(pl.sum_horizontal(pl.col(pl.String).str.len_bytes().fill_null(0))).to_series().to_numpy()
     group = np.maximum(np.cumsum(sizes) // _GROUP_BYTES, 0) if len(frame) else np.zeros(0, dtype=np.int64)
     starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(frame)]
     for start, stop in pairwise(starts):
         if stop > start:
-            writer.write_table(to_arrow(frame.slice(start, stop - start), schema), row_group_size=_GROUP_ROWS)
+            writer.write_table(to_arrow_table(frame.slice(start, stop - start), schema), row_group_size=_GROUP_ROWS)
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
+def _to_polars(table: pa.Table) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame

@@ -7,213 +7,255 @@ import polars as pl
 
 from stages.core.errors import InputError
 from stages.core.text import normalise
-from stages.pairs.cells import BIG, Unusable, check, digest, long_enough, single, values
-from stages.pairs.chunking import holding
-from stages.pairs.columns import own_split, relevance
-from stages.pairs.rejects import ROW_BITS, Rejects
-from stages.pairs.text_store import META, NO_META, Meta, TextStore, high, strings
-from stages.readers.base import Batch, Cell, Source
+from stages.pairs.cells import (
+    LARGE_CELL_CHARS,
+    UnusableRowError,
+    check_text,
+    is_long_enough,
+    parse_text,
+    parse_texts,
+    text_digest,
+)
+from stages.pairs.chunking import find_answer_chunks
+from stages.pairs.columns import parse_relevance, parse_split
+from stages.pairs.rejects import ROW_NUMBER_BITS, RejectWriter
+from stages.pairs.text_store import (
+    METADATA_COLUMNS,
+    NO_METADATA,
+    DocumentMetadata,
+    TextStore,
+    to_string_series,
+    upper_64_bits,
+)
+from stages.readers.base import Cell, RowBatch, TableSource
 
-_NOT_GRADED = "relevance is not a whole number"
+_INVALID_RELEVANCE = "relevance is not a whole number"
 
 
-class Intake:
+class Ingester:
     """Takes batches in; what it has gathered are frames of numbers and ids, and the texts in a `TextStore`."""
 
-    def __init__(self, texts: TextStore, rejects: Rejects, min_chars: int, separator: str | None) -> None:
-        self.texts = texts
+    def __init__(
+        self, text_store: TextStore, reject_writer: RejectWriter, min_chars: int, separator: str | None
+    ) -> None:
+        self.text_store = text_store
         self.counts: Counter[str] = Counter()
         self.judged: list[pl.DataFrame] = []
         """row, q, d, relevance, and where there are such columns id, document_id, split, group; chunk if cutting."""
-        self.listed: list[pl.DataFrame] = []
+        self.standalone_documents: list[pl.DataFrame] = []
         """row, d, document_id of documents without a question."""
-        self.asked: list[pl.DataFrame] = []
+        self.standalone_queries: list[pl.DataFrame] = []
         """row, q, id of questions whose judgements name them by id."""
-        self.qrels: list[pl.DataFrame] = []
+        self.id_qrels: list[pl.DataFrame] = []
         """row, id, document_id, relevance, split: judgements by ids."""
-        self._rejects = rejects
+        self._reject_writer = reject_writer
         self._min_chars = min_chars
         self._separator = separator
         self._rows: list[tuple[int, bytes, bytes, int, int, str | None, str | None, str | None, str | None]] = []
 
-    def take_pairs(self, number: int, source: Source, batch: Batch, parts: Mapping[str, str]) -> None:
-        """Take a batch of a table of pairs, source number `number`; `parts` says which column plays which part.
+    def add_pairs(
+        self, source_number: int, source: TableSource, batch: RowBatch, column_by_role: Mapping[str, str]
+    ) -> None:
+        """Take a batch of a table of pairs, source number `source_number`; `column_by_role` says which column plays
+        which part.
 
         Raises `InputError` where the table's own split holds a word that names no split.
         """
-        self._each(number, source, batch, parts, self._pair)
+        self._process_batch(source_number, source, batch, column_by_role, self._add_pair)
         if self._rows:
-            row, q, d, graded, chunk, *optional = zip(*self._rows, strict=True)
-            frame = {"row": pl.Series(row), "q": high(q), "d": high(d), "relevance": pl.Series(graded, dtype=pl.Int32)}
+            row, q, d, relevance, chunk, *optional = zip(*self._rows, strict=True)
+            frame = {
+                "row": pl.Series(row),
+                "q": upper_64_bits(q),
+                "d": upper_64_bits(d),
+                "relevance": pl.Series(relevance, dtype=pl.Int32),
+            }
             named = zip(("id", "document_id", "split", "group"), optional, strict=True)
-            frame |= {name: strings(cells) for name, cells in named if name in parts}
-            if self.texts.words:
+            frame |= {name: to_string_series(cells) for name, cells in named if name in column_by_role}
+            if self.text_store.chunk_words:
                 frame["chunk"] = pl.Series(chunk, dtype=pl.Int32)
             self.judged.append(pl.DataFrame(frame))
             self._rows = []
 
-    def take_documents(self, number: int, source: Source, batch: Batch, parts: Mapping[str, str]) -> None:
+    def add_documents(
+        self, source_number: int, source: TableSource, batch: RowBatch, column_by_role: Mapping[str, str]
+    ) -> None:
         """Take a batch of documents without questions; one without a text has its title for text."""
         found: list[tuple[int, bytes, str | None]] = []
 
-        def take(row: int, cells: Mapping[str, Cell]) -> None:
-            text = single(cells.get("document"))
+        def add_row(row: int, cells: Mapping[str, Cell]) -> None:
+            text = parse_text(cells.get("document"))
             if not text:
-                text = single(cells.get("title"))
+                text = parse_text(cells.get("title"))
                 cells = {**cells, "title": None}  # models would read it twice
             if not text:
-                raise Unusable("no document")
-            if not long_enough(text, self._min_chars):
-                raise Unusable("document too short")
-            meta = _meta(cells)
-            alone = digest(text)
-            d = _as_read(alone, text, meta)
-            found.append((row, d, _text(cells, "document_id")))
-            self.texts.document(d, alone, text, meta)
+                raise UnusableRowError("no document")
+            if not is_long_enough(text, self._min_chars):
+                raise UnusableRowError("document too short")
+            meta = _parse_metadata(cells)
+            alone = text_digest(text)
+            d = _document_digest(alone, text, meta)
+            found.append((row, d, _parse_optional_text(cells, "document_id")))
+            self.text_store.add_document(d, alone, text, meta)
 
-        self._each(number, source, batch, parts, take)
+        self._process_batch(source_number, source, batch, column_by_role, add_row)
         if found:
             row, d, ids = zip(*found, strict=True)
-            self.listed.append(pl.DataFrame({"row": row, "d": high(d), "document_id": strings(ids)}))
+            self.standalone_documents.append(
+                pl.DataFrame({"row": row, "d": upper_64_bits(d), "document_id": to_string_series(ids)})
+            )
 
-    def take_questions(self, number: int, source: Source, batch: Batch, parts: Mapping[str, str]) -> None:
+    def add_queries(
+        self, source_number: int, source: TableSource, batch: RowBatch, column_by_role: Mapping[str, str]
+    ) -> None:
         """Take a batch of questions whose judgements come from elsewhere (BEIR's queries.jsonl)."""
         found: list[tuple[int, bytes, str | None]] = []
 
-        def take(row: int, cells: Mapping[str, Cell]) -> None:
-            text, q = self._question(cells)
-            found.append((row, q, _text(cells, "id")))
-            self.texts.question(q, text)
+        def add_row(row: int, cells: Mapping[str, Cell]) -> None:
+            text, q = self._parse_query(cells)
+            found.append((row, q, _parse_optional_text(cells, "id")))
+            self.text_store.add_query(q, text)
 
-        self._each(number, source, batch, parts, take)
+        self._process_batch(source_number, source, batch, column_by_role, add_row)
         if found:
             row, q, ids = zip(*found, strict=True)
-            self.asked.append(pl.DataFrame({"row": row, "q": high(q), "id": strings(ids)}))
+            self.standalone_queries.append(
+                pl.DataFrame({"row": row, "q": upper_64_bits(q), "id": to_string_series(ids)})
+            )
 
-    def take_qrels(self, number: int, source: Source, batch: Batch, parts: Mapping[str, str], split: str) -> None:
+    def add_qrels(
+        self, source_number: int, source: TableSource, batch: RowBatch, column_by_role: Mapping[str, str], split: str
+    ) -> None:
         """Take a batch of judgements that name both texts by their ids (BEIR's qrels)."""
         found: list[tuple[int, str, str, int]] = []
 
-        def take(row: int, cells: Mapping[str, Cell]) -> None:
-            grade = relevance(single(cells["relevance"]))
+        def add_row(row: int, cells: Mapping[str, Cell]) -> None:
+            grade = parse_relevance(parse_text(cells["relevance"]))
             if grade is None:
-                raise Unusable(_NOT_GRADED)
-            found.append((row, single(cells["id"]), single(cells["document_id"]), grade))
+                raise UnusableRowError(_INVALID_RELEVANCE)
+            found.append((row, parse_text(cells["id"]), parse_text(cells["document_id"]), grade))
 
-        self._each(number, source, batch, parts, take)
+        self._process_batch(source_number, source, batch, column_by_role, add_row)
         schema = {"row": pl.Int64, "id": pl.String, "document_id": pl.String, "relevance": pl.Int32}
-        self.qrels.append(pl.DataFrame(found, schema=schema, orient="row").with_columns(split=pl.lit(split)))
+        self.id_qrels.append(pl.DataFrame(found, schema=schema, orient="row").with_columns(split=pl.lit(split)))
 
-    def _each(
+    def _process_batch(
         self,
-        number: int,
-        source: Source,
-        batch: Batch,
-        parts: Mapping[str, str],
-        take: Callable[[int, Mapping[str, Cell]], None],
+        source_number: int,
+        source: TableSource,
+        batch: RowBatch,
+        column_by_role: Mapping[str, str],
+        add_row: Callable[[int, Mapping[str, Cell]], None],
     ) -> None:
-        self.counts["rows in"] += len(batch.rows) + len(batch.rejected)
-        for rejected in batch.rejected:
-            self._rejects.add(source.label, rejected.row, rejected.reason, rejected.data)
-        nothing: list[Cell] = [None] * len(batch.rows)
-        columns = [batch.columns.get(column, nothing) for column in parts.values()]
+        self.counts["rows in"] += len(batch.row_numbers) + len(batch.rejected_rows)
+        for rejected in batch.rejected_rows:
+            self._reject_writer.add(source.label, rejected.row_number, rejected.reason, rejected.data)
+        nothing: list[Cell] = [None] * len(batch.row_numbers)
+        columns = [batch.columns.get(column, nothing) for column in column_by_role.values()]
         for column in columns:
-            self.counts["cells over 1 MB"] += sum([cell is not None and len(cell) > BIG for cell in column])
-        for i, (row, cells) in enumerate(zip(batch.rows, zip(*columns, strict=True), strict=True)):
+            self.counts["cells over 1 MB"] += sum(
+                [cell is not None and len(cell) > LARGE_CELL_CHARS for cell in column]
+            )
+        for i, (row, cells) in enumerate(zip(batch.row_numbers, zip(*columns, strict=True), strict=True)):
             try:
-                take((number << ROW_BITS) | row, dict(zip(parts, cells, strict=True)))
-            except UnknownSplit as value:
+                add_row((source_number << ROW_NUMBER_BITS) | row, dict(zip(column_by_role, cells, strict=True)))
+            except UnknownSplitError as value:
                 raise InputError(
-                    f"{source.label}, row {row}, column {parts['split']!r}: {str(value)!r} is not a split. Use train, "
+                    f"{source.label}, row {row}, column {column_by_role['split']!r}: {str(value)!r} is not a split. "
+                    f"Use train, "
                     'dev (val, valid, validation), test, or nothing for train; or give --split "" to split by hash.'
                 ) from None
-            except Unusable as reason:
+            except UnusableRowError as reason:
                 data = {name: column[i] for name, column in batch.columns.items()}
-                self._rejects.add(source.label, row, str(reason), data)
-        self.texts.flush()
+                self._reject_writer.add(source.label, row, str(reason), data)
+        self.text_store.flush()
 
-    def _pair(self, row: int, cells: Mapping[str, Cell]) -> None:
-        question, q = self._question(cells)
-        texts = values(cells.get("document"), self._separator)
-        meta = _meta(cells)
-        kept = [(text, digest(text)) for text in self._usable(texts, question)]
-        grade = relevance(single(cells.get("relevance")))
+    def _add_pair(self, row: int, cells: Mapping[str, Cell]) -> None:
+        query, q = self._parse_query(cells)
+        texts = parse_texts(cells.get("document"), self._separator)
+        meta = _parse_metadata(cells)
+        documents = [(text, text_digest(text)) for text in self._usable_documents(texts, query)]
+        grade = parse_relevance(parse_text(cells.get("relevance")))
         if grade is None:
-            raise Unusable(_NOT_GRADED)
-        said = single(cells.get("split"))
-        split = own_split(said)
+            raise UnusableRowError(_INVALID_RELEVANCE)
+        split_cell = parse_text(cells.get("split"))
+        split = parse_split(split_cell)
         if split is None:
-            raise UnknownSplit(said)
-        answers = values(cells.get("answer"), self._separator)
+            raise UnknownSplitError(split_cell)
+        answers = parse_texts(cells.get("answer"), self._separator)
         negatives = [
-            (text, digest(text))
-            for text in values(cells.get("negatives"), self._separator)
-            if text != question and long_enough(text, self._min_chars)
+            (text, text_digest(text))
+            for text in parse_texts(cells.get("negatives"), self._separator)
+            if text != query and is_long_enough(text, self._min_chars)
         ]
         for text in answers:
-            check(text)
-        by_text: dict[str, str] = {}
-        if ids := values(cells.get("document_id")):
+            check_text(text)
+        id_by_text: dict[str, str] = {}
+        if ids := parse_texts(cells.get("document_id")):
             if len(ids) != len(texts):
-                raise Unusable("not as many document ids as documents")
-            by_text = dict(zip(texts, ids, strict=True))
-        query_id = _text(cells, "id")
+                raise UnusableRowError("not as many document ids as documents")
+            id_by_text = dict(zip(texts, ids, strict=True))
+        query_id = _parse_optional_text(cells, "id")
 
-        self.texts.question(q, question)  # from here on nothing is wrong with the row
-        for text, alone in kept:
-            d = _as_read(alone, text, meta)
-            self.texts.document(d, alone, text, meta)
-            places = [-1]  # of the document's chunks, those that hold an answer; -1 where none or no matter
-            if self.texts.words and grade and answers:
-                places = holding(self.texts.chunks(alone, text), answers) or places
-            for place in places:
-                self._rows.append((row, q, d, grade, place, query_id, by_text.get(text), split, meta[2]))
+        self.text_store.add_query(q, query)  # from here on nothing is wrong with the row
+        for text, text_key in documents:
+            d = _document_digest(text_key, text, meta)
+            self.text_store.add_document(d, text_key, text, meta)
+            chunks = [-1]  # of the document's chunks, those that hold an answer; -1 where none or no matter
+            if self.text_store.chunk_words and grade and answers:
+                chunks = find_answer_chunks(self.text_store.get_chunks(text_key, text), answers) or chunks
+            for chunk in chunks:
+                self._rows.append((row, q, d, grade, chunk, query_id, id_by_text.get(text), split, meta[2]))
         for text, d in negatives:
-            self.texts.document(d, d, text, NO_META)
+            self.text_store.add_document(d, d, text, NO_METADATA)
             self._rows.append((row, q, d, 0, -1, query_id, None, split, meta[2]))
         for text in answers:
-            self.texts.answer(q, row, text)
+            self.text_store.add_answer(q, row, text)
 
-    def _question(self, cells: Mapping[str, Cell]) -> tuple[str, bytes]:
+    def _parse_query(self, cells: Mapping[str, Cell]) -> tuple[str, bytes]:
         cell = cells.get("question") or ""
         if isinstance(cell, list):
             if len(cell) > 1:
-                raise Unusable("several questions in one cell")
+                raise UnusableRowError("several questions in one cell")
             cell = cell[0]
         text = normalise(cell)
         if not text:
-            raise Unusable("no question")
-        if not long_enough(text, self._min_chars):
-            raise Unusable("question too short")
-        return text, digest(text)
+            raise UnusableRowError("no question")
+        if not is_long_enough(text, self._min_chars):
+            raise UnusableRowError("question too short")
+        return text, text_digest(text)
 
-    def _usable(self, texts: list[str], question: str) -> list[str]:
+    def _usable_documents(self, texts: list[str], query: str) -> list[str]:
         if not texts:
-            raise Unusable("no document")
-        texts = [text for text in texts if long_enough(text, self._min_chars)]
+            raise UnusableRowError("no document")
+        texts = [text for text in texts if is_long_enough(text, self._min_chars)]
         if not texts:
-            raise Unusable("document too short")
-        texts = [text for text in texts if text != question]
+            raise UnusableRowError("document too short")
+        texts = [text for text in texts if text != query]
         if not texts:
-            raise Unusable("document is the question")
+            raise UnusableRowError("document is the question")
         return texts
 
 
-class UnknownSplit(Exception):
+class UnknownSplitError(Exception):
     """A value of the split column that names no split."""
 
 
-def _meta(cells: Mapping[str, Cell]) -> Meta:
-    title, category, group = META
+def _parse_metadata(cells: Mapping[str, Cell]) -> DocumentMetadata:
+    title, category, group = METADATA_COLUMNS
     if title in cells or category in cells or group in cells:
-        return _text(cells, title), _text(cells, category), _text(cells, group)
-    return NO_META
+        return (
+            _parse_optional_text(cells, title),
+            _parse_optional_text(cells, category),
+            _parse_optional_text(cells, group),
+        )
+    return NO_METADATA
 
 
-def _as_read(alone: bytes, text: str, meta: Meta) -> bytes:
+def _document_digest(alone: bytes, text: str, meta: DocumentMetadata) -> bytes:
     """The digest of a document as models read it, title first (`stages.core.schemas.document_text`)."""
-    return digest(f"{meta[0]} {text}") if meta[0] else alone
+    return text_digest(f"{meta[0]} {text}") if meta[0] else alone
 
 
-def _text(cells: Mapping[str, Cell], part: str) -> str | None:
-    return single(cells.get(part)) or None
+def _parse_optional_text(cells: Mapping[str, Cell], part: str) -> str | None:
+    return parse_text(cells.get(part)) or None

@@ -1,5 +1,5 @@
 """What rows say about (question, document) pairs, settled: one text an id, no contradictions, no question without a
-positive. Pure functions on frames of 64-bit keys; a row is one number (see `stages.pairs.rejects.ROW_BITS`)."""
+positive. Pure functions on frames of 64-bit keys; a row is one number (see `stages.pairs.rejects.ROW_NUMBER_BITS`)."""
 
 from dataclasses import dataclass
 
@@ -8,118 +8,134 @@ import polars as pl
 
 from stages.core.errors import InputError
 
-MANY, FEW = 0.05, 5
+ALLOWED_CONFLICT_RATIO, ALLOWED_CONFLICTS = 0.05, 5
 """A recognised id column holds no question ids where over this share of the rows, and more than a few, contradict."""
 
-PARTLY = "partly contradictory"
+PARTLY_CONTRADICTORY = "partly contradictory"
 """The reason of a row of which some judgements hold all the same."""
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedQrels:
     """Judgements that hold, documents that stand in the corpus without one, and rows set aside (row, reason)."""
 
-    judged: pl.DataFrame
-    listed: pl.DataFrame
-    rejected: pl.DataFrame
-    ids_dropped: bool
+    qrels: pl.DataFrame
+    standalone_documents: pl.DataFrame
+    rejected_rows: pl.DataFrame
+    has_dropped_ids: bool
 
 
-def settle(judged: pl.DataFrame, listed: pl.DataFrame, trust_ids: bool) -> Settled:
-    """Settle `judged` (row, q, d, relevance, and where known id, document_id) and `listed` (row, d, document_id).
+def resolve_qrels(qrels: pl.DataFrame, standalone_documents: pl.DataFrame, trust_ids: bool) -> ResolvedQrels:
+    """Settle `qrels` (row, q, d, relevance, and where known id, document_id) and `standalone_documents` (row, d,
+    document_id).
 
     - An id that stands for two texts belongs to the first row's; the others are set aside. Where `trust_ids` is not
-      set and over 5 % of the rows (and over 5) would be, the column is no id, and is dropped (`ids_dropped`).
+      set and over 5 % of the rows (and over 5) would be, the column is no id, and is dropped (`has_dropped_ids`).
     - A pair judged relevant and not relevant is contradictory: none of its judgements holds.
     - A question without a positive is set aside, its rows with it.
     A row is rejected where none of its judgements is left; "partly contradictory" where some are.
     """
     rejected: list[pl.DataFrame] = []
     dropped = False
-    if "id" in judged.columns:
-        wrong = second_texts(judged, "id", "q")
-        if not trust_ids and len(wrong) > max(FEW, MANY * judged["row"].n_unique()):
-            judged, dropped = judged.drop("id"), True
+    if "id" in qrels.columns:
+        conflicts = find_id_conflicts(qrels, "id", "q")
+        if not trust_ids and len(conflicts) > max(ALLOWED_CONFLICTS, ALLOWED_CONFLICT_RATIO * qrels["row"].n_unique()):
+            qrels, dropped = qrels.drop("id"), True
         else:
-            judged = judged.join(wrong, on="row", how="anti")
-            rejected.append(wrong.with_columns(reason=pl.lit("id of another question")))
-    given = [frame.select("row", "d", "document_id") for frame in (judged, listed) if "document_id" in frame.columns]
+            qrels = qrels.join(conflicts, on="row", how="anti")
+            rejected.append(conflicts.with_columns(reason=pl.lit("id of another question")))
+    given = [
+        frame.select("row", "d", "document_id")
+        for frame in (qrels, standalone_documents)
+        if "document_id" in frame.columns
+    ]
     if given:
-        wrong = second_texts(pl.concat(given), "document_id", "d")
-        judged, listed = (frame.join(wrong, on="row", how="anti") for frame in (judged, listed))
-        rejected.append(wrong.with_columns(reason=pl.lit("id of another document")))
-    judged, contradictory = without_contradictions(judged)
+        conflicts = find_id_conflicts(pl.concat(given), "document_id", "d")
+        qrels, standalone_documents = (
+            frame.join(conflicts, on="row", how="anti") for frame in (qrels, standalone_documents)
+        )
+        rejected.append(conflicts.with_columns(reason=pl.lit("id of another document")))
+    qrels, contradictory = drop_contradictions(qrels)
     rejected.append(contradictory)
-    orphans = judged.filter(pl.col("relevance") == 0).select("q").unique()
-    if len(orphans):
-        orphans = orphans.join(judged.filter(pl.col("relevance") > 0), on="q", how="anti")
-        lost = judged.join(orphans, on="q", how="semi").select("row").unique()
-        judged = judged.join(orphans, on="q", how="anti")
+    queries_without_positive = qrels.filter(pl.col("relevance") == 0).select("q").unique()
+    if len(queries_without_positive):
+        queries_without_positive = queries_without_positive.join(
+            qrels.filter(pl.col("relevance") > 0), on="q", how="anti"
+        )
+        lost = qrels.join(queries_without_positive, on="q", how="semi").select("row").unique()
+        qrels = qrels.join(queries_without_positive, on="q", how="anti")
         already = contradictory.select("row")
         rejected.append(lost.join(already, on="row", how="anti").with_columns(reason=pl.lit("no positive document")))
-    late = pl.concat(rejected).unique("row", keep="first", maintain_order=True)
-    partly = late.join(judged.select("row").unique(), on="row", how="semi").select("row")
-    late = pl.concat(
+    rejected_rows = pl.concat(rejected).unique("row", keep="first", maintain_order=True)
+    partly = rejected_rows.join(qrels.select("row").unique(), on="row", how="semi").select("row")
+    rejected_rows = pl.concat(
         [
-            late.join(partly, on="row", how="anti"),
-            late.join(partly, on="row", how="semi").with_columns(reason=pl.lit(PARTLY)),
+            rejected_rows.join(partly, on="row", how="anti"),
+            rejected_rows.join(partly, on="row", how="semi").with_columns(reason=pl.lit(PARTLY_CONTRADICTORY)),
         ]
     )
-    return Settled(judged, listed, late.sort("row"), dropped)
+    return ResolvedQrels(qrels, standalone_documents, rejected_rows.sort("row"), dropped)
 
 
-def second_texts(frame: pl.DataFrame, name: str, key: str) -> pl.DataFrame:
-    """Rows whose id (column `name`) an earlier row gave to another text (column `key`)."""
-    known = frame.filter(pl.col(name).is_not_null()).select("row", name, key)
-    if known[name].hash().n_unique() == len(known):  # the usual case, at a fraction of the memory
+def find_id_conflicts(frame: pl.DataFrame, id_column: str, key_column: str) -> pl.DataFrame:
+    """Rows whose id (column `id_column`) an earlier row gave to another text (column `key_column`)."""
+    known = frame.filter(pl.col(id_column).is_not_null()).select("row", id_column, key_column)
+    if known[id_column].hash().n_unique() == len(known):  # the usual case, at a fraction of the memory
         return pl.DataFrame(schema={"row": pl.Int64})
-    several = known.group_by(name).agg(pl.col(key).n_unique()).filter(pl.col(key) > 1).select(name)
+    several = (
+        known.group_by(id_column).agg(pl.col(key_column).n_unique()).filter(pl.col(key_column) > 1).select(id_column)
+    )
     if not len(several):
         return pl.DataFrame(schema={"row": pl.Int64})
-    known = known.join(several, on=name, how="semi").sort("row", maintain_order=True)
-    first = known.group_by(name, maintain_order=True).agg(pl.col(key).first().alias("first"))
-    return known.join(first, on=name).filter(pl.col(key) != pl.col("first")).select("row").unique().sort("row")
+    known = known.join(several, on=id_column, how="semi").sort("row", maintain_order=True)
+    first = known.group_by(id_column, maintain_order=True).agg(pl.col(key_column).first().alias("first"))
+    return (
+        known.join(first, on=id_column).filter(pl.col(key_column) != pl.col("first")).select("row").unique().sort("row")
+    )
 
 
-def without_contradictions(judged: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def drop_contradictions(qrels: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Judgements without the pairs that are relevant in one row and not in another, and the rows that said so."""
-    if not len(judged) or judged["relevance"].min() != 0:
-        return judged, pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
-    pairs = judged.group_by("q", "d").agg(low=pl.col("relevance").min(), high=pl.col("relevance").max())
+    if not len(qrels) or qrels["relevance"].min() != 0:
+        return qrels, pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
+    pairs = qrels.group_by("q", "d").agg(low=pl.col("relevance").min(), high=pl.col("relevance").max())
     both = pairs.filter((pl.col("low") == 0) & (pl.col("high") > 0)).select("q", "d")
-    rows = judged.join(both, on=["q", "d"], how="semi").select("row").unique()
-    return judged.join(both, on=["q", "d"], how="anti"), rows.with_columns(reason=pl.lit("contradictory"))
+    rows = qrels.join(both, on=["q", "d"], how="semi").select("row").unique()
+    return qrels.join(both, on=["q", "d"], how="anti"), rows.with_columns(reason=pl.lit("contradictory"))
 
 
-def final_ids(keys: pl.DataFrame, given: pl.DataFrame | None) -> pl.DataFrame:
-    """An id for each text (`key`, `low`: the halves of its 128-bit hash): its smallest given id, else the hash.
+def assign_ids(keys: pl.DataFrame, given_ids: pl.DataFrame | None) -> pl.DataFrame:
+    """An id for each text (`key_column`, `low`: the halves of its 128-bit hash): its smallest given id, else the hash.
 
-    `given` holds (key, id), ids may be null. Returns (key, id, ...the other columns of `keys`), sorted by id.
+    `given_ids` holds (key, id), ids may be null. Returns (key, id, ...the other columns of `keys`), sorted by id.
     """
     frame = keys
-    if given is not None:
-        smallest = given.filter(pl.col("id").is_not_null()).group_by("key").agg(pl.col("id").min())
+    if given_ids is not None:
+        smallest = given_ids.filter(pl.col("id").is_not_null()).group_by("key").agg(pl.col("id").min())
         frame = keys.join(smallest, on="key", how="left")
         missing = frame.filter(pl.col("id").is_null())
         named = frame.filter(pl.col("id").is_not_null())
-        frame = pl.concat([named, missing.with_columns(id=_hex(missing)).select(named.columns)])
+        frame = pl.concat([named, missing.with_columns(id=_hash_ids(missing)).select(named.columns)])
     else:
-        frame = keys.with_columns(id=_hex(keys))
+        frame = keys.with_columns(id=_hash_ids(keys))
     frame = frame.sort("id")
     if frame["id"].n_unique() != len(frame):
-        twice = frame.filter(pl.col("id").is_duplicated())["id"][0]
-        raise InputError(f"the id {twice!r} is given to one text and is the hash of another: rename it")
+        duplicate_id = frame.filter(pl.col("id").is_duplicated())["id"][0]
+        raise InputError(f"the id {duplicate_id!r} is given to one text and is the hash of another: rename it")
     return frame
 
 
-def _hex(keys: pl.DataFrame) -> pl.Series:
+def _hash_ids(keys: pl.DataFrame) -> pl.Series:
     both = np.stack([keys["key"].to_numpy(), keys["low"].to_numpy()], axis=1).astype(">u8").tobytes().hex()
     return pl.Series([both[i : i + 32] for i in range(0, len(both), 32)], dtype=pl.String)
 
 
-def unique_keys(pieces: list[pl.DataFrame], key: str) -> pl.DataFrame:
-    """One row a text from pieces that may repeat it; two texts of one 64-bit `key` (never seen) are refused."""
-    frame = pl.concat(pieces).unique()
-    if frame[key].n_unique() != len(frame) and frame[key].n_unique() != frame.select(key, "low").n_unique():
+def concat_unique_keys(frames: list[pl.DataFrame], key_column: str) -> pl.DataFrame:
+    """One row a text from pieces that may repeat it; two texts of one 64-bit `key_column` (never seen) are refused."""
+    frame = pl.concat(frames).unique()
+    if (
+        frame[key_column].n_unique() != len(frame)
+        and frame[key_column].n_unique() != frame.select(key_column, "low").n_unique()
+    ):
         raise InputError("two different texts have the same 64-bit hash; change one of them by a character")
     return frame

@@ -7,66 +7,70 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stages.core.schemas import Progress
-from stages.pairs.beir import CORPUS, QUERIES, qrels_parts
-from stages.pairs.columns import choose, choose_corpus, own_split
-from stages.pairs.ingest import Intake
-from stages.readers.base import Source
+from stages.pairs.beir import CORPUS_COLUMNS, QUERY_COLUMNS, find_qrels_columns
+from stages.pairs.columns import choose_corpus_columns, choose_pair_columns, parse_split
+from stages.pairs.ingest import Ingester
+from stages.readers.base import TableSource
 
 
 @dataclass(frozen=True)
-class Inputs:
+class PairSources:
     """Tables of pairs, tables of documents, and a BEIR folder's files (corpus, queries, then qrels)."""
 
-    tables: list[Source]
-    corpora: list[Source] = field(default_factory=list)
-    beir: list[Source] = field(default_factory=list)
+    tables: list[TableSource]
+    corpora: list[TableSource] = field(default_factory=list)
+    beir: list[TableSource] = field(default_factory=list)
 
     @property
-    def all(self) -> list[Source]:
+    def all_sources(self) -> list[TableSource]:
         """Every source, in the order in which rows are numbered."""
         return [*self.tables, *self.corpora, *self.beir]
 
 
 @contextmanager
-def no_collector() -> Iterator[None]:
+def pause_garbage_collection() -> Iterator[None]:
     """Switch Python's cycle collector off: rows make no cycles, and it would look through millions of them in vain
     (measured: a third of the time of a table with short rows)."""
-    was = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
-def take_all(
-    inputs: Inputs, named: Mapping[str, str | None], intake: Intake, progress: Progress
+def ingest_sources(
+    inputs: PairSources, column_options: Mapping[str, str | None], ingester: Ingester, progress: Progress
 ) -> tuple[dict[str, str], list[str]]:
     """Read every source; returns the columns chosen in the first table, and what to say about the choices."""
     columns: dict[str, str] = {}
     notes: list[str] = []
-    for number, source in enumerate(inputs.all):
-        place = number - len(inputs.tables) - len(inputs.corpora)
-        parts: Mapping[str, str]
-        if number < len(inputs.tables):
-            choice = choose(source, named)
-            parts = choice.parts
-            columns = columns or choice.parts
-            progress.say(f"{source.label}: " + ", ".join(f"{part} = {name!r}" for part, name in parts.items()))
-            notes += [f"{source.label}: {note}" for note in choice.notes]
-        elif place < 0:
-            parts = choose_corpus(source, named)
+    for source_number, source in enumerate(inputs.all_sources):
+        beir_index = source_number - len(inputs.tables) - len(inputs.corpora)
+        column_by_role: Mapping[str, str]
+        if source_number < len(inputs.tables):
+            mapping = choose_pair_columns(source, column_options)
+            column_by_role = mapping.column_by_role
+            columns = columns or mapping.column_by_role
+            progress.log(f"{source.label}: " + ", ".join(f"{role} = {name!r}" for role, name in column_by_role.items()))
+            notes += [f"{source.label}: {note}" for note in mapping.notes]
+        elif beir_index < 0:
+            column_by_role = choose_corpus_columns(source, column_options)
         else:
-            parts = (CORPUS, QUERIES)[place] if place < 2 else qrels_parts(source)
+            column_by_role = (
+                (CORPUS_COLUMNS, QUERY_COLUMNS)[beir_index] if beir_index < 2 else find_qrels_columns(source)
+            )
         for batch in source.read():
-            if number < len(inputs.tables):
-                intake.take_pairs(number, source, batch, parts)
-            elif place <= 0:
-                intake.take_documents(number, source, batch, parts)
-            elif place == 1:
-                intake.take_questions(number, source, batch, parts)
+            if source_number < len(inputs.tables):
+                ingester.add_pairs(source_number, source, batch, column_by_role)
+            elif beir_index <= 0:
+                ingester.add_documents(source_number, source, batch, column_by_role)
+            elif beir_index == 1:
+                ingester.add_queries(source_number, source, batch, column_by_role)
             else:
-                intake.take_qrels(number, source, batch, parts, own_split(Path(source.label).stem) or "")
-            progress.advance(intake.counts["rows in"], None, "rows")
+                ingester.add_qrels(
+                    source_number, source, batch, column_by_role, parse_split(Path(source.label).stem) or ""
+                )
+            progress.advance(ingester.counts["rows in"], None, "rows")
     return columns, notes

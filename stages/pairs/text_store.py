@@ -6,32 +6,32 @@ import numpy as np
 import polars as pl
 import xxhash
 
-from stages.core.text import loose
-from stages.pairs.chunking import cut
-from stages.pairs.external_sort import Spill, by_key
+from stages.core.text import match_key
+from stages.pairs.chunking import chunk_text
+from stages.pairs.external_sort import SpillBuffer, key_bucket
 
-META = ("title", "category", "group")
-Meta = tuple[str | None, str | None, str | None]
+METADATA_COLUMNS = ("title", "category", "group")
+DocumentMetadata = tuple[str | None, str | None, str | None]
 """A document's title, category and group."""
-NO_META: Meta = (None, None, None)
+NO_METADATA: DocumentMetadata = (None, None, None)
 
-_SEEN = 500_000
-_CUT = 1000
+_MAX_SEEN_KEYS = 500_000
+_MAX_CACHED_DOCUMENTS = 1000
 
 
 class TextStore:
     """Spills of questions, documents and answers, and frames of their keys (both may repeat a text).
 
     A text that was among the last half million is not spilled again; the rest of the repeats go when rows are sorted.
-    With `words`, documents are cut into windows (`stages.pairs.chunking`), and `chunks` of a recent document can be
-    had.
+    With `chunk_words`, documents are cut into windows (`stages.pairs.chunking`), and `get_chunks` of a recent document
+    can be had.
     """
 
-    def __init__(self, scratch: Path, words: int, overlap: int) -> None:
-        self.words, self.overlap = words, overlap
-        self.queries = Spill(scratch / "queries")
-        self.documents = Spill(scratch / "documents")
-        self.answers = Spill(scratch / "answers")
+    def __init__(self, scratch_dir: Path, chunk_words: int, chunk_overlap: int) -> None:
+        self.chunk_words, self.chunk_overlap = chunk_words, chunk_overlap
+        self.queries = SpillBuffer(scratch_dir / "queries")
+        self.documents = SpillBuffer(scratch_dir / "documents")
+        self.answers = SpillBuffer(scratch_dir / "answers")
         self.query_keys: list[pl.DataFrame] = []
         self.document_keys: list[pl.DataFrame] = []
         self._seen_queries: set[bytes] = set()
@@ -41,78 +41,90 @@ class TextStore:
         self._new_documents: list[tuple[bytes, bytes, int, str, str | None, str | None, str | None]] = []
         self._new_answers: list[tuple[bytes, int, str]] = []
 
-    def question(self, key: bytes, text: str) -> None:
+    def add_query(self, key: bytes, text: str) -> None:
         """Keep a clean question under its 128-bit hash."""
-        if _unseen(self._seen_queries, key):
+        if _add_if_unseen(self._seen_queries, key):
             self._new_queries.append((key, text))
 
-    def document(self, key: bytes, alone: bytes, text: str, meta: Meta) -> None:
+    def add_document(self, key: bytes, text_key: bytes, text: str, metadata: DocumentMetadata) -> None:
         """Keep a clean document with what is known of it: `key` is the 128-bit hash of what models read of it, title
-        and text, `alone` that of the text."""
-        known = key + xxhash.xxh3_64_digest("\x1f".join(part or "" for part in meta).encode()) if any(meta) else key
-        if _unseen(self._seen_documents, known):
-            chunks = len(self.chunks(alone, text)) if self.words else 1
-            self._new_documents.append((key, alone, chunks, text, *meta))
+        and text, `text_key` that of the text."""
+        known = (
+            key + xxhash.xxh3_64_digest("\x1f".join(part or "" for part in metadata).encode()) if any(metadata) else key
+        )
+        if _add_if_unseen(self._seen_documents, known):
+            chunks = len(self.get_chunks(text_key, text)) if self.chunk_words else 1
+            self._new_documents.append((key, text_key, chunks, text, *metadata))
 
-    def chunks(self, alone: bytes, text: str) -> list[str]:
-        """The windows of a document's text, whose hash is `alone`."""
-        found = self._chunks.get(alone)
+    def get_chunks(self, text_key: bytes, text: str) -> list[str]:
+        """The windows of a document's text, whose hash is `text_key`."""
+        found = self._chunks.get(text_key)
         if found is None:
-            if len(self._chunks) >= _CUT:
+            if len(self._chunks) >= _MAX_CACHED_DOCUMENTS:
                 self._chunks.clear()
-            found = self._chunks[alone] = cut(text, self.words, self.overlap)
+            found = self._chunks[text_key] = chunk_text(text, self.chunk_words, self.chunk_overlap)
         return found
 
-    def answer(self, question: bytes, row: int, text: str) -> None:
+    def add_answer(self, query_key: bytes, row: int, text: str) -> None:
         """Keep a clean answer to a question, said by a row."""
-        self._new_answers.append((question, row, text))
+        self._new_answers.append((query_key, row, text))
 
     def flush(self) -> None:
         """Hand what is new to the spills; to be called after every batch."""
         if self._new_queries:
             keys, texts = zip(*self._new_queries, strict=True)
-            restated = [xxhash.xxh3_64_intdigest((loose(text) or text).encode()) for text in texts]
-            columns = {"key": high(keys), "low": low(keys), "loose": pl.Series(restated, dtype=pl.UInt64)}
+            restated = [xxhash.xxh3_64_intdigest((match_key(text) or text).encode()) for text in texts]
+            columns = {
+                "key": upper_64_bits(keys),
+                "low": lower_64_bits(keys),
+                "loose": pl.Series(restated, dtype=pl.UInt64),
+            }
             self.query_keys.append(pl.DataFrame(columns))
-            self.queries.add(pl.DataFrame({"key": high(keys), "query": strings(texts)}), by_key())
+            self.queries.add(pl.DataFrame({"key": upper_64_bits(keys), "query": to_string_series(texts)}), key_bucket())
         if self._new_documents:
             keys, alone, chunks, texts, *meta = zip(*self._new_documents, strict=True)
-            columns = {"d": high(keys), "low": low(keys), "chunks": pl.Series(chunks, dtype=pl.Int32)}
-            columns["text"] = high(alone)
+            columns = {
+                "d": upper_64_bits(keys),
+                "low": lower_64_bits(keys),
+                "chunks": pl.Series(chunks, dtype=pl.Int32),
+            }
+            columns["text"] = upper_64_bits(alone)
             self.document_keys.append(pl.DataFrame(columns))
-            known = {name: strings(cells) for name, cells in zip(META, meta, strict=True)}
-            known |= {"d": columns["d"], "key": columns["text"], "text": strings(texts)}
-            self.documents.add(pl.DataFrame(known), by_key())  # by text, so that those that merge are read together
+            known = {name: to_string_series(cells) for name, cells in zip(METADATA_COLUMNS, meta, strict=True)}
+            known |= {"d": columns["d"], "key": columns["text"], "text": to_string_series(texts)}
+            self.documents.add(pl.DataFrame(known), key_bucket())  # by text, so that those that merge are read together
         if self._new_answers:
             keys, rows, texts = zip(*self._new_answers, strict=True)
-            self.answers.add(pl.DataFrame({"key": high(keys), "row": rows, "answer": strings(texts)}), by_key())
+            self.answers.add(
+                pl.DataFrame({"key": upper_64_bits(keys), "row": rows, "answer": to_string_series(texts)}), key_bucket()
+            )
         self._new_queries, self._new_documents, self._new_answers = [], [], []
 
 
-def strings(cells: tuple[str | None, ...]) -> pl.Series:
+def to_string_series(cells: tuple[str | None, ...]) -> pl.Series:
     """Texts as a column."""
     return pl.Series(cells, dtype=pl.String)
 
 
-def high(digests: tuple[bytes, ...]) -> pl.Series:
+def upper_64_bits(digests: tuple[bytes, ...]) -> pl.Series:
     """The first 8 bytes of 128-bit digests as unsigned numbers: the keys."""
-    return _half(digests, 0)
+    return _digest_half(digests, 0)
 
 
-def low(digests: tuple[bytes, ...]) -> pl.Series:
+def lower_64_bits(digests: tuple[bytes, ...]) -> pl.Series:
     """The last 8 bytes of 128-bit digests as unsigned numbers."""
-    return _half(digests, 1)
+    return _digest_half(digests, 1)
 
 
-def _half(digests: tuple[bytes, ...], half: int) -> pl.Series:
+def _digest_half(digests: tuple[bytes, ...], half: int) -> pl.Series:
     both = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
     return pl.Series(both[:, half].astype(np.uint64))
 
 
-def _unseen(seen: set[bytes], entry: bytes) -> bool:
+def _add_if_unseen(seen: set[bytes], entry: bytes) -> bool:
     if entry in seen:
         return False
-    if len(seen) >= _SEEN:
+    if len(seen) >= _MAX_SEEN_KEYS:
         seen.clear()
     seen.add(entry)
     return True

@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.core.params import Params
-from stages.mining.candidates.features import OWNERS
-from stages.mining.estimator.model import ROUNDS
-from stages.mining.estimator.table_estimator import FIT_QUERIES
-from stages.mining.verify.cross_fitting import LEAST_QUERIES
-from stages.mining.verify.stage import SELF, SELF_QUERIES
+from stages.core.params import BaseParams
+from stages.mining.candidates.features import MAX_POSITIVE_QUERIES
+from stages.mining.estimator.model import N_HOLDOUT_ROUNDS
+from stages.mining.estimator.table_estimator import MAX_TABLE_MODEL_QUERIES
+from stages.mining.verify.cross_fitting import MIN_QUERIES_PER_FOLD
+from stages.mining.verify.stage import SELF_TRAINED, SELF_TRAINED_MAX_QUERIES
 from stages.planning import constants
 from stages.planning.machine import Machine, Model
 from stages.planning.throughput import KNOWN
 from stages.planning.workload import Encoding, Table
-from stages.retrieval.faiss_search import EXACT
+from stages.retrieval.faiss_search import EXACT_INDEX_NAMES
 
-Settings = Mapping[str, Params]
+Settings = Mapping[str, BaseParams]
 """Stage name -> its parameters."""
 
 
@@ -92,7 +92,7 @@ def read_tokens(encoding: Encoding, max_length: int | None) -> Any:
 def candidates_of(table: Table, settings: Settings) -> int:
     """Rows that all sources together give."""
     search: Any = settings["search"]
-    windows = ((source.start, min(end, table.documents)) for source, end in search.windows)
+    windows = ((source.start, min(end, table.documents)) for source, end in search.source_depths)
     return table.queries * sum(int(max(0, end - start)) for start, end in windows)
 
 
@@ -101,14 +101,14 @@ def _search(table: Table, settings: Settings, machine: Machine) -> Prediction:
     products = kept = disk = 0.0
     yards = constants.SEARCH
     dimension = 0
-    for source, end in params.windows:
+    for source, end in params.source_depths:
         if source.name == "bm25":
             yards += (
                 constants.BM25_CHARACTER * table.characters + constants.BM25_PRODUCT * table.queries * table.documents
             )
-        if source.encoder is None or source.encoder >= len(table.encodings):
+        if source.encoder_index is None or source.encoder_index >= len(table.encodings):
             continue
-        encoding, size = table.encodings[source.encoder], machine.encoders[source.encoder].shape.hidden
+        encoding, size = table.encodings[source.encoder_index], machine.encoders[source.encoder_index].shape.hidden
         width = min(end + 8 + end // 8, table.documents)
         new = encoding.new
         goes_on = encoding.went_on and 2 * new["document"] <= table.documents
@@ -130,7 +130,7 @@ def _search(table: Table, settings: Settings, machine: Machine) -> Prediction:
     if products < table.queries * table.documents * dimension:
         work += ", goes on from the last search"
     stored = int(disk + constants.CANDIDATE_BYTES * found)
-    if params.index not in EXACT:
+    if params.index not in EXACT_INDEX_NAMES:
         return Prediction("search", f"{work}, by the index {params.index}", None, memory, stored, "unknown")
     return Prediction("search", work, seconds, memory, stored, machine.sweep.source)
 
@@ -140,8 +140,8 @@ def _evidence(table: Table, settings: Settings, machine: Machine) -> Prediction:
     found = candidates_of(table, settings)
     yards = constants.BEGIN + found * (constants.FLAG + constants.ANSWER * (table.answered / max(table.queries, 1)))
     if params.estimate:
-        owners = min(table.train * table.positives / max(table.documents, 1), OWNERS)
-        shown = found * (1 + ROUNDS * min(table.several, FIT_QUERIES) / max(table.queries, 1))
+        owners = min(table.train * table.positives / max(table.documents, 1), MAX_POSITIVE_QUERIES)
+        shown = found * (1 + N_HOLDOUT_ROUNDS * min(table.several, MAX_TABLE_MODEL_QUERIES) / max(table.queries, 1))
         yards += shown * (constants.ESTIMATE + constants.OWNER * owners)
         yards += constants.BM25_CHARACTER * table.characters
     memory = (
@@ -159,8 +159,8 @@ def _verify(table: Table, settings: Settings, machine: Machine) -> Prediction:
         return Prediction("verify", "nobody is asked", 0.0, machine.tables, 0, KNOWN)
     if params.judge:
         return Prediction("verify", f"{params.judge_budget:,} requests at most", None, machine.tables, 0, "unknown")
-    taught = min(SELF_QUERIES, table.train * (params.folds - 1) // params.folds)
-    if params.teacher == SELF and taught < LEAST_QUERIES:
+    taught = min(SELF_TRAINED_MAX_QUERIES, table.train * (params.folds - 1) // params.folds)
+    if params.teacher == SELF_TRAINED and taught < MIN_QUERIES_PER_FOLD:
         work = f"{taught:,} queries to train a fold on are too few: nobody is asked"
         return Prediction("verify", work, 0.0, machine.tables, 0, KNOWN)
     pairs = round(constants.UNSURE * candidates_of(table, settings))
@@ -168,7 +168,7 @@ def _verify(table: Table, settings: Settings, machine: Machine) -> Prediction:
     reader = machine.teacher or machine.score
     seconds = reader.start + scored(table, reader, pairs, params.teacher_max_length)
     work = f"{pairs:,} pairs, if {constants.UNSURE:.0%} of the candidates are in doubt"
-    if params.teacher == SELF:
+    if params.teacher == SELF_TRAINED:
         lessons = taught * 8 * (1 + machine.fresh_head)  # groups of 8, an epoch; a new head has a first lesson
         lengths = np.minimum(table.pair_tokens, params.teacher_max_length)
         each = machine.step.start + machine.step.rate.total(lengths) * lessons / max(len(lengths), 1)
@@ -185,11 +185,13 @@ def _mask(table: Table, settings: Settings, machine: Machine) -> Prediction:
 
 def _compose(table: Table, settings: Settings, machine: Machine) -> Prediction:
     params: Any = settings["compose"]
-    found, lines = candidates_of(table, settings), table.train * (params.asked + table.positives)
+    found, lines = candidates_of(table, settings), table.train * (params.n_requested + table.positives)
     seconds = machine.yard * (constants.COMPOSE * found + constants.LINE * lines)
     disk = int(lines * table.characters / max(table.documents, 1))
     memory = machine.tables + constants.COMPOSE_MEMORY * found
-    return Prediction("compose", f"{table.train:,} queries x {params.asked} negatives", seconds, memory, disk, KNOWN)
+    return Prediction(
+        "compose", f"{table.train:,} queries x {params.n_requested} negatives", seconds, memory, disk, KNOWN
+    )
 
 
 def _train(table: Table, settings: Settings, machine: Machine) -> Prediction:
@@ -199,7 +201,7 @@ def _train(table: Table, settings: Settings, machine: Machine) -> Prediction:
     epochs = params.epochs + lessons(params, machine)
     queries = min(params.max_queries or table.train, table.train)
     groups = round(queries * min(params.positives, max(table.positives, 1.0)))
-    size = 1 + min(params.negatives, compose.asked)
+    size = 1 + min(params.negatives, compose.n_requested)
     pairs, steps = groups * size * epochs, -(-groups // params.batch_size) * epochs
     lengths = np.minimum(table.pair_tokens if len(table.pair_tokens) else 1, params.max_length).reshape(-1)
     dev = min(params.dev_queries or table.splits.get("dev", 0), table.splits.get("dev", 0))

@@ -9,10 +9,10 @@ from typing import Any
 
 from stages.core.device import Dtype
 from stages.core.errors import InputError
-from stages.core.memory import count_anew, peak
+from stages.core.memory import peak_rss, reset_peak_rss
 from stages.core.model_files import resolve_model
 from stages.core.schemas import Progress
-from stages.mining.verify.stage import SELF
+from stages.mining.verify.stage import SELF_TRAINED
 from stages.planning import constants
 from stages.planning.cost_model import Settings
 from stages.planning.cpu_benchmark import taken
@@ -39,13 +39,13 @@ def measure(stages: Collection[str], table: Table, settings: Settings, imported:
     encode: Any = settings["encode"]
     machine = replace(_unmeasured(table, settings), importing=imported)
     if "search" in stages:
-        progress.say("measuring the search ...")
+        progress.log("measuring the search ...")
         machine = replace(machine, sweep=_swept(table, settings, machine))
     if "encode" in stages:
         encoders = []
         for encoding, model in zip(table.encodings, machine.encoders, strict=True):
             if len(encoding.tokens):
-                progress.say(f"measuring the encoder {encoding.recipe.model} ...")
+                progress.log(f"measuring the encoder {encoding.recipe.model} ...")
                 found = probes.encode(encoding, encoding.recipe.dtype, encode.batch_tokens)
                 rates = {encoding.recipe.dtype: found.rate}
                 if faster := _faster(encoding):
@@ -59,16 +59,16 @@ def measure(stages: Collection[str], table: Table, settings: Settings, imported:
     params: Any = settings["train"]
     verify: Any = settings["verify"]
     teacher = verify.teacher if "verify" in stages else None
-    if teacher and teacher != SELF:
-        progress.say("measuring the teacher ...")
+    if teacher and teacher != SELF_TRAINED:
+        progress.log("measuring the teacher ...")
         folder = resolve_model(teacher)
         machine = replace(machine, teacher=_scored(folder, params.device, "auto", verify.teacher_max_length, table))
     folder = resolve_model(params.base)
-    if {"train", "evaluate"} & set(stages) or teacher == SELF:
-        progress.say("measuring the reranker ...")
+    if {"train", "evaluate"} & set(stages) or teacher == SELF_TRAINED:
+        progress.log("measuring the reranker ...")
         machine = replace(machine, score=_scored(folder, params.device, params.dtype, params.max_length, table))
-    if "train" in stages or teacher == SELF:
-        progress.say("measuring the training step ...")
+    if "train" in stages or teacher == SELF_TRAINED:
+        progress.log("measuring the training step ...")
         machine = replace(machine, step=probes.step(params, folder, table))
     return machine
 
@@ -98,7 +98,7 @@ def on_gpus(gpu: Gpu, gpus: int, table: Table, settings: Settings, here: Machine
 def _published_teacher(gpu: Gpu, settings: Settings, score: Model, tokens: float) -> Model | None:
     """[mine] teacher on a GPU, where it is another model than the base, which is `score`."""
     verify: Any = settings["verify"]
-    if not verify.teacher or verify.teacher == SELF:
+    if not verify.teacher or verify.teacher == SELF_TRAINED:
         return None
     shape = shape_of(resolve_model(verify.teacher))
     rate = published(gpu, shape, verify.teacher_max_length).at_least(tokens)
@@ -116,7 +116,8 @@ def tokenising(folder: Path, texts: Sequence[str], second: Sequence[str] | None 
 
 
 def shape_of(folder: Path) -> Shape:
-    """What the transformer in `folder` computes; its weights are not read. Raises `InputError` where it is none."""
+    """What the transformer in `folder` computes; its weights are not read. Raises `InputError` where it is
+    none."""
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -132,8 +133,8 @@ def shape_of(folder: Path) -> Shape:
 
 def resident() -> int:
     """The memory of this process now, in bytes."""
-    count_anew()
-    return peak()
+    reset_peak_rss()
+    return peak_rss()
 
 
 def _unmeasured(table: Table, settings: Settings) -> Machine:
@@ -161,11 +162,11 @@ def _unmeasured(table: Table, settings: Settings) -> Machine:
 
 def _swept(table: Table, settings: Settings, machine: Machine) -> Any:
     from stages.planning import probes
-    from stages.retrieval.stage import sweeping
+    from stages.retrieval.stage import choose_device_and_dtype
 
     search: Any = settings["search"]
     hidden = machine.encoders[0].shape.hidden
-    device, dtype = sweeping(search, table.queries * table.documents * hidden)
+    device, dtype = choose_device_and_dtype(search, table.queries * table.documents * hidden)
     return probes.sweep(hidden, table.queries, table.documents, search.depth, device, dtype)
 
 
@@ -178,7 +179,7 @@ def _scored(folder: Path, device: str, dtype: Dtype, max_length: int, table: Tab
 
 def _faster(encoding: Encoding) -> str | None:
     """Another number format that this device is fast at."""
-    from stages.core.device import use_bfloat16
+    from stages.core.device import should_use_bfloat16
 
-    fast = use_bfloat16(encoding.recipe.device, "auto")
+    fast = should_use_bfloat16(encoding.recipe.device, "auto")
     return "bfloat16" if fast and encoding.recipe.dtype == "float32" else None

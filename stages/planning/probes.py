@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from stages.core.memory import count_anew, peak
+from stages.core.memory import peak_rss, reset_peak_rss
 from stages.planning.machine import Training
 from stages.planning.throughput import Floats, Ints, Rate, Sweep
 from stages.planning.workload import Encoding, Table
@@ -43,7 +43,7 @@ def encode(encoding: Encoding, dtype: str, batch_tokens: int, seconds: float = S
     """Encode texts of the sample in batches as large as the stage's are."""
     from stages.embedding.encoder import Encoder
 
-    count_anew()
+    reset_peak_rss()
     started = time.monotonic()
     encoder = Encoder(replace(encoding.recipe, dtype=dtype), encoding.name)
     start = time.monotonic() - started
@@ -59,12 +59,12 @@ def encode(encoding: Encoding, dtype: str, batch_tokens: int, seconds: float = S
         return max(1, min(batch_tokens // int(tokens[place]), round(float(alike))))
 
     rate = measured(run, tokens, middles(tokens, encoding.weight), rows, seconds)
-    return Probed(rate, start, peak())
+    return Probed(rate, start, peak_rss())
 
 
 def score(folder: Path, device: str, dtype: Dtype, max_length: int, table: Table, seconds: float = SECONDS) -> Probed:
     """Score pairs of the sample with a cross-encoder."""
-    count_anew()
+    reset_peak_rss()
     started = time.monotonic()
     model = load_reranker(folder, device, max_length)
     start = time.monotonic() - started
@@ -79,12 +79,12 @@ def score(folder: Path, device: str, dtype: Dtype, max_length: int, table: Table
 
     found = middles(tokens, np.ones(len(tokens)), (0.2, 0.5, 0.8))
     rate = measured(run, tokens, found, rows, seconds, lambda place: rows(place, 1))
-    return Probed(rate, start, peak())
+    return Probed(rate, start, peak_rss())
 
 
 def step(params: "TrainParams", folder: Path, table: Table, seconds: float = SECONDS) -> Training:
     """Take training steps on groups of real pairs, as the trainer does: loss, gradient, AdamW."""
-    count_anew()
+    reset_peak_rss()
     started = time.monotonic()
     import torch
 
@@ -120,20 +120,20 @@ def step(params: "TrainParams", folder: Path, table: Table, seconds: float = SEC
             break
     rate = sum(spent[1:]) / sum(counts[1:])
     size_of = float(max(counts))
-    return Training(Rate((float(tokens.mean()),), (rate,)), statistics.median(updates[1:]), start, peak(), size_of)
+    return Training(Rate((float(tokens.mean()),), (rate,)), statistics.median(updates[1:]), start, peak_rss(), size_of)
 
 
 def sweep(dimension: int, queries: int, documents: int, k: int, device: str = "cpu", dtype: str = "float32") -> Sweep:
     """Search among random vectors, no more of them than there are: two sizes tell the sweep from what is kept."""
-    from stages.retrieval.exact.search import exact_top_k
+    from stages.retrieval.exact.search import exact_search
 
     generator = np.random.default_rng(0)
     asked, there = min(max(queries, 1), 1_024), min(max(documents, 2), 16_384)
     made = generator.standard_normal((asked + there, dimension), np.float32)
     vectors, blocks = made[:asked], made[asked:]
-    exact_top_k(vectors[:8], [blocks[:64]], 8, device=device, dtype=dtype)  # the library is loaded
+    exact_search(vectors[:8], [blocks[:64]], 8, device=device, dtype=dtype)  # the library is loaded
     sizes = (max(1, there // 4), there)
-    find = partial(exact_top_k, device=device, dtype=dtype)
+    find = partial(exact_search, device=device, dtype=dtype)
     times = [_median(partial(find, vectors, [blocks[:size]], min(k, size)), 3) for size in sizes]
     products = [asked * size * dimension for size in sizes]
     return sweep_of(times, products, [asked * min(k, size) for size in sizes])
@@ -194,7 +194,7 @@ def _median(run: Callable[[], Any], times: int) -> float:
 
 
 def _rounds(total: int, sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Places below `total`, so many at a time, one after another; beginning anew where they are used up."""
+    """Places below `sum`, so many at a time, one after another; beginning anew where they are used up."""
     start = 0
     for size in sizes:
         yield [place % total for place in range(start, start + size)]

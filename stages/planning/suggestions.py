@@ -105,5 +105,5 @@ def _turns(stage: str, table: Table, settings: Settings, machine: Machine) -> It
             yield stage, "estimate", False
         search: Any = settings["search"]
         compose: Any = settings["compose"]
-        if search.depth // 2 > compose.asked:
+        if search.depth // 2 > compose.n_requested:
             yield "search", "depth", search.depth // 2

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from stages.core.hashing import draw
+from stages.core.hashing import stable_hash
 from stages.core.model_files import resolve_model
 from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, read_table, scan_documents, scan_table
-from stages.embedding.encoder import Recipe
+from stages.embedding.encoder import EncoderSpec
 from stages.embedding.stage import Params as EncodeParams
-from stages.embedding.stage import Rows, lacking
+from stages.embedding.stage import RowMask, find_missing_texts
 from stages.planning.throughput import Floats, Ints
 
 SAMPLE = 1_000
@@ -25,7 +25,7 @@ SAMPLE = 1_000
 class Encoding:
     """What one encoder has to do. `texts`, `tokens` and `weight` stand side by side: the sample, both roles."""
 
-    recipe: Recipe
+    recipe: EncoderSpec
     name: str
     new: Mapping[str, int]
     """By role: texts that have no vector yet, each once."""
@@ -97,7 +97,9 @@ def read(params: EncodeParams, base: str, inputs: Mapping[str, Path], vectors: P
         characters=int(characters or 0),
         encodings=[
             _encoding(made, name, new, inputs, vectors, params.max_length if place == 0 else None)
-            for place, (name, (made, new)) in enumerate(zip(names, lacking(params, inputs, vectors), strict=True))
+            for place, (name, (made, new)) in enumerate(
+                zip(names, find_missing_texts(params, inputs, vectors), strict=True)
+            )
         ],
         pairs=pairs,
         pair_tokens=counted(resolve_model(base), [query for query, _ in pairs], [text for _, text in pairs]),
@@ -105,13 +107,18 @@ def read(params: EncodeParams, base: str, inputs: Mapping[str, Path], vectors: P
 
 
 def _encoding(
-    made: Recipe, name: str, new: Mapping[str, Rows], inputs: Mapping[str, Path], vectors: Path, given: int | None
+    made: EncoderSpec,
+    name: str,
+    new: Mapping[str, RowMask],
+    inputs: Mapping[str, Path],
+    vectors: Path,
+    given: int | None,
 ) -> Encoding:
     folder = resolve_model(name)
     paths = {"query": inputs["queries"], "document": inputs["corpus"]}
     texts = {role: _texts(paths[role], role, rows) for role, rows in new.items()}
     count = {role: int(rows.sum()) for role, rows in new.items()}
-    prompted = [made.prompt(role) + text for role, some in texts.items() for text in some]
+    prompted = [made.prompt_for(role) + text for role, some in texts.items() for text in some]
     shares = [np.full(len(some), count[role] / max(len(some), 1)) for role, some in texts.items()]
     return Encoding(
         recipe=made,
@@ -126,12 +133,12 @@ def _encoding(
     )
 
 
-def _texts(path: Path, role: str, wanted: Rows | None) -> list[str]:
+def _texts(path: Path, role: str, wanted: RowMask | None) -> list[str]:
     """At most SAMPLE texts of the wanted rows of a table, by hash of their ids."""
     key, schema = ("query_id", QUERIES) if role == "query" else ("doc_id", CORPUS)
     ids = read_table(path, schema, [key])[key]
     ids = ids if wanted is None else ids.filter(pl.Series(wanted, dtype=pl.Boolean))
-    drawn = heapq.nsmallest(SAMPLE, ids, key=lambda one: (draw(0, "plan", one), one))
+    drawn = heapq.nsmallest(SAMPLE, ids, key=lambda one: (stable_hash(0, "plan", one), one))
     rows = (scan_table(path, schema).select(key, text="query") if role == "query" else scan_documents(path)).filter(
         pl.col(key).is_in(pl.Series(drawn, dtype=pl.String).implode())
     )
@@ -140,14 +147,15 @@ def _texts(path: Path, role: str, wanted: Rows | None) -> list[str]:
 
 
 def counted(folder: Path, texts: Sequence[str], second: Sequence[str] | None = None) -> Ints:
-    """Tokens of each text (with its `second`, where there is one) as the model in `folder` reads it, uncut: [n]."""
+    """Tokens of each text (with its `second`, where there is one) as the model in `folder` reads it,
+    uncut: [n]."""
     if not texts:
         return np.empty(0, np.int64)
     from transformers import AutoTokenizer
 
-    from stages.core.device import quiet
+    from stages.core.device import silence_huggingface_logging
 
-    with quiet():
+    with silence_huggingface_logging():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         ids = tokenizer(list(texts), list(second) if second is not None else None, return_attention_mask=False)
     return np.array([len(one) for one in ids["input_ids"]], np.int64)

@@ -10,37 +10,37 @@ from typing import Any
 Cell = str | list[str] | None
 """A cell is text, several texts (a real list in JSON or Parquet), or nothing."""
 
-BATCH_CHARS = 8 << 20
-BATCH_ROWS = 20_000
+MAX_BATCH_CHARS = 8 << 20
+MAX_BATCH_ROWS = 20_000
 
 
 @dataclass(frozen=True)
-class Rejected:
+class RejectedRow:
     """A row that a reader could not turn into cells: its 1-based number, a reason, and what could be read of it."""
 
-    row: int
+    row_number: int
     reason: str
     data: Mapping[str, Any]
 
 
 @dataclass
-class Batch:
-    """Rows of one source: `rows` holds their 1-based numbers (with gaps), `columns` their cells."""
+class RowBatch:
+    """Rows of one source: `row_numbers` holds their 1-based numbers (with gaps), `columns` their cells."""
 
-    rows: list[int]
+    row_numbers: list[int]
     columns: dict[str, list[Cell]]
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected_rows: list[RejectedRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Source:
+class TableSource:
     """A table that can be read again from its start. `label` is what rejects and messages call it (never a path)."""
 
     label: str
-    read: Callable[[], Iterator[Batch]]
+    read: Callable[[], Iterator[RowBatch]]
 
 
-def as_cell(value: Any) -> Cell:
+def to_cell(value: Any) -> Cell:
     """A value of any type as a cell; 123.0 reads as "123" (spreadsheets hold ids as floats), NaN and None as nothing.
 
     A mapping with a `text` entry (SQuAD's `answers`) gives that entry, any other mapping its JSON.
@@ -48,15 +48,15 @@ def as_cell(value: Any) -> Cell:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return as_cell(value["text"]) if "text" in value else json.dumps(value, ensure_ascii=False, default=str)
+        return to_cell(value["text"]) if "text" in value else json.dumps(value, ensure_ascii=False, default=str)
     if hasattr(value, "tolist") and not isinstance(value, (bytes, bytearray)):  # numpy arrays and scalars
-        return as_cell(value.tolist())
+        return to_cell(value.tolist())
     if isinstance(value, (list, tuple, set)):
-        return [text for text in map(_as_text, value) if text is not None]
-    return _as_text(value)
+        return [text for text in map(_value_to_text, value) if text is not None]
+    return _value_to_text(value)
 
 
-def _as_text(value: Any) -> str | None:
+def _value_to_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value
     if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:  # pandas' NA, NaT; NaN
@@ -72,33 +72,33 @@ def _as_text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, Mapping) else str(value)
 
 
-def batches(rows: Iterable[tuple[int, Mapping[str, Cell]] | Rejected]) -> Iterator[Batch]:
+def batch_rows(rows: Iterable[tuple[int, Mapping[str, Cell]] | RejectedRow]) -> Iterator[RowBatch]:
     """Gather single rows, whose columns may differ, into batches bounded in rows and in characters."""
-    numbers: list[int] = []
+    row_numbers: list[int] = []
     records: list[Mapping[str, Cell]] = []
-    rejected: list[Rejected] = []
+    rejected_rows: list[RejectedRow] = []
     size = 0
     for item in rows:
-        if isinstance(item, Rejected):
-            rejected.append(item)
+        if isinstance(item, RejectedRow):
+            rejected_rows.append(item)
             size += 1000
         else:
-            numbers.append(item[0])
+            row_numbers.append(item[0])
             records.append(item[1])
-            size += sum(map(cell_size, item[1].values()))
-        if size >= BATCH_CHARS or len(numbers) >= BATCH_ROWS:
-            yield Batch(numbers, _columns(records), rejected)
-            numbers, records, rejected, size = [], [], [], 0
-    if numbers or rejected:
-        yield Batch(numbers, _columns(records), rejected)
+            size += sum(map(cell_length, item[1].values()))
+        if size >= MAX_BATCH_CHARS or len(row_numbers) >= MAX_BATCH_ROWS:
+            yield RowBatch(row_numbers, _records_to_columns(records), rejected_rows)
+            row_numbers, records, rejected_rows, size = [], [], [], 0
+    if row_numbers or rejected_rows:
+        yield RowBatch(row_numbers, _records_to_columns(records), rejected_rows)
 
 
-def _columns(records: list[Mapping[str, Cell]]) -> dict[str, list[Cell]]:
+def _records_to_columns(records: list[Mapping[str, Cell]]) -> dict[str, list[Cell]]:
     names = {name: None for record in records for name in record}
     return {name: [record.get(name) for record in records] for name in names}
 
 
-def cell_size(cell: Cell) -> int:
+def cell_length(cell: Cell) -> int:
     """Characters in a cell."""
     if cell is None:
         return 0

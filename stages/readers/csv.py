@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import InputError
-from stages.readers.base import BATCH_CHARS, BATCH_ROWS, Batch, Cell, Rejected
+from stages.readers.base import MAX_BATCH_CHARS, MAX_BATCH_ROWS, Cell, RejectedRow, RowBatch
 from stages.readers.text_encoding import open_text
 
-CELL_LIMIT = 256 << 20
-_LINES_LIMIT = 10_000
+MAX_CELL_CHARS = 256 << 20
+_MAX_LINES_PER_RECORD = 10_000
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_END = "\0prep: end of file\0"
+_EOF_MARK = "\0prep: end of file\0"
 """Fed to the parser as a last line: where it turns up inside a cell, a quote was never closed."""
 
 
 def read_delimited(
     path: Path, label: str, encoding: str | None = None, delimiter: str | None = None
-) -> Iterator[Batch]:
+) -> Iterator[RowBatch]:
     """Read a delimited file in batches. Row numbers count data rows from 1 (the header is row 0, blank lines are none).
 
     Without `delimiter`, the header decides between comma, semicolon, tab and bar. A row with more or fewer cells than
@@ -28,16 +28,16 @@ def read_delimited(
     Raises `InputError` for an empty file, or a quote that opens and does not close.
     """
     with open_text(path, encoding) as text:
-        first = _first_line(text)
+        first = _read_header_line(text)
         if not first:
             raise InputError(f"{label}: the file is empty. A table needs a header line and at least one row.")
         delimiter = delimiter or sniff_delimiter(first)
-        csv.field_size_limit(CELL_LIMIT)
-        reader = csv.reader(itertools.chain([first], text, [_END]), delimiter=delimiter)
-        yield from _batches(reader, label)
+        csv.field_size_limit(MAX_CELL_CHARS)
+        reader = csv.reader(itertools.chain([first], text, [_EOF_MARK]), delimiter=delimiter)
+        yield from _parse_records(reader, label)
 
 
-def _first_line(text: Iterator[str]) -> str:
+def _read_header_line(text: Iterator[str]) -> str:
     return next((line for line in text if line.strip("\ufeff \t\r\n")), "")
 
 
@@ -46,49 +46,51 @@ def sniff_delimiter(header: str) -> str:
     return max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
 
 
-def _batches(reader: Any, label: str) -> Iterator[Batch]:
+def _parse_records(reader: Any, label: str) -> Iterator[RowBatch]:
     header: list[str] | None = None
-    number, size = 0, 0
-    kept: list[list[str]] = []
-    numbers: list[int] = []
-    rejected: list[Rejected] = []
+    row_number, size = 0, 0
+    rows: list[list[str]] = []
+    row_numbers: list[int] = []
+    rejected_rows: list[RejectedRow] = []
     while True:
-        before = reader.line_num
+        previous_line = reader.line_num
         try:
             row = next(reader)
         except StopIteration:
             break
         except csv.Error as error:
-            raise _open_quote(label, before + 1, f"({error})") from error
-        if reader.line_num - before > 1:
-            if _END in row[-1]:
-                raise _open_quote(label, before + 1, "before the end of the file")
-            if reader.line_num - before > _LINES_LIMIT:
-                raise _open_quote(label, _opening_line(row, before + 1), f"within {_LINES_LIMIT:,} lines")
-        if not row or row == [_END]:
+            raise _unclosed_quote_error(label, previous_line + 1, f"({error})") from error
+        if reader.line_num - previous_line > 1:
+            if _EOF_MARK in row[-1]:
+                raise _unclosed_quote_error(label, previous_line + 1, "before the end of the file")
+            if reader.line_num - previous_line > _MAX_LINES_PER_RECORD:
+                raise _unclosed_quote_error(
+                    label, _quote_start_line(row, previous_line + 1), f"within {_MAX_LINES_PER_RECORD:,} lines"
+                )
+        if not row or row == [_EOF_MARK]:
             continue
         if header is None:
-            header = _header(row)
+            header = _clean_header(row)
             continue
-        number += 1
+        row_number += 1
         if len(row) != len(header):
             row, extra = row[: len(header)], row[len(header) :]
             if len(row) < len(header) or any(extra):
                 data = dict(zip(header, row, strict=False)) | ({"": extra} if extra else {})
-                rejected.append(Rejected(number, "ragged row", data))
+                rejected_rows.append(RejectedRow(row_number, "ragged row", data))
                 size += 1000
                 continue
-        kept.append(row)
-        numbers.append(number)
+        rows.append(row)
+        row_numbers.append(row_number)
         size += sum(map(len, row))
-        if size >= BATCH_CHARS or len(kept) >= BATCH_ROWS:
-            yield _batch(header, numbers, kept, rejected)
-            kept, numbers, rejected, size = [], [], [], 0
+        if size >= MAX_BATCH_CHARS or len(rows) >= MAX_BATCH_ROWS:
+            yield _make_batch(header, row_numbers, rows, rejected_rows)
+            rows, row_numbers, rejected_rows, size = [], [], [], 0
     if header is not None:  # a header without rows still says which columns there are
-        yield _batch(header, numbers, kept, rejected)
+        yield _make_batch(header, row_numbers, rows, rejected_rows)
 
 
-def _header(row: list[str]) -> list[str]:
+def _clean_header(row: list[str]) -> list[str]:
     """Column names, trimmed; a repeated name gets its number, so that it can't hide the first."""
     names: list[str] = []
     for cell in row:
@@ -99,21 +101,21 @@ def _header(row: list[str]) -> list[str]:
     return names
 
 
-def _batch(header: list[str], numbers: list[int], rows: list[list[str]], rejected: list[Rejected]) -> Batch:
+def _make_batch(header: list[str], numbers: list[int], rows: list[list[str]], rejected: list[RejectedRow]) -> RowBatch:
     columns: dict[str, list[Cell]] = {name: [] for name in header}
     if rows:
         columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
-    return Batch(numbers, columns, rejected)
+    return RowBatch(numbers, columns, rejected)
 
 
-def _opening_line(row: list[str], line: int) -> int:
+def _quote_start_line(row: list[str], line: int) -> int:
     """The line on which the longest of a record's cells begins."""
     lengths = [len(_LINE_END.findall(cell)) for cell in row]
     longest = max(range(len(row)), key=lengths.__getitem__)
     return line + sum(lengths[:longest])
 
 
-def _open_quote(label: str, line: int, where: str) -> InputError:
+def _unclosed_quote_error(label: str, line: int, where: str) -> InputError:
     return InputError(
         f"{label}: the quote that opens in line {line:,} is not closed {where}. "
         'Close it, or write quotes inside a cell twice (""), then run again.'

@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import InputError
-from stages.readers.base import Batch, Cell, Rejected, as_cell, batches
-from stages.readers.text_encoding import shown
+from stages.readers.base import Cell, RejectedRow, RowBatch, batch_rows, to_cell
+from stages.readers.text_encoding import escape_file_name
 
 
 def sheet_names(path: Path) -> list[str]:
     """The names of the workbook's sheets, in its order."""
-    workbook = _open(path)
+    workbook = _open_workbook(path)
     try:
         return list(workbook.sheetnames)
     finally:
         workbook.close()
 
 
-def read_excel(path: Path, label: str, sheet: str | None = None) -> Iterator[Batch]:
+def read_excel(path: Path, label: str, sheet: str | None = None) -> Iterator[RowBatch]:
     """Read one sheet, the first where none is named; its first row that is not blank is the header.
 
     Row numbers count the rows below the header from 1, blank ones included, so that they can be found in the sheet.
     Raises `InputError` for a file that is no workbook, an absent sheet (the sheets are listed), or a blank one.
     """
-    workbook = _open(path)
+    workbook = _open_workbook(path)
     try:
         names = list(workbook.sheetnames)
         if sheet is not None and sheet not in names:
@@ -35,28 +35,30 @@ def read_excel(path: Path, label: str, sheet: str | None = None) -> Iterator[Bat
             raise InputError(f"{label}: there is no sheet {sheet!r}. Its sheets: {', '.join(map(repr, names))}.{hint}")
         worksheet = workbook[sheet or names[0]]
         worksheet.reset_dimensions()  # some programs write a wrong size, and rows would be cut
-        yield from batches(_rows(worksheet.iter_rows(values_only=True), label))
+        yield from batch_rows(_iter_sheet_rows(worksheet.iter_rows(values_only=True), label))
     finally:
         workbook.close()
 
 
-def _rows(rows: Iterator[tuple[Any, ...]], label: str) -> Iterator[tuple[int, dict[str, Cell]] | Rejected]:
+def _iter_sheet_rows(
+    rows: Iterator[tuple[Any, ...]], label: str
+) -> Iterator[tuple[int, dict[str, Cell]] | RejectedRow]:
     header = next((row for row in rows if any(cell is not None for cell in row)), None)
     if header is None:
         raise InputError(f"{label}: the sheet is empty. Its first row must be the column names.")
-    names = [str(as_cell(cell) or "").strip() for cell in header]
+    names = [str(to_cell(cell) or "").strip() for cell in header]
     for number, row in enumerate(rows, start=1):
         if all(cell is None for cell in row):
             continue
-        cells = [as_cell(cell) for cell in row]
+        cells = [to_cell(cell) for cell in row]
         if any(cell is not None for cell in cells[len(names) :]):
-            yield Rejected(number, "ragged row", dict(zip(names, cells, strict=False)) | {"": cells[len(names) :]})
+            yield RejectedRow(number, "ragged row", dict(zip(names, cells, strict=False)) | {"": cells[len(names) :]})
             continue
         padded = cells + [None] * (len(names) - len(cells))
         yield number, {name: cell for name, cell in zip(names, padded, strict=False) if name}
 
 
-def _open(path: Path) -> Any:
+def _open_workbook(path: Path) -> Any:
     import warnings
     import zipfile
 
@@ -69,5 +71,6 @@ def _open(path: Path) -> Any:
             return openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (zipfile.BadZipFile, InvalidFileException, KeyError, ValueError) as error:
         raise InputError(
-            f"{shown(path.name)}: not an Excel workbook, or corrupt ({type(error).__name__}). Save it again as .xlsx."
+            f"{escape_file_name(path.name)}: not an Excel workbook, or corrupt ({type(error).__name__}). Save it "
+            f"again as .xlsx."
         ) from error

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from stages.core.errors import InputError
 from stages.core.model_files import file_digest
-from stages.readers.base import Batch, Source
+from stages.readers.base import RowBatch, TableSource
 from stages.readers.csv import read_delimited
 from stages.readers.excel import read_excel, sheet_names
 from stages.readers.json import read_json, read_jsonlines
 from stages.readers.parquet import read_arrow, read_parquet
-from stages.readers.text_encoding import open_bytes, shown
+from stages.readers.text_encoding import escape_file_name, open_bytes
 
 _FORMATS = {
     ".csv": "csv",
@@ -32,7 +32,7 @@ _FORMATS = {
 }
 
 
-def find_files(patterns: Sequence[str], what: str) -> list[Path]:
+def find_files(patterns: Sequence[str], option_name: str) -> list[Path]:
     """The files behind paths and globs, each once, ordered by name (by content where two share one).
 
     The order is thus a function of names and contents alone, as the artifact's key is. Raises `InputError` for a
@@ -41,75 +41,84 @@ def find_files(patterns: Sequence[str], what: str) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         if pattern == "-":
-            raise InputError(f"{what}: - is standard input and only works on the command line. Name a file instead.")
+            raise InputError(
+                f"{option_name}: - is standard input and only works on the command line. Name a file instead."
+            )
         if "://" in pattern:  # which may hold a secret, so it is not shown
-            raise InputError(f"{what}: a URL was not fetched yet; `prep build-pairs` does it.")
+            raise InputError(f"{option_name}: a URL was not fetched yet; `prep build-pairs` does it.")
         try:
             path = Path(pattern).expanduser()
             matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-            absent = "" if matches else _absent(pattern, path)
+            missing_message = "" if matches else _describe_missing_file(pattern, path)
         except (OSError, RuntimeError) as error:  # a folder that may not be searched; a home that is not there
-            raise unreadable(what, pattern, error) from error
+            raise unreadable_file_error(option_name, pattern, error) from error
         if not matches:
-            raise InputError(f"{what}: {absent}")
+            raise InputError(f"{option_name}: {missing_message}")
         for match in matches:
-            check_file(match, what)
+            check_file(match, option_name)
             found[match.resolve()] = None
     names = [path.name for path in found]
     return sorted(found, key=lambda path: (path.name, file_digest(path) if names.count(path.name) > 1 else ""))
 
 
-def _absent(pattern: str, path: Path) -> str:
+def _describe_missing_file(pattern: str, path: Path) -> str:
     if glob.has_magic(pattern):
         return f"no file matches {pattern!r}."
     if not path.parent.is_dir():
-        return f"there is no file {pattern!r}: its folder {shown(path.parent)} does not exist."
+        return f"there is no file {pattern!r}: its folder {escape_file_name(path.parent)} does not exist."
     close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 3)
-    return f"there is no file {pattern!r}." + (f" Did you mean {' or '.join(map(shown, close))}?" if close else "")
+    return f"there is no file {pattern!r}." + (
+        f" Did you mean {' or '.join(map(escape_file_name, close))}?" if close else ""
+    )
 
 
-def check_file(path: Path, what: str) -> None:
+def check_file(path: Path, option_name: str) -> None:
     """Raise `InputError` where a path is no regular file (a pipe would be read only once), or can't be read."""
     try:
         if path.is_dir():
-            raise InputError(f"{what}: {shown(path)} is a folder. Name its files, for example {shown(path)}/*.csv.")
+            raise InputError(
+                f"{option_name}: {escape_file_name(path)} is a folder. Name its files, for example "
+                f"{escape_file_name(path)}/*.csv."
+            )
         if path.exists() and not path.is_file():
-            raise InputError(f"{what}: {shown(path)} is no file but a pipe or a device. Copy it into a file first.")
+            raise InputError(
+                f"{option_name}: {escape_file_name(path)} is no file but a pipe or a device. Copy it into a file first."
+            )
         with path.open("rb"):
             pass
     except OSError as error:
-        raise unreadable(what, path, error) from error
+        raise unreadable_file_error(option_name, path, error) from error
 
 
-def unreadable(what: str, path: Path | str, error: Exception) -> InputError:
+def unreadable_file_error(label: str, path: Path | str, error: Exception) -> InputError:
     """The error for a file that the system does not let us read."""
-    return InputError(f"{what}: {shown(path)} can't be read: {getattr(error, 'strerror', None) or error}.")
+    return InputError(f"{label}: {escape_file_name(path)} can't be read: {getattr(error, 'strerror', None) or error}.")
 
 
-def labels(paths: Sequence[Path]) -> list[str]:
+def label_files(paths: Sequence[Path]) -> list[str]:
     """What to call each file: its name, numbered from the second on where several share it."""
-    names = [shown(path.name) for path in paths]
-    found: list[str] = []
+    names = [escape_file_name(path.name) for path in paths]
+    file_labels: list[str] = []
     for name in names:
         label, number = name, 1
-        while label in found or (number > 1 and label in names):
+        while label in file_labels or (number > 1 and label in names):
             number += 1
             label = f"{name}#{number}"
-        found.append(label)
-    return found
+        file_labels.append(label)
+    return file_labels
 
 
-def file_source(path: Path, label: str, encoding: str | None, delimiter: str | None, sheet: str | None) -> Source:
+def file_source(path: Path, label: str, encoding: str | None, delimiter: str | None, sheet: str | None) -> TableSource:
     """A file as a source; its format is told by its extension, else by its first bytes."""
 
-    def read() -> Iterator[Batch]:
+    def read() -> Iterator[RowBatch]:
         try:
-            yield from batches_of()
+            yield from read_format()
         except OSError as error:
-            raise unreadable(label, path, error) from error
+            raise unreadable_file_error(label, path, error) from error
 
-    def batches_of() -> Iterator[Batch]:
-        kind = file_format(path)
+    def read_format() -> Iterator[RowBatch]:
+        kind = detect_file_format(path)
         if kind == "csv":
             return read_delimited(path, label, encoding, delimiter)
         if kind == "tsv":
@@ -122,22 +131,24 @@ def file_source(path: Path, label: str, encoding: str | None, delimiter: str | N
             return read_excel(path, label, sheet)
         return read_parquet(path, label) if kind == "parquet" else read_arrow(path, label)
 
-    if file_format(path) == "excel" and (sheet is not None or len(sheet_names(path)) > 1):
+    if detect_file_format(path) == "excel" and (sheet is not None or len(sheet_names(path)) > 1):
         label = f"{label}:{sheet or sheet_names(path)[0]}"
-    return Source(label, read)
+    return TableSource(label, read)
 
 
-def file_format(path: Path) -> str:
+def detect_file_format(path: Path) -> str:
     """One of csv, tsv, jsonl, json, parquet, arrow, excel. Raises `InputError` for a format that is not read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
     if suffixes and suffixes[-1] in (".xls", ".ods"):
-        raise InputError(f"{shown(path.name)}: {suffixes[-1]} workbooks are not read. Save it as .xlsx or .csv.")
-    return _FORMATS.get(suffixes[-1] if suffixes else "", "") or _sniffed(path)
+        raise InputError(
+            f"{escape_file_name(path.name)}: {suffixes[-1]} workbooks are not read. Save it as .xlsx or .csv."
+        )
+    return _FORMATS.get(suffixes[-1] if suffixes else "", "") or _sniff_file_format(path)
 
 
-def _sniffed(path: Path) -> str:
+def _sniff_file_format(path: Path) -> str:
     with open_bytes(path) as file:
         start = file.read(4096)
     for magic, kind in ((b"PAR1", "parquet"), (b"ARROW1", "arrow"), (b"PK\x03\x04", "excel")):

@@ -6,34 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import InputError
-from stages.readers.base import Batch, Cell, Rejected, as_cell, batches
+from stages.readers.base import Cell, RejectedRow, RowBatch, batch_rows, to_cell
 from stages.readers.text_encoding import open_text
 
 
-def read_jsonlines(path: Path, label: str, encoding: str | None = None) -> Iterator[Batch]:
+def read_jsonlines(path: Path, label: str, encoding: str | None = None) -> Iterator[RowBatch]:
     """Read one JSON object a line; a line that is none is rejected as "not a JSON object". Blank lines are no rows."""
     with open_text(path, encoding) as text:
         found = False
-        for batch in batches(_parsed(line for line in text if not line.isspace())):
+        for batch in batch_rows(_parse_json_lines(line for line in text if not line.isspace())):
             found = True
             yield batch
         if not found:
             raise InputError(f"{label}: the file is empty. JSON Lines needs one object a line.")
 
 
-def _parsed(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Cell]] | Rejected]:
+def _parse_json_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Cell]] | RejectedRow]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line.lstrip("\ufeff"))
         except (json.JSONDecodeError, RecursionError):
             record = None
         if isinstance(record, Mapping):
-            yield number, {str(name): as_cell(value) for name, value in record.items()}
+            yield number, {str(name): to_cell(value) for name, value in record.items()}
         else:
-            yield Rejected(number, "not a JSON object", {"": line.strip()})
+            yield RejectedRow(number, "not a JSON object", {"": line.strip()})
 
 
-def read_json(path: Path, label: str, encoding: str | None = None) -> Iterator[Batch]:
+def read_json(path: Path, label: str, encoding: str | None = None) -> Iterator[RowBatch]:
     """Read a JSON file whole. Raises `InputError` where it is not valid, or holds no list of objects."""
     with open_text(path, encoding) as text:
         content = text.read()
@@ -43,10 +43,10 @@ def read_json(path: Path, label: str, encoding: str | None = None) -> Iterator[B
         value = json.loads(content.lstrip("\ufeff"))
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{label}: not valid JSON: {error}. If it holds one object a line, name it .jsonl.") from error
-    yield from batches(_rows(_records(value, label)))
+    yield from batch_rows(_iter_record_rows(_find_records(value, label)))
 
 
-def _records(value: Any, label: str) -> list[Any]:
+def _find_records(value: Any, label: str) -> list[Any]:
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
@@ -60,9 +60,9 @@ def _records(value: Any, label: str) -> list[Any]:
     raise InputError(f"{label}: no list of objects in it. Expected [{{...}}, ...] or columns of equal length.")
 
 
-def _rows(records: list[Any]) -> Iterator[tuple[int, dict[str, Cell]] | Rejected]:
+def _iter_record_rows(records: list[Any]) -> Iterator[tuple[int, dict[str, Cell]] | RejectedRow]:
     for number, record in enumerate(records, start=1):
         if isinstance(record, dict):
-            yield number, {str(name): as_cell(value) for name, value in record.items()}
+            yield number, {str(name): to_cell(value) for name, value in record.items()}
         else:
-            yield Rejected(number, "not a JSON object", {"": record})
+            yield RejectedRow(number, "not a JSON object", {"": record})

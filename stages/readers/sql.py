@@ -14,86 +14,86 @@ import pyarrow as pa
 import xxhash
 
 from stages.core.errors import InputError
-from stages.readers.base import Batch, Source, as_cell, cell_size
+from stages.readers.base import RowBatch, TableSource, cell_length, to_cell
 from stages.readers.parquet import read_arrow
 
-LABEL = "sql"
-_ROWS = 5000
-_RUN = 64 << 20
-Texts = tuple[str | None, ...]
-_KINDS = "Give --database as sqlite:///path/to/file.db or postgresql://user@host/name."
+SQL_LABEL = "sql"
+_FETCH_ROWS = 5000
+_SORT_RUN_BYTES = 64 << 20
+TextRow = tuple[str | None, ...]
+_DATABASE_HELP = "Give --database as sqlite:///path/to/file.db or postgresql://user@host/name."
 
 
-def sql_source(url: str, query: str, spool: Path) -> Source:
-    """A query's rows as a source. They are fetched once, into the file `spool`, and read again from there.
+def sql_source(url: str, query: str, spool_path: Path) -> TableSource:
+    """A query's rows as a source. They are fetched once, into the file `spool_path`, and read again from there.
 
     They are numbered in the order of their cells as texts: a database promises no order, the result must not need one.
     """
 
-    def read() -> Iterator[Batch]:
-        if not spool.exists():
-            fetch(url, query, spool)
-        return read_arrow(spool, LABEL)
+    def read() -> Iterator[RowBatch]:
+        if not spool_path.exists():
+            spool_query_rows(url, query, spool_path)
+        return read_arrow(spool_path, SQL_LABEL)
 
-    return Source(LABEL, read)
+    return TableSource(SQL_LABEL, read)
 
 
-def fetch(url: str, query: str, spool: Path) -> None:
+def spool_query_rows(url: str, query: str, spool_path: Path) -> None:
     """Write a query's rows, sorted, as an Arrow stream of texts; an array becomes a JSON array of texts.
 
-    Runs of bounded size are sorted in memory and merged from files beside `spool`, which are deleted.
+    Runs of bounded size are sorted in memory and merged from files beside `spool_path`, which are deleted.
     """
-    spool.parent.mkdir(parents=True, exist_ok=True)
+    spool_path.parent.mkdir(parents=True, exist_ok=True)
     runs: list[Path] = []
-    part = spool.with_suffix(".part")
+    partial_path = spool_path.with_suffix(".part")
     try:
-        with _rows(url, query) as (names, pieces):
+        with _open_query(url, query) as (names, pieces):
             schema = pa.schema([(name, pa.large_string()) for name in names])
-            for rows in _runs(pieces):
-                runs.append(spool.with_suffix(f".{len(runs)}"))
-                _write(runs[-1], schema, rows)
+            for rows in _iter_sorted_runs(pieces):
+                runs.append(spool_path.with_suffix(f".{len(runs)}"))
+                _write_text_rows(runs[-1], schema, rows)
         with ExitStack() as files:
-            sorted_runs = [_read(files.enter_context(pa.OSFile(str(run)))) for run in runs]
-            _write(part, schema, heapq.merge(*sorted_runs, key=_order))
+            sorted_runs = [_read_text_rows(files.enter_context(pa.OSFile(str(run)))) for run in runs]
+            _write_text_rows(partial_path, schema, heapq.merge(*sorted_runs, key=_row_sort_key))
     finally:
         for run in runs:
             run.unlink(missing_ok=True)
-    part.rename(spool)
+    partial_path.rename(spool_path)
 
 
-def _runs(pieces: Iterable[list[tuple[Any, ...]]]) -> Iterator[list[Texts]]:
+def _iter_sorted_runs(pieces: Iterable[list[tuple[Any, ...]]]) -> Iterator[list[TextRow]]:
     """Rows as texts in sorted lists of bounded size."""
-    rows: list[Texts] = []
+    rows: list[TextRow] = []
     size = 0
     for piece in pieces:
-        found = [tuple(map(_text, row)) for row in piece]
+        found = [tuple(map(_value_to_utf8, row)) for row in piece]
         rows += found
-        size += sum(64 + cell_size(cell) for row in found for cell in row)
-        if size > _RUN:
-            yield sorted(rows, key=_order)
+        size += sum(64 + cell_length(cell) for row in found for cell in row)
+        if size > _SORT_RUN_BYTES:
+            yield sorted(rows, key=_row_sort_key)
             rows, size = [], 0
-    yield sorted(rows, key=_order)
+    yield sorted(rows, key=_row_sort_key)
 
 
-def _order(row: Texts) -> list[tuple[bool, str]]:
+def _row_sort_key(row: TextRow) -> list[tuple[bool, str]]:
     return [(cell is not None, cell or "") for cell in row]
 
 
-def _write(path: Path, schema: pa.Schema, rows: Iterable[Texts]) -> None:
+def _write_text_rows(path: Path, schema: pa.Schema, rows: Iterable[TextRow]) -> None:
     rest = iter(rows)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while piece := list(islice(rest, _ROWS)):
+        while piece := list(islice(rest, _FETCH_ROWS)):
             columns = [pa.array(column, pa.large_string()) for column in zip(*piece, strict=True)]
             writer.write_batch(pa.record_batch(columns, schema))
 
 
-def _read(file: Any) -> Iterator[Texts]:
+def _read_text_rows(file: Any) -> Iterator[TextRow]:
     for batch in pa.ipc.open_stream(file):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _text(value: Any) -> str | None:
-    cell = as_cell(value)
+def _value_to_utf8(value: Any) -> str | None:
+    cell = to_cell(value)
     text = json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell
     return text and text.encode("utf-8", "backslashreplace").decode()  # bytes that are no UTF-8 text
 
@@ -101,34 +101,34 @@ def _text(value: Any) -> str | None:
 def sql_digest(url: str, query: str) -> str:
     """A digest of the rows that a query gives now, whatever their order (a database promises none)."""
     total = 0
-    with _rows(url, query) as (names, pieces):
+    with _open_query(url, query) as (names, pieces):
         for piece in pieces:
             for row in piece:
-                total += xxhash.xxh3_128_intdigest(repr([as_cell(value) for value in row]).encode())
+                total += xxhash.xxh3_128_intdigest(repr([to_cell(value) for value in row]).encode())
     return xxhash.xxh3_128_hexdigest(f"{names}:{total % 2**128}".encode())
 
 
 @contextmanager
-def _rows(url: str, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
+def _open_query(url: str, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
     if url.startswith("sqlite:///"):
-        with _sqlite(Path(url.removeprefix("sqlite:///")), query) as found:
+        with _query_sqlite(Path(url.removeprefix("sqlite:///")), query) as found:
             yield found
     elif url.startswith(("postgresql://", "postgres://")):
-        with _postgres(url, query) as found:
+        with _query_postgres(url, query) as found:
             yield found
     else:
-        raise InputError(f"--database names no database that is read. {_KINDS}")
+        raise InputError(f"--database names no database that is read. {_DATABASE_HELP}")
 
 
 @contextmanager
-def _sqlite(path: Path, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
+def _query_sqlite(path: Path, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
     if not path.is_file():
-        raise InputError(f"--database: there is no SQLite file {path}. {_KINDS}")
+        raise InputError(f"--database: there is no SQLite file {path}. {_DATABASE_HELP}")
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
             cursor = connection.execute(query)
-            yield _names(cursor.description), _pieces(cursor)
+            yield _cursor_column_names(cursor.description), _fetch_batches(cursor)
         finally:
             connection.close()
     except (sqlite3.Error, sqlite3.Warning) as error:
@@ -136,7 +136,7 @@ def _sqlite(path: Path, query: str) -> Iterator[tuple[list[str], Iterator[list[t
 
 
 @contextmanager
-def _postgres(url: str, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
+def _query_postgres(url: str, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
     try:
         import psycopg
     except ImportError:
@@ -146,13 +146,13 @@ def _postgres(url: str, query: str) -> Iterator[tuple[list[str], Iterator[list[t
             connection.read_only = True
             with connection.cursor(name="prep") as cursor:  # on the server, so that rows come in pieces
                 cursor.execute(query)
-                yield _names(cursor.description), _pieces(cursor)
+                yield _cursor_column_names(cursor.description), _fetch_batches(cursor)
     except psycopg.Error as error:
         # no chained error: its text may hold the URL
-        raise InputError(f"--sql on PostgreSQL: {without_password(str(error), url)}") from None
+        raise InputError(f"--sql on PostgreSQL: {redact_password(str(error), url)}") from None
 
 
-def _names(description: Any) -> list[str]:
+def _cursor_column_names(description: Any) -> list[str]:
     if not description:
         raise InputError("--sql gave no columns: it must be a SELECT.")
     names = [str(column[0]) for column in description]
@@ -162,12 +162,12 @@ def _names(description: Any) -> list[str]:
     return names
 
 
-def _pieces(cursor: Any) -> Iterator[list[tuple[Any, ...]]]:
-    while piece := cursor.fetchmany(_ROWS):
+def _fetch_batches(cursor: Any) -> Iterator[list[tuple[Any, ...]]]:
+    while piece := cursor.fetchmany(_FETCH_ROWS):
         yield piece
 
 
-def without_password(message: str, url: str) -> str:
+def redact_password(message: str, url: str) -> str:
     """A driver's message in one line, with the URL and its password blotted out."""
     try:
         parts = urlsplit(url)

@@ -12,9 +12,9 @@ from typing import BinaryIO, TextIO, cast
 
 from stages.core.errors import InputError
 
-_SAMPLE = 1 << 20
-_TOLERATED = 0.05
-_MARKS = (
+_SAMPLE_BYTES = 1 << 20
+_MAX_BAD_LINE_RATIO = 0.05
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -32,14 +32,14 @@ def open_text(path: Path, encoding: str | None) -> Iterator[TextIO]:
     the lines of the first MiB hold such bytes (the encoding is wrong, not the row), or the gzip data is corrupt.
     """
     with open_bytes(path) as raw:
-        sample = _read(raw, path, _SAMPLE)
+        sample = _read_sample(raw, path, _SAMPLE_BYTES)
         raw.seek(0)
-        chosen = _checked(path, sample, encoding)
-        text = io.TextIOWrapper(raw, encoding=chosen, errors="surrogateescape", newline="")
+        detected_encoding = _detect_encoding(path, sample, encoding)
+        text = io.TextIOWrapper(raw, encoding=detected_encoding, errors="surrogateescape", newline="")
         try:
             yield text
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise corrupt_gzip(path) from error
+            raise corrupt_gzip_error(path) from error
         finally:
             text.detach()
 
@@ -48,30 +48,32 @@ def open_text(path: Path, encoding: str | None) -> Iterator[TextIO]:
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, through gzip where its first bytes say so."""
     with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
+        is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        yield cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)) if zipped else file
+        yield cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)) if is_gzip else file
 
 
-def shown(name: Path | str) -> str:
+def escape_file_name(name: Path | str) -> str:
     """A file's name as text that can be written anywhere; bytes of it that are not UTF-8 become escapes (\\xe9)."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def corrupt_gzip(path: Path) -> InputError:
+def corrupt_gzip_error(path: Path) -> InputError:
     """The error for gzip data that ends early or fails its checksum."""
-    return InputError(f"{shown(path.name)}: the gzip data is corrupt or cut short. Fetch or compress the file again.")
+    return InputError(
+        f"{escape_file_name(path.name)}: the gzip data is corrupt or cut short. Fetch or compress the file again."
+    )
 
 
-def _read(raw: BinaryIO, path: Path, size: int) -> bytes:
+def _read_sample(raw: BinaryIO, path: Path, size: int) -> bytes:
     try:
         return raw.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise corrupt_gzip(path) from error
+        raise corrupt_gzip_error(path) from error
 
 
-def _checked(path: Path, sample: bytes, encoding: str | None) -> str:
-    for mark, name in _MARKS:
+def _detect_encoding(path: Path, sample: bytes, encoding: str | None) -> str:
+    for mark, name in _BYTE_ORDER_MARKS:
         if sample.startswith(mark):
             return name
     chosen = encoding or "utf-8"
@@ -81,18 +83,22 @@ def _checked(path: Path, sample: bytes, encoding: str | None) -> str:
         raise InputError(f"--encoding {chosen!r} is not an encoding that Python knows (utf-8, gb18030, ...)") from None
     if encoding is None and sample.count(0) > len(sample) // 4:
         likely = "utf-16-le" if sample[1::2].count(0) > sample[::2].count(0) else "utf-16-be"
-        raise InputError(f"{shown(path.name)}: not utf-8 text. It looks like {likely}: try --encoding {likely}.")
-    bad, total = _undecodable(sample, chosen)
-    if bad and bad > _TOLERATED * total:
-        guess = _suggested(sample, chosen)
+        raise InputError(
+            f"{escape_file_name(path.name)}: not utf-8 text. It looks like {likely}: try --encoding {likely}."
+        )
+    bad, total = _count_undecodable_lines(sample, chosen)
+    if bad and bad > _MAX_BAD_LINE_RATIO * total:
+        guess = _guess_encoding(sample, chosen)
         mend = f"It looks like {guess}: try --encoding {guess}." if guess else "Name the right one with --encoding."
-        raise InputError(f"{shown(path.name)}: {bad} of the first {total} lines are not {chosen} text. {mend}")
+        raise InputError(
+            f"{escape_file_name(path.name)}: {bad} of the first {total} lines are not {chosen} text. {mend}"
+        )
     return chosen
 
 
-def _undecodable(sample: bytes, encoding: str) -> tuple[int, int]:
+def _count_undecodable_lines(sample: bytes, encoding: str) -> tuple[int, int]:
     lines = sample.split(b"\n")
-    if len(sample) == _SAMPLE:
+    if len(sample) == _SAMPLE_BYTES:
         lines.pop()  # it may be cut inside a character
     elif lines and not lines[-1]:
         lines.pop()
@@ -107,10 +113,10 @@ def _undecodable(sample: bytes, encoding: str) -> tuple[int, int]:
     return bad, len(lines)
 
 
-def _suggested(sample: bytes, but: str) -> str | None:
+def _guess_encoding(sample: bytes, claimed_encoding: str) -> str | None:
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample[: 1 << 17].rpartition(b"\n")[0] or sample).best()
-    if best is None or codecs.lookup(best.encoding) == codecs.lookup(but):
+    if best is None or codecs.lookup(best.encoding) == codecs.lookup(claimed_encoding):
         return None
     return best.encoding.replace("_", "-")

@@ -7,26 +7,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.core.device import Dtype as Dtype
-from stages.core.device import autocast, pick_device, quiet
+from stages.core.device import autocast, pick_device, silence_huggingface_logging
 from stages.core.errors import InputError
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import CrossEncoder
 
-Pair = tuple[str, str]
+TextPair = tuple[str, str]
 
-_ROUND = 32
+_LENGTH_MULTIPLE = 32
 """Lengths are padded to a multiple of this, so that there are few shapes."""
-_TOKENS = {"cpu": 2048}
+_TOKENS_PER_PASS = {"cpu": 2048}
 """Tokens in one forward pass: on a CPU what stays in its caches; elsewhere enough to fill the device."""
-_TOKENS_ELSEWHERE = 1 << 16
-_AT_ONCE = 1 << 14
+_DEFAULT_TOKENS_PER_PASS = 1 << 16
+_PAIRS_PER_CHUNK = 1 << 14
 """Pairs that are held tokenised at one time."""
 
 
 def has_head(folder: Path) -> bool:
-    """Whether the model in `folder` is a cross-encoder already; where not, a fresh head is put on its body.
+    """Whether the model in `folder` is a cross-encoder already; where not, a fresh head is put on its
+    body.
 
     Raises `InputError` where it is no encoder, or a classifier of several labels.
     """
@@ -35,7 +36,7 @@ def has_head(folder: Path) -> bool:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the model in {folder} can't be read: {_first_line(error)}") from error
+        raise InputError(f"the model in {folder} can't be read: {_summarise_error(error)}") from error
     architecture = (getattr(config, "architectures", None) or [""])[0]
     if "ForCausalLM" in architecture or getattr(config, "is_encoder_decoder", False):
         raise InputError(
@@ -55,7 +56,8 @@ def has_head(folder: Path) -> bool:
 def load_reranker(
     folder: Path, device: str = "auto", max_length: int | None = None, dropout: float | None = None, seed: int = 0
 ) -> "CrossEncoder":
-    """The cross-encoder in `folder`, in evaluation mode and float32; an encoder gets a head drawn from `seed`.
+    """The cross-encoder in `folder`, in evaluation mode and float32; an encoder gets a head drawn from
+    `seed`.
 
     `max_length`: tokens of query and document together, never more than the model has positions for. `dropout`
     replaces every dropout rate of the model's configuration. The head computes in float32 under autocast too: in
@@ -66,27 +68,29 @@ def load_reranker(
     from sentence_transformers import CrossEncoder
     from transformers import AutoConfig
 
-    fresh = not has_head(folder)
-    config: dict[str, Any] = {}
+    needs_new_head = not has_head(folder)
+    config_overrides: dict[str, Any] = {}
     if dropout is not None:
-        config = dict.fromkeys(_dropouts(AutoConfig.from_pretrained(folder, local_files_only=True)), dropout)
-    with quiet():
+        config_overrides = dict.fromkeys(
+            _find_dropout_names(AutoConfig.from_pretrained(folder, local_files_only=True)), dropout
+        )
+    with silence_huggingface_logging():
         torch.manual_seed(seed)
         try:
             model = CrossEncoder(
                 str(folder),
-                num_labels=1 if fresh else None,
+                num_labels=1 if needs_new_head else None,
                 device=pick_device(device),
                 local_files_only=True,
                 model_kwargs={"dtype": torch.float32},
-                config_kwargs=config,
+                config_kwargs=config_overrides,
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise InputError(f"the model in {folder} can't be loaded: {_first_line(error)}") from error
+            raise InputError(f"the model in {folder} can't be loaded: {_summarise_error(error)}") from error
     limit = min(model.max_seq_length or 512, getattr(model.config, "max_position_embeddings", 512))
     model.max_seq_length = min(max_length or limit, limit)
-    heads = [name for name, module in model.named_modules() if _is_head(module)]
-    model.set_keep_in_fp32_modules(heads[-1:])
+    head_names = [name for name, module in model.named_modules() if _is_ranking_head(module)]
+    model.set_keep_in_fp32_modules(head_names[-1:])
     return model.eval()
 
 
@@ -96,59 +100,59 @@ def save_reranker(model: "CrossEncoder", folder: Path) -> None:
     sentence-transformers and `AutoModelForSequenceClassification` read it. `CrossEncoder.predict` gives the sigmoid of
     the logit, as is usual for one label; the order is the logits'.
     """
-    with quiet():
+    with silence_huggingface_logging():
         model.save_pretrained(str(folder), create_model_card=False)
 
 
 def score_pairs(
     model: "CrossEncoder",
-    pairs: Sequence[Pair],
+    pairs: Sequence[TextPair],
     dtype: Dtype = "auto",
-    advance: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """The logit of each (query, document): float32 [n], in the order of `pairs`.
 
     On a CPU a pair's score does not depend on what else is scored: every forward pass has one of a few fixed shapes,
-    filled up with padding. `advance` is told how many pairs are done.
+    filled up with padding. `on_progress` is told how many pairs are done.
     """
     scores = np.empty(len(pairs), dtype=np.float32)
-    done = 0
-    for places, logits in score_passes(model, pairs, dtype):
-        scores[places] = logits
-        done += len(places)
-        if advance:
-            advance(done)
+    n_done = 0
+    for rows, logits in iter_pair_scores(model, pairs, dtype):
+        scores[rows] = logits
+        n_done += len(rows)
+        if on_progress:
+            on_progress(n_done)
     return scores
 
 
-def score_passes(
-    model: "CrossEncoder", pairs: Sequence[Pair], dtype: Dtype = "auto"
+def iter_pair_scores(
+    model: "CrossEncoder", pairs: Sequence[TextPair], dtype: Dtype = "auto"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`score_pairs` as it goes: places in `pairs` and their logits, a forward pass at a time."""
     import torch
 
-    training = model.training
+    was_training = model.training
     model.eval()
     with torch.inference_mode(), autocast(model.device, dtype):  # around all passes: it holds the weights in bfloat16
-        for start in range(0, len(pairs), _AT_ONCE):
-            encoded = _tokenise(model, pairs[start : start + _AT_ONCE])
-            for rows, length, height in _fixed_shapes(encoded["input_ids"], _budget(model)):
-                logits = _forward(model, _padded(model, encoded, rows, length, height))
+        for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
+            encoded = _tokenise(model, pairs[start : start + _PAIRS_PER_CHUNK])
+            for rows, length, batch_size in _iter_fixed_shapes(encoded["input_ids"], _get_token_budget(model)):
+                logits = _forward(model, _pad_batch(model, encoded, rows, length, batch_size))
                 yield start + np.asarray(rows), logits[: len(rows)].cpu().numpy()
-    model.train(training)
+    model.train(was_training)
 
 
-def token_counts(model: "CrossEncoder", pairs: Sequence[Pair]) -> np.ndarray:
+def count_pair_tokens(model: "CrossEncoder", pairs: Sequence[TextPair]) -> np.ndarray:
     """The tokens of each (query, document) as the model reads it, cut to its limit: int64 [n]."""
     counts = [
         len(ids)
-        for start in range(0, len(pairs), _AT_ONCE)
-        for ids in _tokenise(model, pairs[start : start + _AT_ONCE])["input_ids"]
+        for start in range(0, len(pairs), _PAIRS_PER_CHUNK)
+        for ids in _tokenise(model, pairs[start : start + _PAIRS_PER_CHUNK])["input_ids"]
     ]
     return np.array(counts, dtype=np.int64)
 
 
-def logits(model: "CrossEncoder", pairs: Sequence[Pair], dtype: Dtype = "auto") -> "torch.Tensor":
+def compute_logits(model: "CrossEncoder", pairs: Sequence[TextPair], dtype: Dtype = "auto") -> "torch.Tensor":
     """The logit of each (query, document) with its gradient: float32 [n], in the order of `pairs`.
 
     Pairs of like length share a forward pass, so that little is computed on padding. The model may come wrapped for
@@ -159,51 +163,51 @@ def logits(model: "CrossEncoder", pairs: Sequence[Pair], dtype: Dtype = "auto") 
     forward, model = model, getattr(model, "module", model)
     encoded = _tokenise(model, pairs)
     order: list[int] = []
-    parts: list[torch.Tensor] = []
+    batch_logits: list[torch.Tensor] = []
     with autocast(model.device, dtype):
-        for rows in _by_length(encoded["input_ids"], _budget(model) * 2):
+        for rows in _group_by_length(encoded["input_ids"], _get_token_budget(model) * 2):
             length = max(len(encoded["input_ids"][row]) for row in rows)
-            parts.append(_forward(forward, _padded(model, encoded, rows, length, len(rows))))
+            batch_logits.append(_forward(forward, _pad_batch(model, encoded, rows, length, len(rows))))
             order += rows
-    places = torch.tensor(order, device=parts[0].device).argsort()
-    return torch.cat(parts)[places]
+    inverse_order = torch.tensor(order, device=batch_logits[0].device).argsort()
+    return torch.cat(batch_logits)[inverse_order]
 
 
-def pass_tokens(device: str) -> int:
+def get_tokens_per_pass(device: str) -> int:
     """Tokens in one forward pass on a device."""
-    return _TOKENS.get(device.partition(":")[0], _TOKENS_ELSEWHERE)
+    return _TOKENS_PER_PASS.get(device.partition(":")[0], _DEFAULT_TOKENS_PER_PASS)
 
 
-def _budget(model: "CrossEncoder") -> int:
-    return pass_tokens(model.device.type)
+def _get_token_budget(model: "CrossEncoder") -> int:
+    return get_tokens_per_pass(model.device.type)
 
 
-def _tokenise(model: "CrossEncoder", pairs: Sequence[Pair]) -> dict[str, list[list[int]]]:
+def _tokenise(model: "CrossEncoder", pairs: Sequence[TextPair]) -> dict[str, list[list[int]]]:
     """Token ids (and segment ids where the model has them) without padding, as `CrossEncoder.predict` makes them."""
     queries, documents = [query for query, _ in pairs], [document for _, document in pairs]
-    with quiet():
+    with silence_huggingface_logging():
         encoded = model.tokenizer(
             queries, documents, truncation="longest_first", max_length=model.max_seq_length, return_attention_mask=False
         )
     return dict(encoded)
 
 
-def _padded(
-    model: "CrossEncoder", encoded: dict[str, list[list[int]]], rows: Sequence[int], length: int, height: int
+def _pad_batch(
+    model: "CrossEncoder", encoded: dict[str, list[list[int]]], rows: Sequence[int], length: int, batch_size: int
 ) -> dict[str, Any]:
     """`rows` as tensors [height, length]; a row beyond them attends to one padding token only."""
     import torch
 
-    blank = {"input_ids": model.tokenizer.pad_token_id, "token_type_ids": model.tokenizer.pad_token_type_id}
-    arrays = {name: np.full((height, length), blank.get(name, 0), dtype=np.int64) for name in encoded}
-    mask = np.zeros((height, length), dtype=np.int64)
-    mask[len(rows) :, 0] = 1
+    padding_values = {"input_ids": model.tokenizer.pad_token_id, "token_type_ids": model.tokenizer.pad_token_type_id}
+    arrays = {name: np.full((batch_size, length), padding_values.get(name, 0), dtype=np.int64) for name in encoded}
+    attention_mask = np.zeros((batch_size, length), dtype=np.int64)
+    attention_mask[len(rows) :, 0] = 1
     for place, row in enumerate(rows):
         size = len(encoded["input_ids"][row])
-        mask[place, :size] = 1
+        attention_mask[place, :size] = 1
         for name, array in arrays.items():
             array[place, :size] = encoded[name][row]
-    arrays["attention_mask"] = mask
+    arrays["attention_mask"] = attention_mask
     return {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
 
 
@@ -212,44 +216,44 @@ def _forward(model: "CrossEncoder", features: dict[str, Any]) -> "torch.Tensor":
     return scores.squeeze(-1).float()
 
 
-def _by_length(texts: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
-    """Rows in groups of like length, longest first, each of at most `budget` tokens with its padding."""
-    order = sorted(range(len(texts)), key=lambda row: (-len(texts[row]), row))
+def _group_by_length(token_ids: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+    """Rows in groups of like length, longest first, each of at most `max_tokens` tokens with its padding."""
+    order = sorted(range(len(token_ids)), key=lambda row: (-len(token_ids[row]), row))
     while order:
-        height = max(1, budget // max(1, len(texts[order[0]])))
-        yield order[:height]
-        order = order[height:]
+        batch_size = max(1, max_tokens // max(1, len(token_ids[order[0]])))
+        yield order[:batch_size]
+        order = order[batch_size:]
 
 
-def _fixed_shapes(texts: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[list[int], int, int]]:
+def _iter_fixed_shapes(token_ids: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[list[int], int, int]]:
     """(rows, length, height) of forward passes; the shape follows from the length alone.
 
-    `height` is a multiple of 8 (the last rows of other heights go through other instructions), and each pass holds
+    `batch_size` is a multiple of 8 (the last rows of other heights go through other instructions), and each pass holds
     some padding (without any, attention goes through another kernel).
     """
     buckets: dict[int, list[int]] = {}
-    for row, text in enumerate(texts):
-        buckets.setdefault(-(-len(text) // _ROUND) * _ROUND, []).append(row)
+    for row, text in enumerate(token_ids):
+        buckets.setdefault(-(-len(text) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, []).append(row)
     for length, rows in sorted(buckets.items(), reverse=True):
-        height = max(8, budget // length // 8 * 8)
+        batch_size = max(8, max_tokens // length // 8 * 8)
         while rows:
-            full = all(len(texts[row]) == length for row in rows[:height])
-            take = height - 1 if full else height
-            yield rows[:take], length, height
-            rows = rows[take:]
+            is_unpadded = all(len(token_ids[row]) == length for row in rows[:batch_size])
+            n_rows = batch_size - 1 if is_unpadded else batch_size
+            yield rows[:n_rows], length, batch_size
+            rows = rows[n_rows:]
 
 
-def _is_head(module: Any) -> bool:
+def _is_ranking_head(module: Any) -> bool:
     import torch
 
     return isinstance(module, torch.nn.Linear) and module.out_features == 1
 
 
-def _dropouts(config: Any) -> list[str]:
+def _find_dropout_names(config: Any) -> list[str]:
     """The names of a model configuration's dropout rates (they differ from family to family)."""
     values = config.to_dict()
     return [name for name in values if "dropout" in name and isinstance(values[name], int | float | None)]
 
 
-def _first_line(error: BaseException) -> str:
+def _summarise_error(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

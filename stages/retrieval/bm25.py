@@ -10,15 +10,15 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from stages.core.text import UNSPACED, loose
-from stages.retrieval.results import Found
+from stages.core.text import UNSPACED_SCRIPTS, match_key
+from stages.retrieval.results import SearchResults
 
-_RUN = re.compile(f"[{UNSPACED}]+|[^\\s{UNSPACED}]+")
-_IS_UNSPACED = re.compile(f"[{UNSPACED}]")
+_SCRIPT_RUN_PATTERN = re.compile(f"[{UNSPACED_SCRIPTS}]+|[^\\s{UNSPACED_SCRIPTS}]+")
+_UNSPACED_CHAR_PATTERN = re.compile(f"[{UNSPACED_SCRIPTS}]")
 _K1, _B = 1.2, 0.75
-_ROWS = 8_192
+_INDEX_BATCH_DOCUMENTS = 8_192
 """Documents read at once."""
-_PAIRS = 65_536
+_BM25_BATCH_PAIRS = 65_536
 """Pairs scored at once."""
 
 
@@ -28,12 +28,12 @@ def tokenise(text: str) -> list[str]:
     Character bigrams for Chinese, Japanese and Korean are what Lucene's CJKAnalyzer does; a run of one character
     stands for itself. Nothing is stemmed and no stop word removed, so every language is treated alike.
     """
-    form = loose(text)
+    form = match_key(text)
     if form.isascii():
         return form.split()
     tokens: list[str] = []
-    for run in _RUN.findall(form):
-        if len(run) > 1 and _IS_UNSPACED.match(run):
+    for run in _SCRIPT_RUN_PATTERN.findall(form):
+        if len(run) > 1 and _UNSPACED_CHAR_PATTERN.match(run):
             tokens.extend(run[i : i + 2] for i in range(len(run) - 1))
         else:
             tokens.append(run)
@@ -49,14 +49,14 @@ class Bm25:
     """
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:
-        self._asked, self._weights, _ = _index(queries, documents)
+        self._query_counts, self._weights, _ = _build_bm25_index(queries, documents)
 
-    def scores(self, query: NDArray[np.int64], document: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score_pairs(self, query_index: NDArray[np.int64], document_index: NDArray[np.int64]) -> NDArray[np.float32]:
         """The scores of the pairs (query[i], document[i]), by their places in what the index was made of: [n]."""
-        found = np.zeros(len(query), np.float32)
-        for start in range(0, len(query), _PAIRS):
-            part = slice(start, start + _PAIRS)
-            found[part] = (self._asked[query[part]] * self._weights[document[part]]).sum(axis=1)
+        found = np.zeros(len(query_index), np.float32)
+        for start in range(0, len(query_index), _BM25_BATCH_PAIRS):
+            part = slice(start, start + _BM25_BATCH_PAIRS)
+            found[part] = (self._query_counts[query_index[part]] * self._weights[document_index[part]]).sum(axis=1)
         return found
 
 
@@ -64,99 +64,111 @@ class Bm25Search:
     """The best documents of each query by the BM25 of `Bm25`: exactly, one query at a time.
 
     A score is summed in float64 over the query's words in the order of the alphabet and rounded once, so it does not
-    depend on what else is asked; `Bm25.scores` gives the same up to float32's rounding.
+    depend on what else is asked; `Bm25.score_pairs` gives the same up to float32's rounding.
     """
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:
-        self._asked, weights, words = _index(queries, documents)
+        self._query_counts, weights, words = _build_bm25_index(queries, documents)
         self._weights = weights.tocsc()
         place = {word: place for place, word in enumerate(sorted(words))}
-        self._alphabet = np.array([place[word] for word in words])
+        self._alphabetical_ranks = np.array([place[word] for word in words])
 
-    def find(self, queries: NDArray[np.int64], end: int) -> Found:
-        """The `end` best documents of each query (by its place): score falling, ties in the order of the corpus.
+    def search(self, queries: NDArray[np.int64], top_k: int) -> SearchResults:
+        """The `top_k` best documents of each query (by its place): score falling, ties in the order of the corpus.
 
         A document that shares no word with the query has score 0 and is none of them, so there may be fewer.
         """
-        best = [self._best(query, end) for query in queries.tolist()]
+        best = [self._search_query(query, top_k) for query in queries.tolist()]
         ids = np.concatenate([np.empty(0, np.int64), *(found for found, _ in best)])
         scores = np.concatenate([np.empty(0, np.float32), *(found for _, found in best)])
-        return Found.ranked([len(found) for found, _ in best], ids, scores)
+        return SearchResults.from_rankings([len(found) for found, _ in best], ids, scores)
 
-    def _best(self, query: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        asked = slice(*self._asked.indptr[query : query + 2])
-        words, times = self._asked.indices[asked], self._asked.data[asked].astype(np.float64)
+    def _search_query(self, query: int, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        asked = slice(*self._query_counts.indptr[query : query + 2])
+        words, term_counts = self._query_counts.indices[asked], self._query_counts.data[asked].astype(np.float64)
         indptr, indices, data = self._weights.indptr, self._weights.indices, self._weights.data
         sums = np.zeros(self._weights.shape[0])
-        for place in np.argsort(self._alphabet[words]):
-            holding = slice(*indptr[words[place] : words[place] + 2])  # a document stands there once
-            sums[indices[holding]] += data[holding] * times[place]
+        for place in np.argsort(self._alphabetical_ranks[words]):
+            postings = slice(*indptr[words[place] : words[place] + 2])  # a document stands there once
+            sums[indices[postings]] += data[postings] * term_counts[place]
         scores = sums.astype(np.float32)
-        least = np.partition(scores, -end)[-end] if end < len(scores) else 0
-        ids = np.flatnonzero((scores >= least) & (scores > 0))
-        ids = ids[np.lexsort((ids, -scores[ids]))][:end]
+        min_score = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else 0
+        ids = np.flatnonzero((scores >= min_score) & (scores > 0))
+        ids = ids[np.lexsort((ids, -scores[ids]))][:top_k]
         return ids, scores[ids]
 
 
-def _index(
+def _build_bm25_index(
     queries: Sequence[str], documents: Iterable[str]
 ) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array, list[str]]:
     """How often each query has each word [q, w], what that word weighs in each document [d, w], and the words.
 
     A document's other words, which nobody asks for, only count to its length.
     """
-    words: dict[str, int] = {}
-    asked = _counts([[words.setdefault(token, len(words)) for token in tokenise(text)] for text in queries], words)
+    vocabulary: dict[str, int] = {}
+    query_counts = _count_terms(
+        [[vocabulary.setdefault(token, len(vocabulary)) for token in tokenise(text)] for text in queries], vocabulary
+    )
     lengths: list[int] = []
     data: list[NDArray[Any]] = [np.empty(0, np.float32)]
     places: list[NDArray[Any]] = [np.empty(0, np.int32)]
     ends: list[NDArray[Any]] = [np.zeros(1, np.int64)]
-    holding = np.zeros(len(words), np.int64)
+    document_frequencies = np.zeros(len(vocabulary), np.int64)
     rest = iter(documents)
-    while known := [_known(text, words, lengths) for text in islice(rest, _ROWS)]:
-        block = _counts(known, words)
+    while term_ids := [_query_term_ids(text, vocabulary, lengths) for text in islice(rest, _INDEX_BATCH_DOCUMENTS)]:
+        block = _count_terms(term_ids, vocabulary)
         data.append(block.data)
         places.append(block.indices)
         ends.append(ends[-1][-1] + block.indptr[1:])
-        holding += np.bincount(block.indices, minlength=len(words))
-    shape = len(lengths), len(words)
-    weights = scipy.sparse.csr_array((_joined(data), _joined(places), _narrow(_joined(ends))), shape=shape)
-    idf = np.array([math.log(1 + (len(lengths) - n + 0.5) / (n + 0.5)) for n in holding.tolist()], np.float32)
-    mean = np.mean(lengths) if any(lengths) else 1.0
-    norms = _K1 * ((1 - _B) + _B * np.array(lengths) / mean)
-    for start in range(0, len(lengths), _ROWS):
-        rows = weights.indptr[start : start + _ROWS + 1]
+        document_frequencies += np.bincount(block.indices, minlength=len(vocabulary))
+    shape = len(lengths), len(vocabulary)
+    weights = scipy.sparse.csr_array(
+        (
+            _concatenate_and_clear(data),
+            _concatenate_and_clear(places),
+            _shrink_index_dtype(_concatenate_and_clear(ends)),
+        ),
+        shape=shape,
+    )
+    idf = np.array(
+        [math.log(1 + (len(lengths) - n + 0.5) / (n + 0.5)) for n in document_frequencies.tolist()], np.float32
+    )
+    mean_length = np.mean(lengths) if any(lengths) else 1.0
+    norms = _K1 * ((1 - _B) + _B * np.array(lengths) / mean_length)
+    for start in range(0, len(lengths), _INDEX_BATCH_DOCUMENTS):
+        rows = weights.indptr[start : start + _INDEX_BATCH_DOCUMENTS + 1]
         part = slice(rows[0], rows[-1])
-        times = weights.data[part].astype(np.float64)
-        norm = np.repeat(norms[start : start + _ROWS], np.diff(rows))
-        weights.data[part] = idf[weights.indices[part]] * (times / (norm + times))
-    return asked, weights, list(words)
+        term_counts = weights.data[part].astype(np.float64)
+        norm = np.repeat(norms[start : start + _INDEX_BATCH_DOCUMENTS], np.diff(rows))
+        weights.data[part] = idf[weights.indices[part]] * (term_counts / (norm + term_counts))
+    return query_counts, weights, list(vocabulary)
 
 
-def _known(text: str, words: Mapping[str, int], lengths: list[int]) -> NDArray[np.int32]:
+def _query_term_ids(text: str, vocabulary: Mapping[str, int], lengths: list[int]) -> NDArray[np.int32]:
     """The words of a text that queries have; its length goes to `lengths`."""
     tokens = tokenise(text)
     lengths.append(len(tokens))
-    return np.array([word for token in tokens if (word := words.get(token)) is not None], np.int32)
+    return np.array([word for token in tokens if (word := vocabulary.get(token)) is not None], np.int32)
 
 
-def _counts(texts: Sequence[Sequence[int] | NDArray[np.int32]], words: Sized) -> scipy.sparse.csr_array:
+def _count_terms(texts: Sequence[Sequence[int] | NDArray[np.int32]], vocabulary: Sized) -> scipy.sparse.csr_array:
     """How often each text has each word: float32 [t, w]."""
     sizes = [len(text) for text in texts]
     ids = np.fromiter(chain.from_iterable(texts), np.int32, sum(sizes))
     counts = scipy.sparse.csr_array(
-        (np.ones(len(ids), np.float32), ids, _narrow(np.cumsum([0, *sizes]))), shape=(len(texts), len(words))
+        (np.ones(len(ids), np.float32), ids, _shrink_index_dtype(np.cumsum([0, *sizes]))),
+        shape=(len(texts), len(vocabulary)),
     )
     counts.sum_duplicates()
     return counts
 
 
-def _narrow(ends: NDArray[Any]) -> NDArray[Any]:
+def _shrink_index_dtype(ends: NDArray[Any]) -> NDArray[Any]:
     """In 32 bits where that is enough: scipy makes the places as wide as the ends."""
     return ends.astype(np.int32) if ends[-1] <= np.iinfo(np.int32).max else ends
 
 
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+def _concatenate_and_clear(parts: list[NDArray[Any]]) -> NDArray[Any]:
     """One array of all parts. These are let go, so that not every figure of an index is held twice at once."""
     whole = np.concatenate(parts)
     parts.clear()

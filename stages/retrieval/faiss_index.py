@@ -10,24 +10,24 @@ import numpy as np
 
 from stages.core.errors import InputError
 from stages.embedding.vector_store import Floats
-from stages.retrieval.results import Ids
+from stages.retrieval.results import Ints
 
-POINTS_WANTED = 39
+MIN_POINTS_PER_LIST = 39
 """Training vectors a list below which FAISS calls its clusters poor (ClusteringParameters.min_points_per_centroid)."""
-_POINTS = 64
+_POINTS_PER_LIST = 64
 """Training vectors a list: more than FAISS wants, and a quarter of the most that it uses, for a quarter of the time."""
-_LEAST = 65_536
+_MIN_TRAINING_POINTS = 65_536
 """Training vectors at least, where there are so many: what FAISS uses at most for codes of 256 values."""
-_QUERIES = 256
+_FAISS_BATCH_QUERIES = 256
 """Queries asked at once, by one thread. Fixed, because scores by BLAS depend in their last bits on how they are cut."""
-_MEND = "It is a string of faiss.index_factory, as IVF4096,PQ64 or HNSW32; left out, the search is exact"
-_MEND_PARAMETERS = (
+_FACTORY_HINT = "It is a string of faiss.index_factory, as IVF4096,PQ64 or HNSW32; left out, the search is exact"
+_PARAMETERS_HINT = (
     "Those are nprobe for IVF, efSearch for HNSW, k_factor_rf for RFlat, each at least 1, and what else FAISS documents"
 )
-_PARAMETERS = re.compile(r"\w+=[0-9.e+-]+(,\w+=[0-9.e+-]+)*")
+_PARAMETERS_PATTERN = re.compile(r"\w+=[0-9.e+-]+(,\w+=[0-9.e+-]+)*")
 
 
-class Index:
+class FaissIndex:
     """An index of vectors of a dimension, by the string that `faiss.index_factory` takes; empty when this is made.
 
     Training and adding take one thread: with several, what comes out of OPQ's and PCA's LAPACK, and of HNSW before
@@ -35,75 +35,85 @@ class Index:
     own queries. Whatever FAISS refuses is an `InputError` that names the string and says why.
     """
 
-    def __init__(self, factory: str, dimension: int, documents: int, parameters: str = "") -> None:
-        self.factory, self.lists = factory, lists_of(factory)
-        if self.lists > documents:
+    def __init__(self, factory: str, dimension: int, n_documents: int, parameters: str = "") -> None:
+        self.factory, self.n_lists = factory, count_ivf_lists(factory)
+        if self.n_lists > n_documents:
             raise InputError(
-                f"--index {factory!r} has {self.lists:,} lists, and there are only {documents:,} documents to train "
-                f"them on. Take at most {max(1, documents // POINTS_WANTED):,} lists, or leave --index out: exact "
+                f"--index {factory!r} has {self.n_lists:,} lists, and there are only {n_documents:,} documents to "
+                f"train "
+                f"them on. Take at most {max(1, n_documents // MIN_POINTS_PER_LIST):,} lists, or leave --index out: "
+                f"exact "
                 "search of so few is fast."
             )
-        self._made_for = f"--index {factory!r} for {documents:,} vectors of dimension {dimension}"
+        self._description = f"--index {factory!r} for {n_documents:,} vectors of dimension {dimension}"
         # Polysemous codes take ten times as long to train and serve a filter that is off unless its threshold is set.
         filtered = "ht=" in parameters
         plain = factory if filtered else re.sub(r"((?:^|,)PQ\d+(?:x\d+)?)(?=,|$)", r"\1np", factory)
-        with self._refusing():
-            faiss = _faiss()
+        with self._translate_faiss_errors():
+            faiss = _import_faiss()
             self._index = faiss.index_factory(dimension, plain, faiss.METRIC_INNER_PRODUCT)
-            self._clustered = list(_clustered(faiss, self._index))
-            for part in self._clustered:
+            self._clustered_layers = list(_find_clustered_layers(faiss, self._index))
+            for part in self._clustered_layers:
                 part.cp.min_points_per_centroid = 1  # of too few we say it ourselves, once
-        self.tune(parameters)
-        self.sample = min(documents, max(_POINTS * self.lists, _LEAST)) if not self._index.is_trained else 0
+        self.set_parameters(parameters)
+        self.n_training_points = (
+            min(n_documents, max(_POINTS_PER_LIST * self.n_lists, _MIN_TRAINING_POINTS))
+            if not self._index.is_trained
+            else 0
+        )
         """How many vectors to train with."""
 
     def train(self, vectors: Floats) -> None:
         """Learn clusters and codes from vectors [n, d]."""
-        with self._refusing(), _one_thread():
+        with self._translate_faiss_errors(), _limit_to_one_thread():
             self._index.train(vectors)
 
     def add(self, vectors: Floats) -> None:
         """Take in vectors [n, d]; their ids go on from those before. The cut into blocks is part of the result."""
-        with self._refusing(), _one_thread():
+        with self._translate_faiss_errors(), _limit_to_one_thread():
             self._index.add(vectors)
 
-    def tune(self, parameters: str) -> None:
+    def set_parameters(self, parameters: str) -> None:
         """Set search parameters as `faiss.ParameterSpace` spells them: "nprobe=32,k_factor_rf=4"; "" changes none."""
-        with self._refusing(f"does not take --index-params {parameters!r}", _MEND_PARAMETERS):
-            faiss = _faiss()
+        with self._translate_faiss_errors(f"does not take --index-params {parameters!r}", _PARAMETERS_HINT):
+            faiss = _import_faiss()
             faiss.ParameterSpace().set_index_parameters(self._index, parameters)
         self._parameters = parameters
 
-    def settings(self) -> list[str]:
+    def list_tuning_options(self) -> list[str]:
         """What trades time for recall, nprobe or efSearch, with its values rising; empty where there is no such."""
-        if self.lists:
-            return [f"nprobe={2**power}" for power in range((self.lists - 1).bit_length())] + [f"nprobe={self.lists}"]
+        if self.n_lists:
+            return [f"nprobe={2**power}" for power in range((self.n_lists - 1).bit_length())] + [
+                f"nprobe={self.n_lists}"
+            ]
         try:
-            self.tune("efSearch=16")  # FAISS's default
+            self.set_parameters("efSearch=16")  # FAISS's default
         except InputError:
             return []
         return [f"efSearch={2**power}" for power in range(4, 13)]
 
-    def best(self, queries: Floats, k: int) -> Ids:
+    def search(self, queries: Floats, k: int) -> Ints:
         """The ids of the documents that look best for each query, int64 [q, k]; -1 at the end where fewer are found."""
         found = np.empty((len(queries), k), np.int64)
 
-        def ask(start: int) -> None:
-            part = slice(start, start + _QUERIES)
+        def search_batch(start: int) -> None:
+            part = slice(start, start + _FAISS_BATCH_QUERIES)
             found[part] = self._index.search(queries[part], k)[1]
 
-        faiss = _faiss()
-        alone = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
-        refused = self._refusing(f"can't be searched with --index-params {self._parameters!r}", _MEND_PARAMETERS)
-        with refused, ThreadPoolExecutor(faiss.omp_get_max_threads(), **alone) as threads:
-            for _ in threads.map(ask, range(0, len(queries), _QUERIES)):
+        faiss = _import_faiss()
+        pool_options = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
+        error_context = self._translate_faiss_errors(
+            f"can't be searched with --index-params {self._parameters!r}", _PARAMETERS_HINT
+        )
+        with error_context, ThreadPoolExecutor(faiss.omp_get_max_threads(), **pool_options) as threads:
+            for _ in threads.map(search_batch, range(0, len(queries), _FAISS_BATCH_QUERIES)):
                 pass
         return found
 
     @property
-    def bytes(self) -> int:
+    def n_bytes(self) -> int:
         """The size of the index as FAISS would write it to disk, about what it takes in memory."""
-        faiss, size = _faiss(), 0
+        faiss, size = _import_faiss(), 0
 
         def count(written: bytes) -> None:
             nonlocal size
@@ -113,18 +123,18 @@ class Index:
         return size
 
     @contextmanager
-    def _refusing(self, what: str = "can't be made", mend: str = _MEND) -> Iterator[None]:
+    def _translate_faiss_errors(self, problem: str = "can't be made", hint: str = _FACTORY_HINT) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            raise InputError(f"{self._made_for} {what}: {reason(error)}. {mend}.") from error
+            raise InputError(f"{self._description} {problem}: {extract_faiss_message(error)}. {hint}.") from error
 
 
 def check_factory(factory: str) -> None:
     """Raise `ValueError` for what is no string of `faiss.index_factory`, whatever the vectors are."""
     if re.search(r"[A-Z]0+(?!\d)", factory):
         raise ValueError("0 is no count of lists, links or parts")
-    if lists_of(factory) > 1 << 20:
+    if count_ivf_lists(factory) > 1 << 20:
         return  # FAISS takes memory for each list at once; there is hardly such a corpus, which is said before that
     import faiss
 
@@ -140,26 +150,26 @@ def check_factory(factory: str) -> None:
 
 def check_parameters(parameters: str) -> None:
     """Raise `ValueError` for what `faiss.ParameterSpace` would not read."""
-    if parameters and not _PARAMETERS.fullmatch(parameters):
+    if parameters and not _PARAMETERS_PATTERN.fullmatch(parameters):
         raise ValueError('these are NAME=NUMBER with commas between, as FAISS takes them: "nprobe=32,k_factor_rf=4"')
     if "verbose" in parameters:
         raise ValueError("verbose makes FAISS write among the results on stdout: leave it out")
 
 
-def lists_of(factory: str) -> int:
+def count_ivf_lists(factory: str) -> int:
     """How many lists an IVF has by its string; 0 for what is no IVF."""
     found = re.search(r"(?:^|,)IVF(\d+)", factory)
     return int(found[1]) if found else 0
 
 
-def reason(error: RuntimeError) -> str:
+def extract_faiss_message(error: RuntimeError) -> str:
     """What FAISS means to say, without its function, file and line."""
-    said = re.sub(r"^Error in .* at \S+:\d+: ", "", str(error))
-    condition = re.fullmatch(r"Error: '(.*)' failed(?:: (.*))?", said, re.DOTALL)
-    return (condition[2] or condition[1]) if condition else said
+    message = re.sub(r"^Error in .* at \S+:\d+: ", "", str(error))
+    condition = re.fullmatch(r"Error: '(.*)' failed(?:: (.*))?", message, re.DOTALL)
+    return (condition[2] or condition[1]) if condition else message
 
 
-def _clustered(faiss: Any, index: Any) -> Iterator[Any]:
+def _find_clustered_layers(faiss: Any, index: Any) -> Iterator[Any]:
     """The layers of an index that are clustered. What OPQ learns with is among them; they must live as long as it."""
     layer = faiss.downcast_index(index)
     yield from (part for part in (layer, getattr(layer, "pq", None)) if hasattr(part, "cp"))
@@ -170,12 +180,12 @@ def _clustered(faiss: Any, index: Any) -> Iterator[Any]:
             yield learner
     for name in ("base_index", "index", "storage", "quantizer"):
         if (below := getattr(layer, name, None)) is not None:
-            yield from _clustered(faiss, below)
+            yield from _find_clustered_layers(faiss, below)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    faiss = _faiss()
+def _limit_to_one_thread() -> Iterator[None]:
+    faiss = _import_faiss()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -184,7 +194,7 @@ def _one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _faiss() -> Any:
+def _import_faiss() -> Any:
     """The module faiss, set to multiply matrices by BLAS however few the queries are: _QUERIES of 384 dimensions are
     fewer than it would do that for."""
     import faiss

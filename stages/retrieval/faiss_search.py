@@ -6,159 +6,177 @@ import numpy as np
 import polars as pl
 
 from stages.core.errors import InputError
-from stages.core.hashing import draw
+from stages.core.hashing import stable_hash
 from stages.core.schemas import Progress, Summary
-from stages.retrieval.dense import Dense
-from stages.retrieval.faiss_index import POINTS_WANTED, Index
-from stages.retrieval.results import Floats, Found, Ids
+from stages.retrieval.dense import DenseRetriever
+from stages.retrieval.faiss_index import MIN_POINTS_PER_LIST, FaissIndex
+from stages.retrieval.results import Floats, Ints, SearchResults
 
-EXACT = (None, "", "exact")
+EXACT_INDEX_NAMES = (None, "", "exact")
 """The names of the search without an index."""
 
-_SAMPLED = 200
+_RECALL_SAMPLE_QUERIES = 200
 """Queries whose recall is measured: their mean is good to about a point (a query's recall mostly lies within 0.1 to 0.2
 of it), for as much exact search as 200 queries cost."""
-_BLOCK = 32_768
+_ADD_BATCH_DOCUMENTS = 32_768
 """Documents added at once. Part of the result (HNSW takes a block's documents in an order of its own), so it is not the
 block that is held in memory, which people may change."""
 
-_PAYS = 2_000_000_000
+_MIN_PAIRS_FOR_INDEX = 2_000_000_000
 """Queries x documents below which exact search takes about as long: at 8,000 x 200,000 x 384, in one thread,
 IVF1024,Flat took 1.2 times as long and PQ192x4fs three quarters (tests.benchmarks.approximate_search)."""
-_MEND = (
+_RECALL_HINT = (
     " To find more, take a bigger code (more PQ parts, or SQ8), refine (append ,RFlat, and k_factor_rf=4 to "
     "--index-params), or give HNSW more links; or accept less with --min-recall."
 )
 
 
-class Wanted(NamedTuple):
+class IndexSpec(NamedTuple):
     """What the user asked for."""
 
     factory: str
     """A string of `faiss.index_factory`."""
     parameters: str
     """As `faiss.ParameterSpace` takes them."""
-    least: float
+    min_recall: float
     """The recall below which the index is refused."""
     seed: int
 
 
-class Approximate:
-    """The `end` documents that look best to an index, of every query of `dense`; trained and filled when this is made.
+class FaissSearch:
+    """The `top_k` documents that look best to an index, of every query of `dense`; trained and filled when this is
+    made.
 
-    What the index finds, about twice `end`, is scored again from the stored vectors and ordered as an exact search
+    What the index finds, about twice `top_k`, is scored again from the stored vectors and ordered as an exact search
     orders (score, then place), so only which documents are found is approximate. A query for which it finds less than
-    `end` is searched exactly.
+    `top_k` is searched exactly.
 
-    Recall@end is the share of the exact best `end` that the index finds, the mean over queries drawn by their id; what
-    exact search adds does not count. Raises `InputError` where it is less than asked for. What the parameters leave
-    open, nprobe or efSearch, is the least (by powers of two) that reaches it.
+    Recall@end is the share of the exact best `top_k` that the index finds, the mean over queries drawn by their id;
+    what exact search adds does not count. Raises `InputError` where it is less than asked for. What the parameters
+    leave open, nprobe or efSearch, is the least (by powers of two) that reaches it.
     """
 
-    def __init__(self, dense: Dense, end: int, wanted: Wanted, progress: Progress) -> None:
-        self._dense, self._progress, self._short = dense, progress, 0
-        self._size = len(dense.doc_ids)
-        self._end = min(end, self._size)
-        self._depth = min(2 * end + 32, self._size)  # codes blur the order: what is scored again must reach deeper
-        self._index = Index(wanted.factory, dense.vectors.dimension, self._size, wanted.parameters)
-        if len(dense.query_ids) * self._size < _PAYS:
-            progress.say(
-                f"{len(dense.query_ids):,} queries x {self._size:,} documents: exact search takes about as long as "
-                f"making {wanted.factory} and searching it, and misses nothing (--index exact)"
+    def __init__(self, dense: DenseRetriever, top_k: int, spec: IndexSpec, progress: Progress) -> None:
+        self._dense, self._progress, self._n_searched_exactly = dense, progress, 0
+        self._n_documents = len(dense.doc_ids)
+        self._top_k = min(top_k, self._n_documents)
+        self._search_depth = min(
+            2 * top_k + 32, self._n_documents
+        )  # codes blur the order: what is scored again must reach deeper
+        self._index = FaissIndex(spec.factory, dense.vectors.dimension, self._n_documents, spec.parameters)
+        if len(dense.query_ids) * self._n_documents < _MIN_PAIRS_FOR_INDEX:
+            progress.log(
+                f"{len(dense.query_ids):,} queries x {self._n_documents:,} documents: exact search takes about as "
+                f"long as "
+                f"making {spec.factory} and searching it, and misses nothing (--index exact)"
             )
-        self._fill(wanted.seed)
-        sampled = _drawn(dense.query_ids, _SAMPLED, wanted.seed, "recall sample")
-        parameters, recall = self._tuned(sampled, wanted)
-        progress.say(
-            f"{wanted.factory} ({parameters or 'no parameters'}): recall@{self._end} {recall:.3f} on {len(sampled):,} "
+        self._build_index(spec.seed)
+        sampled = _sample_positions_by_hash(dense.query_ids, _RECALL_SAMPLE_QUERIES, spec.seed, "recall sample")
+        parameters, recall = self._tune_parameters(sampled, spec)
+        progress.log(
+            f"{spec.factory} ({parameters or 'no parameters'}): recall@{self._top_k} {recall:.3f} on {len(sampled):,} "
             "sampled queries"
         )
-        self._said: Summary = {
-            "index": wanted.factory,
+        self._index_summary: Summary = {
+            "index": spec.factory,
             "parameters": parameters,
             "recall": round(recall, 4),
-            "recall at": self._end,
+            "recall at": self._top_k,
             "sampled queries": len(sampled),
-            "trained on": self._index.sample,
-            "bytes": self._index.bytes,
+            "trained on": self._index.n_training_points,
+            "bytes": self._index.n_bytes,
         }
 
     @property
     def summary(self) -> Summary:
         """The index, its recall, and how many of the queries asked so far it found too little for."""
-        return {**self._said, "searched exactly": self._short}
+        return {**self._index_summary, "searched exactly": self._n_searched_exactly}
 
-    def find(self, queries: Ids, end: int) -> Found:
-        """The first `end` ranks of each query; all where there are fewer documents."""
-        k = min(end, self._end)
-        places, scores = self._dense.best_of(queries, self._index.best(self._dense.asked(queries), self._depth), k)
-        short = np.flatnonzero((places < 0).any(axis=1))
-        if len(short):
-            places[short], scores[short] = next(self._dense.best([queries[short]], k))
-            self._short += len(short)
-        return Found.ranked(np.full(len(queries), k), places.ravel(), scores.ravel())
+    def search(self, queries: Ints, top_k: int) -> SearchResults:
+        """The first `top_k` ranks of each query; all where there are fewer documents."""
+        k = min(top_k, self._top_k)
+        places, scores = self._dense.search_among(
+            queries, self._index.search(self._dense.read_queries(queries), self._search_depth), k
+        )
+        incomplete = np.flatnonzero((places < 0).any(axis=1))
+        if len(incomplete):
+            places[incomplete], scores[incomplete] = next(self._dense.search_batches([queries[incomplete]], k))
+            self._n_searched_exactly += len(incomplete)
+        return SearchResults.from_rankings(np.full(len(queries), k), places.ravel(), scores.ravel())
 
-    def _fill(self, seed: int) -> None:
-        index, say = self._index, self._progress.say
-        if index.sample:
-            say(f"{index.factory}: training on {index.sample:,} of {self._size:,} documents, by one thread")
-            if index.sample < POINTS_WANTED * index.lists:
+    def _build_index(self, seed: int) -> None:
+        index, say = self._index, self._progress.log
+        if index.n_training_points:
+            say(
+                f"{index.factory}: training on {index.n_training_points:,} of {self._n_documents:,} documents, by "
+                f"one thread"
+            )
+            if index.n_training_points < MIN_POINTS_PER_LIST * index.n_lists:
                 say(
-                    f"{index.factory}: {index.sample / index.lists:.1f} documents a list to train on, FAISS wants "
-                    f"{POINTS_WANTED}: {self._size // POINTS_WANTED:,} lists or fewer would find better"
+                    f"{index.factory}: {index.n_training_points / index.n_lists:.1f} documents a list to train on, "
+                    f"FAISS wants "
+                    f"{MIN_POINTS_PER_LIST}: {self._n_documents // MIN_POINTS_PER_LIST:,} lists or fewer would find "
+                    f"better"
                 )
-            drawn = _drawn(self._dense.doc_ids, index.sample, seed, "index training")
-            index.train(self._vectors(drawn))
-        for start in range(0, self._size, _BLOCK):
-            places = np.arange(start, min(start + _BLOCK, self._size))
-            index.add(self._vectors(places))
-            self._progress.advance(int(places[-1]) + 1, self._size, "indexed")
+            drawn = _sample_positions_by_hash(self._dense.doc_ids, index.n_training_points, seed, "index training")
+            index.train(self._read_documents(drawn))
+        for start in range(0, self._n_documents, _ADD_BATCH_DOCUMENTS):
+            places = np.arange(start, min(start + _ADD_BATCH_DOCUMENTS, self._n_documents))
+            index.add(self._read_documents(places))
+            self._progress.advance(int(places[-1]) + 1, self._n_documents, "indexed")
 
-    def _vectors(self, documents: Ids) -> Floats:
+    def _read_documents(self, documents: Ints) -> Floats:
         """The vectors of some documents, held in memory once: a training sample may be gigabytes."""
         out, start = np.empty((len(documents), self._dense.vectors.dimension), np.float32), 0
-        for block in self._dense.read(documents):
+        for block in self._dense.read_document_blocks(documents):
             out[start : start + len(block)] = block
             start += len(block)
         return out
 
-    def _tuned(self, sampled: Ids, wanted: Wanted) -> tuple[str, float]:
+    def _tune_parameters(self, sampled: Ints, spec: IndexSpec) -> tuple[str, float]:
         """The parameters that hold from now on, and their recall on the sampled queries."""
-        (exact, _), queries = next(self._dense.best([sampled], self._end)), self._dense.asked(sampled)
-        settings, given = self._index.settings(), wanted.parameters
-        named = [one for one in given.split(",") if one]
-        left = [one for one in named if one.split("=")[0] not in {other.split("=")[0] for other in settings}]
-        fixed = not settings or left != named
-        tries = [given] * fixed + [",".join([*left, one]) for one in settings]
+        (exact, _), queries = (
+            next(self._dense.search_batches([sampled], self._top_k)),
+            self._dense.read_queries(sampled),
+        )
+        tuning_options, given = self._index.list_tuning_options(), spec.parameters
+        given_options = [one for one in given.split(",") if one]
+        other_options = [
+            one for one in given_options if one.split("=")[0] not in {other.split("=")[0] for other in tuning_options}
+        ]
+        is_fixed = not tuning_options or other_options != given_options
+        trials = [given] * is_fixed + [",".join([*other_options, one]) for one in tuning_options]
         recalls: list[float] = []
-        for parameters in tries:
-            self._index.tune(parameters)
-            recalls.append(_recall(exact, self._index.best(queries, self._depth)))
-            if recalls[-1] >= wanted.least:
+        for parameters in trials:
+            self._index.set_parameters(parameters)
+            recalls.append(_compute_recall(exact, self._index.search(queries, self._search_depth)))
+            if recalls[-1] >= spec.min_recall:
                 break
-        reached = recalls[-1] >= wanted.least
-        if reached and (len(recalls) == 1 or not fixed):
-            return tries[len(recalls) - 1], recalls[-1]
-        said = 0 if fixed else -1
+        is_reached = recalls[-1] >= spec.min_recall
+        if is_reached and (len(recalls) == 1 or not is_fixed):
+            return trials[len(recalls) - 1], recalls[-1]
+        reported = 0 if is_fixed else -1
         most = (
-            f" With --index-params {tries[len(recalls) - 1]} it is {recalls[-1]:.3f}."
-            if fixed and len(recalls) > 1
+            f" With --index-params {trials[len(recalls) - 1]} it is {recalls[-1]:.3f}."
+            if is_fixed and len(recalls) > 1
             else ""
         )
         raise InputError(
-            f"--index {wanted.factory!r} ({tries[said] or 'no parameters'}): recall@{self._end} is {recalls[said]:.3f} "
-            f"on {len(sampled):,} sampled queries, and --min-recall is {wanted.least:g}.{most}"
-            f"{'' if reached else _MEND}"
+            f"--index {spec.factory!r} ({trials[reported] or 'no parameters'}): recall@{self._top_k} is "
+            f"{recalls[reported]:.3f} "
+            f"on {len(sampled):,} sampled queries, and --min-recall is {spec.min_recall:g}.{most}"
+            f"{'' if is_reached else _RECALL_HINT}"
         )
 
 
-def _recall(exact: Ids, found: Ids) -> float:
-    """The share of the ids `exact` [q, k] that stand in the same row of `found` [q, n]; 1 where there are none."""
-    missed = sum(int((~np.isin(wanted, there)).sum()) for wanted, there in zip(exact, found, strict=True))
-    return 1 - missed / max(exact.size, 1)
+def _compute_recall(exact: Ints, found: Ints) -> float:
+    """The share of the ids `exact` [q, k] that stand in the same row of `found` [q, n]; 1 where there are
+    none."""
+    n_missed = sum(int((~np.isin(wanted, there)).sum()) for wanted, there in zip(exact, found, strict=True))
+    return 1 - n_missed / max(exact.size, 1)
 
 
-def _drawn(ids: pl.Series, count: int, seed: int, purpose: str) -> Ids:
-    """The places, rising, of `count` of the ids (all where there are fewer), drawn by hash."""
-    draws = np.array([draw(seed, purpose, one) for one in ids], np.uint64)
-    return np.sort(np.argsort(draws, kind="stable")[:count])
+def _sample_positions_by_hash(ids: pl.Series, n: int, seed: int, purpose: str) -> Ints:
+    """The places, rising, of `n` of the ids (all where there are fewer), drawn by hash."""
+    draws = np.array([stable_hash(seed, purpose, one) for one in ids], np.uint64)
+    return np.sort(np.argsort(draws, kind="stable")[:n])

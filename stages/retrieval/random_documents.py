@@ -3,11 +3,11 @@
 import numpy as np
 import polars as pl
 
-from stages.core.hashing import draw
-from stages.retrieval.results import Found, Ids
+from stages.core.hashing import stable_hash
+from stages.retrieval.results import Ints, SearchResults
 
 
-class Ring:
+class RandomDocuments:
     """Documents on a circle by their hash; a query takes those that follow its own (consistent hashing, Karger et al.
     1997).
 
@@ -19,18 +19,18 @@ class Ring:
 
     def __init__(self, seed: int, query_ids: pl.Series, doc_ids: pl.Series) -> None:
         queries, documents = (
-            np.array([draw(seed, f"random source {kind}", one) for one in ids], np.uint64)
+            np.array([stable_hash(seed, f"random source {kind}", one) for one in ids], np.uint64)
             for kind, ids in (("query", query_ids), ("document", doc_ids))
         )
         # of equal hashes the first by id: the order of the corpus
         self._order = np.argsort(documents, kind="stable")
         self._start = np.searchsorted(documents[self._order], queries)
 
-    def find(self, queries: Ids, end: int) -> Found:
-        """The `end` documents (all where there are fewer) after each query's place. Scores are 0: it has none."""
+    def search(self, queries: Ints, top_k: int) -> SearchResults:
+        """The `top_k` documents (all where there are fewer) after each query's place. Scores are 0: it has none."""
         size = len(self._order)
-        width = min(end, size)
+        width = min(top_k, size)
         places = (self._start[queries][:, None] + np.arange(width)) % max(size, 1)
-        return Found.ranked(
+        return SearchResults.from_rankings(
             np.full(len(queries), width), self._order[places.ravel()], np.zeros(places.size, np.float32)
         )

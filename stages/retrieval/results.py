@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Ids = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-NAME = re.compile(r"dense|dense[2-9]|dense[1-9][0-9]+|bm25|random")
-_SPELLING = re.compile(rf"({NAME.pattern})(?::(?:([0-9]+)-)?([0-9]+))?")
+SOURCE_NAME_PATTERN = re.compile(r"dense|dense[2-9]|dense[1-9][0-9]+|bm25|random")
+_SOURCE_PATTERN = re.compile(rf"({SOURCE_NAME_PATTERN.pattern})(?::(?:([0-9]+)-)?([0-9]+))?")
 
 
-class Source(NamedTuple):
+class CandidateSource(NamedTuple):
     """Ranks start + 1 to end of one ranking: the slice [start:end]. `end` is None where the depth holds."""
 
     name: str
@@ -22,28 +22,28 @@ class Source(NamedTuple):
     end: int | None
 
     @property
-    def encoder(self) -> int | None:
+    def encoder_index(self) -> int | None:
         """The place of a dense source's encoder: 0 for dense, 1 for dense2; None for the others."""
         return int(self.name.removeprefix("dense") or 1) - 1 if self.name.startswith("dense") else None
 
 
-def parsed(texts: Sequence[str]) -> tuple[Source, ...]:
+def parse_sources(texts: Sequence[str]) -> tuple[CandidateSource, ...]:
     """Sources from their spelling: NAME, NAME:END or NAME:START-END. Raises `ValueError` saying what is allowed."""
-    found = tuple(_parsed(text) for text in texts)
-    names = [source.name for source in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{twice} stands there twice: give each source once, with one window")
-    first = next((source for source in found if source.name == "dense"), None)
+    sources = tuple(_parse_source(text) for text in texts)
+    names = [source.name for source in sources]
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{duplicate} stands there twice: give each source once, with one window")
+    first = next((source for source in sources if source.name == "dense"), None)
     if first is None or first.start:
         raise ValueError(
             "dense must be among the sources, from its first rank on (dense or dense:END): the mask measures by its "
             "scores, and train and evaluate read its list"
         )
-    return found
+    return sources
 
 
-def _parsed(text: str) -> Source:
-    match = _SPELLING.fullmatch(text.strip())
+def _parse_source(text: str) -> CandidateSource:
+    match = _SOURCE_PATTERN.fullmatch(text.strip())
     if match is None:
         raise ValueError(
             f"{text!r} is no source: it is NAME, NAME:END or NAME:START-END, with NAME one of dense, dense2, dense3, "
@@ -52,15 +52,15 @@ def _parsed(text: str) -> Source:
     name, start, end = match[1], int(match[2] or 0), None if match[3] is None else int(match[3])
     if end is not None and start >= end:
         raise ValueError(f"{text!r} keeps no rank: START-END keeps ranks START + 1 to END, so END must be the greater")
-    return Source(name, start, end)
+    return CandidateSource(name, start, end)
 
 
-class Found(NamedTuple):
+class SearchResults(NamedTuple):
     """What a source found for some queries: one row a candidate, by query, best first. Arrays of equal length."""
 
-    query: Ids
+    query_index: Ints
     """The place of the query among those asked, rising."""
-    document: Ids
+    document_index: Ints
     """The place of the document in the corpus."""
     rank: npt.NDArray[np.int32]
     """From 1, in the source's own ranking."""
@@ -68,20 +68,20 @@ class Found(NamedTuple):
     """The source's own."""
 
     @classmethod
-    def ranked(cls, sizes: npt.ArrayLike, document: Ids, score: Floats) -> "Found":
+    def from_rankings(cls, n_per_query: npt.ArrayLike, document_index: Ints, score: Floats) -> "SearchResults":
         """Of the first query come `sizes[0]` rows, best first, then those of the second, and so on."""
-        counts = np.asarray(sizes, np.int64)
-        rank = np.arange(1, len(document) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
-        return cls(np.repeat(np.arange(len(counts)), counts), document, rank.astype(np.int32), score)
+        counts = np.asarray(n_per_query, np.int64)
+        rank = np.arange(1, len(document_index) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
+        return cls(np.repeat(np.arange(len(counts)), counts), document_index, rank.astype(np.int32), score)
 
-    def after(self, start: int) -> "Found":
-        """Without the first `start` ranks."""
-        return self._only(self.rank > start) if start else self
+    def skip(self, n_ranks: int) -> "SearchResults":
+        """Without the first `n_ranks` ranks."""
+        return self._select_rows(self.rank > n_ranks) if n_ranks else self
 
-    def of(self, queries: slice) -> "Found":
+    def select_queries(self, queries: slice) -> "SearchResults":
         """The rows of the queries start <= place < stop; places stay as they are."""
-        begin, end = np.searchsorted(self.query, [queries.start, queries.stop])
-        return self._only(slice(begin, end))
+        begin, end = np.searchsorted(self.query_index, [queries.start, queries.stop])
+        return self._select_rows(slice(begin, end))
 
-    def _only(self, rows: slice | npt.NDArray[np.bool_]) -> "Found":
-        return Found(self.query[rows], self.document[rows], self.rank[rows], self.score[rows])
+    def _select_rows(self, rows: slice | npt.NDArray[np.bool_]) -> "SearchResults":
+        return SearchResults(self.query_index[rows], self.document_index[rows], self.rank[rows], self.score[rows])

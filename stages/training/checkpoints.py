@@ -6,47 +6,47 @@ from pathlib import Path
 
 from stages.core.model_files import file_digest
 
-SEAL = "complete.json"
+CHECKSUMS_FILE = "complete.json"
 """Written into a checkpoint after all else in it: file name -> digest."""
 
 
-def seal(scratch: Path, step: int, best: int | None) -> None:
-    """Seal the checkpoint of `step`, then delete all others but that of step `best`."""
+def complete_checkpoint(scratch: Path, step: int, best_step: int | None) -> None:
+    """Seal the checkpoint of `step`, then delete all others but that of step `best_step`."""
     folder = scratch / f"checkpoint-{step}"
     digests = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    writing = folder / f"{SEAL}.tmp"
-    writing.write_text(json.dumps(digests))
-    writing.rename(folder / SEAL)
+    temporary_path = folder / f"{CHECKSUMS_FILE}.tmp"
+    temporary_path.write_text(json.dumps(digests))
+    temporary_path.rename(folder / CHECKSUMS_FILE)
     for other in scratch.glob("checkpoint-*"):
-        if step_of(other) not in (step, best):
+        if parse_checkpoint_step(other) not in (step, best_step):
             shutil.rmtree(other)
 
 
-def newest_checkpoint(scratch: Path) -> Path | None:
+def find_last_checkpoint(scratch: Path) -> Path | None:
     """The last checkpoint that is whole (and whose best epoch's is), or None; those that are not are deleted.
 
     Whole is what holds every file that its seal names, unchanged.
     """
-    found = sorted(scratch.glob("checkpoint-*"), key=step_of)
-    for folder in found:
-        if not _whole(folder):
+    folders = sorted(scratch.glob("checkpoint-*"), key=parse_checkpoint_step)
+    for folder in folders:
+        if not _is_complete(folder):
             shutil.rmtree(folder)
-    for folder in reversed([folder for folder in found if folder.exists()]):
-        best = json.loads((folder / "trainer_state.json").read_text())["best_global_step"]
-        if not best or (scratch / f"checkpoint-{best}").exists():
+    for folder in reversed([folder for folder in folders if folder.exists()]):
+        best_step = json.loads((folder / "trainer_state.json").read_text())["best_global_step"]
+        if not best_step or (scratch / f"checkpoint-{best_step}").exists():
             return folder
         shutil.rmtree(folder)
     return None
 
 
-def step_of(checkpoint: Path) -> int:
+def parse_checkpoint_step(checkpoint: Path) -> int:
     """The step that a checkpoint was written after."""
     return int(checkpoint.name.split("-")[1])
 
 
-def _whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
-        digests = json.loads((folder / SEAL).read_text())
+        digests = json.loads((folder / CHECKSUMS_FILE).read_text())
         return all(file_digest(folder / name) == digest for name, digest in digests.items())
     except (OSError, ValueError):
         return False

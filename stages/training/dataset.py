@@ -8,53 +8,53 @@ from datasets import Dataset, Features, List, Value
 from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCollator
 from torch.utils.data import BatchSampler
 
-from stages.training.examples import Group
+from stages.training.examples import TrainingGroup
 
 if TYPE_CHECKING:
     from stages.training.stage import Params
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class TrainingData:
     """The groups of all epochs, their texts by id, and how they are trained on."""
 
-    epochs: Sequence[Sequence[Group]]
+    epoch_groups: Sequence[Sequence[TrainingGroup]]
     queries: Mapping[str, str]
     texts: Mapping[str, str]
     params: "Params"
     learning_rate: float
 
     @property
-    def batches(self) -> "Batches":
+    def batch_sampler(self) -> "EpochBatchSampler":
         """The rows of each step."""
-        return Batches([len(groups) for groups in self.epochs], self.params.batch_size)
+        return EpochBatchSampler([len(groups) for groups in self.epoch_groups], self.params.batch_size)
 
     @property
-    def steps(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Steps an epoch."""
-        return len(self.batches) // len(self.epochs)
+        return len(self.batch_sampler) // len(self.epoch_groups)
 
 
-class Batches(BatchSampler):  # type: ignore[misc]
+class EpochBatchSampler(BatchSampler):  # type: ignore[misc]
     """Rows of the data set in order, `batch_size` at a time; no batch spans two epochs (given by their lengths)."""
 
-    def __init__(self, epochs: Sequence[int], batch_size: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epoch_sizes: Sequence[int], batch_size: int) -> None:
+        self.epoch_sizes = epoch_sizes
         self.batch_size = batch_size
         self.drop_last = False
 
     def __iter__(self) -> Iterator[list[int]]:
         start = 0
-        for rows in self.epochs:
+        for rows in self.epoch_sizes:
             for first in range(0, rows, self.batch_size):
                 yield list(range(start + first, start + min(first + self.batch_size, rows)))
             start += rows
 
     def __len__(self) -> int:
-        return sum(-(-rows // self.batch_size) for rows in self.epochs)
+        return sum(-(-rows // self.batch_size) for rows in self.epoch_sizes)
 
 
-class Texts(CrossEncoderDataCollator):  # type: ignore[misc]
+class GroupCollator(CrossEncoderDataCollator):  # type: ignore[misc]
     """Rows of ids to a batch of texts: each text is held once, however often it is drawn."""
 
     def __init__(self, queries: Mapping[str, str], texts: Mapping[str, str]) -> None:
@@ -73,14 +73,14 @@ class Texts(CrossEncoderDataCollator):  # type: ignore[misc]
         return batch | ({"label": [row["label"] for row in rows]} if rows[0]["label"] else {})
 
 
-def dataset(epochs: Sequence[Sequence[Group]]) -> Any:
+def build_dataset(epoch_groups: Sequence[Sequence[TrainingGroup]]) -> Any:
     """One row a group: the ids of its query and of its documents, and the documents' labels and weights."""
-    rows = [group for groups in epochs for group in groups]
+    groups_in_order = [group for groups in epoch_groups for group in groups]
     columns = {
-        "query": [group.query_id for group in rows],
-        "documents": [list(group.documents) for group in rows],
-        "label": [list(group.labels) for group in rows],
-        "weight": [list(group.weights) for group in rows],
+        "query": [group.query_id for group in groups_in_order],
+        "documents": [list(group.documents) for group in groups_in_order],
+        "label": [list(group.labels) for group in groups_in_order],
+        "weight": [list(group.weights) for group in groups_in_order],
     }
     features = {"query": Value("string"), "documents": List(Value("string"))}
     features |= dict.fromkeys(("label", "weight"), List(Value("float64")))

@@ -2,7 +2,7 @@
 
 A head that knows nothing has to learn from the judgements what the retriever knew before, and a small table has too few
 for that; but the retriever's own scores say a good deal about every candidate, and they are there. So a new head first
-learns them (listwise distillation, as Reddi et al. 2021, RankDistil; the loss is `losses.distillation`), then the
+learns them (listwise distillation, as Reddi et al. 2021, RankDistil; the loss is `losses.distillation_loss`), then the
 judgements.
 """
 
@@ -15,70 +15,85 @@ import numpy as np
 import polars as pl
 
 from stages.core.schemas import CANDIDATES, scan_table
-from stages.training.examples import Group, Mined, in_order, sample
+from stages.training.examples import MinedQuery, TrainingGroup, sample_ids, shuffle_groups
 
-HEAD = 16
+N_TOP_CANDIDATES = 16
 """Half of a group's documents come from this many best candidates, where the order matters, half from the rest."""
-RANGE = 12.0
+LABEL_RANGE = 12.0
 """How far apart a query's best and last candidate are to be scored. The scale of the retriever's scores differs by
 encoder, so they are stretched to this; a cosine of MiniLM is about as sharp then as at its temperature of 0.05."""
-ROUNDING = 1e-5
+SCORE_TOLERANCE = 1e-5
 """Scores nearer to one another than this share of the greatest are alike."""
 
 
-def lessons(
-    candidates: Path, mined: Sequence[Mined], epochs: int, positives: int, size: int, seed: int
-) -> list[list[Group]]:
-    """The groups of `epochs` epochs in the order of training, `size` documents each with the retriever's scores.
+def build_distillation_groups(
+    candidates_path: Path,
+    mined_queries: Sequence[MinedQuery],
+    n_epochs: int,
+    n_positives: int,
+    group_size: int,
+    seed: int,
+) -> list[list[TrainingGroup]]:
+    """The groups of `n_epochs` epochs in the order of training, `group_size` documents each with the retriever's
+    scores.
 
-    As many groups an epoch as `epoch_groups` makes of the same queries and `positives`; groups of a query that has
-    fewer dense candidates hold them all. Documents are drawn by a hash of (seed, query, rank), so they stay the same
-    when other queries come or go. Labels: the scores, stretched so that the query's last candidate has 0 and its best
-    one `RANGE`; all 0 where scores differ by no more than rounding.
+    As many groups an epoch as `epoch_groups` makes of the same queries and `n_positives`; groups of a query that
+    has fewer dense candidates hold them all. Documents are drawn by a hash of (seed, query, rank), so they stay the
+    same when other queries come or go. Labels: the scores, stretched so that the query's last candidate has 0 and its
+    best one `LABEL_RANGE`; all 0 where scores differ by no more than rounding.
     """
-    if not epochs:
+    if not n_epochs:
         return []
-    wanted = pl.DataFrame({"query_id": [query.query_id for query in mined]}).lazy()
-    dense = (
-        scan_table(candidates, CANDIDATES)
+    query_ids = pl.DataFrame({"query_id": [query.query_id for query in mined_queries]}).lazy()
+    dense_candidates = (
+        scan_table(candidates_path, CANDIDATES)
         .filter(pl.col("source") == "dense")
-        .join(wanted, on="query_id", how="semi")
+        .join(query_ids, on="query_id", how="semi")
         .sort("query_id", "rank")
         .group_by("query_id", maintain_order=True)
         .agg("doc_id", "score")
         .collect()
     )
-    positives_of = {query.query_id: len(query.positives) for query in mined}
-    made: list[list[Group]] = [[] for _ in range(epochs)]
-    for query_id, doc_ids, scores in dense.iter_rows():
-        labels = labels_of(scores)
-        for epoch, group in product(range(epochs), range(min(positives, positives_of[query_id]))):
-            drawn = ranks(len(doc_ids), size, seed, f"{epoch}:distill:{query_id}:{group}")
-            made[epoch].append(Group(query_id, tuple(doc_ids[i] for i in drawn), tuple(labels[i] for i in drawn)))
-    return [in_order(groups, epoch, seed) for epoch, groups in enumerate(made)]
+    n_positives_by_query = {query.query_id: len(query.positives) for query in mined_queries}
+    epoch_groups: list[list[TrainingGroup]] = [[] for _ in range(n_epochs)]
+    for query_id, doc_ids, scores in dense_candidates.iter_rows():
+        labels = scale_scores_to_labels(scores)
+        for epoch, group in product(range(n_epochs), range(min(n_positives, n_positives_by_query[query_id]))):
+            sampled_ranks = sample_ranks(len(doc_ids), group_size, seed, f"{epoch}:distill:{query_id}:{group}")
+            epoch_groups[epoch].append(
+                TrainingGroup(
+                    query_id, tuple(doc_ids[i] for i in sampled_ranks), tuple(labels[i] for i in sampled_ranks)
+                )
+            )
+    return [shuffle_groups(groups, epoch, seed) for epoch, groups in enumerate(epoch_groups)]
 
 
-def chance_of(groups: Sequence[Group]) -> float:
-    """The mean of `losses.distillation` over `groups` of a model that scores all documents alike: ln G - entropy."""
-    found = []
+def compute_distillation_chance_loss(groups: Sequence[TrainingGroup]) -> float:
+    """The mean of `losses.distillation_loss` over `groups` of a model that scores all documents alike: ln G -
+    entropy."""
+    group_losses = []
     for group in groups:
         weight = np.exp(np.array(group.labels) - max(group.labels))
-        share = weight / weight.sum()
-        found.append(math.log(len(share)) + float((share * np.log(share)).sum()))
-    return math.fsum(found) / len(found)
+        probabilities = weight / weight.sum()
+        group_losses.append(math.log(len(probabilities)) + float((probabilities * np.log(probabilities)).sum()))
+    return math.fsum(group_losses) / len(group_losses)
 
 
-def labels_of(scores: Sequence[float]) -> list[float]:
-    """A query's scores stretched to 0 ... `RANGE`; all 0 where they differ by no more than rounding."""
+def scale_scores_to_labels(scores: Sequence[float]) -> list[float]:
+    """A query's scores stretched to 0 ... `LABEL_RANGE`; all 0 where they differ by no more than rounding."""
     low, high = min(scores), max(scores)
-    if high - low <= ROUNDING * max(abs(low), abs(high)):
+    if high - low <= SCORE_TOLERANCE * max(abs(low), abs(high)):
         return [0.0] * len(scores)
-    return [(score - low) / (high - low) * RANGE for score in scores]
+    return [(score - low) / (high - low) * LABEL_RANGE for score in scores]
 
 
-def ranks(depth: int, size: int, seed: int, purpose: str) -> list[int]:
-    """At most `size` places below `depth`, rising: half of them, or more where the rest is short, in the head."""
-    places = [str(place) for place in range(depth)]
-    head, rest = places[:HEAD], places[HEAD:]
-    tail = sample(rest, max(size // 2, size - len(head)), seed, purpose)
-    return sorted(int(place) for place in (*sample(head, size - len(tail), seed, purpose), *tail))
+def sample_ranks(n_candidates: int, n_ranks: int, seed: int, purpose: str) -> list[int]:
+    """At most `group_size` places below `n_candidates`, rising: half of them, or more where the rest is short, in the
+    head."""
+    all_ranks = [str(place) for place in range(n_candidates)]
+    top_ranks, lower_ranks = all_ranks[:N_TOP_CANDIDATES], all_ranks[N_TOP_CANDIDATES:]
+    sampled_lower_ranks = sample_ids(lower_ranks, max(n_ranks // 2, n_ranks - len(top_ranks)), seed, purpose)
+    return sorted(
+        int(place)
+        for place in (*sample_ids(top_ranks, n_ranks - len(sampled_lower_ranks), seed, purpose), *sampled_lower_ranks)
+    )

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import InputError
-from stages.core.hashing import draw
+from stages.core.hashing import stable_hash
 
-_READ = ("query", "pos_ids", "neg_ids", "pos_weights", "neg_weights")
+_MINED_FIELDS = ("query", "pos_ids", "neg_ids", "pos_weights", "neg_weights")
 
 
 @dataclass(frozen=True)
-class Mined:
+class MinedQuery:
     """One query with the ids of its positives and negatives, as mined.jsonl has them."""
 
     query_id: str
@@ -27,7 +27,7 @@ class Mined:
 
 
 @dataclass(frozen=True)
-class Group:
+class TrainingGroup:
     """One training example: a query and documents that the model learns to order."""
 
     query_id: str
@@ -39,12 +39,12 @@ class Group:
     """How much each document counts; none where all count 1."""
 
     @property
-    def counts(self) -> tuple[float, ...]:
+    def effective_weights(self) -> tuple[float, ...]:
         """How much each document counts."""
         return self.weights or (1.0,) * len(self.documents)
 
 
-def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], dict[str, str], int]:
+def read_mined_queries(path: Path, max_queries: int, seed: int) -> tuple[list[MinedQuery], dict[str, str], int]:
     """The queries of mined.jsonl that can be trained on, the texts of their documents by id, and how many can't.
 
     Several lines of one query are taken together: its positives and negatives are those of all of them, each once.
@@ -52,37 +52,40 @@ def read_mined(path: Path, max_queries: int, seed: int) -> tuple[list[Mined], di
     Of the rest, `max_queries` are kept (0: all): those of the smallest hash of (seed, query_id), so that a query's
     place in the sample does not hang on its position. Raises `InputError` where fewer than 2 are left.
     """
-    lines: dict[str, list[dict[str, Any]]] = {}
+    rows_by_query: dict[str, list[dict[str, Any]]] = {}
     texts: dict[str, str] = {}
     # by "\n" alone: str.splitlines would also split at U+2028 within a text
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             row = json.loads(line)
-            lines.setdefault(row["query_id"], [])
+            rows_by_query.setdefault(row["query_id"], [])
             if row["pos"] and row["neg"]:
-                lines[row["query_id"]].append({name: row[name] for name in _READ if name in row})
+                rows_by_query[row["query_id"]].append({name: row[name] for name in _MINED_FIELDS if name in row})
                 texts.update(zip(row["pos_ids"] + row["neg_ids"], row["pos"] + row["neg"], strict=True))
-    found = [united(query_id, rows) for query_id, rows in lines.items() if rows]
-    unusable = len(lines) - len(found)
-    if len(found) < 2:
+    mined_queries = [merge_mined_rows(query_id, rows) for query_id, rows in rows_by_query.items() if rows]
+    n_skipped = len(rows_by_query) - len(mined_queries)
+    if len(mined_queries) < 2:
         raise InputError(
-            f"there is too little to train on: {path.name} holds {len(found)} queries with a positive and a negative "
-            f"({unusable} without), and at least 2 are needed. Give more questions, or a mask that leaves more."
+            f"there is too little to train on: {path.name} holds {len(mined_queries)} queries with a positive and a "
+            f"negative "
+            f"({n_skipped} without), and at least 2 are needed. Give more questions, or a mask that leaves more."
         )
-    if max_queries and len(found) > max_queries:
-        found = some(found, max_queries, seed)
-        wanted = {doc_id for query in found for doc_id in (*query.positives, *query.negatives)}
-        texts = {doc_id: text for doc_id, text in texts.items() if doc_id in wanted}
-    return sorted(found, key=lambda query: query.query_id), texts, unusable
+    if max_queries and len(mined_queries) > max_queries:
+        mined_queries = subsample_queries(mined_queries, max_queries, seed)
+        kept_doc_ids = {doc_id for query in mined_queries for doc_id in (*query.positives, *query.negatives)}
+        texts = {doc_id: text for doc_id, text in texts.items() if doc_id in kept_doc_ids}
+    return sorted(mined_queries, key=lambda query: query.query_id), texts, n_skipped
 
 
-def some(mined: Sequence[Mined], most: int, seed: int) -> list[Mined]:
-    """At most `most` queries, those of the smallest hash of (seed, query_id); 0: all."""
-    keys = {query.query_id: draw(seed, "sample", query.query_id) for query in mined}
-    return heapq.nsmallest(most or len(mined), mined, key=lambda query: (keys[query.query_id], query.query_id))
+def subsample_queries(mined_queries: Sequence[MinedQuery], max_queries: int, seed: int) -> list[MinedQuery]:
+    """At most `max_queries` queries, those of the smallest hash of (seed, query_id); 0: all."""
+    sort_keys = {query.query_id: stable_hash(seed, "sample", query.query_id) for query in mined_queries}
+    return heapq.nsmallest(
+        max_queries or len(mined_queries), mined_queries, key=lambda query: (sort_keys[query.query_id], query.query_id)
+    )
 
 
-def united(query_id: str, rows: Sequence[Mapping[str, Any]]) -> Mined:
+def merge_mined_rows(query_id: str, rows: Sequence[Mapping[str, Any]]) -> MinedQuery:
     """One query from its lines."""
     positives, negatives = (
         tuple(dict.fromkeys(chain.from_iterable(row[side] for row in rows))) for side in ("pos_ids", "neg_ids")
@@ -91,41 +94,47 @@ def united(query_id: str, rows: Sequence[Mapping[str, Any]]) -> Mined:
         doc_id: weight
         for row in rows
         for side in ("pos", "neg")
-        for doc_id, weight in _weights(row, side)
+        for doc_id, weight in _iter_weights(row, side)
         if weight != 1
     }
-    return Mined(query_id, rows[0]["query"], positives, negatives, weights)
+    return MinedQuery(query_id, rows[0]["query"], positives, negatives, weights)
 
 
-def _weights(row: Mapping[str, Any], side: str) -> Iterator[tuple[str, float]]:
+def _iter_weights(row: Mapping[str, Any], side: str) -> Iterator[tuple[str, float]]:
     ids = row[f"{side}_ids"]
     return zip(ids, row.get(f"{side}_weights", [1.0] * len(ids)), strict=True)
 
 
-def epoch_groups(mined: Sequence[Mined], epoch: int, positives: int, negatives: int, seed: int) -> list[Group]:
+def build_epoch_groups(
+    mined_queries: Sequence[MinedQuery], epoch: int, n_positives: int, n_negatives: int, seed: int
+) -> list[TrainingGroup]:
     """The groups of one epoch (from 0) in the order of training: a pure function of (seed, epoch) and each query.
 
-    Each query gives `positives` groups, each with another of its positives (all where it has fewer) and with
-    `negatives` of its negatives, none twice (all where it has fewer). Draws are by hash of (seed, epoch, query, ids),
+    Each query gives `n_positives` groups, each with another of its positives (all where it has fewer) and with
+    `n_negatives` of its negatives, none twice (all where it has fewer). Draws are by hash of (seed, epoch, query, ids),
     so a query's groups stay the same when other queries come or go.
     """
-    groups: list[Group] = []
-    for query in mined:
-        for positive in sample(query.positives, positives, seed, f"{epoch}:positive:{query.query_id}"):
-            chosen = sample(query.negatives, negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}")
-            documents = (positive, *chosen)
+    groups: list[TrainingGroup] = []
+    for query in mined_queries:
+        for positive in sample_ids(query.positives, n_positives, seed, f"{epoch}:positive:{query.query_id}"):
+            sampled_negatives = sample_ids(
+                query.negatives, n_negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}"
+            )
+            documents = (positive, *sampled_negatives)
             weights = tuple(query.weights.get(doc_id, 1.0) for doc_id in documents) if query.weights else ()
-            groups.append(Group(query.query_id, documents, weights=weights))
-    return in_order(groups, epoch, seed)
+            groups.append(TrainingGroup(query.query_id, documents, weights=weights))
+    return shuffle_groups(groups, epoch, seed)
 
 
-def in_order(groups: Sequence[Group], epoch: int, seed: int) -> list[Group]:
+def shuffle_groups(groups: Sequence[TrainingGroup], epoch: int, seed: int) -> list[TrainingGroup]:
     """The groups of one epoch in the order of training: by a hash of (seed, epoch) and the group's first document."""
-    place = {group: draw(seed, f"{epoch}:order", f"{group.query_id}:{group.documents[0]}") for group in groups}
-    return sorted(groups, key=lambda group: (place[group], group.query_id, group.documents))
+    sort_keys = {
+        group: stable_hash(seed, f"{epoch}:order", f"{group.query_id}:{group.documents[0]}") for group in groups
+    }
+    return sorted(groups, key=lambda group: (sort_keys[group], group.query_id, group.documents))
 
 
-def sample(ids: Sequence[str], size: int, seed: int, purpose: str) -> list[str]:
-    """At most `size` of `ids`, none twice, by a hash of (seed, purpose, id)."""
-    keys = {doc_id: draw(seed, purpose, doc_id) for doc_id in ids}
-    return heapq.nsmallest(size, keys, key=lambda doc_id: (keys[doc_id], doc_id))
+def sample_ids(ids: Sequence[str], max_ids: int, seed: int, purpose: str) -> list[str]:
+    """At most `max_ids` of `ids`, none twice, by a hash of (seed, purpose, id)."""
+    sort_keys = {doc_id: stable_hash(seed, purpose, doc_id) for doc_id in ids}
+    return heapq.nsmallest(max_ids, sort_keys, key=lambda doc_id: (sort_keys[doc_id], doc_id))

@@ -13,41 +13,41 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from stages.core.device import Device
-from stages.core.model_files import DEFAULT_ENCODER, model_digest, model_name, resolve_model
-from stages.core.params import Params as BaseParams
+from stages.core.model_files import DEFAULT_ENCODER, model_digest, model_display_name, resolve_model
+from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
-from stages.core.schemas import Summary, Tools, scan_documents
-from stages.evaluation.candidate_lists import Fixed, fix_lists
-from stages.evaluation.metrics import Judge, means
+from stages.core.schemas import StageContext, Summary, scan_documents
+from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
+from stages.evaluation.metrics import Evaluator, average_metrics
 from stages.reranking.cross_encoder import Dtype, has_head, load_reranker, save_reranker, score_pairs
-from stages.training.distillation import chance_of, lessons
-from stages.training.examples import Group, Mined, epoch_groups, read_mined
+from stages.training.distillation import build_distillation_groups, compute_distillation_chance_loss
+from stages.training.examples import MinedQuery, TrainingGroup, build_epoch_groups, read_mined_queries
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-    from stages.training.trainer import History, Measure
+    from stages.training.trainer import DevEvaluation, TrainingHistory
 
 VERSION = 7
 
-FIGURES = ("nDCG@10", "MRR@10")
-FRESH_RATE, TRAINED_RATE = 1e-4, 2e-5
-MARGIN = 0.005
+DEV_METRICS = ("nDCG@10", "MRR@10")
+NEW_HEAD_LEARNING_RATE, CROSS_ENCODER_LEARNING_RATE = 1e-4, 2e-5
+CHANCE_LOSS_MARGIN = 0.005
 """A kept epoch whose loss is within this share of chance's has learned nothing."""
-ALIKE = 1e-4
+MIN_SCORE_RANGE = 1e-4
 """Logits of all candidates of a query that lie closer together than this are alike."""
 
 
 class Params(BaseParams):
     """[train]"""
 
-    # the content behind the name enters the key through `identity`
+    # the content behind the name enters the key through `key_extras`
     base: str = option(
         DEFAULT_ENCODER,
         "model to start from, by folder or Hugging Face id: a cross-encoder (one output), or an encoder, whose body "
         "gets a new head",
-        model=True,
-        unkeyed=True,
+        is_model=True,
+        exclude_from_key=True,
     )
     loss: Literal["listwise", "pointwise"] = option(
         "listwise",
@@ -70,7 +70,8 @@ class Params(BaseParams):
     )
     learning_rate: float | None = option(
         None,
-        f"peak learning rate. Left out: {FRESH_RATE:g} where the head is new, {TRAINED_RATE:g} for a cross-encoder, "
+        f"peak learning rate. Left out: {NEW_HEAD_LEARNING_RATE:g} where the head is new, "
+        f"{CROSS_ENCODER_LEARNING_RATE:g} for a cross-encoder, "
         "which has less to learn and more to lose",
         gt=0,
         lt=1,
@@ -104,181 +105,211 @@ class Params(BaseParams):
         False, "compute activations again in the backward pass: a third slower, in far less memory"
     )
     seed: int = option(42, "seed of the new head and of every draw", ge=0, lt=2**32)
-    device: Device = option("auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", unkeyed=True)
+    device: Device = option(
+        "auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", exclude_from_key=True
+    )
 
 
-def identity(params: Params) -> dict[str, str]:
+def key_extras(params: Params) -> dict[str, str]:
     """The digest of the base model's files."""
     return {"base": model_digest(resolve_model(params.base))}
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write reranker/ (a Hugging Face model folder) and training.json; a collapse is named in both of the summaries."""
-    mined, texts, unusable = read_mined(inputs["mined"], params.max_queries, params.seed)
-    if unusable:
-        tools.progress.say(f"{unusable} queries have no negative (or no positive) and are not trained on")
-    dev = fix_lists(
-        inputs, ("dev",), top_k=params.dev_top_k, max_queries=params.dev_queries, seed=params.seed, forced=False
+    mined_queries, texts, n_skipped = read_mined_queries(inputs["mined"], params.max_queries, params.seed)
+    if n_skipped:
+        context.progress.log(f"{n_skipped} queries have no negative (or no positive) and are not trained on")
+    dev_lists = build_candidate_lists(
+        inputs, ("dev",), top_k=params.dev_top_k, max_queries=params.dev_queries, seed=params.seed, include_forced=False
     )
-    if dev.lists.is_empty():
-        tools.progress.say("there is no dev query to measure the epochs on: the last epoch's weights are kept")
-    measure = None if dev.lists.is_empty() else dev_measure(dev, inputs["corpus"], params.dtype)
-    learned = learn(params, mined, texts, inputs["candidates"], inputs["corpus"], measure, tools)
-    save_reranker(learned.model, out / "reranker")
-    history = learned.history
+    if dev_lists.lists.is_empty():
+        context.progress.log("there is no dev query to measure the epochs on: the last epoch's weights are kept")
+    evaluate_dev = (
+        None if dev_lists.lists.is_empty() else build_dev_evaluation(dev_lists, inputs["corpus"], params.dtype)
+    )
+    result = train_reranker(params, mined_queries, texts, inputs["candidates"], inputs["corpus"], evaluate_dev, context)
+    save_reranker(result.model, out / "reranker")
+    history = result.history
     report = {
         # no path: evaluate is made again where these bytes change, and a moved model is the same model
-        "base": model_name(params.base),
+        "base": model_display_name(params.base),
         "base_weights": model_digest(resolve_model(params.base)),
-        "fresh_head": learned.fresh,
+        "fresh_head": result.has_new_head,
         "seed": params.seed,
-        "learning_rate": learned.rate,
-        "parameters": params.model_dump(exclude=params.marked("unkeyed")),
-        "queries": len(mined),
-        "queries_without_negatives": unusable,
-        "groups_an_epoch": len(learned.epochs[-1]),
-        "pairs": count_pairs(learned.epochs),
-        "steps": history.steps,
-        "distill_epochs": learned.taught,
-        "chance_loss": learned.chances[-1],
-        "epochs": history.epochs,
+        "learning_rate": result.learning_rate,
+        "parameters": params.model_dump(exclude=params.fields_with_mark("unkeyed")),
+        "queries": len(mined_queries),
+        "queries_without_negatives": n_skipped,
+        "groups_an_epoch": len(result.epoch_groups[-1]),
+        "pairs": count_training_pairs(result.epoch_groups),
+        "steps": history.n_steps,
+        "distill_epochs": result.n_distill_epochs,
+        "chance_loss": result.chance_losses[-1],
+        "epochs": history.epoch_records,
         "best_epoch": history.best_epoch,
-        "dev_queries": dev.queries.height,
-        "collapse": collapse(history, learned.chances, learned.taught),
+        "dev_queries": dev_lists.queries.height,
+        "collapse": detect_training_collapse(history, result.chance_losses, result.n_distill_epochs),
     }
     (out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return summary(report)
+    return summarise_training(report)
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainingResult:
     """A trained model, what it was taught, and how that went."""
 
     model: "CrossEncoder"
-    fresh: bool
+    has_new_head: bool
     """It began with a new head."""
-    rate: float
-    epochs: list[list[Group]]
-    taught: int
-    """The first so many of `epochs` are of the retriever's scores."""
-    chances: list[float]
+    learning_rate: float
+    epoch_groups: list[list[TrainingGroup]]
+    n_distill_epochs: int
+    """The first so many of `epoch_groups` are of the retriever's scores."""
+    chance_losses: list[float]
     """The loss of each epoch if nothing were told apart."""
-    history: "History"
+    history: "TrainingHistory"
 
 
-def learn(
+def train_reranker(
     params: Params,
-    mined: Sequence[Mined],
+    mined_queries: Sequence[MinedQuery],
     texts: Mapping[str, str],
-    candidates: Path,
-    corpus: Path,
-    measure: "Measure | None",
-    tools: Tools,
-) -> Learned:
-    """Train on `mined`, whose documents' `texts` are given by id, from the last checkpoint in the scratch folder.
+    candidates_path: Path,
+    corpus_path: Path,
+    evaluate_dev: "DevEvaluation | None",
+    context: StageContext,
+) -> TrainingResult:
+    """Train on `mined_queries`, whose documents' `texts` are given by id, from the last checkpoint in the scratch
+    folder.
 
-    The retriever's scores, where the model learns these first, come from `candidates`; `measure` as for `trainer.fit`.
+    The retriever's scores, where the model learns these first, come from `candidates_path`; `evaluate_dev` as for
+    `trainer.train_on_groups`.
     """
     folder = resolve_model(params.base)
-    fresh = not has_head(folder)
-    epochs = [epoch_groups(mined, e, params.positives, params.negatives, params.seed) for e in range(params.epochs)]
-    taught = int(fresh) if params.distill_epochs is None else params.distill_epochs
-    first = lessons(candidates, mined, taught, params.positives, 1 + params.negatives, params.seed)
-    if first:
-        known = "the head is new: " if fresh else ""
-        tools.progress.say(f"{known}epoch 1 to {taught} of {taught + params.epochs} learn the retriever's own scores")
-        texts = {**texts, **texts_of(corpus, {d for groups in first for group in groups for d in group.documents})}
-    rate = params.learning_rate or (FRESH_RATE if fresh else TRAINED_RATE)
+    has_new_head = not has_head(folder)
+    epochs = [
+        build_epoch_groups(mined_queries, e, params.positives, params.negatives, params.seed)
+        for e in range(params.epochs)
+    ]
+    n_distill_epochs = int(has_new_head) if params.distill_epochs is None else params.distill_epochs
+    distillation_groups = build_distillation_groups(
+        candidates_path, mined_queries, n_distill_epochs, params.positives, 1 + params.negatives, params.seed
+    )
+    if distillation_groups:
+        known = "the head is new: " if has_new_head else ""
+        context.progress.log(
+            f"{known}epoch 1 to {n_distill_epochs} of {n_distill_epochs + params.epochs} learn the retriever's own "
+            f"scores"
+        )
+        texts = {
+            **texts,
+            **read_document_texts(
+                corpus_path, {d for groups in distillation_groups for group in groups for d in group.documents}
+            ),
+        }
+    learning_rate = params.learning_rate or (NEW_HEAD_LEARNING_RATE if has_new_head else CROSS_ENCODER_LEARNING_RATE)
     model = load_reranker(folder, params.device, params.max_length, params.dropout, params.seed)
     if params.gradient_checkpointing:
         model.gradient_checkpointing_enable()
 
-    from stages.training.losses import chance
-    from stages.training.trainer import fit
+    from stages.training.losses import compute_chance_loss
+    from stages.training.trainer import train_on_groups
 
-    history = fit(
+    history = train_on_groups(
         model,
-        [*first, *epochs],
-        queries={query.query_id: query.query for query in mined},
+        [*distillation_groups, *epochs],
+        queries={query.query_id: query.query for query in mined_queries},
         texts=texts,
         params=params,
-        learning_rate=rate,
-        measure=measure,
-        tools=tools,
+        learning_rate=learning_rate,
+        evaluate_dev=evaluate_dev,
+        context=context,
     )
-    if first and history.best_epoch <= taught:
-        tools.progress.say(
+    if distillation_groups and history.best_epoch <= n_distill_epochs:
+        context.progress.log(
             "the judgements made it worse on dev: the weights that learned the retriever's scores are kept"
         )
-    if history.kept:
-        model = load_reranker(history.kept, params.device, params.max_length, seed=params.seed)
-    counts = [group.counts for group in epochs[-1]]
-    guess = chance(
-        params.loss, [counts[row : row + params.batch_size] for row in range(0, len(counts), params.batch_size)]
+    if history.best_checkpoint:
+        model = load_reranker(history.best_checkpoint, params.device, params.max_length, seed=params.seed)
+    group_weights = [group.effective_weights for group in epochs[-1]]
+    chance_loss = compute_chance_loss(
+        params.loss,
+        [group_weights[row : row + params.batch_size] for row in range(0, len(group_weights), params.batch_size)],
     )
-    chances = [*map(chance_of, first), *[guess] * params.epochs]
-    return Learned(model, fresh, rate, [*first, *epochs], taught, chances, history)
+    chance_losses = [*map(compute_distillation_chance_loss, distillation_groups), *[chance_loss] * params.epochs]
+    return TrainingResult(
+        model, has_new_head, learning_rate, [*distillation_groups, *epochs], n_distill_epochs, chance_losses, history
+    )
 
 
-def dev_measure(dev: Fixed, corpus: Path, dtype: Dtype) -> "Measure":
-    """A function of a model that reranks `dev`: gives FIGURES, and as "spread" the widest range of a query's logits."""
-    pairs = dev.lists.join(dev.queries.select("query_id", "query"), on="query_id", how="left", maintain_order="left")
-    wanted = dev.lists["doc_id"].unique()
-    documents = scan_documents(corpus).filter(pl.col("doc_id").is_in(wanted.implode())).collect()
+def build_dev_evaluation(dev_lists: CandidateLists, corpus_path: Path, dtype: Dtype) -> "DevEvaluation":
+    """A function of a model that reranks `dev_lists`: gives FIGURES, and as "spread" the widest range of a query's
+    logits."""
+    pairs = dev_lists.lists.join(
+        dev_lists.queries.select("query_id", "query"), on="query_id", how="left", maintain_order="left"
+    )
+    doc_ids = dev_lists.lists["doc_id"].unique()
+    documents = scan_documents(corpus_path).filter(pl.col("doc_id").is_in(doc_ids.implode())).collect()
     pairs = pairs.join(documents, on="doc_id", how="left", maintain_order="left")
-    texts = list(zip(pairs["query"], pairs["text"], strict=True))
-    judge = Judge(dev.qrels.select("query_id", "doc_id", "relevance"), FIGURES)
+    text_pairs = list(zip(pairs["query"], pairs["text"], strict=True))
+    evaluator = Evaluator(dev_lists.qrels.select("query_id", "doc_id", "relevance"), DEV_METRICS)
 
     def measure(model: "CrossEncoder") -> dict[str, float]:
-        scores = pairs.select("query_id", "doc_id", "relevance", score=pl.Series(score_pairs(model, texts, dtype)))
+        scores = pairs.select("query_id", "doc_id", "relevance", score=pl.Series(score_pairs(model, text_pairs, dtype)))
         width = scores.group_by("query_id").agg(width=pl.col("score").max() - pl.col("score").min())
         spread = width["width"].fill_nan(0.0).max()
-        return means(judge(scores)) | {"spread": float(spread)}  # type: ignore[arg-type]
+        return average_metrics(evaluator(scores)) | {"spread": float(spread)}  # type: ignore[arg-type]
 
     return measure
 
 
-def collapse(history: "History", chances: Sequence[float], taught: int) -> str | None:
+def detect_training_collapse(
+    history: "TrainingHistory", chance_losses: Sequence[float], n_distill_epochs: int
+) -> str | None:
     """Why the model that is kept tells nothing apart, in plain words; None where it does.
 
-    `chances`: the loss of each epoch if nothing were told apart. The first `taught` epochs were of the retriever's
-    scores. Where one of these learned something, the loss of a later one says nothing: it began with an order of its
-    own, and may well lose more than a model without any, while it gets better.
+    `chance_losses`: the loss of each epoch if nothing were told apart. The first `n_distill_epochs` epochs were of the
+    retriever's scores. Where one of these learned something, the loss of a later one says nothing: it began with an
+    order of its own, and may well lose more than a model without any, while it gets better.
     """
-    broken = [epoch["epoch"] for epoch in history.epochs if epoch["loss"] is None]
-    if broken or not history.epochs:
-        return f"the loss of epoch {broken[0] if broken else 1} is no number (not finite)"
-    kept = next(epoch for epoch in history.epochs if epoch["epoch"] == history.best_epoch)
-    if kept.get("spread", 1.0) < ALIKE:
+    nonfinite_epochs = [epoch["epoch"] for epoch in history.epoch_records if epoch["loss"] is None]
+    if nonfinite_epochs or not history.epoch_records:
+        return f"the loss of epoch {nonfinite_epochs[0] if nonfinite_epochs else 1} is no number (not finite)"
+    best_record = next(epoch for epoch in history.epoch_records if epoch["epoch"] == history.best_epoch)
+    if best_record.get("spread", 1.0) < MIN_SCORE_RANGE:
         return "it gives all candidates of a dev query the same score"
-    nothing = [epoch["loss"] > (1 - MARGIN) * chances[epoch["epoch"] - 1] for epoch in history.epochs]
-    if nothing[kept["epoch"] - 1] and all(nothing[:taught]):
+    is_at_chance = [
+        epoch["loss"] > (1 - CHANCE_LOSS_MARGIN) * chance_losses[epoch["epoch"] - 1] for epoch in history.epoch_records
+    ]
+    if is_at_chance[best_record["epoch"] - 1] and all(is_at_chance[:n_distill_epochs]):
         return (
-            f"the loss of epoch {kept['epoch']}, the one that is kept, is {kept['loss']:.4f}; that of a model which "
-            f"tells nothing apart is {chances[kept['epoch'] - 1]:.4f}"
+            f"the loss of epoch {best_record['epoch']}, the one that is kept, is {best_record['loss']:.4f}; that of "
+            f"a model which "
+            f"tells nothing apart is {chance_losses[best_record['epoch'] - 1]:.4f}"
         )
     return None
 
 
-def texts_of(corpus: Path, doc_ids: Collection[str]) -> dict[str, str]:
+def read_document_texts(corpus_path: Path, doc_ids: Collection[str]) -> dict[str, str]:
     """The texts of some documents by id, as models read them."""
     wanted = pl.col("doc_id").is_in(pl.Series(list(doc_ids), dtype=pl.String).implode())
-    return dict(scan_documents(corpus).filter(wanted).collect().iter_rows())
+    return dict(scan_documents(corpus_path).filter(wanted).collect().iter_rows())
 
 
-def count_pairs(epochs: Sequence[Sequence[Group]]) -> int:
+def count_training_pairs(epoch_groups: Sequence[Sequence[TrainingGroup]]) -> int:
     """(query, document) pairs that are trained on, over all epochs."""
-    return sum(len(group.documents) for groups in epochs for group in groups)
+    return sum(len(group.documents) for groups in epoch_groups for group in groups)
 
 
-def summary(report: Mapping[str, Any]) -> Summary:
+def summarise_training(report: Mapping[str, Any]) -> Summary:
     """What the terminal shows of training.json."""
-    last = report["epochs"][-1] if report["epochs"] else {}
-    best: Mapping[str, Any] = next((e for e in report["epochs"] if e["epoch"] == report["best_epoch"]), {})
+    last_record = report["epochs"][-1] if report["epochs"] else {}
+    best_record: Mapping[str, Any] = next((e for e in report["epochs"] if e["epoch"] == report["best_epoch"]), {})
     names = ("queries", "queries_without_negatives", "groups_an_epoch", "steps", "best_epoch", "dev_queries")
     return {name: report[name] for name in names} | {
-        "loss": last.get("loss"),
+        "loss": last_record.get("loss"),
         "chance_loss": report["chance_loss"],
-        **{f"dev_{name}": best[name] for name in FIGURES if name in best},
+        **{f"dev_{name}": best_record[name] for name in DEV_METRICS if name in best_record},
         "collapse": report["collapse"],
     }

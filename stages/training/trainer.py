@@ -22,13 +22,13 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from stages.core.device import quiet
-from stages.core.schemas import Tools
+from stages.core.device import silence_huggingface_logging
+from stages.core.schemas import StageContext
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from stages.training import distributed
-from stages.training.checkpoints import newest_checkpoint, seal, step_of
-from stages.training.dataset import Batches, Curriculum, Texts, dataset
-from stages.training.examples import Group
+from stages.training.checkpoints import complete_checkpoint, find_last_checkpoint, parse_checkpoint_step
+from stages.training.dataset import EpochBatchSampler, GroupCollator, TrainingData, build_dataset
+from stages.training.examples import TrainingGroup
 from stages.training.losses import GroupLoss
 
 if TYPE_CHECKING:
@@ -40,133 +40,143 @@ CHECKPOINT_STEPS = 50
 """Steps that a kill may cost."""
 LOG_STEPS = 10
 
-Measure = Callable[["CrossEncoder"], dict[str, float]]
+DevEvaluation = Callable[["CrossEncoder"], dict[str, float]]
 
 
-class History(NamedTuple):
+class TrainingHistory(NamedTuple):
     """What training said of itself."""
 
-    steps: int
+    n_steps: int
     """Steps that were taken, over all epochs."""
-    epochs: list[dict[str, Any]]
-    """{"epoch" from 1, "loss": mean over its steps or None where it was no number, the figures of `measure`...}"""
+    epoch_records: list[dict[str, Any]]
+    """{"epoch" from 1, "loss": mean over its steps or None where it was no number, the figures of `evaluate_dev`...}"""
     best_epoch: int
-    kept: Path | None
+    best_checkpoint: Path | None
     """The folder of the best epoch's weights, in the scratch folder; None where no epoch came through."""
 
 
-def fit(
+def train_on_groups(
     model: "CrossEncoder",
-    epochs: Sequence[Sequence[Group]],
+    epoch_groups: Sequence[Sequence[TrainingGroup]],
     queries: Mapping[str, str],
     texts: Mapping[str, str],
     params: "Params",
     learning_rate: float,
-    measure: Measure | None,
-    tools: Tools,
-) -> History:
-    """Train `model` on the groups of `epochs` (each of one length), from the last checkpoint in the scratch folder.
+    evaluate_dev: DevEvaluation | None,
+    context: StageContext,
+) -> TrainingHistory:
+    """Train `model` on the groups of `epoch_groups` (each of one length), from the last checkpoint in the scratch
+    folder.
 
-    `measure` gives the dev figures, "nDCG@10" among them, after each epoch; the weights of the epoch where that is
-    highest (the first of equals) are kept, without `measure` the last. A loss that is no number ends the training.
-    Where a launcher started several processes, the others are called to `train_along`.
+    `evaluate_dev` gives the dev figures, "nDCG@10" among them, after each epoch; the weights of the epoch where that is
+    highest (the first of equals) are kept, without `evaluate_dev` the last. A loss that is no number ends the training.
+    Where a launcher started several processes, the others are called to `train_as_worker`.
     """
-    distributed.check(params.device)
-    curriculum = Curriculum(epochs, queries, texts, params, learning_rate)
-    checkpoint = newest_checkpoint(tools.scratch)
+    distributed.check_launch(params.device)
+    training_data = TrainingData(epoch_groups, queries, texts, params, learning_rate)
+    checkpoint = find_last_checkpoint(context.scratch_dir)
     if checkpoint:
-        tools.progress.say(f"training was stopped before; it goes on after step {step_of(checkpoint)}")
-    if distributed.size() == 1:
-        distributed.alone()
+        context.progress.log(f"training was stopped before; it goes on after step {parse_checkpoint_step(checkpoint)}")
+    if distributed.get_world_size() == 1:
+        distributed.clear_launcher_variables()
     else:
-        idle = distributed.size() - params.batch_size
-        rest = f"; {idle} of them have none, because batch_size is {params.batch_size}" if idle > 0 else ""
-        tools.progress.say(f"{distributed.size()} processes share out the groups of each step{rest}")
-        distributed.call()
-        save_reranker(model, tools.scratch / "base")
-        with distributed.together():
-            distributed.broadcast((curriculum, model.device.type))
-            distributed.share([tools.scratch / "base", *([checkpoint] if checkpoint else [])], tools.scratch)
-    watch = _Watch(curriculum.steps, measure, tools)
-    watch.trainer = _Trainer(
-        model, curriculum, tools.scratch, [watch, TensorBoardCallback(SummaryWriter(str(tools.logs)))]
+        n_idle = distributed.get_world_size() - params.batch_size
+        rest = f"; {n_idle} of them have none, because batch_size is {params.batch_size}" if n_idle > 0 else ""
+        context.progress.log(f"{distributed.get_world_size()} processes share out the groups of each step{rest}")
+        distributed.start_training()
+        save_reranker(model, context.scratch_dir / "base")
+        with distributed.convert_peer_errors():
+            distributed.broadcast_object((training_data, model.device.type))
+            distributed.share_folders(
+                [context.scratch_dir / "base", *([checkpoint] if checkpoint else [])], context.scratch_dir
+            )
+    monitor = _MonitorCallback(training_data.steps_per_epoch, evaluate_dev, context)
+    monitor.trainer = _GroupTrainer(
+        model, training_data, context.scratch_dir, [monitor, TensorBoardCallback(SummaryWriter(str(context.logs_dir)))]
     )
-    watch.trainer.go(checkpoint)
-    state = watch.trainer.state
-    best = tools.scratch / f"checkpoint-{state.best_global_step}"
-    kept = best if best.exists() else newest_checkpoint(tools.scratch)
-    history = epochs_of(state.log_history, curriculum.steps)
-    return History(state.global_step, history, step_of(kept) // curriculum.steps if kept else 0, kept)
+    monitor.trainer.train_from(checkpoint)
+    state = monitor.trainer.state
+    best_folder = context.scratch_dir / f"checkpoint-{state.best_global_step}"
+    best_checkpoint = best_folder if best_folder.exists() else find_last_checkpoint(context.scratch_dir)
+    epoch_records = summarise_log_history(state.log_history, training_data.steps_per_epoch)
+    return TrainingHistory(
+        state.global_step,
+        epoch_records,
+        parse_checkpoint_step(best_checkpoint) // training_data.steps_per_epoch if best_checkpoint else 0,
+        best_checkpoint,
+    )
 
 
-def train_along() -> None:
-    """Take part in the `fit` that rank 0 called to. What must be written here is dropped at the end."""
+def train_as_worker() -> None:
+    """Take part in the `train_on_groups` that rank 0 called to. What must be written here is dropped at the end."""
     with tempfile.TemporaryDirectory(prefix="prep-") as folder:
         scratch = Path(folder)
-        with distributed.together():
-            curriculum, kind = distributed.broadcast()
-            base, *checkpoint = distributed.share((), scratch)
-        params = curriculum.params
-        model = load_reranker(base, distributed.own_device(kind), params.max_length, params.dropout, params.seed)
+        with distributed.convert_peer_errors():
+            training_data, device_type = distributed.broadcast_object()
+            base, *checkpoint = distributed.share_folders((), scratch)
+        params = training_data.params
+        model = load_reranker(
+            base, distributed.pick_local_device(device_type), params.max_length, params.dropout, params.seed
+        )
         if params.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        _Trainer(model, curriculum, scratch, []).go(*checkpoint)
+        _GroupTrainer(model, training_data, scratch, []).train_from(*checkpoint)
 
 
-def epochs_of(log: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """The history of each epoch of `steps` steps from the trainer's log.
+def summarise_log_history(log_history: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> list[dict[str, Any]]:
+    """The history of each epoch of `steps_per_epoch` steps from the trainer's log.
 
     An entry's "loss" is the mean over the steps since the entry before it; each epoch ends with an entry.
     """
-    epochs: dict[int, dict[str, Any]] = {}
-    sums: dict[int, float] = {}
-    before = 0
-    for entry in log:
-        epoch = -(-entry["step"] // steps)
-        known = epochs.setdefault(epoch, {"epoch": epoch, "loss": None})
+    epoch_records: dict[int, dict[str, Any]] = {}
+    loss_sums: dict[int, float] = {}
+    last_step = 0
+    for entry in log_history:
+        epoch = -(-entry["step"] // steps_per_epoch)
+        record = epoch_records.setdefault(epoch, {"epoch": epoch, "loss": None})
         # sorted, because a log that went through a checkpoint is
-        known.update((name[5:], value) for name, value in sorted(entry.items()) if name.startswith("eval_"))
+        record.update((name[5:], value) for name, value in sorted(entry.items()) if name.startswith("eval_"))
         if "loss" in entry:
-            sums[epoch] = sums.get(epoch, 0.0) + entry["loss"] * (entry["step"] - before)
-            before = entry["step"]
-    for epoch, total in sums.items():
-        loss = total / (min(before, epoch * steps) - (epoch - 1) * steps)
-        epochs[epoch]["loss"] = loss if math.isfinite(loss) else None
-    return [epochs[epoch] for epoch in sorted(epochs)]
+            loss_sums[epoch] = loss_sums.get(epoch, 0.0) + entry["loss"] * (entry["step"] - last_step)
+            last_step = entry["step"]
+    for epoch, total in loss_sums.items():
+        loss = total / (min(last_step, epoch * steps_per_epoch) - (epoch - 1) * steps_per_epoch)
+        epoch_records[epoch]["loss"] = loss if math.isfinite(loss) else None
+    return [epoch_records[epoch] for epoch in sorted(epoch_records)]
 
 
-class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
+class _GroupTrainer(CrossEncoderTrainer):  # type: ignore[misc]
     """sentence-transformers' trainer without the model card, which asks the hub and holds times, and in our order."""
 
     def __init__(
-        self, model: "CrossEncoder", curriculum: Curriculum, scratch: Path, callbacks: Sequence[TrainerCallback]
+        self, model: "CrossEncoder", training_data: TrainingData, scratch: Path, callbacks: Sequence[TrainerCallback]
     ) -> None:
-        params, rank = curriculum.params, distributed.rank()
-        with quiet():
+        params, rank = training_data.params, distributed.get_rank()
+        with silence_huggingface_logging():
             super().__init__(
                 model,
-                _arguments(model, params, curriculum.learning_rate, scratch),
-                train_dataset=dataset(curriculum.epochs),
-                data_collator=Texts(curriculum.queries, curriculum.texts),
-                loss=GroupLoss(model, params.loss, params.dtype, rank, distributed.size()),
-                callbacks=[*callbacks, _Pace(curriculum.steps)],
+                _build_arguments(model, params, training_data.learning_rate, scratch),
+                train_dataset=build_dataset(training_data.epoch_groups),
+                data_collator=GroupCollator(training_data.queries, training_data.texts),
+                loss=GroupLoss(model, params.loss, params.dtype, rank, distributed.get_world_size()),
+                callbacks=[*callbacks, _ScheduleCallback(training_data.steps_per_epoch)],
             )
         self.remove_callback(PrinterCallback)
-        self.batches = curriculum.batches
+        self.group_batch_sampler = training_data.batch_sampler
         if rank:  # dropout must not strike out the same in every process
             torch.manual_seed(params.seed + rank)
 
-    def go(self, checkpoint: Path | None = None) -> None:
+    def train_from(self, checkpoint: Path | None = None) -> None:
         """Train to the end, from `checkpoint` where there is one."""
-        with quiet(), distributed.together(), warnings.catch_warnings():
+        with silence_huggingface_logging(), distributed.convert_peer_errors(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # not ours to mend
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         return
 
-    def get_batch_sampler(self, *args: Any, **kwargs: Any) -> Batches:
-        return self.batches
+    def get_batch_sampler(self, *args: Any, **kwargs: Any) -> EpochBatchSampler:
+        return self.group_batch_sampler
 
     def get_train_dataloader(self) -> DataLoader:
         # as the trainer makes it for one process: accelerate would cut the data set up, and `GroupLoss` cuts the steps
@@ -178,44 +188,47 @@ class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if distributed.size() > 1:  # rank 0 writes them all: others may not see its disk, and it seals what is there
-            own = (Path(output_dir) / f"rng_state_{distributed.rank()}.pth").read_bytes()
-            for rank, state in enumerate(distributed.gather(own)):
+        if (
+            distributed.get_world_size() > 1
+        ):  # rank 0 writes them all: others may not see its disk, and it seals what is there
+            own = (Path(output_dir) / f"rng_state_{distributed.get_rank()}.pth").read_bytes()
+            for rank, state in enumerate(distributed.gather_objects(own)):
                 (Path(output_dir) / f"rng_state_{rank}.pth").write_bytes(state)
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _MonitorCallback(TrainerCallback):  # type: ignore[misc]
     """Says how far training is, takes the dev figures after each epoch, and seals the checkpoints."""
 
     trainer: BaseTrainer
 
-    def __init__(self, steps: int, measure: Measure | None, tools: Tools) -> None:
-        self.steps = steps
-        self.measure = measure
-        self.tools = tools
+    def __init__(self, steps_per_epoch: int, evaluate_dev: DevEvaluation | None, context: StageContext) -> None:
+        self.steps_per_epoch = steps_per_epoch
+        self.evaluate_dev = evaluate_dev
+        self.context = context
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        self.tools.progress.advance(state.global_step, state.max_steps, "steps")
-        if self.measure and state.global_step % self.steps == 0:
-            figures = self.measure(self.trainer.model)
+        self.context.progress.advance(state.global_step, state.max_steps, "steps")
+        if self.evaluate_dev and state.global_step % self.steps_per_epoch == 0:
+            figures = self.evaluate_dev(self.trainer.model)
             self.trainer.log({f"eval_{name}": value for name, value in figures.items()})
-            self.tools.progress.say(_sentence(state.global_step // self.steps, figures))
+            self.context.progress.log(_format_dev_metrics(state.global_step // self.steps_per_epoch, figures))
             if state.best_metric is None or figures["nDCG@10"] > state.best_metric:
                 state.best_metric, state.best_global_step = figures["nDCG@10"], state.global_step
 
     def on_save(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        seal(self.tools.scratch, state.global_step, state.best_global_step)
+        complete_checkpoint(self.context.scratch_dir, state.global_step, state.best_global_step)
 
 
-class _Pace(TrainerCallback):  # type: ignore[misc]
-    """Orders logs, checkpoints and an early end, in every process at the same step. Stands after `_Watch`, whose own
+class _ScheduleCallback(TrainerCallback):  # type: ignore[misc]
+    """Orders logs, checkpoints and an early end, in every process at the same step. Stands after `_MonitorCallback`,
+    whose own
     log withdraws the order for one."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, steps_per_epoch: int) -> None:
+        self.steps_per_epoch = steps_per_epoch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        if state.global_step % self.steps == 0 or state.global_step % CHECKPOINT_STEPS == 0:
+        if state.global_step % self.steps_per_epoch == 0 or state.global_step % CHECKPOINT_STEPS == 0:
             # the loss is averaged since the last log: a log at every checkpoint makes it the same after a resume
             control.should_log = control.should_save = True
 
@@ -225,7 +238,7 @@ class _Pace(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop, control.should_save = True, False
 
 
-def _arguments(model: "CrossEncoder", params: "Params", learning_rate: float, scratch: Path) -> Any:
+def _build_arguments(model: "CrossEncoder", params: "Params", learning_rate: float, scratch: Path) -> Any:
     cpu = model.device.type == "cpu"
     if not cpu:
         # to be set before the first matrix product, or two runs on a GPU differ
@@ -255,5 +268,5 @@ def _arguments(model: "CrossEncoder", params: "Params", learning_rate: float, sc
     return arguments
 
 
-def _sentence(epoch: int, figures: Mapping[str, float]) -> str:
+def _format_dev_metrics(epoch: int, figures: Mapping[str, float]) -> str:
     return f"epoch {epoch}, dev: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if "@" in name)

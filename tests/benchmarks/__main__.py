@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.core.device import device_type
+from stages.core.device import detect_device_type
 from tests.benchmarks.turns import WORKS, compare, work_of
 
 NO_GPU = "no GPU here: not run"
@@ -82,9 +82,9 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "goals": {}, "works": {}}
     print(f"{found['machine']}, {given.threads} threads, {given.turns} turns", file=sys.stderr)
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
-    for name in given.only:
+    for name in given.select_document:
         work = work_of(name)
-        if work.gpu and device_type() != "cuda":
+        if work.gpu and detect_device_type() != "cuda":
             found["works"][name] = {"about": work.about, "goals": {}, "not_run": NO_GPU}
         else:
             with tempfile.TemporaryDirectory(dir=given.folder) as folder:

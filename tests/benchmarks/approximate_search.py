@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.cli.progress import Quiet
+from pipeline.cli.progress import QuietProgress
 from stages.core.errors import InputError
-from stages.core.schemas import CORPUS, QRELS, QUERIES, Tools, write_table
-from stages.embedding.vector_store import VectorStore, text_hashes
+from stages.core.schemas import CORPUS, QRELS, QUERIES, StageContext, write_table
+from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval.stage import Params, run
 
 INDEXES = ("IVF1024,Flat", "IVF1024,PQ48", "IVF1024,PQ48,RFlat k_factor_rf=4")
@@ -53,7 +53,7 @@ def write_inputs(folder: Path, given: argparse.Namespace) -> None:
     for some in texts.values():
         for start in range(0, len(some), 65_536):
             part = some[start : start + 65_536]
-            store.append(text_hashes(part), mixture.vectors(len(part)))
+            store.append(hash_texts(part), mixture.vectors(len(part)))
     queries, documents = texts["queries"], texts["documents"]
     frame = pl.DataFrame({"query_id": queries, "query": queries, "group": queries}).with_columns(split=pl.lit("train"))
     write_table(frame, QUERIES, folder / "queries.parquet")
@@ -70,7 +70,7 @@ def searched(folder: Path, params: Params) -> tuple[dict[str, Any], pl.DataFrame
     out.mkdir(exist_ok=True)
     shutil.rmtree(folder / "vectors/key/lists", ignore_errors=True)
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
-    tools = Tools(Quiet(), folder / "scratch", folder / "vectors", folder / "logs")
+    tools = StageContext(QuietProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     started, busy = time.perf_counter(), time.process_time()
     summary = run(params, inputs | {"encoding": folder / "encoding.json"}, out, tools)
     took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}

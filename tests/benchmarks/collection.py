@@ -22,13 +22,13 @@ def write(folder: Path, sizes: Sizes) -> Result:
     import numpy as np
     import polars as pl
 
-    from pipeline.cli.progress import Quiet
+    from pipeline.cli.progress import QuietProgress
     from stages.core import schemas
     from stages.core.model_files import DEFAULT_ENCODER
-    from stages.core.schemas import Tools
+    from stages.core.schemas import StageContext
     from stages.embedding import stage as embedding_stage
-    from stages.embedding.encoder import recipe
-    from stages.embedding.vector_store import VectorStore, text_hashes
+    from stages.embedding.encoder import resolve_encoder_spec
+    from stages.embedding.vector_store import VectorStore, hash_texts
 
     random = np.random.default_rng(0)
     queries, documents, dimension = sizes["queries"], sizes["documents"], sizes["dimension"]
@@ -50,10 +50,10 @@ def write(folder: Path, sizes: Sizes) -> Result:
     }
     frames["decided"] = frames["qrels"].clear()
     for name, frame in frames.items():
-        schema = schemas.QRELS if name == "decided" else getattr(schemas, name.upper())
+        schema = schemas.TABLES[name]
         schemas.write_table(frame, schema, pairs / f"{name}.parquet")
 
-    made = recipe(DEFAULT_ENCODER)
+    made = resolve_encoder_spec(DEFAULT_ENCODER)
     store = VectorStore(folder / "vectors" / made.key)
     centres = random.standard_normal((max(1, documents // CROWD), dimension), np.float32)
     vectors = np.lib.format.open_memmap(folder / "documents.npy", "w+", np.float32, (documents, dimension))
@@ -63,16 +63,16 @@ def write(folder: Path, sizes: Sizes) -> Result:
         own = random.standard_normal(part.shape, np.float32)
         centre = centres[random.integers(0, len(centres), len(part))]
         part[:] = _unit(centre + own)
-        store.append(text_hashes(texts[start : start + ROWS], made.salt("document")), part)
+        store.append(hash_texts(texts[start : start + ROWS], made.hash_prefix("document")), part)
         here = slice(*np.searchsorted(positive, [start, start + len(part)]))
         rows = positive[here] - start
         noise = random.standard_normal((len(rows), dimension), np.float32)
         questions[here] = _unit(centre[rows] + np.float32(0.3) * own[rows] + noise)
     for start in range(0, queries, ROWS):
         rows_of = slice(start, start + ROWS)
-        store.append(text_hashes(asked[rows_of], made.salt("query")), questions[rows_of])
+        store.append(hash_texts(asked[rows_of], made.hash_prefix("query")), questions[rows_of])
     (folder / "encode").mkdir()
-    tools = Tools(Quiet(), folder / "scratch", folder / "vectors", folder / "logs")
+    tools = StageContext(QuietProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     inputs = {name: pairs / f"{name}.parquet" for name in ("queries", "corpus")}
     summary = embedding_stage.run(embedding_stage.Params(), inputs, folder / "encode", tools)
     assert summary["encoded"] == 0, "the stored vectors are not those that encode looks for"
@@ -89,16 +89,17 @@ def load(names: tuple[str, ...]) -> None:
     """Import what these stages are made of, so that no clock counts it; memory is had as `prep` has it."""
     import faiss  # noqa: F401
 
-    from pipeline.workflow.graph import STAGES
-    from stages.core.memory import share_heaps
+    from pipeline.workflow.graph import STAGES_BY_NAME
+    from stages.core.memory import limit_malloc_arenas
 
-    share_heaps()
+    limit_malloc_arenas()
     for name in names:
-        STAGES[name].load()
+        STAGES_BY_NAME[name].load_module()
 
 
 def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out: Path) -> dict[str, float]:
-    """Run these stages from nothing, each into a new folder of `out`; inputs that are not there come from `folder`.
+    """Run these stages from nothing, each into a new folder of `out`; inputs that are not there come from
+    `folder`.
 
     Returns the seconds of each.
     `settings` are those of [mine], for whichever stage has them.
@@ -106,28 +107,28 @@ def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out:
     import shutil
     import time
 
-    from pipeline.cli.progress import Quiet
-    from pipeline.workflow.graph import STAGES
-    from stages.core.memory import count_anew
-    from stages.core.schemas import Tools
+    from pipeline.cli.progress import QuietProgress
+    from pipeline.workflow.graph import STAGES_BY_NAME
+    from stages.core.memory import reset_peak_rss
+    from stages.core.schemas import StageContext
 
     seconds = {}
     if "search" in names:  # a search goes on from the last one's lists
         for lists in (folder / "vectors").glob("*/lists"):
             shutil.rmtree(lists)
     for name in names:
-        stage = STAGES[name]
-        module = stage.load()
+        stage = STAGES_BY_NAME[name]
+        module = stage.load_module()
         params = module.Params(**{key: value for key, value in settings.items() if key in module.Params.model_fields})
         made, scratch = out / name, out / "scratch"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
-        places = {path: out / path for path in stage.reads(params)}
+        places = {path: out / path for path in stage.select_inputs(params)}
         inputs = {place.stem: place if place.exists() else folder / path for path, place in places.items()}
         started = time.perf_counter()
-        count_anew()  # as the runner does
-        module.run(params, inputs, made, Tools(Quiet(), scratch, folder / "vectors", out / "logs"))
+        reset_peak_rss()  # as the runner does
+        module.run(params, inputs, made, StageContext(QuietProgress(), scratch, folder / "vectors", out / "logs"))
         seconds[name] = round(time.perf_counter() - started, 3)
         shutil.rmtree(scratch)
     return seconds

@@ -93,14 +93,14 @@ def ours(folder: Path, sizes: Sizes) -> Result:
 
     import sentence_transformers  # noqa: F401
 
-    from pipeline.cli.progress import Quiet
-    from stages.core.schemas import Tools
+    from pipeline.cli.progress import QuietProgress
+    from stages.core.schemas import StageContext
     from stages.embedding import stage as embedding_stage
 
     out = folder / "ours"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    tools = Tools(Quiet(), out / "scratch", out / "vectors", out / "logs")
+    tools = StageContext(QuietProgress(), out / "scratch", out / "vectors", out / "logs")
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus")}
     clock = Clock()
     embedding_stage.run(embedding_stage.Params(), inputs, out, tools)
@@ -135,10 +135,10 @@ def matrix_rate(folder: Path, sizes: Sizes) -> Result:
     """
     import torch
 
-    from stages.core.device import pick_device, use_bfloat16
+    from stages.core.device import pick_device, should_use_bfloat16
 
     device = pick_device("auto")
-    dtype = torch.bfloat16 if use_bfloat16(device, "auto") else torch.float32
+    dtype = torch.bfloat16 if should_use_bfloat16(device, "auto") else torch.float32
     squares = (1_024, 2_048) if device == "cpu" else (4_096, 8_192, 16_384)
     best, layer = (
         _fastest(torch, shapes, device, dtype)
@@ -168,13 +168,13 @@ def check(folder: Path, sizes: Sizes) -> Result:
     import numpy as np
     import polars as pl
 
-    from stages.embedding.lookup import Vectors
+    from stages.embedding.lookup import VectorLookup
 
-    vectors = Vectors(folder / "ours" / "encoding.json", folder / "ours" / "vectors")
+    vectors = VectorLookup(folder / "ours" / "encoding.json", folder / "ours" / "vectors")
     mine = np.concatenate(
         [
-            vectors.queries(pl.read_parquet(folder / "queries.parquet")),
-            vectors.documents(pl.read_parquet(folder / "corpus.parquet")),
+            vectors.read_queries(pl.read_parquet(folder / "queries.parquet")),
+            vectors.read_documents(pl.read_parquet(folder / "corpus.parquet")),
         ]
     )
     found = {}

@@ -1,4 +1,4 @@
-"""Encode on a GPU: as `encode`, against sentence-transformers' default and its float16, with more texts."""
+"""Encode on a GPU: as `encode_command`, against sentence-transformers' default and its float16, with more texts."""
 
 from tests.benchmarks.encode import check, matrix_rate, ours, peer, prepare
 from tests.benchmarks.work import Goal, Work

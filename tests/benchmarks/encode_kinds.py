@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.core.hashing import draw
+from stages.core.hashing import stable_hash
 from stages.core.model_files import DEFAULT_ENCODER
 from stages.core.schemas import document_text
-from stages.embedding.encoder import Encoder, Floats, recipe
+from stages.embedding.encoder import Encoder, Floats, resolve_encoder_spec
 from stages.embedding.stage import Params
-from stages.evaluation.metrics import Judge
+from stages.evaluation.metrics import Evaluator
 
 SAMPLE = Path(__file__).parent.parent.parent / "data_samples"
 TEXTS = 300
@@ -45,7 +45,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 def loaded(dtype: str = "float32") -> Encoder:
     """The encoder as prep has it."""
-    return Encoder(recipe(DEFAULT_ENCODER, dtype=dtype, device="cpu"), DEFAULT_ENCODER)
+    return Encoder(resolve_encoder_spec(DEFAULT_ENCODER, dtype=dtype, device="cpu"), DEFAULT_ENCODER)
 
 
 def compiled(dtype: str = "float32") -> Encoder:
@@ -130,12 +130,12 @@ def sample_texts() -> list[str]:
     """Some of the sample's articles, and titles, which are as short as questions."""
     articles = pl.read_csv(SAMPLE / "articles.csv", infer_schema=False)
     texts = pl.concat([articles["title"], articles["body"]]).unique()
-    return sorted(texts, key=lambda text: draw(0, "sample", text))[:TEXTS]
+    return sorted(texts, key=lambda text: stable_hash(0, "sample", text))[:TEXTS]
 
 
 def tokens(encoder: Encoder, texts: list[str]) -> dict[str, Any]:
     """What the transformer reads of texts in one batch."""
-    features = encoder._features(texts, "document")
+    features = encoder._tokenise_texts(texts, "document")
     return {name: features[name] for name in INPUTS}
 
 
@@ -149,12 +149,12 @@ def drawn(folder: Path, most: int | None) -> tuple[pl.DataFrame, pl.DataFrame, p
     positives = qrels.filter(pl.col("relevance") > 0).join(documents, on="doc_id", how="semi")
     of = dict(positives.group_by("query_id").agg("doc_id").iter_rows())
     most, asked, kept = most or len(documents), set[str](), set[str]()
-    for query_id in sorted(of, key=lambda name: draw(0, "question", name)):
+    for query_id in sorted(of, key=lambda name: stable_hash(0, "question", name)):
         if len(kept.union(of[query_id])) > most:
             break
         asked.add(query_id)
         kept.update(of[query_id])
-    read = sorted(documents["doc_id"], key=lambda name: (name not in kept, draw(0, "document", name)))[:most]
+    read = sorted(documents["doc_id"], key=lambda name: (name not in kept, stable_hash(0, "document", name)))[:most]
     queries, positives = (frame.filter(pl.col("query_id").is_in(asked)) for frame in (queries, positives))
     return queries.sort("query_id"), documents.filter(pl.col("doc_id").is_in(read)), positives
 
@@ -166,7 +166,9 @@ def encoded(encoder: Encoder, texts: list[str], role: str, batch_tokens: int) ->
     return np.concatenate([vectors for _, vectors, _ in parts])[order], sum(count for _, _, count in parts)
 
 
-def ndcg(judge: Judge, questions: list[str], documents: list[str], scores: Floats, positives: pl.DataFrame) -> Floats:
+def ndcg(
+    judge: Evaluator, questions: list[str], documents: list[str], scores: Floats, positives: pl.DataFrame
+) -> Floats:
     """nDCG@10 of each question, in points."""
     top = np.argsort(-scores, axis=1, kind="stable")[:, :100]  # more than 10, so that ties at the tenth place are seen
     run = pl.DataFrame(
@@ -185,7 +187,7 @@ def table(folder: Path, most: int | None, encoders: Mapping[str, tuple[Encoder, 
     """The collection's figures: a heading and a line a kind, in Markdown."""
     queries, documents, positives = drawn(folder, most)
     asked, read = queries["query"].to_list(), documents["text"].to_list()
-    judge = Judge(positives, ["nDCG@10"])
+    judge = Evaluator(positives, ["nDCG@10"])
     seconds, vectors, count = dict.fromkeys(encoders, np.inf), {}, 0
     for _ in range(rounds):
         for kind, (encoder, _) in encoders.items():

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 
-from pipeline.cli.progress import progress_for
-from stages.core.schemas import FEATURES, Tools
-from stages.mining.candidates.features import GENERAL
+from pipeline.cli.progress import make_progress
+from stages.core.schemas import FEATURES, StageContext
+from stages.mining.candidates.features import TRANSFERABLE_FEATURES
 from stages.mining.estimator import model as learned
 from stages.mining.verify import stacking
 from tests.benchmarks.self_teacher import PAIR, ROOT, suspects_of
@@ -36,8 +36,8 @@ Kind = Callable[[Floats, Bools, list[str], Floats], Doubles]
 
 def logistic(table: Floats, labels: Bools, questions: list[str], asked: Floats) -> Doubles:
     """As prep does."""
-    model = learned.Model.fit(NAMES, table, labels, np.ones(len(labels)), learned.STRENGTH)
-    return model.log_odds(asked)
+    model = learned.LogisticModel.fit(NAMES, table, labels, np.ones(len(labels)), learned.TABLE_MODEL_C)
+    return model.predict_log_odds(asked)
 
 
 def isotonic(table: Floats, labels: Bools, questions: list[str], asked: Floats) -> Doubles:
@@ -69,8 +69,8 @@ KINDS: dict[str, Kind] = {"logistic": logistic, "isotonic": isotonic, "boosted":
 
 def by_fold(kind: Kind, table: Floats, labels: Bools, questions: list[str]) -> Doubles:
     """Log odds [n] by models that did not see the question."""
-    fold, out = learned.folds(questions), np.empty(len(labels))
-    for number in range(learned.FOLDS):
+    fold, out = learned.assign_folds(questions), np.empty(len(labels))
+    for number in range(learned.N_FOLDS):
         seen = fold != number
         others = [question for question, one in zip(questions, seen, strict=True) if one]
         out[~seen] = kind(table[seen], labels[seen], others, table[~seen])
@@ -88,27 +88,29 @@ def main() -> None:
     for name in given.sets:
         work = given.folder.absolute() / name
         work.mkdir(parents=True, exist_ok=True)
-        progress = progress_for(False, False)
-        tools = Tools(progress, work, given.folder.absolute() / "vectors", work / "logs")
+        progress = make_progress(False, False)
+        tools = StageContext(progress, work, given.folder.absolute() / "vectors", work / "logs")
         try:
             collection, _, suspects = suspects_of(given.data / name, work, given.most, tools)
-            rows, found = suspects.candidates_of(collection.hidden)
+            rows, found = suspects.collect_candidates(collection.held_out_positives)
         finally:
             progress.close()
-        hidden = rows.join(collection.hidden.with_columns(hidden=True), on=PAIR, how="left", maintain_order="left")
+        hidden = rows.join(
+            collection.held_out_positives.with_columns(hidden=True), on=PAIR, how="left", maintain_order="left"
+        )
         labels, questions = hidden["hidden"].is_not_null().to_numpy(), rows["query_id"].to_list()
-        word = suspects.estimator.prior.log_odds(found[:, : len(GENERAL)])
-        table = learned.columns(found, word, NAMES)
+        word = suspects.model.pretrained_model.predict_log_odds(found[:, : len(TRANSFERABLE_FEATURES)])
+        table = learned.stack_features(found, word, NAMES)
         line: dict[str, Any] = {"set": name, "candidates": len(labels), "hidden": int(labels.sum())}
         said = {kind: by_fold(fit, table, labels, questions) for kind, fit in KINDS.items()}
-        before = stacking.loss(said["logistic"], labels)
+        before = stacking.log_loss(said["logistic"], labels)
         for kind, odds in said.items():
-            falls = stacking.paired(
-                before - stacking.loss(odds, labels), np.ones(len(labels)), np.array(questions, object)
+            falls = stacking.cluster_robust_mean(
+                before - stacking.log_loss(odds, labels), np.ones(len(labels)), np.array(questions, object)
             )
             line[kind] = {
                 "auc": round(stacking.auc(odds, labels), 4),
-                "loss": round(float(stacking.loss(odds, labels).mean()), 5),
+                "loss": round(float(stacking.log_loss(odds, labels).mean()), 5),
                 "below_logistic": [round(figure, 5) for figure in falls],
             }
         print(json.dumps(line), flush=True)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.cli.progress import Quiet
-from stages.core.schemas import CORPUS, QRELS, QUERIES, Tools, write_table
-from stages.embedding.vector_store import VectorStore, text_hashes
+from pipeline.cli.progress import QuietProgress
+from stages.core.schemas import CORPUS, QRELS, QUERIES, StageContext, write_table
+from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval.stage import Params, run
 
 
@@ -36,8 +36,8 @@ def write_inputs(folder: Path, given: argparse.Namespace, changed: float, random
     store = VectorStore(folder / "vectors/key")
     for start in range(0, len(documents), 65_536):
         some = [*documents[start : start + 65_536], *(queries if not start else [])]
-        hashes = text_hashes(some)
-        lacking = hashes[~store.held(hashes)]
+        hashes = hash_texts(some)
+        lacking = hashes[~store.contains(hashes)]
         vectors = random.standard_normal((len(lacking), given.dimension), np.float32)
         store.append(lacking, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     ids = {"query_id": [f"q{i:07}" for i in range(len(queries))], "doc_id": [f"d{i:07}" for i in range(len(documents))]}
@@ -54,7 +54,7 @@ def timed(folder: Path, depth: int, out: str) -> tuple[float, dict[str, Any]]:
     """Seconds of one run of the stage, and what it says of its lists."""
     (folder / out).mkdir(exist_ok=True)
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
-    tools = Tools(Quiet(), folder / "scratch", folder / "vectors", folder / "logs")
+    tools = StageContext(QuietProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     started = time.perf_counter()
     summary = run(Params(depth=depth), inputs | {"encoding": folder / "encoding.json"}, folder / out, tools)
     return time.perf_counter() - started, summary["lists"]["dense"]

@@ -13,10 +13,10 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.cli.progress import progress_for
-from stages.bench.collections import read_judgements
+from pipeline.cli.progress import make_progress
+from stages.bench.collections import read_judged_collection
 from stages.core import schemas
-from stages.core.schemas import Tools
+from stages.core.schemas import StageContext
 from stages.embedding import stage as embedding_stage
 from stages.mining import mask
 from stages.mining.candidates import stage as candidates_stage
@@ -29,8 +29,8 @@ SAID = ("candidates", "pairs", "estimated", "estimate", "fill", "hardness", "fal
 
 def write_inputs(folder: Path, work: Path) -> dict[str, Path]:
     """The collection as the stages read it."""
-    found = read_judgements(folder)
-    wrong = found.wrong.with_columns(relevance=pl.lit(0, pl.Int32))
+    found = read_judged_collection(folder)
+    wrong = found.nonrelevant.with_columns(relevance=pl.lit(0, pl.Int32))
     frames = {
         "queries": found.queries.with_columns(split=pl.lit("train"), group="query_id"),
         "corpus": found.corpus,
@@ -38,7 +38,7 @@ def write_inputs(folder: Path, work: Path) -> dict[str, Path]:
         "answers": pl.DataFrame(pl.from_arrow(schemas.ANSWERS.empty_table())),
     }
     for name, frame in frames.items():
-        schemas.write_table(frame, getattr(schemas, name.upper()), work / f"{name}.parquet")
+        schemas.write_table(frame, schemas.TABLES[name], work / f"{name}.parquet")
     return {name: work / f"{name}.parquet" for name in frames}
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     work = given.folder.absolute() / given.collection.name
     work.mkdir(parents=True, exist_ok=True)
-    tools = Tools(progress_for(False, False), work, given.folder.absolute() / "vectors", work)
+    tools = StageContext(make_progress(False, False), work, given.folder.absolute() / "vectors", work)
     inputs = write_inputs(given.collection, work)
 
     def run(stage: ModuleType, params: Any, *outputs: str) -> None:

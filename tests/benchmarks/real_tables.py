@@ -61,7 +61,8 @@ def toml(sections: dict[str, dict[str, Any]], data: Path) -> str:
 
 
 def refresh(name: str, data: Path, folder: Path) -> dict[str, Any]:
-    """Run one table in `folder`/`name`, from nothing or on from where an earlier run got to; its figures."""
+    """Run one table in `folder`/`name`, from nothing or on from where an earlier run got to; its
+    figures."""
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     (place / "prep.toml").write_text(toml({"mine": FIXED, **TABLES[name]}, data))
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--folder", type=Path, default=Path("real-tables"), help="where the workspaces are made")
     given = parser.parse_args()
-    for name in given.only:
+    for name in given.select_document:
         print(json.dumps(refresh(name, given.data.absolute(), given.folder.absolute())), flush=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << 20)
     print(json.dumps({"peak memory of the largest process, GiB": round(peak, 2)}))

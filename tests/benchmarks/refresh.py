@@ -21,14 +21,14 @@ CHANGED = 0.01
 
 def prepare(folder: Path, sizes: Sizes) -> Result:
     """before.csv and after.csv: so many rows of the table, and the same with some of them changed, drawn by id."""
-    from stages.core.hashing import draw
+    from stages.core.hashing import stable_hash
 
     with TABLE.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         names = list(reader.fieldnames or [])
         every = list(reader)
     rows = every[: sizes["rows"]]
-    drawn = sorted(range(len(rows)), key=lambda i: (draw(0, "changed", rows[i]["id"]), i))
+    drawn = sorted(range(len(rows)), key=lambda i: (stable_hash(0, "changed", rows[i]["id"]), i))
     changed = drawn[: max(2, round(CHANGED * len(rows)))]
     after = [dict(row) for row in rows]
     for place, i in enumerate(changed):

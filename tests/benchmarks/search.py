@@ -1,4 +1,4 @@
-"""Exact search, 8,000 x 100,000 x 384, k = 100: `exact_top_k` against the three ways that others search a flat index.
+"""Exact search, 8,000 x 100,000 x 384, k = 100: `exact_search` against the three ways that others search a flat index.
 
 mine_hard_negatives (sentence-transformers 6.2, use_faiss): IndexFlatIP, all documents added, 16,384 queries a call.
 hn_mine (FlagEmbedding 1.4, scripts/hn_mine.py, which the package leaves out): the same index, 64 queries a call, ids
@@ -61,18 +61,18 @@ def measured(name: str, search: "Callable[[], Search]") -> Callable[[Path, Sizes
 
 
 def exact(device: str) -> "Search":
-    """`exact_top_k`, swept on a device, in the number format that search takes there."""
+    """`exact_search`, swept on a device, in the number format that search takes there."""
     import faiss  # noqa: F401
     import torch  # noqa: F401
 
-    from stages.core.device import use_bfloat16
-    from stages.retrieval.exact.search import exact_top_k
+    from stages.core.device import should_use_bfloat16
+    from stages.retrieval.exact.search import exact_search
 
-    dtype = "bfloat16" if use_bfloat16(device, "auto") else "float32"
+    dtype = "bfloat16" if should_use_bfloat16(device, "auto") else "float32"
 
     def run(queries: "Floats", documents: "Floats", k: int) -> "npt.ArrayLike":
         blocks = [documents[start : start + BLOCK] for start in range(0, len(documents), BLOCK)]
-        return exact_top_k(queries, blocks, k, device=device, dtype=dtype)[0]
+        return exact_search(queries, blocks, k, device=device, dtype=dtype)[0]
 
     return run
 

@@ -1,4 +1,5 @@
-"""Exact search on a GPU, 100,000 x 5,000,000 x 768, k = 100: `exact_top_k` by counted FLOPs against the matrix rate."""
+"""Exact search on a GPU, 100,000 x 5,000,000 x 768, k = 100: `exact_search` by counted FLOPs against the matrix
+rate."""
 
 from functools import partial
 

@@ -16,65 +16,77 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.cli.progress import progress_for
-from stages.bench.collections import Collection, read_collection, write_inputs
-from stages.core.hashing import draw
+from pipeline.cli.progress import make_progress
+from stages.bench.collections import HoldoutCollection, read_holdout_collection, write_stage_inputs
+from stages.core.hashing import stable_hash
 from stages.core.model_files import DEFAULT_ENCODER
-from stages.core.schemas import JUDGED, Tools, read_table, scan_documents
-from stages.core.text import loose
+from stages.core.schemas import QRELS_SCORED, StageContext, read_table, scan_documents
+from stages.core.text import match_key
 from stages.embedding import stage as embedding_stage
-from stages.embedding.lookup import Vectors
-from stages.mining.candidates.documents import document_vectors
-from stages.mining.estimator.table_estimator import Suspects
+from stages.embedding.lookup import VectorLookup
+from stages.mining.candidates.documents import make_document_vectoriser
+from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 from stages.mining.verify import cross_fitting, stacking
-from stages.mining.verify.cross_encoder import TeacherRule, asked, band, measured, teacher_false
-from stages.pairs.split import GIANT, components
+from stages.mining.verify.cross_encoder import (
+    VerifierRule,
+    collect_pairs_to_score,
+    flag_false_negatives,
+    join_verifier_scores,
+    select_uncertain,
+)
+from stages.pairs.split import MAX_COMPONENT_RATIO, find_components
 from stages.retrieval import stage as retrieval_stage
 from stages.training.stage import Params
 
 ROOT = Path(__file__).parent.parent.parent
-MARGINS: tuple[tuple[TeacherRule, float], ...] = tuple(
+MARGINS: tuple[tuple[VerifierRule, float], ...] = tuple(
     (rule, value) for rule in ("margin", "margin_max") for value in (-1.0, 0.0, 0.5, 1.0, 2.0)
 )
 PAIR = ["query_id", "doc_id"]
 
 
-def groups(collection: Collection) -> dict[str, str]:
+def groups(collection: HoldoutCollection) -> dict[str, str]:
     """As build-pairs groups questions: those that restate one another or share a positive; a giant is taken apart."""
     ids = collection.queries["query_id"].to_list()
     place = {query_id: i for i, query_id in enumerate(ids)}
     forms, documents = ({}, {})  # type: ignore[var-annotated]
-    form = np.array([forms.setdefault(loose(text), len(forms)) for text in collection.queries["query"]])
-    every = pl.concat([collection.known.select(PAIR), collection.hidden.select(PAIR)])
+    form = np.array([forms.setdefault(match_key(text), len(forms)) for text in collection.queries["query"]])
+    every = pl.concat([collection.known_positives.select(PAIR), collection.held_out_positives.select(PAIR)])
     owner = np.array([place[query_id] for query_id in every["query_id"]])
     document = np.array([documents.setdefault(doc_id, len(documents)) for doc_id in every["doc_id"]])
     same = np.arange(len(ids)), form
-    whole, apart = components(len(ids), [same, (owner, document)]), components(len(ids), [same])
-    giant = np.bincount(whole)[whole] > max(1, GIANT * len(ids))
+    whole, apart = find_components(len(ids), [same, (owner, document)]), find_components(len(ids), [same])
+    giant = np.bincount(whole)[whole] > max(1, MAX_COMPONENT_RATIO * len(ids))
     return {q: f"{'q' if g else 'c'}{a if g else w}" for q, g, a, w in zip(ids, giant, apart, whole, strict=True)}
 
 
-def suspects_of(folder: Path, work: Path, most: int, tools: Tools) -> tuple[Collection, dict[str, Path], Suspects]:
+def suspects_of(
+    folder: Path, work: Path, most: int, tools: StageContext
+) -> tuple[HoldoutCollection, dict[str, Path], FalseNegativeEstimator]:
     """The set with half of each question's positives hidden, searched; and its estimate, by a prior of other sets."""
-    collection = read_collection(folder, 0, most)
-    inputs = write_inputs(collection, work)
+    collection = read_holdout_collection(folder, 0, most)
+    inputs = write_stage_inputs(collection, work)
     embedding_stage.run(embedding_stage.Params(), inputs, work, tools)
     inputs["encoding"] = work / "encoding.json"
     retrieval_stage.run(retrieval_stage.Params(), inputs, work, tools)
     inputs |= {name: work / f"{name}.parquet" for name in ("candidates", "judged")}
-    vectors = Vectors(inputs["encoding"], tools.vectors)
-    vectorise = document_vectors(inputs["corpus"], vectors)
-    judged = read_table(inputs["judged"], JUDGED)
+    vectors = VectorLookup(inputs["encoding"], tools.vectors_dir)
+    vectorise = make_document_vectoriser(inputs["corpus"], vectors)
+    judged = read_table(inputs["judged"], QRELS_SCORED)
     own = judged.filter(pl.col("relevance") > 0).select(*PAIR, own=pl.lit(True))
-    return collection, inputs, Suspects(inputs, vectors, vectorise, own, tools.progress, without=collection.digest)
+    return (
+        collection,
+        inputs,
+        FalseNegativeEstimator(inputs, vectors, vectorise, own, tools.progress, excluded_digest=collection.digest),
+    )
 
 
-def prepared(folder: Path, work: Path, most: int, tools: Tools) -> dict[str, Any]:
+def prepared(folder: Path, work: Path, most: int, tools: StageContext) -> dict[str, Any]:
     """The set with p for every candidate of the questions whose positives were hidden."""
     collection, inputs, suspects = suspects_of(folder, work, most, tools)
-    rows, found = suspects.candidates_of(collection.hidden)
-    p = suspects.probability(rows, found)
-    hidden = collection.hidden.with_columns(hidden=True)
+    rows, found = suspects.collect_candidates(collection.held_out_positives)
+    p = suspects.predict_probability(rows, found)
+    hidden = collection.held_out_positives.with_columns(hidden=True)
     rows = rows.select(*PAIR, "score").with_columns(p_false_negative=pl.Series(p))
     rows = rows.join(hidden, on=PAIR, how="left", maintain_order="left").with_columns(pl.col("hidden").fill_null(False))
     texts = dict(scan_documents(inputs["corpus"]).collect().iter_rows())
@@ -87,7 +99,7 @@ def margins(table: pl.DataFrame) -> list[dict[str, Any]]:
     p, hidden = table["p_false_negative"].to_numpy(), table["hidden"].to_numpy()
     out = []
     for rule, value in MARGINS:
-        taken = teacher_false(rule, value, score, lowest, best)
+        taken = flag_false_negatives(rule, value, score, lowest, best)
         others = float(taken[~hidden].mean())
         limit = np.quantile(p[~hidden], 1 - others)
         out.append(
@@ -102,35 +114,44 @@ def margins(table: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def tried(
-    found: dict[str, Any], params: Params, folds: int, questions: int, work: Path, tools: Tools
+    found: dict[str, Any], params: Params, folds: int, questions: int, work: Path, tools: StageContext
 ) -> dict[str, Any]:
     """One size: train, score the band of some questions, judge."""
     collection, rows = found["collection"], found["rows"]
     started = time.monotonic()
-    known = collection.known.select(PAIR)
-    mined = cross_fitting.lessons(collection.queries.filter(pl.col("split") == "train"), rows, known, params.seed)
-    material = cross_fitting.Material(mined, found["texts"], groups(collection))
-    cross = cross_fitting.Cross(
+    known = collection.known_positives.select(PAIR)
+    mined = cross_fitting.build_training_queries(
+        collection.queries.filter(pl.col("split") == "train"), rows, known, params.seed
+    )
+    material = cross_fitting.TrainingSet(mined, found["texts"], groups(collection))
+    cross = cross_fitting.CrossFitReranker(
         params, folds, material, found["inputs"]["candidates"], found["inputs"]["corpus"], work, work / "scores", tools
     )
     ids = rows["query_id"].unique().to_list()
-    drawn = sorted(ids, key=lambda query_id: (draw(0, "self teacher", query_id), query_id))[:questions]
-    unsure = rows.filter(pl.Series(band(rows["p_false_negative"].to_numpy())) & pl.col("query_id").is_in(drawn))
-    pairs = asked(unsure, known).join(collection.queries.select("query_id", "query"), on="query_id", how="left")
+    drawn = sorted(ids, key=lambda query_id: (stable_hash(0, "self teacher", query_id), query_id))[:questions]
+    unsure = rows.filter(
+        pl.Series(select_uncertain(rows["p_false_negative"].to_numpy())) & pl.col("query_id").is_in(drawn)
+    )
+    pairs = collect_pairs_to_score(unsure, known).join(
+        collection.queries.select("query_id", "query"), on="query_id", how="left"
+    )
     pairs = pairs.sort(PAIR)
     texts = [(query, found["texts"][doc_id]) for query, doc_id in zip(pairs["query"], pairs["doc_id"], strict=True)]
-    scores = cross.scores(pairs["query_id"].to_list(), texts)
-    table = measured(unsure, known, pairs.with_columns(teacher_score=pl.Series(scores)))
-    fresh = ~cross.seen(table["query_id"].to_list(), table["doc_id"].to_list())
+    scores = cross.score_pairs(pairs["query_id"].to_list(), texts)
+    table = join_verifier_scores(unsure, known, pairs.with_columns(teacher_score=pl.Series(scores)))
+    fresh = ~cross.is_training_positive(table["query_id"].to_list(), table["doc_id"].to_list())
     line: dict[str, Any] = {"set": collection.name, "questions": len(drawn), "of": len(ids), "pairs": len(pairs)}
-    line |= {"trained_on": [len(lesson) for lesson in cross.lessons], "collapsed": cross.collapsed}
+    line |= {
+        "trained_on": [len(lesson) for lesson in cross.training_queries_by_fold],
+        "collapsed": cross.collapse_reasons,
+    }
     for name, part in (("all", table), ("unseen", table.filter(pl.Series(fresh)))):
         names = ("p_false_negative", "teacher_score", "teacher_lowest", "teacher_best", "hidden")
         columns = [part[column].to_numpy() for column in names]
         weights = np.full(len(part), 2.0, np.float32)  # half is hidden
         p, score, lowest, best, labels = columns
-        judged = stacking.fit(p, score, lowest, best, labels, weights, part["query_id"].to_list())
-        line[name] = {"heard": bool(judged.models), **judged.figures}
+        judged = stacking.fit_stacked_model(p, score, lowest, best, labels, weights, part["query_id"].to_list())
+        line[name] = {"heard": bool(judged.models), **judged.metrics}
     return line | {"margins": margins(table), "minutes": round((time.monotonic() - started) / 60, 1)}
 
 
@@ -151,8 +172,8 @@ def main() -> None:
     given = parser.parse_args()
     work = given.folder.absolute() / given.set
     work.mkdir(parents=True, exist_ok=True)
-    progress = progress_for(False, False)
-    tools = Tools(progress, work, given.folder.absolute() / "vectors", work / "logs")
+    progress = make_progress(False, False)
+    tools = StageContext(progress, work, given.folder.absolute() / "vectors", work / "logs")
     try:
         found = prepared(given.data / given.set, work, given.most, tools)
         for size in given.train:

@@ -90,9 +90,9 @@ def test_a_goal_is_judged_by_medians() -> None:
 
 
 def test_what_needs_a_gpu_says_so(tmp_path: Path) -> None:
-    from stages.core.device import device_type
+    from stages.core.device import detect_device_type
 
-    if device_type() == "cuda":
+    if detect_device_type() == "cuda":
         pytest.skip("there is a GPU here")
     table, found = bench("--only", "encode-gpu", "search-gpu", folder=tmp_path)
     assert table.count("no GPU here: not run") == 2

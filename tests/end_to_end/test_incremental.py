@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli.progress import Quiet
+from pipeline.cli.progress import QuietProgress
 from pipeline.workflow.artifact_store import Artifact, Workspace
 from pipeline.workflow.config import load_settings
 from pipeline.workflow.runner import Runner
@@ -35,13 +35,13 @@ def mined(folder: Path, work: Path, rows: list[tuple[str, str]], model: Path) ->
         f'[pairs]\ntables = ["faq.csv"]\n[encode]\nmodel = "{model}"\n'
         '[mine]\ndepth = 6\nmask = "perc_max"\nthreshold = 1.0\nduplicate_similarity = 2.0\nsampling = "random"\n'
     )
-    runner = Runner(workspace, load_settings(toml, workspace, None, {})[0].params(), Quiet())
-    with workspace.locked():
+    runner = Runner(workspace, load_settings(toml, workspace, None, {})[0].validate_params(), QuietProgress())
+    with workspace.lock():
         try:
-            runner.bring("compose")
+            runner.build("compose")
         except InputError:
             return None
-    return runner.done
+    return runner.artifacts
 
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 
 import pipeline.workflow.refresh
-from pipeline.cli.progress import Quiet
+from pipeline.cli.progress import QuietProgress
 from pipeline.workflow.artifact_store import Workspace
 from pipeline.workflow.config import load_settings
-from pipeline.workflow.publish import latest_publication
+from pipeline.workflow.publish import read_latest_publication
 from pipeline.workflow.runner import Runner
-from stages.core.errors import GateRefused, InputError
+from stages.core.errors import InputError, QualityGateError
 from tests.conftest import ROOT, Project
 
 
@@ -96,8 +96,8 @@ def test_nothing_changed_runs_nothing_and_loads_no_model(project: Project, finis
     lived_in(project, finished)
     before = str((project.work / "current").readlink())
     script = (
-        "import sys\nfrom pipeline import cli\nsys.argv = ['prep', 'refresh', '--json', '-q']\n"
-        "try: cli.main()\nexcept SystemExit as stop: assert stop.code == 0, stop.code\n"
+        "import sys\nfrom pipeline.cli.main import main\nsys.argv = ['prep', 'refresh', '--json', '-q']\n"
+        "try: main()\nexcept SystemExit as stop: assert stop.code == 0, stop.code\n"
         "print(sorted({'torch', 'transformers', 'sentence_transformers', 'faiss'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -226,7 +226,7 @@ def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) 
 
 def test_a_held_workspace_is_exit_75(project: Project) -> None:
     workspace = Workspace(project.work)
-    with workspace.locked():
+    with workspace.lock():
         done = project.prep("refresh", "--json")
     assert done.returncode == 75
     assert json.loads(done.stdout)["exit"] == 75
@@ -251,20 +251,20 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
     project.set("mine", "negatives", "2")
     workspace = Workspace(project.work)
     before = str(workspace.current.readlink())
-    params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].params()
-    real = pipeline.workflow.refresh.gate(
-        Runner(workspace, params, Quiet()), bring_all(workspace, params), current(workspace), False
+    params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].validate_params()
+    real = pipeline.workflow.refresh.run_gate(
+        Runner(workspace, params, QuietProgress()), bring_all(workspace, params), current(workspace), False
     )
     assert real is not None
     assert real["verdict"] in ("better", "same", "worse")
     worse = {**real, "verdict": "worse", "low": -0.3, "high": -0.1, "difference": -0.2}
-    monkeypatch.setattr(pipeline.workflow.refresh, "gate", lambda *_: worse)
-    with pytest.raises(GateRefused, match="worse than the published one"):
-        pipeline.workflow.refresh.refresh(Runner(workspace, params, Quiet()), 3, False)
+    monkeypatch.setattr(pipeline.workflow.refresh, "run_gate", lambda *_: worse)
+    with pytest.raises(QualityGateError, match="worse than the published one"):
+        pipeline.workflow.refresh.refresh(Runner(workspace, params, QuietProgress()), 3, False)
     assert str(workspace.current.readlink()) == before
     assert "worse than the published one" in result(project, "status")["refused"]["why"]
     assert result(project, "gc", "--keep", "3")["artifacts"] == 0, "what was refused is kept, or it is made again"
-    forced = pipeline.workflow.refresh.refresh(Runner(workspace, params, Quiet()), 3, True)
+    forced = pipeline.workflow.refresh.refresh(Runner(workspace, params, QuietProgress()), 3, True)
     assert forced.status == "published"
     assert str(workspace.current.readlink()) == forced.publication != before
     assert (project.work / before).exists()
@@ -278,14 +278,14 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
 
 def bring_all(workspace: Workspace, params):  # type: ignore[no-untyped-def]
     """Every stage's artifact."""
-    runner = Runner(workspace, params, Quiet())
-    runner.bring("evaluate")
-    return runner.done
+    runner = Runner(workspace, params, QuietProgress())
+    runner.build("evaluate")
+    return runner.artifacts
 
 
 def current(workspace: Workspace):  # type: ignore[no-untyped-def]
     """What is published."""
-    return latest_publication(workspace)
+    return read_latest_publication(workspace)
 
 
 def test_a_lost_or_damaged_publication_is_made_again_and_still_gated(project: Project, finished: Path) -> None:
@@ -295,18 +295,18 @@ def test_a_lost_or_damaged_publication_is_made_again_and_still_gated(project: Pr
     assert result(project, "refresh")["status"] == "published"
     assert (workspace.current / "report.html").stat().st_size > 1000
     (workspace.current / "publication.json").write_text('{"artifacts": {}}')
-    assert latest_publication(workspace) is not None, "the publication before it still counts"
+    assert read_latest_publication(workspace) is not None, "the publication before it still counts"
     assert result(project, "refresh")["status"] == "published"
     assert result(project, "refresh")["status"] == "unchanged"
     workspace.current.unlink()
-    assert latest_publication(workspace) is not None
+    assert read_latest_publication(workspace) is not None
     assert result(project, "refresh")["status"] == "published"
 
 
 def test_show_reads_while_another_run_holds_the_workspace(project: Project, finished: Path) -> None:
     lived_in(project, finished)
     query = pl.read_parquet(project.work / "current" / "queries.parquet")["query_id"][0]
-    with Workspace(project.work).locked():
+    with Workspace(project.work).lock():
         assert result(project, "show", query)["query_id"] == query
         project.set("mine", "depth", "15")
         assert result(project, "show", query)["query_id"] == query
@@ -316,7 +316,7 @@ def test_a_table_that_changes_while_it_is_read_is_refused(project: Project, monk
     import stages.pairs.stage
 
     workspace = Workspace(project.work)
-    params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].params()
+    params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].validate_params()
     real = stages.pairs.stage.run
 
     def slow(*arguments):  # type: ignore[no-untyped-def]
@@ -326,9 +326,9 @@ def test_a_table_that_changes_while_it_is_read_is_refused(project: Project, monk
         return summary
 
     monkeypatch.setattr(stages.pairs.stage, "run", slow)
-    with workspace.locked(), pytest.raises(InputError, match=r"table:faq\.csv changed while it was read"):
-        Runner(workspace, params, Quiet()).bring("pairs")
-    assert workspace.artifacts("pairs") == []
+    with workspace.lock(), pytest.raises(InputError, match=r"table:faq\.csv changed while it was read"):
+        Runner(workspace, params, QuietProgress()).build("pairs")
+    assert workspace.list_artifacts("pairs") == []
 
 
 def test_a_decision_is_honoured_by_all_that_comes_after(project: Project, finished: Path) -> None:

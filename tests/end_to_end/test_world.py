@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from stages.core.schemas import Tools
+from stages.core.schemas import StageContext
 from stages.training import stage as training_stage
 from tests.conftest import Project, environment, new_project
 
@@ -102,10 +102,10 @@ def test_two_processes_learn_what_one_learns(
 
     class Silent:
         def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
-        def say(self, message: str) -> None: ...
+        def log(self, message: str) -> None: ...
 
     (tmp_path / "scratch").mkdir()
-    tools = Tools(Silent(), tmp_path / "scratch", tmp_path, tmp_path / "logs")
+    tools = StageContext(Silent(), tmp_path / "scratch", tmp_path, tmp_path / "logs")
     training_stage.run(base, {path.stem: path for path in files}, tmp_path, tools)
     one, two = (json.loads((folder / "training.json").read_text()) for folder in (tmp_path, trained(undisturbed)))
     # 35 groups by 8, so the last step of an epoch has 2 for one process and 1 for the other

@@ -10,8 +10,8 @@ import click
 import pytest
 
 from pipeline.cli.main import prep
-from pipeline.workflow.config import section_models
-from pipeline.workflow.graph import GATE, PIPELINE, PUBLISHED
+from pipeline.workflow.config import list_section_models
+from pipeline.workflow.graph import GATE, PIPELINE, PUBLISHED_OUTPUTS
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
@@ -67,7 +67,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("stage", [*PIPELINE, GATE], ids=lambda stage: stage.name)
 def test_every_stage_keeps_the_contract(stage) -> None:  # type: ignore[no-untyped-def]
-    module = stage.load()
+    module = stage.load_module()
     assert isinstance(module.VERSION, int)
     assert callable(module.run)
     for name, field in module.Params.model_fields.items():
@@ -88,11 +88,11 @@ def test_the_graph_is_consistent() -> None:
         made |= {f"{stage.name}/{output}" for output in stage.outputs}
         stems = [Path(path).stem for path in stage.inputs]
         assert len(stems) == len(set(stems))
-    assert set(PUBLISHED) <= made
+    assert set(PUBLISHED_OUTPUTS) <= made
 
 
 def test_a_key_that_two_stages_of_a_section_go_by_means_the_same() -> None:
-    for section, models in section_models().items():
+    for section, models in list_section_models().items():
         met: dict[str, tuple[object, ...]] = {}
         for name, field in ((name, field) for model in models for name, field in model.model_fields.items()):
             said = (field.default, field.description, field.annotation, str(field.metadata))

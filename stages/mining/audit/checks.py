@@ -22,46 +22,46 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.core import schemas
-from stages.core.hashing import draw
+from stages.core.hashing import stable_hash
 from stages.core.params import option
-from stages.core.query_batches import of_block, query_blocks
-from stages.core.schemas import DENSE
-from stages.core.text import loose, normalise
-from stages.mining.audit.term_overlap import Telling
-from stages.mining.candidates.documents import Vectorise, document_vectors
-from stages.mining.candidates.features import Spread
-from stages.mining.sampling.quotas import found_by
+from stages.core.query_batches import collect_query_batch, iter_query_batches
+from stages.core.schemas import DENSE_SOURCE
+from stages.core.text import match_key, normalise
+from stages.mining.audit.term_overlap import IdfOverlap
+from stages.mining.candidates.documents import DocumentVectoriser, make_document_vectoriser
+from stages.mining.candidates.features import ZScaler
+from stages.mining.sampling.quotas import is_found_by
 
-BURIED, OUTSCORED, CONTRADICTING = FINDINGS = ("buried", "outscored", "contradicting")
+LOW_RANKED, OUTRANKED, INCONSISTENT = FINDING_KINDS = ("buried", "outscored", "contradicting")
 
-CHANCE = 0.5
+MAX_RANDOM_Z = 0.5
 """buried: a score less than so many standard deviations above a random document's; three in ten random ones reach it.
 With LACKS it lists 0.15% of medquad, 2.9% of covid_faq (German, for an English encoder), none of stackfaq, and 32% of
 policyqa, whose questions ask one thing of many companies' policies."""
-LACKS = 0.3
+MAX_TERM_OVERLAP = 0.3
 """buried, outscored: less than this share of the question's weight of words is held."""
-UNLIKE = 1.0
+MIN_SIMILARITY_Z = 1.0
 """contradicting: less than so many standard deviations more alike than two random documents."""
-DOUBTFUL = 0.1
+MAX_PLAUSIBLE_SHARE = 0.1
 """Where a greater share of the positives is listed, the retriever is to be doubted before the labels."""
 
-ROWS_A_BLOCK = 1_000_000
+AUDIT_ROWS_PER_BLOCK = 1_000_000
 """Verdicts looked at together; bounds memory and changes no result."""
-_PAIRS = 20_000
+_OVERLAP_PAIRS_PER_BATCH = 20_000
 """Pairs whose texts are held together."""
-_POSITIVES = 20_000
+_POSITIVES_PER_BATCH = 20_000
 """Documents whose vectors are held together."""
-_PAIRED = 1_024
+_N_SIMILARITY_SAMPLE = 1_024
 """Documents drawn by hash whose pairs tell how alike any two are."""
 
-_PAIR = ["query_id", "doc_id"]
-STANDING = {
+_PAIR_COLUMNS = ["query_id", "doc_id"]
+POSITIVE_RANKS_SCHEMA = {
     "query_id": pl.String, "doc_id": pl.String, "rank": pl.Int32, "score": pl.Float32, "best": pl.Float32,
     "above_chance": pl.Float64,
 }  # fmt: skip
-AHEAD = {"query_id": pl.String, "doc_id": pl.String, "against": pl.String}
-_ALIKE = {"form": pl.String, "doc_id": pl.String, "against": pl.String, "similarity": pl.Float64}
-FOUND = {
+OUTRANKING_SCHEMA = {"query_id": pl.String, "doc_id": pl.String, "against": pl.String}
+_NEAREST_POSITIVE_SCHEMA = {"form": pl.String, "doc_id": pl.String, "against": pl.String, "similarity": pl.Float64}
+FINDINGS_SCHEMA = {
     "query_id": pl.String, "doc_id": pl.String, "finding": pl.String, "split": pl.String, "rank": pl.Int32,
     "score": pl.Float32, "best": pl.Float32, "above_chance": pl.Float64, "words": pl.Float64, "against": pl.String,
     "similarity": pl.Float64, "explanation": pl.String,
@@ -72,108 +72,124 @@ weight, that it holds. against: the negative, or the other positive, that speaks
 that one is, in standard deviations above two random documents."""
 
 
-def rank_option() -> Any:
+def audit_rank_option() -> Any:
     """The parameter `audit_rank`: compose goes by it where it drops, and `prep audit` where it lists."""
     return option(
         100,
         "audit: a positive ranked beyond this (or beyond a quarter of a small corpus) is nowhere near the top.",
-        unkeyed=True,
+        exclude_from_key=True,
         ge=1,
     )
 
 
-def find(
-    inputs: Mapping[str, Path], vectors: Path, rank: int, negatives: int, findings: Collection[str] = FINDINGS
+def find_label_issues(
+    inputs: Mapping[str, Path],
+    vector_root: Path,
+    max_rank: int,
+    n_negatives: int,
+    kinds: Collection[str] = FINDING_KINDS,
 ) -> tuple[pl.DataFrame, int]:
-    """All `findings` as `FOUND`, by finding and worst first; and how many positives were looked at.
+    """All `kinds` as `FINDINGS_SCHEMA`, by finding and worst first; and how many positives were looked at.
 
     What a person decided is no finding. `inputs` holds the files queries, corpus, decided, judged, verdicts and
-    encoding; `vectors` is the root of the vector store; `rank` and `negatives` are audit_rank and negatives.
+    encoding; `vector_root` is the root of the vector store; `max_rank` and `n_negatives` are audit_rank and negatives.
     """
-    from stages.embedding.lookup import Vectors
+    from stages.embedding.lookup import VectorLookup
 
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
-    judged = schemas.scan_table(inputs["judged"], schemas.JUDGED)
+    qrels_scored = schemas.scan_table(inputs["judged"], schemas.QRELS_SCORED)
     verdicts = schemas.scan_table(inputs["verdicts"], schemas.VERDICTS)
-    verdicts = verdicts.select(*_PAIR, "source", "rank", "score", "verdict")
-    documents = pq.read_metadata(inputs["corpus"]).num_rows
-    total = pq.read_metadata(inputs["verdicts"]).num_rows
-    told = Told(queries, schemas.scan_documents(inputs["corpus"]))
-    stood, beaten = [pl.DataFrame(schema=STANDING)], [pl.DataFrame(schema=AHEAD)]
-    for block in query_blocks(queries["query_id"].sort(), total, ROWS_A_BLOCK):
-        rows = of_block(verdicts, block)
-        stood.append(standing(of_block(judged, block), rows, documents))
-        if OUTSCORED in findings:
-            beaten.append(ahead(stood[-1], rows, negatives))
-    positives, found = pl.concat(stood), []
-    if BURIED in findings:
-        found.append(buried(positives, min(rank, max(documents // 4, 1)), told))
-    if OUTSCORED in findings:
-        found.append(outscored(positives, pl.concat(beaten), told))
-    if CONTRADICTING in findings:
-        vectorise = document_vectors(inputs["corpus"], Vectors(inputs["encoding"], vectors))
+    verdicts = verdicts.select(*_PAIR_COLUMNS, "source", "rank", "score", "verdict")
+    n_documents = pq.read_metadata(inputs["corpus"]).num_rows
+    n_rows = pq.read_metadata(inputs["verdicts"]).num_rows
+    term_overlap = CorpusIdfOverlap(queries, schemas.scan_documents(inputs["corpus"]))
+    rank_parts, outranking_parts = (
+        [pl.DataFrame(schema=POSITIVE_RANKS_SCHEMA)],
+        [pl.DataFrame(schema=OUTRANKING_SCHEMA)],
+    )
+    for block in iter_query_batches(queries["query_id"].sort(), n_rows, AUDIT_ROWS_PER_BLOCK):
+        rows = collect_query_batch(verdicts, block)
+        rank_parts.append(compute_positive_ranks(collect_query_batch(qrels_scored, block), rows, n_documents))
+        if OUTRANKED in kinds:
+            outranking_parts.append(find_outranking_negatives(rank_parts[-1], rows, n_negatives))
+    positives, found = pl.concat(rank_parts), []
+    if LOW_RANKED in kinds:
+        found.append(find_low_ranked(positives, min(max_rank, max(n_documents // 4, 1)), term_overlap))
+    if OUTRANKED in kinds:
+        found.append(find_outranked(positives, pl.concat(outranking_parts), term_overlap))
+    if INCONSISTENT in kinds:
+        vectorise = make_document_vectoriser(inputs["corpus"], VectorLookup(inputs["encoding"], vector_root))
         ids = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id"])["doc_id"].to_list()
-        drawn = sorted(ids, key=lambda doc_id: (draw(0, "pair", doc_id), doc_id))[:_PAIRED]
-        random = Spread.of(vectorise(pl.DataFrame({"doc_id": drawn})))
-        found.append(contradicting(positives, queries, vectorise, random))
-    table = pl.concat([pl.DataFrame(schema=FOUND), *found], how="diagonal")
-    decided = schemas.read_table(inputs["decided"], schemas.QRELS)
-    table = table.join(decided, on=_PAIR, how="anti", maintain_order="left")
-    of_split = queries.select("query_id", "split")
-    table = table.select(list(FOUND)).drop("split").join(of_split, on="query_id", how="left", maintain_order="left")
-    return table.select(list(FOUND)), len(positives)
+        sampled_ids = sorted(ids, key=lambda doc_id: (stable_hash(0, "pair", doc_id), doc_id))[:_N_SIMILARITY_SAMPLE]
+        similarity_scaler = ZScaler.fit(vectorise(pl.DataFrame({"doc_id": sampled_ids})))
+        found.append(find_inconsistent(positives, queries, vectorise, similarity_scaler))
+    table = pl.concat([pl.DataFrame(schema=FINDINGS_SCHEMA), *found], how="diagonal")
+    label_overrides = schemas.read_table(inputs["decided"], schemas.QRELS)
+    table = table.join(label_overrides, on=_PAIR_COLUMNS, how="anti", maintain_order="left")
+    query_splits = queries.select("query_id", "split")
+    table = (
+        table.select(list(FINDINGS_SCHEMA))
+        .drop("split")
+        .join(query_splits, on="query_id", how="left", maintain_order="left")
+    )
+    return table.select(list(FINDINGS_SCHEMA)), len(positives)
 
 
-def standing(judged: pl.DataFrame, candidates: pl.DataFrame, documents: int) -> pl.DataFrame:
-    """Where each positive of some queries stands among their candidates: `STANDING`.
+def compute_positive_ranks(qrels_scored: pl.DataFrame, candidates: pl.DataFrame, n_documents: int) -> pl.DataFrame:
+    """Where each positive of some queries stands among their candidates: `POSITIVE_RANKS_SCHEMA`.
 
-    `judged` and `candidates` (query_id, doc_id, source, rank, score) hold all rows of these queries; `documents` is the
-    size of the corpus. The candidates are its best: the mean and the deviation of all documents' scores are estimated
-    from theirs as those of a normal distribution cut off below (its upper tail of share n / documents), which is
-    exact where the list holds the whole corpus. On 300 positives of medquad (200 of 15,809 documents) the estimate
-    differed from 1,000 random documents' by 0.3 in the median of the lowest 15. Null where all scores are equal.
+    `qrels_scored` and `candidates` (query_id, doc_id, source, rank, score) hold all rows of these queries;
+    `n_documents` is the size of the corpus. The candidates are its best: the mean and the deviation of all documents'
+    scores are estimated from theirs as those of a normal distribution cut off below (its upper tail of share n /
+    documents), which is exact where the list holds the whole corpus. On 300 positives of medquad (200 of 15,809
+    documents) the estimate differed from 1,000 random documents' by 0.3 in the median of the lowest 15. Null where all
+    scores are equal.
     """
-    dense = candidates.filter(found_by(DENSE)).sort("query_id", "rank", "doc_id")
-    lists = dense.group_by("query_id", maintain_order=True).agg(
+    dense = candidates.filter(is_found_by(DENSE_SOURCE)).sort("query_id", "rank", "doc_id")
+    list_stats = dense.group_by("query_id", maintain_order=True).agg(
         n=pl.len().cast(pl.Int64),
         best=pl.col("score").max(),
         mean=pl.col("score").cast(pl.Float64).mean(),
         deviation=pl.col("score").cast(pl.Float64).std(ddof=0),
     )
     tails = pl.DataFrame(
-        [(n, *tail(n / documents)) for n in lists["n"].unique().sort()],
+        [(n, *truncated_normal_moments(n / n_documents)) for n in list_stats["n"].unique().sort()],
         schema={"n": pl.Int64, "shift": pl.Float64, "shrink": pl.Float64},
         orient="row",
     )
-    positives = judged.filter(pl.col("relevance") > 0).select(*_PAIR, "score")
-    found = positives.join(dense.select(*_PAIR, "rank"), on=_PAIR, how="left").join(lists, on="query_id", how="left")
+    positives = qrels_scored.filter(pl.col("relevance") > 0).select(*_PAIR_COLUMNS, "score")
+    ranked = positives.join(dense.select(*_PAIR_COLUMNS, "rank"), on=_PAIR_COLUMNS, how="left").join(
+        list_stats, on="query_id", how="left"
+    )
     z = (pl.col("score").cast(pl.Float64) - pl.col("mean")) / pl.col("deviation")
-    found = found.join(tails, on="n", how="left").with_columns(
+    ranked = ranked.join(tails, on="n", how="left").with_columns(
         above_chance=pl.when(pl.col("deviation") > 0).then(z * pl.col("shrink") + pl.col("shift"))
     )
-    return found.select(list(STANDING)).sort(_PAIR)
+    return ranked.select(list(POSITIVE_RANKS_SCHEMA)).sort(_PAIR_COLUMNS)
 
 
-def tail(share: float) -> tuple[float, float]:
+def truncated_normal_moments(share: float) -> tuple[float, float]:
     """Mean and standard deviation of the upper `share` of a standard normal distribution; 0 and 1 for all of it."""
     if share >= 1:
         return 0.0, 1.0
     normal = NormalDist()
-    at = normal.inv_cdf(1 - share)
-    mean = normal.pdf(at) / share
-    return mean, max(1 + at * mean - mean * mean, 0.0) ** 0.5
+    cutoff = normal.inv_cdf(1 - share)
+    mean = normal.pdf(cutoff) / share
+    return mean, max(1 + cutoff * mean - mean * mean, 0.0) ** 0.5
 
 
-def buried(positives: pl.DataFrame, rank: int, told: "Told") -> pl.DataFrame:
-    """Positives beyond `rank` that score like a random document and lack the question's words.
+def find_low_ranked(positives: pl.DataFrame, max_rank: int, term_overlap: "CorpusIdfOverlap") -> pl.DataFrame:
+    """Positives beyond `max_rank` that score like a random document and lack the question's words.
 
     A positive that only stands behind many documents like it scores far above a random one, so it is not listed.
     """
-    beyond = pl.col("rank").is_null() | (pl.col("rank") > rank)
-    found = told.words(positives.filter(beyond & (pl.col("above_chance") < CHANCE))).filter(pl.col("words") < LACKS)
-    at = pl.when(pl.col("rank").is_null()).then(pl.lit("not among the candidates"))
-    words = pl.concat_str(
-        at.otherwise(pl.format("rank {}", "rank")),
+    is_low_ranked = pl.col("rank").is_null() | (pl.col("rank") > max_rank)
+    found = term_overlap.add_overlap(positives.filter(is_low_ranked & (pl.col("above_chance") < MAX_RANDOM_Z))).filter(
+        pl.col("words") < MAX_TERM_OVERLAP
+    )
+    position = pl.when(pl.col("rank").is_null()).then(pl.lit("not among the candidates"))
+    explanation = pl.concat_str(
+        position.otherwise(pl.format("rank {}", "rank")),
         pl.format(
             "; its score {} is like a random document's ({} deviations above; the best has {}), and it holds {}% of "
             "the question's particular words: a wrong answer, or a text that does not say what it is about",
@@ -183,41 +199,52 @@ def buried(positives: pl.DataFrame, rank: int, told: "Told") -> pl.DataFrame:
             (pl.col("words") * 100).round().cast(pl.Int64),
         ),
     )
-    return found.with_columns(finding=pl.lit(BURIED), explanation=words).sort("above_chance", *_PAIR)
+    return found.with_columns(finding=pl.lit(LOW_RANKED), explanation=explanation).sort("above_chance", *_PAIR_COLUMNS)
 
 
-def ahead(positives: pl.DataFrame, candidates: pl.DataFrame, negatives: int) -> pl.DataFrame:
-    """query_id, doc_id, against: the query's `negatives` hardest negatives, where all of them score above the positive.
+def find_outranking_negatives(positives: pl.DataFrame, candidates: pl.DataFrame, n_negatives: int) -> pl.DataFrame:
+    """query_id, doc_id, against: the query's `n_negatives` hardest negatives, where all of them score above the
+    positive.
 
-    `positives` as `standing` gives them; `candidates` (query_id, doc_id, source, score, verdict) of the same queries.
+    `positives` as `compute_positive_ranks` gives them; `candidates` (query_id, doc_id, source, score, verdict)
+    of the same queries.
     """
-    ours = (found_by(DENSE) | (pl.col("source") == "curated")) & (pl.col("verdict") == "negative")
-    hardest = candidates.filter(ours).sort("query_id", "score", "doc_id", descending=[False, True, False])
-    hardest = hardest.group_by("query_id", maintain_order=True).head(negatives)
-    last = hardest.group_by("query_id").agg(n=pl.len(), last=pl.col("score").min()).filter(pl.col("n") == negatives)
-    beaten = positives.join(last, on="query_id").filter(pl.col("last") > pl.col("score"))
-    pairs = beaten.select(_PAIR).join(hardest.select("query_id", against="doc_id"), on="query_id")
-    return pairs.sort(*_PAIR, "against")
+    is_negative = (is_found_by(DENSE_SOURCE) | (pl.col("source") == "curated")) & (pl.col("verdict") == "negative")
+    hardest = candidates.filter(is_negative).sort("query_id", "score", "doc_id", descending=[False, True, False])
+    hardest = hardest.group_by("query_id", maintain_order=True).head(n_negatives)
+    lowest_negative = (
+        hardest.group_by("query_id").agg(n=pl.len(), last=pl.col("score").min()).filter(pl.col("n") == n_negatives)
+    )
+    outranked = positives.join(lowest_negative, on="query_id").filter(pl.col("last") > pl.col("score"))
+    pairs = outranked.select(_PAIR_COLUMNS).join(hardest.select("query_id", against="doc_id"), on="query_id")
+    return pairs.sort(*_PAIR_COLUMNS, "against")
 
 
-def outscored(positives: pl.DataFrame, ahead: pl.DataFrame, told: "Told") -> pl.DataFrame:
-    """Positives that lack the question's words, and less of them than each of the negatives `ahead` holds.
+def find_outranked(positives: pl.DataFrame, outranking: pl.DataFrame, term_overlap: "CorpusIdfOverlap") -> pl.DataFrame:
+    """Positives that lack the question's words, and less of them than each of the negatives `find_outranking_negatives`
+    holds.
 
     The score alone would list 9% of bioasq and 45% of covid_faq (German, for an English encoder), nearly all of them
     right; with the words it is 0.6% and 1.4%, and 3.7% of medquad (mask learned, 7 negatives). A rule that takes
     negatives from below the positive only, as perc does, leaves nothing to list.
     """
-    own = told.words(positives.join(ahead, on=_PAIR, how="semi")).filter(pl.col("words") < LACKS)
-    rivals = ahead.join(own.select(_PAIR), on=_PAIR, how="semi")
-    theirs = told.words(rivals.select("query_id", doc_id="against").unique().sort(_PAIR))
-    rivals = rivals.join(theirs.select("query_id", against="doc_id", held="words"), on=["query_id", "against"])
-    most = (
-        rivals.sort(*_PAIR, "held", "against", descending=[False, False, True, False])
-        .group_by(_PAIR, maintain_order=True)
+    low_overlap = term_overlap.add_overlap(positives.join(outranking, on=_PAIR_COLUMNS, how="semi")).filter(
+        pl.col("words") < MAX_TERM_OVERLAP
+    )
+    rivals = outranking.join(low_overlap.select(_PAIR_COLUMNS), on=_PAIR_COLUMNS, how="semi")
+    negative_overlap = term_overlap.add_overlap(
+        rivals.select("query_id", doc_id="against").unique().sort(_PAIR_COLUMNS)
+    )
+    rivals = rivals.join(
+        negative_overlap.select("query_id", against="doc_id", held="words"), on=["query_id", "against"]
+    )
+    best_negative = (
+        rivals.sort(*_PAIR_COLUMNS, "held", "against", descending=[False, False, True, False])
+        .group_by(_PAIR_COLUMNS, maintain_order=True)
         .agg(pl.col("against").first(), negatives=pl.len(), least=pl.col("held").min(), most=pl.col("held").first())
     )
-    found = own.join(most, on=_PAIR).filter(pl.col("least") > pl.col("words"))
-    words = pl.format(
+    found = low_overlap.join(best_negative, on=_PAIR_COLUMNS).filter(pl.col("least") > pl.col("words"))
+    explanation = pl.format(
         "all of the {} hardest negatives score above it ({}) and hold more of the question's particular words: {}% "
         "here, up to {}% there: is one of them the right answer?",
         "negatives",
@@ -225,27 +252,37 @@ def outscored(positives: pl.DataFrame, ahead: pl.DataFrame, told: "Told") -> pl.
         (pl.col("words") * 100).round().cast(pl.Int64),
         (pl.col("most") * 100).round().cast(pl.Int64),
     )
-    return found.with_columns(finding=pl.lit(OUTSCORED), explanation=words).sort("words", "above_chance", *_PAIR)
+    return found.with_columns(finding=pl.lit(OUTRANKED), explanation=explanation).sort(
+        "words", "above_chance", *_PAIR_COLUMNS
+    )
 
 
-def contradicting(positives: pl.DataFrame, queries: pl.DataFrame, vectorise: Vectorise, random: Spread) -> pl.DataFrame:
+def find_inconsistent(
+    positives: pl.DataFrame, queries: pl.DataFrame, vectorise: DocumentVectoriser, similarity_scaler: ZScaler
+) -> pl.DataFrame:
     """Positives of questions that are asked again (by their loose form), or have several, which no other one is like.
 
     A document that two of these questions share is confirmed and not listed. `vectorise` gives document vectors,
-    `random` tells how alike two random documents are. Build-pairs makes one question of equal texts, so a question's
-    own other positives count as well. FAQs do have several right answers to one question: what is listed is unlike.
+    `similarity_scaler` tells how alike two random documents are. Build-pairs makes one question of equal texts, so a
+    question's own other positives count as well. FAQs do have several right answers to one question: what is listed is
+    unlike.
     """
-    forms = [loose(text) or normalise(text) for text in queries["query"]]
-    formed = queries.select("query_id", pl.Series("form", forms, dtype=pl.String))
-    pool = positives.join(formed, on="query_id")
+    match_keys = [match_key(text) or normalise(text) for text in queries["query"]]
+    query_match_keys = queries.select("query_id", pl.Series("form", match_keys, dtype=pl.String))
+    pool = positives.join(query_match_keys, on="query_id")
     pool = pool.filter(pl.col("doc_id").n_unique().over("form") > 1)
     documents = pool.select("form", "doc_id").unique().sort("form", "doc_id")
-    alike = pl.concat([pl.DataFrame(schema=_ALIKE), *(_alike(part, vectorise, random) for part in _whole(documents))])
-    shared = pl.len().over("form", "doc_id") > 1
-    asked = pl.col("query_id").n_unique().over("form")
-    found = pool.with_columns(asked=asked, shared=shared).filter(~pl.col("shared"))
-    found = found.join(alike, on=["form", "doc_id"]).filter(pl.col("similarity") < UNLIKE)
-    words = pl.format(
+    nearest_positives = pl.concat(
+        [
+            pl.DataFrame(schema=_NEAREST_POSITIVE_SCHEMA),
+            *(_find_nearest_positives(part, vectorise, similarity_scaler) for part in _split_by_match_key(documents)),
+        ]
+    )
+    is_shared = pl.len().over("form", "doc_id") > 1
+    n_queries = pl.col("query_id").n_unique().over("form")
+    found = pool.with_columns(asked=n_queries, shared=is_shared).filter(~pl.col("shared"))
+    found = found.join(nearest_positives, on=["form", "doc_id"]).filter(pl.col("similarity") < MIN_SIMILARITY_Z)
+    explanation = pl.format(
         "{}, and none is like this one: the nearest, {}, is as like it as two random documents ({} deviations above)",
         pl.when(pl.col("asked") > 1)
         .then(pl.format("the question stands there {} times, with several positives", "asked"))
@@ -254,19 +291,22 @@ def contradicting(positives: pl.DataFrame, queries: pl.DataFrame, vectorise: Vec
         pl.col("similarity").round(1),
     )
     return (
-        found.with_columns(finding=pl.lit(CONTRADICTING), explanation=words)
-        .sort("similarity", *_PAIR)
+        found.with_columns(finding=pl.lit(INCONSISTENT), explanation=explanation)
+        .sort("similarity", *_PAIR_COLUMNS)
         .drop("form", "asked", "shared")
     )
 
 
-def _whole(documents: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """`documents` (form, doc_id), sorted, cut into parts of about `_POSITIVES` rows that keep forms together."""
-    part = documents.with_columns(part=pl.int_range(pl.len()).first().over("form") // _POSITIVES)
+def _split_by_match_key(documents: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """`n_documents` (form, doc_id), sorted, cut into parts of about `_POSITIVES_PER_BATCH` rows that keep forms
+    together."""
+    part = documents.with_columns(part=pl.int_range(pl.len()).first().over("form") // _POSITIVES_PER_BATCH)
     yield from (rows.drop("part") for rows in part.partition_by("part", maintain_order=True))
 
 
-def _alike(documents: pl.DataFrame, vectorise: Vectorise, random: Spread) -> pl.DataFrame:
+def _find_nearest_positives(
+    documents: pl.DataFrame, vectorise: DocumentVectoriser, similarity_scaler: ZScaler
+) -> pl.DataFrame:
     """form, doc_id, against, similarity: each document's nearest among the other ones of its form."""
     ids = documents.select(pl.col("doc_id").unique().sort())
     vectors = vectorise(ids).astype(np.float32, copy=False)
@@ -274,29 +314,29 @@ def _alike(documents: pl.DataFrame, vectorise: Vectorise, random: Spread) -> pl.
     places = documents.join(ids.with_row_index("place"), on="doc_id", how="left", maintain_order="left")
     against, similarity = [], []
     for form in places.partition_by("form", maintain_order=True):
-        mine, names = vectors[form["place"].to_numpy()], form["doc_id"].to_list()
-        for i in range(len(mine)):
-            cosine = mine @ mine[i]
+        form_vectors, names = vectors[form["place"].to_numpy()], form["doc_id"].to_list()
+        for i in range(len(form_vectors)):
+            cosine = form_vectors @ form_vectors[i]
             cosine[i] = -np.inf
             nearest = int(cosine.argmax())
             against.append(names[nearest])
-            similarity.append(float(random(cosine[nearest : nearest + 1])[0]))
+            similarity.append(float(similarity_scaler(cosine[nearest : nearest + 1])[0]))
     return documents.with_columns(pl.Series("against", against), pl.Series("similarity", similarity, dtype=pl.Float64))
 
 
-class Told:
+class CorpusIdfOverlap:
     """How much of their questions' telling words documents hold; reads the texts that are asked for."""
 
     def __init__(self, queries: pl.DataFrame, corpus: pl.LazyFrame) -> None:
         self._queries, self._corpus = queries.select("query_id", "query"), corpus
-        self._telling = Telling(queries["query"])
+        self._idf_overlap = IdfOverlap(queries["query"])
 
-    def words(self, pairs: pl.DataFrame) -> pl.DataFrame:
+    def add_overlap(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """`pairs` (query_id, doc_id, ...) with words (f64)."""
         parts = [pairs.clear().with_columns(words=pl.lit(None, pl.Float64))]
-        for part in pairs.iter_slices(_PAIRS):
+        for part in pairs.iter_slices(_OVERLAP_PAIRS_PER_BATCH):
             texts = self._corpus.filter(pl.col("doc_id").is_in(part["doc_id"].unique().implode())).collect()
-            asked = self._queries.join(part, on="query_id", how="semi")
-            shares = self._telling.shares(part, dict(asked.iter_rows()), dict(texts.iter_rows()))
-            parts.append(part.with_columns(shares.alias("words")))
+            part_queries = self._queries.join(part, on="query_id", how="semi")
+            overlaps = self._idf_overlap.compute_overlap(part, dict(part_queries.iter_rows()), dict(texts.iter_rows()))
+            parts.append(part.with_columns(overlaps.alias("words")))
         return pl.concat(parts)

@@ -8,60 +8,61 @@ import polars as pl
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.mining.audit.checks import FINDINGS
+from stages.mining.audit.checks import FINDING_KINDS
 
-ENDINGS = (".jsonl", ".csv", ".parquet")
+EXPORT_EXTENSIONS = (".jsonl", ".csv", ".parquet")
 
 
-def documented(found: pl.DataFrame, inputs: Mapping[str, Path]) -> pl.DataFrame:
-    """`found` (of `audit.find`) with label (null: nobody decided yet), the question and the positive's text.
+def build_review_table(findings: pl.DataFrame, inputs: Mapping[str, Path]) -> pl.DataFrame:
+    """`findings` (of `checks.find_label_issues`) with label (null: nobody decided yet), the question and the positive's
+    text.
 
     query_id, doc_id and label come first: what `stages.pairs.label_overrides` reads. `inputs`: the files queries and
     corpus.
     """
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query"])
-    wanted = found["doc_id"].unique().implode()
-    texts = schemas.scan_documents(inputs["corpus"]).filter(pl.col("doc_id").is_in(wanted)).collect()
-    table = found.join(queries, on="query_id", how="left", maintain_order="left")
+    doc_ids = findings["doc_id"].unique().implode()
+    texts = schemas.scan_documents(inputs["corpus"]).filter(pl.col("doc_id").is_in(doc_ids)).collect()
+    table = findings.join(queries, on="query_id", how="left", maintain_order="left")
     table = table.join(texts, on="doc_id", how="left", maintain_order="left")
     label = pl.lit(None, pl.String).alias("label")
-    return table.select("query_id", "doc_id", label, "finding", "query", "text", *found.columns[3:])
+    return table.select("query_id", "doc_id", label, "finding", "query", "text", *findings.columns[3:])
 
 
-def counted(table: pl.DataFrame, positives: int) -> dict[str, Any]:
+def count_findings(table: pl.DataFrame, n_positives: int) -> dict[str, Any]:
     """positives, flagged (each once, whatever it was found for), share of them, and counts by finding."""
     flagged = table.select("query_id", "doc_id").n_unique() if len(table) else 0
-    counts = {name: int((table["finding"] == name).sum()) for name in FINDINGS}
+    counts = {name: int((table["finding"] == name).sum()) for name in FINDING_KINDS}
     return {
-        "positives": positives,
+        "positives": n_positives,
         "flagged": flagged,
-        "share": round(flagged / positives, 6) if positives else 0.0,
+        "share": round(flagged / n_positives, 6) if n_positives else 0.0,
         "counts": counts,
     }
 
 
-def worst(table: pl.DataFrame, finding: str, top: int) -> list[dict[str, Any]]:
+def select_worst(table: pl.DataFrame, finding: str, top: int) -> list[dict[str, Any]]:
     """The first `top` rows of a finding, worst first."""
     return table.filter(pl.col("finding") == finding).head(top).to_dicts()
 
 
-def check_ending(path: Path) -> None:
+def check_extension(path: Path) -> None:
     """Raise `InputError` where the file's ending names no format that can be written."""
-    if path.suffix.lower() not in ENDINGS:
-        raise InputError(f"--out {path}: its ending names no format; take one of {', '.join(ENDINGS)}")
+    if path.suffix.lower() not in EXPORT_EXTENSIONS:
+        raise InputError(f"--out {path}: its ending names no format; take one of {', '.join(EXPORT_EXTENSIONS)}")
 
 
 def write_findings(table: pl.DataFrame, path: Path) -> None:
     """Write CSV, JSON Lines or Parquet, by the file's ending; raises `InputError` where it can't be written."""
-    check_ending(path)
-    ending, partial = path.suffix.lower(), path.with_name(f".{path.name}.tmp")
+    check_extension(path)
+    extension, temporary_path = path.suffix.lower(), path.with_name(f".{path.name}.tmp")
     try:
-        if ending == ".csv":
-            table.write_csv(partial)
-        elif ending == ".jsonl":
-            table.write_ndjson(partial)
+        if extension == ".csv":
+            table.write_csv(temporary_path)
+        elif extension == ".jsonl":
+            table.write_ndjson(temporary_path)
         else:
-            table.write_parquet(partial)
-        partial.replace(path)
+            table.write_parquet(temporary_path)
+        temporary_path.replace(path)
     except OSError as error:
         raise InputError(f"--out {path} can't be written: {error}") from error

@@ -13,29 +13,30 @@ import polars as pl
 from stages.retrieval.bm25 import tokenise
 
 
-class Telling:
+class IdfOverlap:
     """The weights of words, from all questions."""
 
-    def __init__(self, questions: Iterable[str]) -> None:
-        self._held: Counter[str] = Counter()
-        self._questions = 0
-        for text in set(questions):
-            self._held.update(set(tokenise(text)))
-            self._questions += 1
+    def __init__(self, queries: Iterable[str]) -> None:
+        self._query_frequency: Counter[str] = Counter()
+        self._n_queries = 0
+        for text in set(queries):
+            self._query_frequency.update(set(tokenise(text)))
+            self._n_queries += 1
 
-    def shares(self, pairs: pl.DataFrame, queries: Mapping[str, str], texts: Mapping[str, str]) -> pl.Series:
-        """For each of `pairs` (query_id, doc_id): the share of the query's weight that the document's words have, f64.
+    def compute_overlap(self, pairs: pl.DataFrame, queries: Mapping[str, str], texts: Mapping[str, str]) -> pl.Series:
+        """For each of `pairs` (query_id, doc_id): the share of the query's weight that the document's
+        words have, f64.
 
         0 to 1; 0 where the query has no word. `queries` and `texts` are texts by id.
         """
-        words = {doc_id: set(tokenise(texts[doc_id])) for doc_id in pairs["doc_id"].unique()}
-        weights = {query_id: self._weights(queries[query_id]) for query_id in pairs["query_id"].unique()}
-        found = []
+        document_terms = {doc_id: set(tokenise(texts[doc_id])) for doc_id in pairs["doc_id"].unique()}
+        weights = {query_id: self._compute_idf(queries[query_id]) for query_id in pairs["query_id"].unique()}
+        overlaps = []
         for query_id, doc_id in pairs.select("query_id", "doc_id").iter_rows():
-            held = sum(weight for word, weight in weights[query_id].items() if word in words[doc_id])
-            found.append(held / max(sum(weights[query_id].values()), 1e-12))
-        return pl.Series("share", found, dtype=pl.Float64)
+            matched_weight = sum(weight for word, weight in weights[query_id].items() if word in document_terms[doc_id])
+            overlaps.append(matched_weight / max(sum(weights[query_id].values()), 1e-12))
+        return pl.Series("share", overlaps, dtype=pl.Float64)
 
-    def _weights(self, question: str) -> dict[str, float]:
-        words = sorted(set(tokenise(question)))  # in order, so that sums are the same to the last bit
-        return {word: float(np.log1p(self._questions / max(self._held[word], 1))) for word in words}
+    def _compute_idf(self, query: str) -> dict[str, float]:
+        terms = sorted(set(tokenise(query)))  # in order, so that sums are the same to the last bit
+        return {word: float(np.log1p(self._n_queries / max(self._query_frequency[word], 1))) for word in terms}

@@ -9,49 +9,49 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_TINY = 1e-6
-_AT_ONCE = 8_192
-_BITS = 18
+_MIN_SCORE_STD = 1e-6
+_SCORE_STATS_DOCUMENTS_PER_BATCH = 8_192
+_MANTISSA_BITS = 18
 
 
-class Usual:
-    """Every document's `usual_scores`, computed when they are first asked for; 8 bytes a document are held.
+class DocumentScoreStats:
+    """Every document's `compute_score_stats`, computed when they are first asked for; 8 bytes a document are held.
 
     Threads may share it: what two of them need at the same time both compute, to the same figures.
     """
 
-    def __init__(self, documents: int, probes: Floats) -> None:
-        self._probes = probes
-        self._whole = Lock()  # nobody sees a level without its width
-        self._level, self._width = np.full((2, documents), np.nan, np.float32)
+    def __init__(self, n_documents: int, probe_vectors: Floats) -> None:
+        self._probe_vectors = probe_vectors
+        self._lock = Lock()  # nobody sees a level without its width
+        self._mean, self._std = np.full((2, n_documents), np.nan, np.float32)
 
-    def __call__(self, document: Ints, vectors: Floats) -> tuple[Floats, Floats]:
+    def __call__(self, rows: Ints, vectors: Floats) -> tuple[Floats, Floats]:
         """Those of the documents of these numbers [n], each once, with their vectors [n, d]: [n] each."""
-        with self._whole:
-            new = np.flatnonzero(np.isnan(self._level[document]))
-        found = usual_scores(vectors[new], self._probes)
-        with self._whole:
-            self._level[document[new]], self._width[document[new]] = found
-            return self._level[document], self._width[document]
+        with self._lock:
+            new = np.flatnonzero(np.isnan(self._mean[rows]))
+        found = compute_score_stats(vectors[new], self._probe_vectors)
+        with self._lock:
+            self._mean[rows[new]], self._std[rows[new]] = found
+            return self._mean[rows], self._std[rows]
 
 
-def usual_scores(vectors: Floats, probes: Floats) -> tuple[Floats, Floats]:
+def compute_score_stats(vectors: Floats, probe_vectors: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation of each document's scores for the probes: [n] each.
 
     A product of matrices depends in its last bits on where a row stands; so these are taken in float64 and kept to
     _BITS, and a document's figures depend on nothing else that is asked.
     """
-    level, width = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.float32)
-    asked = probes.T.astype(np.float64)
-    for start in range(0, len(vectors), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        scores = vectors[part].astype(np.float64) @ asked
-        level[part] = _kept(scores.mean(axis=1))
-        width[part] = np.maximum(_kept(scores.std(axis=1)), _TINY)
-    return level, width
+    mean, std = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.float32)
+    transposed_probes = probe_vectors.T.astype(np.float64)
+    for start in range(0, len(vectors), _SCORE_STATS_DOCUMENTS_PER_BATCH):
+        part = slice(start, start + _SCORE_STATS_DOCUMENTS_PER_BATCH)
+        scores = vectors[part].astype(np.float64) @ transposed_probes
+        mean[part] = _round_mantissa(scores.mean(axis=1))
+        std[part] = np.maximum(_round_mantissa(scores.std(axis=1)), _MIN_SCORE_STD)
+    return mean, std
 
 
-def _kept(values: Doubles) -> Doubles:
+def _round_mantissa(values: Doubles) -> Doubles:
     mantissa, exponent = np.frexp(values)
-    kept: Doubles = np.ldexp(np.round(np.ldexp(mantissa, _BITS)), exponent - _BITS)
-    return kept
+    rounded: Doubles = np.ldexp(np.round(np.ldexp(mantissa, _MANTISSA_BITS)), exponent - _MANTISSA_BITS)
+    return rounded

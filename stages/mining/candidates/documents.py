@@ -11,94 +11,98 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.core.schemas import document_text
-from stages.core.text import loose
+from stages.core.text import match_key
 
 if TYPE_CHECKING:
-    from stages.embedding.lookup import Vectors
+    from stages.embedding.lookup import VectorLookup
 
-Vectorise = Callable[[pl.DataFrame], NDArray[np.float32]]
+DocumentVectoriser = Callable[[pl.DataFrame], NDArray[np.float32]]
 """Document vectors [n, d] of a frame with a doc_id column, in its order."""
 
-_ROWS = 8192
+_CORPUS_ROWS_PER_BATCH = 8192
 
 
-def text_keys(corpus: Path) -> pl.DataFrame:
+def compute_text_keys(corpus: Path) -> pl.DataFrame:
     """doc_id and text_key (64 bits of a hash of the text as models read it), for telling equal texts.
 
     The hash is polars', which may be another with its next version: keys are compared within a run and never kept.
     """
     parts = [pl.DataFrame(schema={"doc_id": pl.String, "text_key": pl.UInt64})]
-    parts += [frame.select("doc_id", text_key=pl.col("text").hash()) for frame in _documents(corpus)]
+    parts += [frame.select("doc_id", text_key=pl.col("text").hash()) for frame in _iter_documents(corpus)]
     return pl.concat(parts)
 
 
-def loose_forms(corpus: Path, path: Path) -> pa.Table:
+def write_match_keys(corpus: Path, path: Path) -> pa.Table:
     """doc_id and loose: every document's loose form, padded by a space on both sides.
 
     Written to `path` and memory-mapped from there, so that the corpus need not fit into memory.
     """
     schema = pa.schema({"doc_id": pa.large_string(), "loose": pa.large_string()})
     with pa.ipc.new_file(path, schema) as writer:
-        for ids, texts in document_texts(corpus):
-            forms = pa.array([f" {loose(text)} " for text in texts], pa.large_string())
+        for ids, texts in iter_document_texts(corpus):
+            forms = pa.array([f" {match_key(text)} " for text in texts], pa.large_string())
             writer.write_batch(pa.record_batch([pa.array(ids, pa.large_string()), forms], schema=schema))
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def document_vectors(corpus: Path, vectors: "Vectors") -> Vectorise:
+def make_document_vectoriser(corpus: Path, vectors: "VectorLookup") -> DocumentVectoriser:
     """A function from frames with doc_id to vectors [n, d]; it keeps 8 bytes a document, not the vectors.
 
     Raises `KeyError` where a document was not encoded.
     """
     ids = pl.read_parquet(corpus, columns=["doc_id"])["doc_id"]
     with pq.ParquetFile(corpus) as file:
-        stand = [
-            vectors.places(vectors.document_hashes(pl.DataFrame(pl.from_arrow(batch))))
-            for batch in file.iter_batches(_ROWS, columns=["doc_id", "text", "title"])
+        parts = [
+            vectors.locate(vectors.hash_documents(pl.DataFrame(pl.from_arrow(batch))))
+            for batch in file.iter_batches(_CORPUS_ROWS_PER_BATCH, columns=["doc_id", "text", "title"])
         ]
-    together = np.concatenate([np.empty(0, np.int64), *stand])
-    return lambda frame: vectors.at(together[places(frame["doc_id"], ids)])
+    vector_rows = np.concatenate([np.empty(0, np.int64), *parts])
+    return lambda frame: vectors.read_at(vector_rows[find_id_rows(frame["doc_id"], ids)])
 
 
-class Held(NamedTuple):
+class DocumentVectors(NamedTuple):
     """Some documents whose vectors are in memory."""
 
-    ids: pl.Series
+    doc_ids: pl.Series
     """[n]: sorted, each once."""
     vectors: NDArray[np.float32]
     """[n, d]"""
 
     @classmethod
-    def of(cls, doc_ids: pl.Series, vectorise: Vectorise) -> Self:
+    def load(cls, doc_ids: pl.Series, vectorise: DocumentVectoriser) -> Self:
         """The documents of these ids, in whatever order and however often they come."""
         ids = doc_ids.unique().sort()
         return cls(ids, vectorise(ids.to_frame("doc_id")).astype(np.float32, copy=False))
 
-    def places(self, doc_ids: pl.Series) -> NDArray[np.int64]:
+    def find_rows(self, doc_ids: pl.Series) -> NDArray[np.int64]:
         """Where each of `doc_ids` stands: [n]. Raises `KeyError` for one that is not among them."""
-        return places(doc_ids, self.ids)
+        return find_id_rows(doc_ids, self.doc_ids)
 
 
-def places(asked: pl.Series, ids: pl.Series) -> NDArray[np.int64]:
-    """Where each of `asked` stands in the sorted `ids`: [n]. Raises `KeyError` for one that does not.
+def find_id_rows(wanted: pl.Series, sorted_ids: pl.Series) -> NDArray[np.int64]:
+    """Where each of `wanted` stands in the sorted `sorted_ids`: [n]. Raises `KeyError` for one that does not.
 
-    Its time hangs on `asked`, and hardly on how long `ids` is.
+    Its time hangs on `wanted`, and hardly on how long `sorted_ids` is.
     """
-    found = ids.search_sorted(asked)
-    lost = asked if ids.is_empty() else asked.filter(ids.gather(found.clip(upper_bound=len(ids) - 1)) != asked)
-    if len(lost):
-        raise KeyError(f"{lost[0]!r} is not in the table")
+    found = sorted_ids.search_sorted(wanted)
+    unknown = (
+        wanted
+        if sorted_ids.is_empty()
+        else wanted.filter(sorted_ids.gather(found.clip(upper_bound=len(sorted_ids) - 1)) != wanted)
+    )
+    if len(unknown):
+        raise KeyError(f"{unknown[0]!r} is not in the table")
     return found.cast(pl.Int64).to_numpy()
 
 
-def document_texts(corpus: Path) -> Iterator[tuple[list[str], list[str]]]:
+def iter_document_texts(corpus: Path) -> Iterator[tuple[list[str], list[str]]]:
     """The ids and texts of a corpus file, some at a time, as models read them."""
-    for frame in _documents(corpus):
+    for frame in _iter_documents(corpus):
         yield frame["doc_id"].to_list(), frame["text"].to_list()
 
 
-def _documents(corpus: Path) -> Iterator[pl.DataFrame]:
+def _iter_documents(corpus: Path) -> Iterator[pl.DataFrame]:
     with pq.ParquetFile(corpus) as file:
-        for batch in file.iter_batches(_ROWS, columns=["doc_id", "text", "title"]):
+        for batch in file.iter_batches(_CORPUS_ROWS_PER_BATCH, columns=["doc_id", "text", "title"]):
             frame = pl.DataFrame(pl.from_arrow(batch))
             yield frame.select("doc_id", document_text(frame.columns))

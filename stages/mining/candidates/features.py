@@ -27,21 +27,21 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.core.arrays import Runs
+from stages.core.arrays import Segments
 from stages.core.schemas import FEATURES
-from stages.mining.candidates.document_score_stats import Usual
-from stages.mining.candidates.documents import Held, places
+from stages.mining.candidates.document_score_stats import DocumentScoreStats
+from stages.mining.candidates.documents import DocumentVectors, find_id_rows
 from stages.retrieval.bm25 import Bm25
-from stages.retrieval.exact.scoring import highest_at, lengths
+from stages.retrieval.exact.scoring import max_pair_scores, vector_norms
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-GENERAL = FEATURES[:-1]
+TRANSFERABLE_FEATURES = FEATURES[:-1]
 """Those that mean the same on any data set. `owner_like` hangs on how a table was made: only that can teach it."""
 
-MEANS = {
+FEATURE_DESCRIPTIONS = {
     "z": "how far a candidate's score lies from the usual one of its question",
     "below_best": "how far candidates score below the best positive",
     "below_worst": "how far candidates score below the lowest positive",
@@ -58,222 +58,241 @@ MEANS = {
 }
 """What the features GENERAL say, for a person: "this table is unusual in ..."."""
 
-TOP = 10
-PROBES = 256
+SIMILARITY_TOP_K = 10
+N_PROBE_QUERIES = 256
 """Queries, drawn by hash, that tell how high any query scores a document."""
-OWNERS = 32
+MAX_POSITIVE_QUERIES = 32
 """Questions looked at of those that a candidate is a positive of."""
-FAR = 30.0
+FEATURE_CLIP = 30.0
 """No feature goes farther: where a query's candidates all score the same, any distance is endless in their unit."""
-_TINY = 1e-6
-_PAIRS = 32_768
+_FEATURE_EPSILON = 1e-6
+_QUERY_PAIRS_PER_BATCH = 32_768
 """Pairs of questions compared at once; twice so many vectors are held where all are distinct."""
-_MORE = 32 * _PAIRS
+_MAX_QUERY_PAIRS_PER_BATCH = 32 * _QUERY_PAIRS_PER_BATCH
 """Pairs compared at once where so few questions are distinct that no more vectors are held."""
 
 
 @dataclass(frozen=True)
-class Spread:
+class ZScaler:
     """Mean and standard deviation of cosines over random pairs."""
 
     mean: float
-    deviation: float
+    std: float
 
     @classmethod
-    def of(cls, vectors: Floats) -> "Spread":
+    def fit(cls, vectors: Floats) -> "ZScaler":
         """Over all pairs of some random vectors [n, d]; 0 and 1 where there are fewer than three."""
         if len(vectors) < 3:
             return cls(0.0, 1.0)
-        unit = scaled(vectors).astype(np.float64)
+        unit = l2_normalise(vectors).astype(np.float64)
         cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
-        return cls(float(cosines.mean()), max(float(cosines.std()), _TINY))
+        return cls(float(cosines.mean()), max(float(cosines.std()), _FEATURE_EPSILON))
 
     def __call__(self, cosines: Floats) -> Floats:
         """Cosines in this unit."""
-        return ((cosines - self.mean) / self.deviation).astype(np.float32)
+        return ((cosines - self.mean) / self.std).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Scene:
+class FeatureContext:
     """What the features need of the whole collection."""
 
-    query_ids: pl.DataFrame
-    """query_id and query (its place in what `queries` and `lexical` take)."""
+    query_numbers: pl.DataFrame
+    """query_id and query (its place in what `read_query_vectors` and `bm25` take)."""
     doc_ids: pl.Series
-    """The ids of all documents, sorted; where one stands is its place in `lexical`."""
-    queries: Callable[[Ints], Floats]
+    """The ids of all documents, sorted; where one stands is its place in `bm25`."""
+    read_query_vectors: Callable[[Ints], Floats]
     """Query vectors [n, d] by place."""
-    lexical: Bm25
-    owners: "Owners"
-    usual: Usual
+    bm25: Bm25
+    positive_queries: "PositiveQueries"
+    document_score_stats: DocumentScoreStats
     """Of PROBES queries."""
-    document_spread: Spread
-    query_spread: Spread
+    document_scaler: ZScaler
+    query_scaler: ZScaler
 
 
-def of_rows(rows: pl.DataFrame, anchors: pl.DataFrame, documents: Held, scene: Scene) -> Floats:
+def compute_features(
+    rows: pl.DataFrame, positives: pl.DataFrame, documents: DocumentVectors, context: FeatureContext
+) -> Floats:
     """Features [len(rows), len(FEATURES)] of some queries' candidates.
 
-    `rows` (query_id, doc_id, score, listed) are sorted by query, best score first, without the anchors; `listed` marks
-    those that the first encoder ranked, which alone tell what is usual; `anchors` (query_id, doc_id, score) hold at
-    least one for each of these queries, and `documents` at least their documents.
+    `rows` (query_id, doc_id, score, listed) are sorted by query, best score first, without the anchors;
+    `listed` marks those that the first encoder ranked, which alone tell what is usual; `positives`
+    (query_id, doc_id, score) hold at least one for each of these queries, and `n_documents` at least their documents.
     """
     if rows.is_empty():
         return np.zeros((0, len(FEATURES)), np.float32)
-    anchors = anchors.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id", "doc_id")
-    number = places(documents.ids, scene.doc_ids)
-    level, width = scene.usual(number, documents.vectors)
-    rows, anchors = (
-        side.join(scene.query_ids, on="query_id", how="left", maintain_order="left").with_columns(
-            place=(place := documents.places(side["doc_id"])), document=number[place]
+    positives = positives.join(rows.select("query_id").unique(), on="query_id", how="semi").sort("query_id", "doc_id")
+    corpus_row = find_id_rows(documents.doc_ids, context.doc_ids)
+    mean, std = context.document_score_stats(corpus_row, documents.vectors)
+    rows, positives = (
+        side.join(context.query_numbers, on="query_id", how="left", maintain_order="left").with_columns(
+            place=(place := documents.find_rows(side["doc_id"])), document=corpus_row[place]
         )
-        for side in (rows, anchors)
+        for side in (rows, positives)
     )
-    candidate, anchor = (_side(side, level, width, scene) for side in (rows, anchors))
-    first, of = (side["query"].to_numpy()[one.runs.starts] for side, one in ((rows, candidate), (anchors, anchor)))
+    candidate, positive = (_score_rows(side, mean, std, context) for side in (rows, positives))
+    first, of = (
+        side["query"].to_numpy()[one.segments.starts] for side, one in ((rows, candidate), (positives, positive))
+    )
     if first.tolist() != of.tolist():
         raise ValueError("rows do not come by query_id, or a query has no anchor")
-    usual = usual_ones(rows["listed"].to_numpy(), candidate.runs)
-    like = likenesses(scaled(documents.vectors), candidate, anchor, usual, scene.document_spread)
-    owner_like = of_owners(rows["query"].to_numpy(), rows["document"].to_numpy(), scene)
-    return np.concatenate([of_lists(candidate, anchor, like, usual), owner_like[:, None]], axis=1)
+    is_reference = reference_mask(rows["listed"].to_numpy(), candidate.segments)
+    similarities = compute_similarities(
+        l2_normalise(documents.vectors), candidate, positive, is_reference, context.document_scaler
+    )
+    query_similarity = compute_nearest_query_similarity(rows["query"].to_numpy(), rows["document"].to_numpy(), context)
+    return np.concatenate(
+        [compute_list_features(candidate, positive, similarities, is_reference), query_similarity[:, None]], axis=1
+    )
 
 
-class Owners(NamedTuple):
+class PositiveQueries(NamedTuple):
     """Of every document the questions that it is a positive of, one document's after another's."""
 
-    starts: Ints
+    offsets: Ints
     """[documents + 1]: where each document's begin; where all end."""
-    owner: Ints
+    queries: Ints
     """Places of questions."""
 
     @classmethod
-    def of(cls, document: Ints, owner: Ints, documents: int) -> Self:
+    def from_pairs(cls, document: Ints, query: Ints, n_documents: int) -> Self:
         """From pairs [n] that come by document, of so many documents."""
-        return cls(np.searchsorted(document, np.arange(documents + 1)), owner)
+        return cls(np.searchsorted(document, np.arange(n_documents + 1)), query)
 
 
-class Side(NamedTuple):
+class ScoredRows(NamedTuple):
     """The candidates or the anchors of some queries, n rows that come by query; the others of a query in like order."""
 
-    runs: Runs
-    place: Ints
+    segments: Segments
+    vector_row: Ints
     """Where a row's document stands among the vectors at hand: [n], as all others."""
     score: Floats
-    lexical: Floats
-    hub: Floats
+    bm25: Floats
+    hubness: Floats
 
 
-class Like(NamedTuple):
+class Similarities(NamedTuple):
     """How alike candidates and others are, [n] each, in the spread over random pairs."""
 
-    best: Floats
+    pos_sim_max: Floats
     """To the nearest anchor."""
-    mean: Floats
+    pos_sim_mean: Floats
     """To the anchors in the mean."""
-    top: Floats
-    """To the TOP best of `usual_ones` in the mean, without the candidate itself; 0 where there is no other."""
+    topk_sim_mean: Floats
+    """To the TOP best of `reference_mask` in the mean, without the candidate itself; 0 where there is no other."""
 
 
-def _side(rows: pl.DataFrame, level: Floats, width: Floats, scene: Scene) -> Side:
-    """Of rows (query, document, place, score); `level` and `width` [documents] are of `Usual`."""
+def _score_rows(rows: pl.DataFrame, mean: Floats, std: Floats, context: FeatureContext) -> ScoredRows:
+    """Of rows (query, document, place, score); `mean` and `std` [documents] are of `DocumentScoreStats`."""
     query, document, place = (rows[name].cast(pl.Int64).to_numpy() for name in ("query", "document", "place"))
     score = rows["score"].cast(pl.Float32).to_numpy()
-    lexical = scene.lexical.scores(query, document)
-    return Side(Runs.by(query), place, score, lexical, (score - level[place]) / width[place])
+    bm25 = context.bm25.score_pairs(query, document)
+    return ScoredRows(Segments.from_sorted(query), place, score, bm25, (score - mean[place]) / std[place])
 
 
-def likenesses(unit: Floats, candidate: Side, anchor: Side, usual: Bools, spread: Spread) -> Like:
+def compute_similarities(
+    unit: Floats, candidate: ScoredRows, positive: ScoredRows, is_reference: Bools, scaler: ZScaler
+) -> Similarities:
     """From `unit` [documents, d], vectors of length 1; both sides have the same queries, in the same order.
 
     A mean of cosines is the cosine with a mean: for each candidate there is one product for each anchor and one more.
     """
-    runs = candidate.runs
-    rank = np.cumsum(usual)
-    top = usual & (rank - (rank - usual)[runs.starts][runs.of] <= TOP)
-    others = runs.total(top)[runs.of] - top
-    best, mean, summed = (np.empty(len(usual), np.float32) for _ in Like._fields)
+    segments = candidate.segments
+    rank = np.cumsum(is_reference)
+    in_top_k = is_reference & (rank - (rank - is_reference)[segments.starts][segments.segment_ids] <= SIMILARITY_TOP_K)
+    n_others = segments.sum(in_top_k)[segments.segment_ids] - in_top_k
+    best, mean, summed = (np.empty(len(is_reference), np.float32) for _ in Similarities._fields)
     ends = zip(
-        runs.starts, [*runs.starts[1:], len(usual)], anchor.runs.starts, [*anchor.runs.starts[1:], None], strict=True
+        segments.starts,
+        [*segments.starts[1:], len(is_reference)],
+        positive.segments.starts,
+        [*positive.segments.starts[1:], None],
+        strict=True,
     )
-    room = np.empty((int(runs.sizes.max()), unit.shape[1]), np.float32)
+    buffer = np.empty((int(segments.sizes.max()), unit.shape[1]), np.float32)
     for start, end, first, last in ends:
-        here = np.take(unit, candidate.place[start:end], axis=0, out=room[: end - start], mode="clip")
-        ahead = here[np.flatnonzero(top[start:end])].sum(axis=0, keepdims=True)
-        cosines = here @ np.concatenate([unit[anchor.place[first:last]], ahead]).T
+        here = np.take(unit, candidate.vector_row[start:end], axis=0, out=buffer[: end - start], mode="clip")
+        topk_sum = here[np.flatnonzero(in_top_k[start:end])].sum(axis=0, keepdims=True)
+        cosines = here @ np.concatenate([unit[positive.vector_row[first:last]], topk_sum]).T
         best[start:end], mean[start:end] = cosines[:, :-1].max(axis=1), cosines[:, :-1].mean(axis=1)
         summed[start:end] = cosines[:, -1]
-    itself = np.square(lengths(unit)).astype(np.float32)[candidate.place]
-    near = ((summed - top * itself) / np.maximum(others, 1)).astype(np.float32)
-    return Like(spread(best), spread(mean), np.where(others > 0, spread(near), np.float32(0)))
+    self_similarity = np.square(vector_norms(unit)).astype(np.float32)[candidate.vector_row]
+    topk_mean = ((summed - in_top_k * self_similarity) / np.maximum(n_others, 1)).astype(np.float32)
+    return Similarities(scaler(best), scaler(mean), np.where(n_others > 0, scaler(topk_mean), np.float32(0)))
 
 
-def of_lists(candidate: Side, anchor: Side, like: Like, usual: Bools) -> Floats:
+def compute_list_features(
+    candidate: ScoredRows, positive: ScoredRows, similarities: Similarities, is_reference: Bools
+) -> Floats:
     """The features GENERAL [n, 13] of some queries' candidates, best score first.
 
-    Both sides have the same queries, in the same order; `usual` [n] is of `usual_ones`.
+    Both sides have the same queries, in the same order; `is_reference` [n] is of `reference_mask`.
     """
-    runs, of, score = candidate.runs, candidate.runs.of, candidate.score.astype(np.float64)
-    count = runs.total(usual)
-    mean = runs.total(np.where(usual, score, 0)) / count
-    deviation = np.sqrt(runs.total(np.where(usual, np.square(score - mean[of]), 0)) / count)
-    deviation = np.maximum(deviation, _TINY * np.maximum(runs.highest(np.abs(candidate.score)), 1.0))
-    best, worst = anchor.runs.highest(anchor.score), -anchor.runs.highest(-anchor.score)
-    words, hub = anchor.runs.highest(anchor.lexical), anchor.runs.highest(anchor.hub)
-    ceiling = np.maximum(np.maximum(runs.highest(np.where(usual, candidate.lexical, 0)), words), _TINY)
+    segments, of, score = candidate.segments, candidate.segments.segment_ids, candidate.score.astype(np.float64)
+    count = segments.sum(is_reference)
+    mean = segments.sum(np.where(is_reference, score, 0)) / count
+    std = np.sqrt(segments.sum(np.where(is_reference, np.square(score - mean[of]), 0)) / count)
+    std = np.maximum(std, _FEATURE_EPSILON * np.maximum(segments.max(np.abs(candidate.score)), 1.0))
+    best, worst = positive.segments.max(positive.score), -positive.segments.max(-positive.score)
+    positive_bm25, positive_hubness = positive.segments.max(positive.bm25), positive.segments.max(positive.hubness)
+    max_bm25 = np.maximum(
+        np.maximum(segments.max(np.where(is_reference, candidate.bm25, 0)), positive_bm25), _FEATURE_EPSILON
+    )
     columns = (
-        (score - mean[of]) / deviation[of],
-        (score - best[of]) / deviation[of],
-        (score - worst[of]) / deviation[of],
-        np.log(np.arange(1, len(of) + 1) - runs.starts[of]),
-        like.best,
-        like.mean,
-        like.top,
-        candidate.lexical / ceiling[of],
-        (candidate.lexical - words[of]) / ceiling[of],
-        candidate.hub,
-        candidate.hub - hub[of],
-        ((best - mean) / deviation)[of],
-        np.log(anchor.runs.sizes)[of],
+        (score - mean[of]) / std[of],
+        (score - best[of]) / std[of],
+        (score - worst[of]) / std[of],
+        np.log(np.arange(1, len(of) + 1) - segments.starts[of]),
+        similarities.pos_sim_max,
+        similarities.pos_sim_mean,
+        similarities.topk_sim_mean,
+        candidate.bm25 / max_bm25[of],
+        (candidate.bm25 - positive_bm25[of]) / max_bm25[of],
+        candidate.hubness,
+        candidate.hubness - positive_hubness[of],
+        ((best - mean) / std)[of],
+        np.log(positive.segments.sizes)[of],
     )
     out = np.empty((len(of), len(columns)), np.float32)
     for place, column in enumerate(columns):
-        out[:, place] = np.clip(column, -FAR, FAR)
+        out[:, place] = np.clip(column, -FEATURE_CLIP, FEATURE_CLIP)
     return out
 
 
-def usual_ones(listed: Bools, runs: Runs) -> Bools:
+def reference_mask(listed: Bools, segments: Segments) -> Bools:
     """Which candidates [n] tell what is usual for their query: the listed ones; all where none is."""
-    usual: Bools = listed | (runs.total(listed) == 0)[runs.of]
-    return usual
+    is_reference: Bools = listed | (segments.sum(listed) == 0)[segments.segment_ids]
+    return is_reference
 
 
-def of_owners(query: Ints, document: Ints, scene: Scene) -> Floats:
+def compute_nearest_query_similarity(query: Ints, document: Ints, context: FeatureContext) -> Floats:
     """owner_like [n] of rows with these queries and documents [n], by their places in the scene: 0 where no other
     question owns the document, or one from far away."""
-    owned = scene.owners.starts[document + 1] - scene.owners.starts[document]
-    row = np.repeat(np.arange(len(query)), owned)
-    owner = scene.owners.owner[
-        np.arange(len(row)) + np.repeat(scene.owners.starts[document + 1] - np.cumsum(owned), owned)
+    n_positive_queries = context.positive_queries.offsets[document + 1] - context.positive_queries.offsets[document]
+    row = np.repeat(np.arange(len(query)), n_positive_queries)
+    other_query = context.positive_queries.queries[
+        np.arange(len(row))
+        + np.repeat(context.positive_queries.offsets[document + 1] - np.cumsum(n_positive_queries), n_positive_queries)
     ]
-    others = owner != query[row]
-    row, owner = row[others], owner[others]
+    others = other_query != query[row]
+    row, other_query = row[others], other_query[others]
     out = np.zeros(len(query), np.float32)
-    many = len(np.unique(query[row])) + len(np.unique(owner)) > 2 * _PAIRS
-    size = _PAIRS if many else _MORE
+    many = len(np.unique(query[row])) + len(np.unique(other_query)) > 2 * _QUERY_PAIRS_PER_BATCH
+    size = _QUERY_PAIRS_PER_BATCH if many else _MAX_QUERY_PAIRS_PER_BATCH
     for start in range(0, len(row), size):
         part = slice(start, start + size)
         asked, left = np.unique(query[row[part]], return_inverse=True)
-        owners, right = np.unique(owner[part], return_inverse=True)
-        vectors = scaled(scene.queries(asked)), scaled(scene.queries(owners))
-        cosines = highest_at(*vectors, left, right, row[part])
-        rows = row[part][Runs.by(row[part]).starts]
-        out[rows] = np.maximum(out[rows], scene.query_spread(cosines))
+        owners, right = np.unique(other_query[part], return_inverse=True)
+        vectors = l2_normalise(context.read_query_vectors(asked)), l2_normalise(context.read_query_vectors(owners))
+        cosines = max_pair_scores(*vectors, left, right, row[part])
+        rows = row[part][Segments.from_sorted(row[part]).starts]
+        out[rows] = np.maximum(out[rows], context.query_scaler(cosines))
     return out
 
 
-def scaled(vectors: Floats) -> Floats:
+def l2_normalise(vectors: Floats) -> Floats:
     """Rows scaled to length 1; a zero row stays."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Floats = (vectors / np.maximum(lengths, np.float32(1e-12))).astype(np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Floats = (vectors / np.maximum(norms, np.float32(1e-12))).astype(np.float32)
     return unit

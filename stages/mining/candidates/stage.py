@@ -19,22 +19,28 @@ import pyarrow.parquet as pq
 
 from stages.core import schemas
 from stages.core.model_files import file_digest
-from stages.core.params import Params as BaseParams
+from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
-from stages.core.query_batches import in_order, of_block, ordered, query_blocks
-from stages.core.schemas import DENSE, Summary, Tools
+from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches, sort_by_score
+from stages.core.schemas import DENSE_SOURCE, StageContext, Summary
 from stages.embedding.vector_store import Floats
 from stages.mining.candidates import known_positives
-from stages.mining.candidates.documents import Held, Vectorise, document_vectors, loose_forms, text_keys
+from stages.mining.candidates.documents import (
+    DocumentVectoriser,
+    DocumentVectors,
+    compute_text_keys,
+    make_document_vectoriser,
+    write_match_keys,
+)
 from stages.retrieval.exact.scoring import pair_scores
 
 if TYPE_CHECKING:
-    from stages.embedding.lookup import Vectors
-    from stages.mining.estimator.table_estimator import Suspects
+    from stages.embedding.lookup import VectorLookup
+    from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 
 VERSION = 7
 
-ROWS_A_BLOCK = 100_000
+CANDIDATE_ROWS_PER_BLOCK = 100_000
 """Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""
 
 
@@ -54,14 +60,14 @@ class Params(BaseParams):
     )
 
 
-def identity(params: Params) -> dict[str, str]:
+def key_extras(params: Params) -> dict[str, str]:
     """The shipped prior, where an estimate hangs on it."""
-    from stages.mining.estimator.model import PRIOR
+    from stages.mining.estimator.model import PRETRAINED_MODEL_PATH
 
-    return {"prior": file_digest(PRIOR)} if params.estimate else {}
+    return {"prior": file_digest(PRETRAINED_MODEL_PATH)} if params.estimate else {}
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write evidence.parquet, a row for each candidate and curated negative; and what its estimator learned from.
 
     shown.parquet: the candidates of the questions whose positives were hidden, with the p of the fold that did not see
@@ -69,129 +75,158 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> 
     """
     from threadpoolctl import threadpool_limits
 
-    from stages.embedding.lookup import Vectors
+    from stages.embedding.lookup import VectorLookup
 
     candidates = schemas.scan_table(inputs["candidates"], schemas.CANDIDATES)
-    judged = schemas.scan_table(inputs["judged"], schemas.JUDGED)
+    qrels_scored = schemas.scan_table(inputs["judged"], schemas.QRELS_SCORED)
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query"]).sort("query_id")
     answers = schemas.read_table(inputs["answers"], schemas.ANSWERS)
-    truth = Truth(
-        positives=known_positives.united_positives(queries, judged.select("query_id", "doc_id", "relevance").collect()),
-        twins=text_keys(inputs["corpus"]).filter(pl.len().over("text_key") > 1),
-        needles=known_positives.usable_answers(answers if params.answers else answers.clear(), params.min_answer_chars),
+    facts = KnownFacts(
+        positives=known_positives.pool_positives(
+            queries, qrels_scored.select("query_id", "doc_id", "relevance").collect()
+        ),
+        duplicate_docs=compute_text_keys(inputs["corpus"]).filter(pl.len().over("text_key") > 1),
+        answer_strings=known_positives.select_answer_strings(
+            answers if params.answers else answers.clear(), params.min_answer_chars
+        ),
     )
-    forms = loose_forms(inputs["corpus"], tools.scratch / "loose.arrow") if len(truth.needles) else None
-    vectors = Vectors(inputs["encoding"], tools.vectors)
-    vectorise = document_vectors(inputs["corpus"], vectors)
-    measure = dense_scores(queries, vectors, vectorise)
+    match_keys = (
+        write_match_keys(inputs["corpus"], context.scratch_dir / "loose.arrow") if len(facts.answer_strings) else None
+    )
+    vectors = VectorLookup(inputs["encoding"], context.vectors_dir)
+    vectorise = make_document_vectoriser(inputs["corpus"], vectors)
+    score_pairs = make_dense_scorer(queries, vectors, vectorise)
     ids, total = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows
 
-    def judged_rows(block: pl.Series) -> pl.DataFrame:
-        found, labels = united(of_block(candidates, block), measure), of_block(judged, block)
-        positives = truth.positives.filter(pl.col("query_id").is_in(block.implode()))
-        documents = Held.of(pl.concat([found["doc_id"], labels["doc_id"], positives["doc_id"]]), vectorise)
-        rows = flagged(found, labels, positives, truth, documents, forms)
-        return ordered(suspects.judged(rows, documents) if suspects and not suspects.unfit else rows)
+    def build_block(block: pl.Series) -> pl.DataFrame:
+        found, labels = (
+            merge_sources(collect_query_batch(candidates, block), score_pairs),
+            collect_query_batch(qrels_scored, block),
+        )
+        positives = facts.positives.filter(pl.col("query_id").is_in(block.implode()))
+        documents = DocumentVectors.load(pl.concat([found["doc_id"], labels["doc_id"], positives["doc_id"]]), vectorise)
+        rows = add_known_facts(found, labels, positives, facts, documents, match_keys)
+        return sort_by_score(
+            estimator.add_estimates(rows, documents) if estimator and not estimator.unreliable_reason else rows
+        )
 
-    pairs, blocks = 0, list(query_blocks(ids, total, ROWS_A_BLOCK))
+    n_pairs, blocks = 0, list(iter_query_batches(ids, total, CANDIDATE_ROWS_PER_BLOCK))
     # What is multiplied here is small: more threads of BLAS wait longer than they compute, and hours where others work.
-    alone = threadpool_limits(1, "blas")
-    with alone, schemas.writer(out / "evidence.parquet", schemas.EVIDENCE) as writer:
-        suspects = _suspects(inputs, vectors, vectorise, truth, tools) if params.estimate else None
-        for done, rows in enumerate(in_order(judged_rows, blocks), 1):
-            writer.write_table(schemas.to_arrow(rows, schemas.EVIDENCE))
-            pairs += len(rows)
-            tools.progress.advance(min(done * len(blocks[0]), len(ids)), len(ids), "queries")
-    taught = suspects.taught() if suspects else pl.DataFrame(pl.from_arrow(schemas.TAUGHT.empty_table()))
-    schemas.write_table(taught, schemas.TAUGHT, out / "shown.parquet")
-    about = suspects.about() if suspects else {"source": None, "unfit": "estimate is switched off", "models": []}
-    (out / "estimator.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {"pairs": pairs, "estimated": suspects.summary if suspects else None}
+    single_thread = threadpool_limits(1, "blas")
+    with single_thread, schemas.open_parquet_writer(out / "evidence.parquet", schemas.CANDIDATE_FEATURES) as writer:
+        estimator = _fit_estimator(inputs, vectors, vectorise, facts, context) if params.estimate else None
+        for done, rows in enumerate(map_query_batches(build_block, blocks), 1):
+            writer.write_table(schemas.to_arrow_table(rows, schemas.CANDIDATE_FEATURES))
+            n_pairs += len(rows)
+            context.progress.advance(min(done * len(blocks[0]), len(ids)), len(ids), "queries")
+    holdout_candidates = (
+        estimator.build_holdout_candidates()
+        if estimator
+        else pl.DataFrame(pl.from_arrow(schemas.HOLDOUT_CANDIDATES.empty_table()))
+    )
+    schemas.write_table(holdout_candidates, schemas.HOLDOUT_CANDIDATES, out / "shown.parquet")
+    description = (
+        estimator.describe() if estimator else {"source": None, "unfit": "estimate is switched off", "models": []}
+    )
+    (out / "estimator.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {"pairs": n_pairs, "estimated": estimator.summary if estimator else None}
 
 
 @dataclass(frozen=True)
-class Truth:
+class KnownFacts:
     """What is known of the whole collection before any score is looked at."""
 
     positives: pl.DataFrame
     """query_id, doc_id, own: `known.united_positives`."""
-    twins: pl.DataFrame
-    """doc_id, text_key of the documents whose text another one has too: `documents.text_keys`."""
-    needles: pl.DataFrame
+    duplicate_docs: pl.DataFrame
+    """doc_id, text_key of the documents whose text another one has too: `documents.compute_text_keys`."""
+    answer_strings: pl.DataFrame
     """query_id, needle: `known.usable_answers`."""
 
 
-def _suspects(
-    inputs: Mapping[str, Path], vectors: "Vectors", vectorise: Vectorise, truth: Truth, tools: Tools
-) -> "Suspects":
-    from stages.mining.estimator.table_estimator import Suspects
+def _fit_estimator(
+    inputs: Mapping[str, Path],
+    vectors: "VectorLookup",
+    vectorise: DocumentVectoriser,
+    facts: KnownFacts,
+    context: StageContext,
+) -> "FalseNegativeEstimator":
+    from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 
-    return Suspects(inputs, vectors, vectorise, truth.positives, tools.progress)
+    return FalseNegativeEstimator(inputs, vectors, vectorise, facts.positives, context.progress)
 
 
-def united(candidates: pl.DataFrame, measure: Callable[[pl.DataFrame], Floats]) -> pl.DataFrame:
+def merge_sources(candidates: pl.DataFrame, score_pairs: Callable[[pl.DataFrame], Floats]) -> pl.DataFrame:
     """One row a pair of CANDIDATES that several sources may have found.
 
     Its source is their names joined by "+", in their order; its rank that of the first encoder, or else the best of
-    another; its score that of the first encoder, by which the rules measure: `measure` gives it for pairs (query_id,
-    doc_id) that this one did not find.
+    another; its score that of the first encoder, by which the rules measure: `score_pairs` gives it for pairs
+    (query_id, doc_id) that this one did not find.
     """
-    if candidates["source"].is_in([DENSE]).all():
+    if candidates["source"].is_in([DENSE_SOURCE]).all():
         return candidates
-    first = pl.col("source") == DENSE
+    first = pl.col("source") == DENSE_SOURCE
     rows = candidates.group_by("query_id", "doc_id", maintain_order=True).agg(
         source=pl.col("source").str.join("+"),
         rank=pl.coalesce(pl.col("rank").filter(first).first(), pl.col("rank").min()),
         score=pl.col("score").filter(first).first(),
     )
-    lacking = rows.filter(pl.col("score").is_null()).select("query_id", "doc_id")
-    measured = lacking.with_columns(measured=pl.Series(measure(lacking), dtype=pl.Float32))
+    unscored = rows.filter(pl.col("score").is_null()).select("query_id", "doc_id")
+    measured = unscored.with_columns(measured=pl.Series(score_pairs(unscored), dtype=pl.Float32))
     rows = rows.join(measured, on=["query_id", "doc_id"], how="left", maintain_order="left")
     return rows.with_columns(score=pl.coalesce("score", "measured")).drop("measured")
 
 
-def dense_scores(queries: pl.DataFrame, vectors: "Vectors", vectorise: Vectorise) -> Callable[[pl.DataFrame], Floats]:
+def make_dense_scorer(
+    queries: pl.DataFrame, vectors: "VectorLookup", vectorise: DocumentVectoriser
+) -> Callable[[pl.DataFrame], Floats]:
     """A function from pairs (query_id, doc_id) to their scores by the first encoder [n], as search computes them."""
-    hashes = vectors.query_hashes(queries)
+    hashes = vectors.hash_queries(queries)
     places = queries.select("query_id").with_row_index("place")
 
-    def measure(pairs: pl.DataFrame) -> Floats:
+    def score_pairs(pairs: pl.DataFrame) -> Floats:
         if pairs.is_empty():
             return np.empty(0, np.float32)
         asked = pairs.join(places, on="query_id", how="left", maintain_order="left")["place"].to_numpy()
         return pair_scores(vectors.read(hashes[asked]), vectorise(pairs))
 
-    return measure
+    return score_pairs
 
 
-def flagged(
+def add_known_facts(
     candidates: pl.DataFrame,
-    judged: pl.DataFrame,
+    qrels_scored: pl.DataFrame,
     positives: pl.DataFrame,
-    truth: Truth,
-    documents: Held,
-    forms: pa.Table | None = None,
+    facts: KnownFacts,
+    documents: DocumentVectors,
+    match_keys: pa.Table | None = None,
 ) -> pl.DataFrame:
     """Some queries' candidates and curated negatives with what is known of them.
 
-    `candidates`, `judged` and `positives` hold all rows of these queries, as their contracts and `Truth` say;
-    `documents` are at least theirs; `forms` (doc_id, loose) is needed where `truth.needles` has rows. Columns: those of
-    EVIDENCE up to positive_similarity.
+    `candidates`, `qrels_scored` and `positives` hold all rows of these queries, as their contracts and
+    `KnownFacts` say; `documents` are at least theirs; `match_keys` (doc_id, loose) is needed where `truth.needles` has
+    rows. Columns: those of EVIDENCE up to positive_similarity.
     """
     pair = ["query_id", "doc_id"]
-    curated = judged.filter(pl.col("relevance") == 0).select(*pair, "score", curated=pl.lit(True))
-    missing = curated.join(candidates, on=pair, how="anti").select(
+    curated = qrels_scored.filter(pl.col("relevance") == 0).select(*pair, "score", curated=pl.lit(True))
+    not_retrieved = curated.join(candidates, on=pair, how="anti").select(
         *pair, source=pl.lit("curated"), rank=pl.lit(0, pl.Int32), score="score"
     )
-    rows = pl.concat([candidates.select(missing.columns), missing])
-    rows = known_positives.positive_similarity(rows, positives, documents)
+    rows = pl.concat([candidates.select(not_retrieved.columns), not_retrieved])
+    rows = known_positives.add_positive_similarity(rows, positives, documents)
     rows = rows.join(positives, on=pair, how="left").join(curated.drop("score"), on=pair, how="left")
-    texts = positives.join(truth.twins, on="doc_id").select("query_id", "text_key", same_text=pl.lit(True)).unique()
-    rows = rows.join(truth.twins, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")
-    if not len(truth.needles) or forms is None:
+    texts = (
+        positives.join(facts.duplicate_docs, on="doc_id")
+        .select("query_id", "text_key", same_text=pl.lit(True))
+        .unique()
+    )
+    rows = rows.join(facts.duplicate_docs, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")
+    if not len(facts.answer_strings) or match_keys is None:
         return rows.drop("text_key")
-    asked = rows.filter(pl.col("own").is_null() & pl.col("curated").is_null())
-    asked = asked.join(truth.needles, on="query_id", how="semi")
-    texts_of = forms.filter(pc.is_in(forms["doc_id"], asked["doc_id"].unique().to_arrow()))
-    holding = known_positives.containing_answer(asked, truth.needles, pl.DataFrame(pl.from_arrow(texts_of)))
-    return rows.join(holding.with_columns(contains_answer=pl.lit(True)), on=pair, how="left").drop("text_key")
+    open_rows = rows.filter(pl.col("own").is_null() & pl.col("curated").is_null())
+    open_rows = open_rows.join(facts.answer_strings, on="query_id", how="semi")
+    texts_of = match_keys.filter(pc.is_in(match_keys["doc_id"], open_rows["doc_id"].unique().to_arrow()))
+    with_answer = known_positives.find_documents_with_answer(
+        open_rows, facts.answer_strings, pl.DataFrame(pl.from_arrow(texts_of))
+    )
+    return rows.join(with_answer.with_columns(contains_answer=pl.lit(True)), on=pair, how="left").drop("text_key")

@@ -8,209 +8,249 @@ import numpy as np
 import polars as pl
 
 from stages.core import schemas
-from stages.core.hashing import draw
-from stages.core.query_batches import ordered
-from stages.core.schemas import DENSE, FEATURES, Progress, Summary
-from stages.core.text import loose, normalise
-from stages.embedding.lookup import Vectors
+from stages.core.hashing import stable_hash
+from stages.core.query_batches import sort_by_score
+from stages.core.schemas import DENSE_SOURCE, FEATURES, Progress, Summary
+from stages.core.text import match_key, normalise
+from stages.embedding.lookup import VectorLookup
 from stages.mining.candidates import features
-from stages.mining.candidates.document_score_stats import Usual
-from stages.mining.candidates.documents import Held, Vectorise, document_texts, places
-from stages.mining.candidates.features import GENERAL, MEANS, Floats, Owners, Scene, Spread
+from stages.mining.candidates.document_score_stats import DocumentScoreStats
+from stages.mining.candidates.documents import DocumentVectoriser, DocumentVectors, find_id_rows, iter_document_texts
+from stages.mining.candidates.features import (
+    FEATURE_DESCRIPTIONS,
+    TRANSFERABLE_FEATURES,
+    FeatureContext,
+    Floats,
+    PositiveQueries,
+    ZScaler,
+)
 from stages.mining.estimator import model as learned
-from stages.mining.estimator.holdout import hide_one
+from stages.mining.estimator.holdout import hold_out_one
 from stages.retrieval.bm25 import Bm25
 
 PAIR = ["query_id", "doc_id"]
-FIT_QUERIES = 1_000
+MAX_TABLE_MODEL_QUERIES = 1_000
 """Questions with several positives that the table's own model learns from, drawn by hash."""
-PAIRED = 1_024
+N_SCALER_DOCUMENTS = 1_024
 """Documents drawn by hash whose pairs tell how alike any two are."""
-OWN = 0.9
+MAX_TABLE_WEIGHT_FOR_SHIFT_CHECK = 0.9
 """A table whose own model has so much of the say is not asked whether it is like those of the prior."""
-STRANGE = 3.0
+MAX_FEATURE_SHIFT = 3.0
 """A feature whose mean lies so many of the prior's standard deviations off is out of what the prior has seen."""
 
 
-class Suspects:
+class FalseNegativeEstimator:
     """p_false_negative for the candidates of a search: what the table taught, beside what the prior knows.
 
-    `positives` is what `known.united_positives` gives: those of restated questions are nobody's negatives, so there is
-    nothing to learn from them.
+    `pooled_positives` is what `known.united_positives` gives: those of restated questions are nobody's negatives, so
+    there is nothing to learn from them.
     """
 
     def __init__(
         self,
         inputs: Mapping[str, Path],
-        vectors: Vectors,
-        vectorise: Vectorise,
-        positives: pl.DataFrame,
+        vectors: VectorLookup,
+        vectorise: DocumentVectoriser,
+        pooled_positives: pl.DataFrame,
         progress: Progress,
-        without: str | None = None,
+        excluded_digest: str | None = None,
     ) -> None:
         self._candidates = schemas.scan_table(inputs["candidates"], schemas.CANDIDATES)
         queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
-        judged = schemas.read_table(inputs["judged"], schemas.JUDGED)
-        self._positives = positives
+        qrels_scored = schemas.read_table(inputs["judged"], schemas.QRELS_SCORED)
+        self._pooled_positives = pooled_positives
         self._vectorise = vectorise
-        self._anchors = judged.filter(pl.col("relevance") > 0).drop("relevance").sort("query_id", "doc_id")
-        forms = [loose(text) or normalise(text) for text in queries["query"]]
-        self._forms = dict(zip(queries["query_id"], forms, strict=True))
+        self._anchors = qrels_scored.filter(pl.col("relevance") > 0).drop("relevance").sort("query_id", "doc_id")
+        match_keys = [match_key(text) or normalise(text) for text in queries["query"]]
+        self._match_keys = dict(zip(queries["query_id"], match_keys, strict=True))
         # dev and test teach nothing; nor does a question that is there twice: what is hidden of it, its other row owns
-        alone = queries.with_columns(pl.Series("form", forms, dtype=pl.String)).filter(pl.len().over("form") == 1)
+        unique_queries = queries.with_columns(pl.Series("form", match_keys, dtype=pl.String)).filter(
+            pl.len().over("form") == 1
+        )
         train = queries.filter(pl.col("split") == "train").select("query_id")
-        owners = self._anchors.join(train, on="query_id", how="semi", maintain_order="left")
-        self._lessons = owners.join(alone, on="query_id", how="semi", maintain_order="left")
-        self._scene = scene(inputs["corpus"], queries, vectors, vectorise, owners)
-        self.estimator, self._shown, self._features = self._learn(learned.read_prior(without))
-        self.unfit = self._unfit()
-        own, several = self.estimator.share, self._shown["query_id"].n_unique()
+        train_positives = self._anchors.join(train, on="query_id", how="semi", maintain_order="left")
+        self._training_positives = train_positives.join(
+            unique_queries, on="query_id", how="semi", maintain_order="left"
+        )
+        self._context = build_feature_context(inputs["corpus"], queries, vectors, vectorise, train_positives)
+        self.model, self._holdout_rows, self._holdout_features = self._fit_model(
+            learned.read_pretrained_model(excluded_digest)
+        )
+        self.unreliable_reason = self._explain_unreliable()
+        table_weight, n_queries = self.model.table_weight, self._holdout_rows["query_id"].n_unique()
         self.summary: Summary = {
-            "source": "prior and own" if own else "prior",
-            "own_share": round(own, 3),
-            "own_found": self.estimator.found,
-            "own_queries": several,
-            "levels": self.estimator.levels,
-            "unfit": self.unfit,
+            "source": "prior and own" if table_weight else "prior",
+            "own_share": round(table_weight, 3),
+            "own_found": self.model.n_hidden_positives,
+            "own_queries": n_queries,
+            "levels": self.model.logit_offsets,
+            "unfit": self.unreliable_reason,
         }
-        known = f"{several:,} questions with several positives"
-        progress.say(
-            f"estimate of false negatives: this table's {known} taught it ({self.estimator.found:,} hidden positives "
+        known = f"{n_queries:,} questions with several positives"
+        progress.log(
+            f"estimate of false negatives: this table's {known} taught it ({self.model.n_hidden_positives:,} hidden "
+            f"positives "
             "found again)"
-            if own
+            if table_weight
             else f"estimate of false negatives: the shipped prior alone, {known} are too few to learn from"
         )
 
-    def judged(self, rows: pl.DataFrame, documents: Held) -> pl.DataFrame:
-        """`rows` (of `evidence.flagged`) with p_false_negative and its features where a candidate has them.
+    def add_estimates(self, rows: pl.DataFrame, documents: DocumentVectors) -> pl.DataFrame:
+        """`rows` (of `stage.add_known_facts`) with p_false_negative and its features where a candidate has them.
 
         `documents` are at least theirs and these queries' positives. A row has none where its query has no positive,
         where it is one itself, and where people judged it.
         """
-        asked = ordered(
+        open_rows = sort_by_score(
             rows.filter(pl.col("own").is_null() & pl.col("curated").is_null()).join(
                 self._anchors.select("query_id").unique(), on="query_id", how="semi"
             )
-        ).select("query_id", "doc_id", "score", listed=pl.col("source").str.split("+").list.contains(DENSE))
-        found = features.of_rows(asked, self._anchors, documents, self._scene)
-        p = self.probability(asked, found)
-        figures = pl.DataFrame(found, schema=dict.fromkeys(FEATURES, pl.Float32), orient="row")
-        told = (
-            asked.drop("score", "listed").hstack(figures).with_columns(p_false_negative=pl.Series(p, dtype=pl.Float32))
+        ).select("query_id", "doc_id", "score", listed=pl.col("source").str.split("+").list.contains(DENSE_SOURCE))
+        feature_values = features.compute_features(open_rows, self._anchors, documents, self._context)
+        p = self.predict_probability(open_rows, feature_values)
+        figures = pl.DataFrame(feature_values, schema=dict.fromkeys(FEATURES, pl.Float32), orient="row")
+        estimates = (
+            open_rows.drop("score", "listed")
+            .hstack(figures)
+            .with_columns(p_false_negative=pl.Series(p, dtype=pl.Float32))
         )
-        return rows.join(told, on=["query_id", "doc_id"], how="left")
+        return rows.join(estimates, on=["query_id", "doc_id"], how="left")
 
-    def probability(self, rows: pl.DataFrame, found: Floats) -> Floats:
+    def predict_probability(self, rows: pl.DataFrame, feature_values: Floats) -> Floats:
         """p_false_negative [n] of rows (query_id) with features [n, len(FEATURES)]."""
         queries = rows["query_id"].rle().struct.unnest()
-        fold = learned.folds([self._forms[query_id] for query_id in queries["value"]])
-        return self.estimator.probability(found, np.repeat(fold, queries["len"].to_numpy()))
+        fold = learned.assign_folds([self._match_keys[query_id] for query_id in queries["value"]])
+        return self.model.predict_probability(feature_values, np.repeat(fold, queries["len"].to_numpy()))
 
-    def candidates_of(self, queries: pl.DataFrame) -> tuple[pl.DataFrame, Floats]:
+    def collect_candidates(self, queries: pl.DataFrame) -> tuple[pl.DataFrame, Floats]:
         """The candidates of some queries (query_id) without their known positives, in order, and their features."""
-        anchors = self._anchors.join(queries.select("query_id").unique(), on="query_id", how="semi")
-        rows = self._rows(anchors)
-        return rows, self._of_rows(rows, anchors)
+        positives = self._anchors.join(queries.select("query_id").unique(), on="query_id", how="semi")
+        rows = self._collect_rows(positives)
+        return rows, self._compute_features(rows, positives)
 
-    def taught(self) -> pl.DataFrame:
+    def build_holdout_candidates(self) -> pl.DataFrame:
         """The rows that the table's own model learned from, as TAUGHT; none where it did not."""
-        if not self.estimator.own:
-            return pl.DataFrame(pl.from_arrow(schemas.TAUGHT.empty_table()))
-        p = self.probability(self._shown, self._features)
-        return self._shown.with_columns(p_false_negative=pl.Series(p, dtype=pl.Float32)).drop("source", "listed")
+        if not self.model.table_models:
+            return pl.DataFrame(pl.from_arrow(schemas.HOLDOUT_CANDIDATES.empty_table()))
+        p = self.predict_probability(self._holdout_rows, self._holdout_features)
+        return self._holdout_rows.with_columns(p_false_negative=pl.Series(p, dtype=pl.Float32)).drop("source", "listed")
 
-    def about(self) -> Summary:
+    def describe(self) -> Summary:
         """What the estimate hangs on, with the models as numbers that a person can read."""
-        prior = self.estimator.prior
-        models = {"prior, one positive": prior.one, "prior, several": prior.several}
-        models |= {f"own, fold {fold}": model for fold, model in enumerate(self.estimator.own)}
-        return self.summary | {"models": {name: learned.written(model) for name, model in models.items()}}
+        prior = self.model.pretrained_model
+        models = {"prior, one positive": prior.single_positive, "prior, several": prior.multi_positive}
+        models |= {f"own, fold {fold}": model for fold, model in enumerate(self.model.table_models)}
+        return self.summary | {"models": {name: learned.model_to_dict(model) for name, model in models.items()}}
 
-    def _learn(self, prior: learned.Prior) -> tuple[learned.Estimator, pl.DataFrame, Floats]:
+    def _fit_model(
+        self, pretrained_model: learned.PretrainedModel
+    ) -> tuple[learned.BlendedModel, pl.DataFrame, Floats]:
         """The estimator; the rows it was taught with (TAUGHT without p), and their features."""
-        several = self._lessons.filter(pl.len().over("query_id") > 1)
-        drawn = sorted(several["query_id"].unique().to_list(), key=lambda query: (draw(0, "fit", query), query))
-        some = several.filter(pl.col("query_id").is_in(drawn[:FIT_QUERIES]))
-        turns = [self._turn(hide_one(some, turn), turn) for turn in range(learned.ROUNDS)]
-        rows, found = pl.concat([rows for rows, _ in turns]), np.concatenate([found for _, found in turns])
-        forms = [self._forms[query_id] for query_id in rows["query_id"]]
+        several = self._training_positives.filter(pl.len().over("query_id") > 1)
+        drawn = sorted(several["query_id"].unique().to_list(), key=lambda query: (stable_hash(0, "fit", query), query))
+        some = several.filter(pl.col("query_id").is_in(drawn[:MAX_TABLE_MODEL_QUERIES]))
+        rounds = [self._build_holdout_round(hold_out_one(some, turn), turn) for turn in range(learned.N_HOLDOUT_ROUNDS)]
+        rows, found = pl.concat([rows for rows, _ in rounds]), np.concatenate([found for _, found in rounds])
+        match_keys = [self._match_keys[query_id] for query_id in rows["query_id"]]
         weights = rows["weight"].to_numpy().astype(np.float64)
-        return learned.fit_own(found, rows["hidden"].to_numpy(), weights, forms, prior), rows, found
+        return (
+            learned.fit_table_models(found, rows["hidden"].to_numpy(), weights, match_keys, pretrained_model),
+            rows,
+            found,
+        )
 
-    def _turn(self, positives: pl.DataFrame, turn: int) -> tuple[pl.DataFrame, Floats]:
-        """Of `positives` (with hidden and weight) those that are hidden, among the other candidates of their questions:
+    def _build_holdout_round(self, positives: pl.DataFrame, round_index: int) -> tuple[pl.DataFrame, Floats]:
+        """Of `pooled_positives` (with hidden and weight) those that are hidden, among the other candidates of their
+        questions:
         TAUGHT without p, and their features."""
         kept, hidden = (positives.filter(side) for side in (~pl.col("hidden"), pl.col("hidden")))
-        ends = kept.group_by("query_id").agg(
+        score_range = kept.group_by("query_id").agg(
             pl.col("weight").first(), lowest=pl.col("score").min(), best=pl.col("score").max()
         )
         rows = (
-            self._rows(kept, hidden)
+            self._collect_rows(kept, hidden)
             .join(hidden.select("query_id", "doc_id", "hidden"), on=PAIR, how="left", maintain_order="left")
-            .join(ends, on="query_id", how="left", maintain_order="left")
-            .with_columns(pl.col("hidden").fill_null(False), turn=pl.lit(turn, pl.Int32))
+            .join(score_range, on="query_id", how="left", maintain_order="left")
+            .with_columns(pl.col("hidden").fill_null(False), turn=pl.lit(round_index, pl.Int32))
         )
-        return rows, self._of_rows(rows, kept)
+        return rows, self._compute_features(rows, kept)
 
-    def _rows(self, anchors: pl.DataFrame, hidden: pl.DataFrame | None = None) -> pl.DataFrame:
-        """The candidates of the anchors' queries as `features.of_rows` takes them, without positives but the hidden."""
-        asked = anchors.select("query_id").unique().lazy()
-        found = self._candidates.filter(pl.col("source") == DENSE).join(asked, on="query_id", how="semi").collect()
-        left_out = self._positives if hidden is None else self._positives.join(hidden, on=PAIR, how="anti")
-        return ordered(found.join(left_out, on=PAIR, how="anti")).with_columns(listed=pl.lit(True))
+    def _collect_rows(self, positives: pl.DataFrame, hidden: pl.DataFrame | None = None) -> pl.DataFrame:
+        """The candidates of the anchors' queries as `features.compute_features` takes them, without positives but the
+        hidden."""
+        asked = positives.select("query_id").unique().lazy()
+        found = (
+            self._candidates.filter(pl.col("source") == DENSE_SOURCE).join(asked, on="query_id", how="semi").collect()
+        )
+        left_out = (
+            self._pooled_positives if hidden is None else self._pooled_positives.join(hidden, on=PAIR, how="anti")
+        )
+        return sort_by_score(found.join(left_out, on=PAIR, how="anti")).with_columns(listed=pl.lit(True))
 
-    def _of_rows(self, rows: pl.DataFrame, anchors: pl.DataFrame) -> Floats:
-        documents = Held.of(pl.concat([rows["doc_id"], anchors["doc_id"]]), self._vectorise)
-        return features.of_rows(rows, anchors, documents, self._scene)
+    def _compute_features(self, rows: pl.DataFrame, positives: pl.DataFrame) -> Floats:
+        documents = DocumentVectors.load(pl.concat([rows["doc_id"], positives["doc_id"]]), self._vectorise)
+        return features.compute_features(rows, positives, documents, self._context)
 
-    def _unfit(self) -> str | None:
+    def _explain_unreliable(self) -> str | None:
         """Why no model can be trusted here, in words; None where one can."""
         if self._anchors.is_empty():
             return "no question has a positive"
-        if self.estimator.share > OWN:
+        if self.model.table_weight > MAX_TABLE_WEIGHT_FOR_SHIFT_CHECK:
             return None
-        some = sorted(self._anchors["query_id"].unique().to_list(), key=lambda query: (draw(0, "look", query), query))
-        _, table = self.candidates_of(pl.DataFrame({"query_id": some[:200]}))
+        some = sorted(
+            self._anchors["query_id"].unique().to_list(), key=lambda query: (stable_hash(0, "look", query), query)
+        )
+        _, table = self.collect_candidates(pl.DataFrame({"query_id": some[:200]}))
         if not len(table):
             return "there is no candidate beside the positives"
-        off = self.estimator.prior.strange(table)
-        if off.max() > STRANGE:
-            what = MEANS[GENERAL[int(off.argmax())]]
+        shift = self.model.pretrained_model.compute_feature_shift(table)
+        if shift.max() > MAX_FEATURE_SHIFT:
+            what = FEATURE_DESCRIPTIONS[TRANSFERABLE_FEATURES[int(shift.argmax())]]
             return (
                 f"this table is unlike those that the shipped estimate learned from in {what} "
-                f"({off.max():.1f} standard deviations off, {STRANGE:g} are trusted)"
+                f"({shift.max():.1f} standard deviations off, {MAX_FEATURE_SHIFT:g} are trusted)"
             )
         return None
 
 
-def scene(corpus: Path, queries: pl.DataFrame, vectors: Vectors, vectorise: Vectorise, anchors: pl.DataFrame) -> Scene:
-    """What the features need of a whole collection: `queries` (query_id, query), `anchors` (query_id, doc_id) of those
+def build_feature_context(
+    corpus: Path, queries: pl.DataFrame, vectors: VectorLookup, vectorise: DocumentVectoriser, positives: pl.DataFrame
+) -> FeatureContext:
+    """What the features need of a whole collection: `queries` (query_id, query), `positives` (query_id, doc_id) of
+    those
     that count as owners."""
-    numbers = queries.select("query_id").with_row_index("query").select("query_id", pl.col("query").cast(pl.Int64))
+    query_numbers = (
+        queries.select("query_id").with_row_index("query").select("query_id", pl.col("query").cast(pl.Int64))
+    )
     doc_ids = schemas.read_table(corpus, schemas.CORPUS, ["doc_id"])["doc_id"]
-    hashes = vectors.query_hashes(queries)
-    owners = (
-        anchors.join(numbers, on="query_id")
+    hashes = vectors.hash_queries(queries)
+    positive_queries = (
+        positives.join(query_numbers, on="query_id")
         .select("doc_id", "query_id", owner="query")
         .sort("doc_id", "query_id")
         .group_by("doc_id", maintain_order=True)
-        .head(features.OWNERS)
+        .head(features.MAX_POSITIVE_QUERIES)
     )
-    asked = [numbers["query"].to_list()[i] for i in _drawn(numbers["query_id"].to_list(), features.PROBES, "probe")]
-    pairs = doc_ids.gather(_drawn(doc_ids.to_list(), PAIRED, "pair")).to_frame()
-    probes = vectors.read(hashes[asked])
-    return Scene(
-        numbers,
+    probe_numbers = [
+        query_numbers["query"].to_list()[i]
+        for i in _sample_by_hash(query_numbers["query_id"].to_list(), features.N_PROBE_QUERIES, "probe")
+    ]
+    sampled_documents = doc_ids.gather(_sample_by_hash(doc_ids.to_list(), N_SCALER_DOCUMENTS, "pair")).to_frame()
+    probes = vectors.read(hashes[probe_numbers])
+    return FeatureContext(
+        query_numbers,
         doc_ids,
         lambda rows: vectors.read(hashes[rows]),
-        Bm25(queries["query"].to_list(), (text for _, texts in document_texts(corpus) for text in texts)),
-        Owners.of(places(owners["doc_id"], doc_ids), owners["owner"].to_numpy(), len(doc_ids)),
-        Usual(len(doc_ids), probes),
-        Spread.of(vectorise(pairs)),
-        Spread.of(probes),
+        Bm25(queries["query"].to_list(), (text for _, texts in iter_document_texts(corpus) for text in texts)),
+        PositiveQueries.from_pairs(
+            find_id_rows(positive_queries["doc_id"], doc_ids), positive_queries["owner"].to_numpy(), len(doc_ids)
+        ),
+        DocumentScoreStats(len(doc_ids), probes),
+        ZScaler.fit(vectorise(sampled_documents)),
+        ZScaler.fit(probes),
     )
 
 
-def _drawn(ids: list[str], size: int, purpose: str) -> list[int]:
-    """The places of `size` ids, drawn by hash, in the order of the draw."""
-    return heapq.nsmallest(size, range(len(ids)), key=lambda i: (draw(0, purpose, ids[i]), ids[i]))
+def _sample_by_hash(ids: list[str], n: int, purpose: str) -> list[int]:
+    """The places of `n` ids, drawn by hash, in the order of the draw."""
+    return heapq.nsmallest(n, range(len(ids)), key=lambda i: (stable_hash(0, purpose, ids[i]), ids[i]))

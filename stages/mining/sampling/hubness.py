@@ -10,71 +10,75 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.core.hashing import draw
+from stages.core.hashing import stable_hash
 
-Wants = Callable[["Caps", pl.Series | None], pl.DataFrame]
+ProposalFunction = Callable[["HubCap", pl.Series | None], pl.DataFrame]
 """What queries (by number; None: all) take as negatives under caps, without curated ones: query, document, score."""
 
 
-class Caps:
+class HubCap:
     """Down to which pair each document of the corpus may be a negative: by score, then by a hash of the pair's ids."""
 
     def __init__(self, query_ids: pl.Series, doc_ids: pl.Series, seed: int) -> None:
         self._ids = query_ids, doc_ids
         self._seed = seed
-        self._score = np.full(len(doc_ids), -np.inf, np.float32)
-        self._draw = np.full(len(doc_ids), np.iinfo(np.uint64).max, np.uint64)
-        self.turned_away = 0
+        self._cutoff_score = np.full(len(doc_ids), -np.inf, np.float32)
+        self._cutoff_hash = np.full(len(doc_ids), np.iinfo(np.uint64).max, np.uint64)
+        self.n_rejected = 0
         """Pairs that had to give way."""
 
     @property
-    def capped(self) -> int:
+    def n_capped_documents(self) -> int:
         """Documents that have reached the cap."""
-        return int(np.isfinite(self._score).sum())
+        return int(np.isfinite(self._cutoff_score).sum())
 
-    def barred(self, pairs: pl.DataFrame) -> NDArray[np.bool_]:
-        """Which of `pairs` (query: number, document: number, score) come after the last one that is let in."""
+    def is_rejected(self, pairs: pl.DataFrame) -> NDArray[np.bool_]:
+        """Which of `pairs` (query: number, document: number, score) come after the last one that is let
+        in."""
         document, score = pairs["document"].to_numpy(), pairs["score"].to_numpy()
-        out: NDArray[np.bool_] = score < self._score[document]
-        tied = np.flatnonzero(score == self._score[document])
-        out[tied] = self.draws(pairs[tied]) > self._draw[document[tied]]
+        out: NDArray[np.bool_] = score < self._cutoff_score[document]
+        tied = np.flatnonzero(score == self._cutoff_score[document])
+        out[tied] = self.hash_pairs(pairs[tied]) > self._cutoff_hash[document[tied]]
         return out
 
-    def draws(self, pairs: pl.DataFrame) -> NDArray[np.uint64]:
+    def hash_pairs(self, pairs: pl.DataFrame) -> NDArray[np.uint64]:
         """The hashes by which pairs of equal score are ordered."""
         ids = (numbers.gather(pairs[of]) for numbers, of in zip(self._ids, ("query", "document"), strict=True))
-        keys = [draw(self._seed, "hub", f"{query_id}:{doc_id}") for query_id, doc_id in zip(*ids, strict=True)]
+        keys = [stable_hash(self._seed, "hub", f"{query_id}:{doc_id}") for query_id, doc_id in zip(*ids, strict=True)]
         return np.array(keys, dtype=np.uint64)
 
-    def close(self, last: pl.DataFrame, turned_away: int) -> None:
+    def set_cutoffs(self, cutoffs: pl.DataFrame, n_rejected: int) -> None:
         """Let nothing in after these pairs (document, score, draw)."""
-        document = last["document"].to_numpy()
-        self._score[document], self._draw[document] = last["score"].to_numpy(), last["draw"].to_numpy()
-        self.turned_away += turned_away
+        document = cutoffs["document"].to_numpy()
+        self._cutoff_score[document], self._cutoff_hash[document] = (
+            cutoffs["score"].to_numpy(),
+            cutoffs["draw"].to_numpy(),
+        )
+        self.n_rejected += n_rejected
 
 
-def settle(caps: Caps, cap: int, documents: int, wants: Wants) -> Caps:
-    """Close `caps` so that no document is a negative of more than `cap` queries.
+def apply_hub_cap(hub_cap: HubCap, max_queries: int, n_documents: int, propose: ProposalFunction) -> HubCap:
+    """Close `hub_cap` so that no document is a negative of more than `max_queries` queries.
 
-    Deferred acceptance (Gale & Shapley 1962): every query takes its choice; a document that more than `cap` queries
-    take keeps the `cap` where it is hardest (highest score, then smallest hash); the others choose again without it.
-    All choose at once in each round, so no order of queries enters. It ends because every round bars pairs for good.
-    Where thinning makes a query give up a document it had, that document may end below its cap.
+    Deferred acceptance (Gale & Shapley 1962): every query takes its choice; a document that more than `max_queries`
+    queries take keeps the `max_queries` where it is hardest (highest score, then smallest hash); the others choose
+    again without it. All choose at once in each round, so no order of queries enters. It ends because every round bars
+    pairs for good. Where thinning makes a query give up a document it had, that document may end below its cap.
 
     Memory: 12 bytes a negative that is taken. A round reads the verdicts of those again who were turned away.
     """
-    taken = wants(caps, None)
+    proposals = propose(hub_cap, None)
     while True:
-        counts = np.bincount(taken["document"].to_numpy(), minlength=documents)
-        crowd = taken.filter(pl.Series(counts[taken["document"].to_numpy()] > cap))
-        if crowd.is_empty():
-            return caps
-        crowd = crowd.with_columns(pl.Series("draw", caps.draws(crowd), dtype=pl.UInt64)).sort(
+        counts = np.bincount(proposals["document"].to_numpy(), minlength=n_documents)
+        over_cap = proposals.filter(pl.Series(counts[proposals["document"].to_numpy()] > max_queries))
+        if over_cap.is_empty():
+            return hub_cap
+        over_cap = over_cap.with_columns(pl.Series("draw", hub_cap.hash_pairs(over_cap), dtype=pl.UInt64)).sort(
             "document", "score", "draw", descending=[False, True, False]
         )
-        place = pl.int_range(pl.len()).over("document")
-        away = crowd.filter(place >= cap)
-        caps.close(crowd.filter(place == cap - 1), len(away))
-        again = away["query"].unique().sort()
-        kept = taken.filter(~pl.col("query").is_in(again.implode()))
-        taken = pl.concat([kept, wants(caps, again)])
+        rank_in_document = pl.int_range(pl.len()).over("document")
+        rejected = over_cap.filter(rank_in_document >= max_queries)
+        hub_cap.set_cutoffs(over_cap.filter(rank_in_document == max_queries - 1), len(rejected))
+        retry_queries = rejected["query"].unique().sort()
+        kept = proposals.filter(~pl.col("query").is_in(retry_queries.implode()))
+        proposals = pl.concat([kept, propose(hub_cap, retry_queries)])

@@ -7,35 +7,35 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.mining.candidates.documents import Vectorise
+from stages.mining.candidates.documents import DocumentVectoriser
 from stages.retrieval.exact.scoring import pair_scores
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-_PAIRS = 8192
+_COSINE_PAIRS_PER_BATCH = 8192
 
 
-class Walked(NamedTuple):
+class GreedySelection(NamedTuple):
     """What was taken, and what was passed over because it nearly equals one that was taken before."""
 
-    taken: Ints
+    picks: Ints
     """Places in the visits, in the order of taking within each query."""
-    thinned: Ints
+    duplicates_skipped: Ints
     """Places in the visits, in no order."""
 
 
-class Alike:
+class NearDuplicateFilter:
     """Tells which rows of a pool are nearly the same documents: cosine of their vectors at least `similarity`.
 
     Vectors are fetched when they are first needed, with some of those that may be needed next. A cosine depends on its
     two documents alone, to the last bit.
     """
 
-    def __init__(self, doc_ids: pl.Series, similarity: float, vectorise: Vectorise) -> None:
+    def __init__(self, doc_ids: pl.Series, similarity: float, vectorise: DocumentVectoriser) -> None:
         self._documents = doc_ids.unique(maintain_order=True)
         codes = pl.DataFrame({"doc_id": self._documents}).with_row_index("document")
-        self._of = (
+        self._document_of_row = (
             doc_ids.to_frame("doc_id")
             .join(codes, on="doc_id", how="left", maintain_order="left")["document"]
             .to_numpy()
@@ -45,65 +45,75 @@ class Alike:
         self._similarity = np.float32(similarity)
         self._vectorise = vectorise
 
-    def require(self, rows: Ints, next_rows: Callable[[], Ints]) -> None:
-        """Have the vectors of `rows` at hand; where some are lacking, those of `next_rows` are fetched with them."""
-        if (self._slot[self._of[rows]] >= 0).all():
+    def fetch_vectors(self, rows: Ints, prefetch_rows: Callable[[], Ints]) -> None:
+        """Have the vectors of `rows` at hand; where some are lacking, those of `prefetch_rows` are fetched with
+        them."""
+        if (self._slot[self._document_of_row[rows]] >= 0).all():
             return
-        wanted = np.unique(self._of[np.concatenate([rows, next_rows()])])
-        wanted = wanted[self._slot[wanted] < 0]
-        found = self._vectorise(self._documents.gather(wanted).to_frame("doc_id")).astype(np.float32, copy=False)
-        found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-12))
-        self._slot[wanted] = len(self._vectors) + np.arange(len(wanted))
-        self._vectors = np.concatenate([self._vectors.reshape(-1, found.shape[1]), found])
+        missing = np.unique(self._document_of_row[np.concatenate([rows, prefetch_rows()])])
+        missing = missing[self._slot[missing] < 0]
+        vectors = self._vectorise(self._documents.gather(missing).to_frame("doc_id")).astype(np.float32, copy=False)
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        self._slot[missing] = len(self._vectors) + np.arange(len(missing))
+        self._vectors = np.concatenate([self._vectors.reshape(-1, vectors.shape[1]), vectors])
 
-    def any(self, rows: Ints, held: Ints) -> Bools:
-        """Whether each of `rows` [n] is nearly one of the rows `held` [n, k], where -1 holds none."""
+    def is_near_duplicate(self, rows: Ints, selected_rows: Ints) -> Bools:
+        """Whether each of `rows` [n] is nearly one of the rows `selected_rows` [n, k], where -1 holds none."""
         out = np.zeros(len(rows), np.bool_)
-        left, column = np.nonzero(held >= 0)
-        for start in range(0, len(left), _PAIRS):
-            i, j = left[start : start + _PAIRS], column[start : start + _PAIRS]
-            ours, theirs = self._slot[self._of[rows[i]]], self._slot[self._of[held[i, j]]]
-            cosine = pair_scores(self._vectors[ours], self._vectors[theirs])
+        left, column = np.nonzero(selected_rows >= 0)
+        for start in range(0, len(left), _COSINE_PAIRS_PER_BATCH):
+            i, j = left[start : start + _COSINE_PAIRS_PER_BATCH], column[start : start + _COSINE_PAIRS_PER_BATCH]
+            row_slots, selected_slots = (
+                self._slot[self._document_of_row[rows[i]]],
+                self._slot[self._document_of_row[selected_rows[i, j]]],
+            )
+            cosine = pair_scores(self._vectors[row_slots], self._vectors[selected_slots])
             out[i[cosine >= self._similarity]] = True
         return out
 
 
-def walk(visits: pl.DataFrame, curated: Bools, negatives: int, alike: Alike | None) -> Walked:
-    """Go through each query's visits in order and take a row where its counter has room, up to `negatives` in all.
+def greedy_select(
+    pick_order: pl.DataFrame, is_curated: Bools, n_negatives: int, duplicate_filter: NearDuplicateFilter | None
+) -> GreedySelection:
+    """Go through each query's visits in order and take a row where its counter has room, up to `n_negatives` in all.
 
-    `visits`: query, row, counter, upto, sorted by query (see `samplings.visits`); `curated` [rows]: people chose these,
-    so they are never passed over. Any other row that is `alike` to one taken before is passed over for good. All
-    queries go in step, one visit each at a time, so that the work is done on arrays; no query depends on another.
+    `pick_order`: query, row, counter, upto, sorted by query (see `strategies.build_pick_order`); `is_curated` [rows]:
+    people chose these, so they are never passed over. Any other row that is `duplicate_filter` to one taken before is
+    passed over for good. All queries go in step, one visit each at a time, so that the work is done on arrays; no query
+    depends on another.
     """
-    row, counter, upto = (visits[name].to_numpy().astype(np.int64) for name in ("row", "counter", "upto"))
-    query = visits["query"].to_numpy()
+    row, counter, cap = (pick_order[name].to_numpy().astype(np.int64) for name in ("row", "counter", "upto"))
+    query = pick_order["query"].to_numpy()
     starts = np.flatnonzero(np.append(True, query[1:] != query[:-1]))[: len(query)]
     ends = np.append(starts[1:], len(query))
-    held = np.full((len(starts), negatives), -1, np.int64)
-    places = held.copy()
-    taken = np.zeros(len(starts), np.int64)
-    counts = np.zeros((len(starts), int(counter.max(initial=0)) + 1), np.int64)
-    gone = np.zeros(len(curated), np.bool_)
-    at = starts.copy()
-    thinned = [np.empty(0, np.int64)]
+    selected_rows = np.full((len(starts), n_negatives), -1, np.int64)
+    selected_picks = selected_rows.copy()
+    n_selected = np.zeros(len(starts), np.int64)
+    n_by_counter = np.zeros((len(starts), int(counter.max(initial=0)) + 1), np.int64)
+    is_consumed = np.zeros(len(is_curated), np.bool_)
+    position = starts.copy()
+    duplicates_skipped = [np.empty(0, np.int64)]
     active = np.arange(len(starts))
     while len(active):
-        visit = at[active]
-        open_ = ~gone[row[visit]] & (counts[active, counter[visit]] < upto[visit])
-        asking, visit = active[open_], visit[open_]
-        rows = row[visit]
-        if alike is not None and len(rows):
-            ahead = np.minimum(at[active, None] + np.arange(negatives), ends[active, None] - 1)
-            alike.require(rows, lambda ahead=ahead: row[ahead.ravel()])  # type: ignore[misc]
-            near = alike.any(rows, held[asking]) & ~curated[rows]
+        pick = position[active]
+        is_eligible = ~is_consumed[row[pick]] & (n_by_counter[active, counter[pick]] < cap[pick])
+        active_queries, pick = active[is_eligible], pick[is_eligible]
+        rows = row[pick]
+        if duplicate_filter is not None and len(rows):
+            ahead = np.minimum(position[active, None] + np.arange(n_negatives), ends[active, None] - 1)
+            duplicate_filter.fetch_vectors(rows, lambda ahead=ahead: row[ahead.ravel()])  # type: ignore[misc]
+            is_duplicate = duplicate_filter.is_near_duplicate(rows, selected_rows[active_queries]) & ~is_curated[rows]
         else:
-            near = np.zeros(len(rows), np.bool_)
-        gone[rows] = True
-        thinned.append(visit[near])
-        mine = asking[~near]
-        held[mine, taken[mine]], places[mine, taken[mine]] = rows[~near], visit[~near]
-        counts[mine, counter[visit[~near]]] += 1
-        taken[mine] += 1
-        at[active] += 1
-        active = active[(at[active] < ends[active]) & (taken[active] < negatives)]
-    return Walked(places[places >= 0], np.concatenate(thinned))
+            is_duplicate = np.zeros(len(rows), np.bool_)
+        is_consumed[rows] = True
+        duplicates_skipped.append(pick[is_duplicate])
+        selecting_queries = active_queries[~is_duplicate]
+        (
+            selected_rows[selecting_queries, n_selected[selecting_queries]],
+            selected_picks[selecting_queries, n_selected[selecting_queries]],
+        ) = rows[~is_duplicate], pick[~is_duplicate]
+        n_by_counter[selecting_queries, counter[pick[~is_duplicate]]] += 1
+        n_selected[selecting_queries] += 1
+        position[active] += 1
+        active = active[(position[active] < ends[active]) & (n_selected[active] < n_negatives)]
+    return GreedySelection(selected_picks[selected_picks >= 0], np.concatenate(duplicates_skipped))

@@ -4,47 +4,47 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from stages.retrieval.results import NAME
+from stages.retrieval.results import SOURCE_NAME_PATTERN
 
 
-def shares_of(total: int, parts: Sequence[int]) -> list[int]:
-    """`total` in proportion to `parts`, by largest remainder; of equal remainders the earlier part gets the unit."""
-    whole = [total * part // sum(parts) for part in parts]
-    rest = sorted(range(len(parts)), key=lambda i: (-(total * parts[i] % sum(parts)), i))
-    for i in rest[: total - sum(whole)]:
-        whole[i] += 1
-    return whole
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """`sum` in proportion to `weights`, by largest remainder; of equal remainders the earlier part gets the unit."""
+    shares = [total * part // sum(weights) for part in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % sum(weights)), i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
-def parsed(quotas: Sequence[str]) -> list[tuple[str, int]]:
+def parse_quotas(quotas: Sequence[str]) -> list[tuple[str, int]]:
     """ "dense=4" as ("dense", 4). Raises `ValueError` where one is no NAME=PARTS, a name comes twice or all are 0."""
-    found = []
+    source_quotas = []
     for quota in quotas:
         name, equals, parts = quota.rpartition("=")
         if not equals or not name.strip() or not parts.strip().isdecimal():
             raise ValueError(f"{quota!r} is no NAME=PARTS, such as dense=4")
-        found.append((name.strip(), int(parts)))
-    names = [name for name, _ in found]
-    if strange := next((name for name in names if not NAME.fullmatch(name)), None):
+        source_quotas.append((name.strip(), int(parts)))
+    names = [name for name, _ in source_quotas]
+    if unknown_source := next((name for name in names if not SOURCE_NAME_PATTERN.fullmatch(name)), None):
         raise ValueError(
-            f"there is no source {strange!r}: take some of those of `sources` (dense, bm25, random, dense2)"
+            f"there is no source {unknown_source!r}: take some of those of `n_by_source` (dense, bm25, random, dense2)"
         )
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{twice!r} comes twice")
-    if found and not any(parts for _, parts in found):
+    if repeated_source := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{repeated_source!r} comes twice")
+    if source_quotas and not any(parts for _, parts in source_quotas):
         raise ValueError("all parts are 0: give at least one part")
-    return found
+    return source_quotas
 
 
-def with_shares(rows: pl.DataFrame, names: Sequence[str], parts: Sequence[int]) -> pl.DataFrame:
-    """`rows` with a column for each of `names`: the shares of its `room` in proportion to `parts`."""
-    rooms = rows["room"].unique().sort()
+def add_quota_columns(rows: pl.DataFrame, names: Sequence[str], weights: Sequence[int]) -> pl.DataFrame:
+    """`rows` with a column for each of `names`: the shares of its `room` in proportion to `weights`."""
+    totals = rows["room"].unique().sort()
     shares = pl.DataFrame(
-        [shares_of(room, parts) for room in rooms], schema=dict.fromkeys(names, pl.Int64), orient="row"
+        [apportion(room, weights) for room in totals], schema=dict.fromkeys(names, pl.Int64), orient="row"
     )
-    return rows.join(shares.insert_column(0, rooms), on="room", how="left", maintain_order="left")
+    return rows.join(shares.insert_column(0, totals), on="room", how="left", maintain_order="left")
 
 
-def found_by(name: str) -> pl.Expr:
-    """Whether the retriever `name` found a pair; several stand as "dense+bm25"."""
-    return ("+" + pl.col("source") + "+").str.contains(f"+{name}+", literal=True)
+def is_found_by(source: str) -> pl.Expr:
+    """Whether the retriever `source` found a pair; several stand as "dense+bm25"."""
+    return ("+" + pl.col("source") + "+").str.contains(f"+{source}+", literal=True)

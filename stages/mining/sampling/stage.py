@@ -16,21 +16,21 @@ from pydantic import field_validator, model_validator
 from stages.core import schemas
 from stages.core.errors import InputError
 from stages.core.hashing import seed_option
-from stages.core.params import Params as BaseParams
+from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
-from stages.core.schemas import Summary, Tools
+from stages.core.schemas import StageContext, Summary
 from stages.mining.audit import checks
 from stages.mining.risk_budget import negatives_option
 from stages.mining.sampling import quotas
-from stages.mining.sampling.random_baseline import Slices
-from stages.mining.sampling.sampler import Block, Composer
-from stages.mining.sampling.statistics import Tally, summarise
+from stages.mining.sampling.random_baseline import RandomNegatives
+from stages.mining.sampling.sampler import NegativeSampler, SampledBlock
+from stages.mining.sampling.statistics import SamplingStats, summarise_sampling
 
 VERSION = 4
 
-TEXTS = 256 << 20
+MAX_TEXT_BYTES = 256 << 20
 """Bytes of documents held at once; bounds memory and changes no result."""
-BESIDE = 500
+DOCUMENT_OVERHEAD_BYTES = 500
 """Bytes that are held for each beside its text: ids, scores, features."""
 
 
@@ -105,25 +105,27 @@ class Params(BaseParams):
         ge=0,
         lt=1,
     )
-    audit_rank: int = checks.rank_option()
+    audit_rank: int = checks.audit_rank_option()
     seed: int = seed_option()
 
     @field_validator("quota_sources")
     @classmethod
-    def _parts(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        quotas.parsed(given)
+    def _check_quotas(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        quotas.parse_quotas(given)
         return given
 
     @field_validator("drop_positives", mode="before")
     @classmethod
-    def _findings(cls, given: Any) -> Any:
+    def _check_findings(cls, given: Any) -> Any:
         given = ((given,) if given else ()) if isinstance(given, str) else given
-        if unknown := [name for name in given if name not in checks.FINDINGS]:
-            raise ValueError(f"{unknown[0]!r} is no finding of the audit; take some of {', '.join(checks.FINDINGS)}")
-        return tuple(name for name in checks.FINDINGS if name in given)
+        if unknown := [name for name in given if name not in checks.FINDING_KINDS]:
+            raise ValueError(
+                f"{unknown[0]!r} is no finding of the audit; take some of {', '.join(checks.FINDING_KINDS)}"
+            )
+        return tuple(name for name in checks.FINDING_KINDS if name in given)
 
     @model_validator(mode="after")
-    def _fitting(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.quota_head + self.quota_middle + self.quota_random == 0:
             raise ValueError("quota_head, quota_middle and quota_random are all 0: give at least one part")
         given = {"same": self.same != "none", "hub_cap": self.hub_cap, "quota_sources": self.quota_sources}
@@ -137,15 +139,15 @@ class Params(BaseParams):
     @property
     def quotas(self) -> list[tuple[str, int]]:
         """The parts of each source, in the order given."""
-        return quotas.parsed(self.quota_sources)
+        return quotas.parse_quotas(self.quota_sources)
 
     @property
-    def asked(self) -> int:
+    def n_requested(self) -> int:
         """Negatives wanted of each query, over all its lines."""
         return self.slice * self.slices if self.sampling == "slices" else self.negatives
 
 
-def unneeded(params: Params) -> frozenset[str]:
+def skipped_inputs(params: Params) -> frozenset[str]:
     """The inputs that these parameters leave unread: what makes them need not run."""
     if params.sampling == "slices":
         return frozenset(
@@ -156,111 +158,122 @@ def unneeded(params: Params) -> frozenset[str]:
     return frozenset({"pairs/qrels.parquet"} | vectors | decided)
 
 
-def identity(params: Params) -> dict[str, str]:
+def key_extras(params: Params) -> dict[str, str]:
     """The audit's parameter, where something is dropped by it."""
     return {"audit_rank": str(params.audit_rank)} if "buried" in params.drop_positives else {}
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write mined.jsonl: one line a train query, in query_id order, as FlagEmbedding and its loaders read it."""
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
     queries = queries.filter(pl.col("split") == "train").select("query_id", "query").sort("query_id")
     corpus = schemas.scan_documents(inputs["corpus"])
-    composer = (
-        Slices(params, queries, inputs) if params.sampling == "slices" else Composer(params, queries, inputs, tools)
+    negative_sampler = (
+        RandomNegatives(params, queries, inputs)
+        if params.sampling == "slices"
+        else NegativeSampler(params, queries, inputs, context)
     )
-    tally = Tally(params.asked)
+    stats = SamplingStats(params.n_requested)
     with (out / "mined.jsonl").open("wb") as file:
-        for blocks in gathered(composer.blocks(), texts_at_once(inputs["corpus"])):
-            asked, positives, chosen = (
-                pl.concat(getattr(block, side) for block in blocks) for side in ("asked", "positives", "chosen")
+        for blocks in group_blocks(negative_sampler.sample_blocks(), estimate_max_documents(inputs["corpus"])):
+            block_queries, positives, negatives = (
+                pl.concat(getattr(block, name) for block in blocks) for name in ("queries", "positives", "negatives")
             )
-            wanted = pl.concat([positives["doc_id"], chosen["doc_id"]]).unique()
-            texts = corpus.filter(pl.col("doc_id").is_in(wanted.implode())).collect()
-            lines(asked, positives, chosen, texts).write_ndjson(file)
+            doc_ids = pl.concat([positives["doc_id"], negatives["doc_id"]]).unique()
+            texts = corpus.filter(pl.col("doc_id").is_in(doc_ids.implode())).collect()
+            build_mined_rows(block_queries, positives, negatives, texts).write_ndjson(file)
             for block in blocks:
-                tally.add(block)
-            tools.progress.advance(tally.n["train"], len(queries), "queries")
-    if not tally.n["written"]:
-        raise InputError(_nothing(tally.n))
-    summary = summarise(tally, params.same == "category", params.drop_positives, params.positive_weight) | composer.told
-    if params.hub_cap and (line := crowded(params, tally, int(corpus.select(pl.len()).collect().item()))):
-        tools.progress.say(line)
-    if params.same == "category" and tally.n["without_category"] == tally.n["with_positive"]:
-        tools.progress.say("same = category: no positive has a category, so no negative was preferred")
+                stats.add(block)
+            context.progress.advance(stats.counts["train"], len(queries), "queries")
+    if not stats.counts["written"]:
+        raise InputError(_explain_no_negatives(stats.counts))
+    summary = (
+        summarise_sampling(stats, params.same == "category", params.drop_positives, params.positive_weight)
+        | negative_sampler.stats
+    )
+    if params.hub_cap and (line := explain_unmet_hub_cap(params, stats, int(corpus.select(pl.len()).collect().item()))):
+        context.progress.log(line)
+    if params.same == "category" and stats.counts["without_category"] == stats.counts["with_positive"]:
+        context.progress.log("same = category: no positive has a category, so no negative was preferred")
     return summary
 
 
-def texts_at_once(corpus: Path) -> int:
+def estimate_max_documents(corpus: Path) -> int:
     """How many of a corpus' documents fit into TEXTS, going by their mean, with what a line holds of each beside it."""
-    about = pq.read_metadata(corpus)
-    read = [about.schema.names.index(name) for name in ("title", "text")]
-    groups = [about.row_group(group) for group in range(about.num_row_groups)]
+    metadata = pq.read_metadata(corpus)
+    read = [metadata.schema.names.index(name) for name in ("title", "text")]
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     size = sum(group.column(column).total_uncompressed_size for group in groups for column in read)
-    return int(TEXTS // (size / max(about.num_rows, 1) + BESIDE))
+    return int(MAX_TEXT_BYTES // (size / max(metadata.num_rows, 1) + DOCUMENT_OVERHEAD_BYTES))
 
 
-def gathered(blocks: Iterable[Block], most: int) -> Iterator[list[Block]]:
-    """The blocks, as many at a time as name about `most` documents: the corpus is read once for these."""
-    held: list[Block] = []
-    named = 0
+def group_blocks(blocks: Iterable[SampledBlock], max_documents: int) -> Iterator[list[SampledBlock]]:
+    """The blocks, as many at a time as name about `max_documents` documents: the corpus is read once for these."""
+    group: list[SampledBlock] = []
+    n_documents = 0
     for block in blocks:
-        held.append(block)
-        named += len(block.positives) + len(block.chosen)
-        if named >= most:
-            yield held
-            held, named = [], 0
-    if held:
-        yield held
+        group.append(block)
+        n_documents += len(block.positives) + len(block.negatives)
+        if n_documents >= max_documents:
+            yield group
+            group, n_documents = [], 0
+    if group:
+        yield group
 
 
-def lines(asked: pl.DataFrame, positives: pl.DataFrame, chosen: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+def build_mined_rows(
+    queries: pl.DataFrame, positives: pl.DataFrame, negatives: pl.DataFrame, texts: pl.DataFrame
+) -> pl.DataFrame:
     """One row a query and line with both sides: query_id, query, pos, neg, pos_ids, neg_ids, pos_scores, neg_scores.
 
-    Scores are left out where `chosen` has none; pos_weights and neg_weights come last where `positives` and `chosen`
-    have `weight`.
+    Scores are left out where `negatives` has none; pos_weights and neg_weights come last where `positives` and
+    `negatives` have `weight`.
     """
-    scored = ["score"] if "score" in chosen.columns else []
+    score_columns = ["score"] if "score" in negatives.columns else []
     sides = [
         side.join(texts, on="doc_id", how="left", maintain_order="left")
         .group_by(by, maintain_order=True)
         .agg(
             pl.col("text").alias(name),
             pl.col("doc_id").alias(f"{name}_ids"),
-            *(pl.col(figure).alias(f"{name}_{figure}s") for figure in [*scored, *weighted(side)]),
+            *(pl.col(figure).alias(f"{name}_{figure}s") for figure in [*score_columns, *get_weight_columns(side)]),
         )
-        for name, side, by in (("pos", positives, ["query_id"]), ("neg", chosen, ["query_id", "line"]))
+        for name, side, by in (("pos", positives, ["query_id"]), ("neg", negatives, ["query_id", "line"]))
     ]
-    both = asked.join(sides[0], on="query_id").join(sides[1], on="query_id").sort("query_id", "line")
-    figures = ["pos_scores", "neg_scores"] if scored else []
-    figures += [f"{name}_weights" for name, side in (("pos", positives), ("neg", chosen)) if weighted(side)]
+    both = queries.join(sides[0], on="query_id").join(sides[1], on="query_id").sort("query_id", "line")
+    figures = ["pos_scores", "neg_scores"] if score_columns else []
+    figures += [
+        f"{name}_weights" for name, side in (("pos", positives), ("neg", negatives)) if get_weight_columns(side)
+    ]
     return both.select("query_id", "query", "pos", "neg", "pos_ids", "neg_ids", *figures)
 
 
-def weighted(side: pl.DataFrame) -> list[str]:
+def get_weight_columns(frame: pl.DataFrame) -> list[str]:
     """The column of weights, where there is one."""
-    return [name for name in side.columns if name == "weight"]
+    return [name for name in frame.columns if name == "weight"]
 
 
-def crowded(params: Params, tally: Tally, documents: int) -> str | None:
+def explain_unmet_hub_cap(params: Params, stats: SamplingStats, n_documents: int) -> str | None:
     """What to say where so many documents can't be all the negatives that are wanted, as often as hub_cap lets them."""
-    wanted = tally.asked * tally.n["with_positive"] - tally.bands["curated"]  # these know no cap
-    most = documents * params.hub_cap
-    if most >= wanted:
+    wanted = stats.n_requested * stats.counts["with_positive"] - stats.n_by_stratum["curated"]  # these know no cap
+    max_negatives = n_documents * params.hub_cap
+    if max_negatives >= wanted:
         return None
-    none = tally.n["with_positive"] - tally.n["written"]
+    n_without_negatives = stats.counts["with_positive"] - stats.counts["written"]
     return (
-        f"hub_cap = {params.hub_cap} can't be met: {documents:,} documents x {params.hub_cap} are at most {most:,} "
-        f"negatives, and {wanted:,} are wanted, which takes hub_cap = {-(-wanted // documents)} at least. Of "
-        f"{tally.n['with_positive']:,} questions {tally.n['short']:,} have fewer than {tally.asked}, {none:,} none"
+        f"hub_cap = {params.hub_cap} can't be met: {n_documents:,} documents x {params.hub_cap} are at most "
+        f"{max_negatives:,} "
+        f"negatives, and {wanted:,} are wanted, which takes hub_cap = {-(-wanted // n_documents)} at least. Of "
+        f"{stats.counts['with_positive']:,} questions {stats.counts['short']:,} have fewer than "
+        f"{stats.n_requested}, {n_without_negatives:,} none"
     )
 
 
-def _nothing(tally: Mapping[str, int]) -> str:
-    if not tally["train"]:
+def _explain_no_negatives(counts: Mapping[str, int]) -> str:
+    if not counts["train"]:
         return "no question is in train, so there is nothing to mine for. Give more questions, or smaller dev and test."
     return (
-        f"not one negative is left for the {tally['train']:,} train questions "
-        f"({tally['train'] - tally['with_positive']:,} have no positive). Add documents (--corpus), or choose a mask "
+        f"not one negative is left for the {counts['train']:,} train questions "
+        f"({counts['train'] - counts['with_positive']:,} have no positive). Add documents (--corpus), or choose a mask "
         "that leaves more: `prep show QUESTION` says why each candidate was set aside."
     )

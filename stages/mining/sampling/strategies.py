@@ -9,101 +9,108 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from stages.core.hashing import draw
-from stages.mining.sampling.quotas import found_by, with_shares
+from stages.core.hashing import stable_hash
+from stages.mining.sampling.quotas import add_quota_columns, is_found_by
 
 if TYPE_CHECKING:
     from stages.mining.sampling.stage import Params
 
 
-def pool_of(
+def build_eligible_pool(
     survivors: pl.DataFrame, positives: pl.DataFrame, keys: pl.DataFrame, categories: pl.DataFrame | None
 ) -> pl.DataFrame:
     """Who may be a negative of each query that has a positive: the best first, each text once.
 
-    `survivors`: query_id, doc_id, score, reason, source of negative verdicts; `positives`: query_id, doc_id, score,
-    text_key, whose texts are kept out; `keys`: doc_id, text_key. Adds `query` (a number), row, curated, room (what
-    curated ones leave of the negatives, see `visits`), lowest (the score of the query's lowest positive) and foreign:
-    by `categories` (doc_id, category) the document is not of a category that a positive of the query is of.
+    `survivors`: query_id, doc_id, score, reason, source of negative verdicts; `positives`: query_id, doc_id,
+    score, text_key, whose texts are kept out; `keys`: doc_id, text_key. Adds `query` (a number), row, curated,
+    room (what curated ones leave of the negatives, see `build_pick_order`), lowest (the score of the query's lowest
+    positive) and foreign: by `categories` (doc_id, category) the document is not of a category that a positive of the
+    query is of.
     """
-    anchors = positives.group_by("query_id").agg(lowest=pl.col("score").min()).sort("query_id").with_row_index("query")
-    pool = survivors.join(anchors, on="query_id").join(keys, on="doc_id")
+    positive_stats = (
+        positives.group_by("query_id").agg(lowest=pl.col("score").min()).sort("query_id").with_row_index("query")
+    )
+    pool = survivors.join(positive_stats, on="query_id").join(keys, on="doc_id")
     pool = pool.join(positives, on=["query_id", "text_key"], how="anti")
     pool = pool.with_columns(curated=pl.col("reason") == "curated").drop("reason")
     pool = pool.sort("query", "curated", "score", "doc_id", descending=[False, True, True, False])
     pool = pool.unique(["query", "text_key"], keep="first", maintain_order=True)
     if categories is None:
         return pool.with_columns(foreign=pl.lit(False)).with_row_index("row")
-    own = categories_of(positives, categories).with_columns(own=pl.lit(True))
-    pool = pool.join(categories, on="doc_id", how="left").join(own, on=["query_id", "category"], how="left")
-    known = pl.col("query_id").is_in(own["query_id"].unique().implode())
-    pool = pool.with_columns(foreign=known & pl.col("own").is_null()).drop("category", "own")
+    positive_categories = find_positive_categories(positives, categories).with_columns(own=pl.lit(True))
+    pool = pool.join(categories, on="doc_id", how="left").join(
+        positive_categories, on=["query_id", "category"], how="left"
+    )
+    has_category = pl.col("query_id").is_in(positive_categories["query_id"].unique().implode())
+    pool = pool.with_columns(foreign=has_category & pl.col("own").is_null()).drop("category", "own")
     return pool.sort(
         "query", "curated", "foreign", "score", "doc_id", descending=[False, True, False, True, False]
     ).with_row_index("row")
 
 
-def categories_of(positives: pl.DataFrame, categories: pl.DataFrame) -> pl.DataFrame:
+def find_positive_categories(positives: pl.DataFrame, categories: pl.DataFrame) -> pl.DataFrame:
     """query_id and category of the positives that have one, each once."""
     return positives.join(categories, on="doc_id").select("query_id", "category").unique()
 
 
-def visits(params: "Params", pool: pl.DataFrame) -> pl.DataFrame:
+def build_pick_order(params: "Params", pool: pl.DataFrame) -> pl.DataFrame:
     """The rows of `pool` in the order in which they are looked at: row, query, counter, upto, band.
 
     A row may come up in several bands. It is taken where its query's `counter` stands below `upto`: 0 counts curated
     ones, which come first; then each source of `quota_sources` has a counter, in the order of their names (without:
     one for all); the last band, `rest`, gives room that is left to any, by score.
     """
-    curated = pl.col("curated").sum().over("query").cast(pl.Int64)
-    pool = pool.with_columns(room=(params.negatives - curated).clip(lower_bound=0))
-    ours = pool.filter(~pl.col("curated"))
-    ours = ours.with_columns(key=_keys(params, ours))
+    n_curated = pl.col("curated").sum().over("query").cast(pl.Int64)
+    pool = pool.with_columns(room=(params.negatives - n_curated).clip(lower_bound=0))
+    non_curated = pool.filter(~pl.col("curated"))
+    non_curated = non_curated.with_columns(key=_compute_sort_keys(params, non_curated))
     limit = pl.lit(params.negatives, pl.Int64)
-    lanes = [pool.filter("curated").with_columns(counter=pl.lit(0), upto=limit, band=pl.lit("curated"))]
+    strata = [pool.filter("curated").with_columns(counter=pl.lit(0), upto=limit, band=pl.lit("curated"))]
     if params.quotas:
         names = [f"share {number}" for number in range(len(params.quotas))]
-        shared = with_shares(ours, names, [parts for _, parts in params.quotas])
+        with_quotas = add_quota_columns(non_curated, names, [parts for _, parts in params.quotas])
         for number, (name, _) in enumerate(params.quotas):
-            theirs = shared.filter(found_by(name)).with_columns(room=pl.col(names[number]))
-            lanes += _bands(params, theirs, number + 1)
-        lanes.append(ours.with_columns(counter=pl.lit(len(names) + 1), upto=limit, band=pl.lit("rest")))
+            from_source = with_quotas.filter(is_found_by(name)).with_columns(room=pl.col(names[number]))
+            strata += _build_strata(params, from_source, number + 1)
+        strata.append(non_curated.with_columns(counter=pl.lit(len(names) + 1), upto=limit, band=pl.lit("rest")))
     else:
-        lanes += _bands(params, ours, 1)
+        strata += _build_strata(params, non_curated, 1)
     columns = ("query", "row", "counter", "upto", "band")
-    return pl.concat([lane.select(columns) for lane in lanes]).sort("query", maintain_order=True)
+    return pl.concat([stratum.select(columns) for stratum in strata]).sort("query", maintain_order=True)
 
 
-def _bands(params: "Params", rows: pl.DataFrame, counter: int) -> list[pl.DataFrame]:
+def _build_strata(params: "Params", rows: pl.DataFrame, counter: int) -> list[pl.DataFrame]:
     """`rows` in the order of each band of the sampling, one frame a band; up to `room` are taken in all."""
     if params.sampling == "top":
         return [rows.with_columns(counter=pl.lit(counter), upto="room", band=pl.lit("top"))]
-    drawn = rows.sort("query", "foreign", "key", "doc_id")
+    random_order = rows.sort("query", "foreign", "key", "doc_id")
     if params.sampling != "quota":
-        return [drawn.with_columns(counter=pl.lit(counter), upto="room", band=pl.lit(params.sampling))]
+        return [random_order.with_columns(counter=pl.lit(counter), upto="room", band=pl.lit(params.sampling))]
     place, size = pl.int_range(pl.len()).over("query"), pl.len().over("query").cast(pl.Int64)
     shares = ("head", "middle", "others")
-    rows = with_shares(rows, shares, (params.quota_head, params.quota_middle, params.quota_random))
-    third = rows.filter((place * 3 >= size) & (place * 3 < size * 2)).sort("query", "foreign", "key", "doc_id")
-    bands = (
+    rows = add_quota_columns(rows, shares, (params.quota_head, params.quota_middle, params.quota_random))
+    middle_third = rows.filter((place * 3 >= size) & (place * 3 < size * 2)).sort("query", "foreign", "key", "doc_id")
+    strata = (
         ("head", rows, pl.col("head")),
-        ("middle", third, pl.col("head") + pl.col("middle")),
-        ("random", drawn, pl.col("room")),
+        ("middle", middle_third, pl.col("head") + pl.col("middle")),
+        ("random", random_order, pl.col("room")),
     )
-    return [order.with_columns(counter=pl.lit(counter), upto=upto, band=pl.lit(band)) for band, order, upto in bands]
+    return [
+        order.with_columns(counter=pl.lit(counter), upto=cap, band=pl.lit(stratum)) for stratum, order, cap in strata
+    ]
 
 
-def _keys(params: "Params", rows: pl.DataFrame) -> pl.Series:
+def _compute_sort_keys(params: "Params", rows: pl.DataFrame) -> pl.Series:
     """What is drawn goes by rising key."""
     if params.sampling == "top":
         return pl.Series("key", [0], dtype=pl.UInt64).new_from_index(0, len(rows))
     pairs = rows.select("query_id", "doc_id").iter_rows()
-    values = [draw(params.seed, "compose", f"{query_id}:{doc_id}") for query_id, doc_id in pairs]
+    values = [stable_hash(params.seed, "compose", f"{query_id}:{doc_id}") for query_id, doc_id in pairs]
     draws = pl.Series("key", values, dtype=pl.UInt64)
-    return draws if params.sampling != "simans" else ambiguous(draws, rows, params.simans_a, params.simans_b)
+    return draws if params.sampling != "simans" else compute_simans_keys(draws, rows, params.simans_a, params.simans_b)
 
 
-def ambiguous(draws: pl.Series, rows: pl.DataFrame, a: float, b: float) -> pl.Series:
+def compute_simans_keys(hashes: pl.Series, rows: pl.DataFrame, a: float, b: float) -> pl.Series:
     """Keys by which the first n are a draw without replacement with weights exp(-a (score - lowest - b)^2): SimANS.
 
     The weights are of Zhou et al., "SimANS: Simple Ambiguous Negatives Sampling for Dense Text Retrieval", EMNLP 2022
@@ -111,6 +118,6 @@ def ambiguous(draws: pl.Series, rows: pl.DataFrame, a: float, b: float) -> pl.Se
     its draw, and the earliest are taken (Efraimidis & Spirakis, "Weighted random sampling with a reservoir", 2006). The
     key is the logarithm of that time, so no weight underflows, whatever the scale of the scores.
     """
-    uniform = ((draws.to_numpy() >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52
-    apart = rows["score"].cast(pl.Float64).to_numpy() - rows["lowest"].cast(pl.Float64).to_numpy() - b
-    return pl.Series("key", np.log(-np.log(uniform)) + a * apart**2, dtype=pl.Float64)
+    uniform = ((hashes.to_numpy() >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52
+    distance = rows["score"].cast(pl.Float64).to_numpy() - rows["lowest"].cast(pl.Float64).to_numpy() - b
+    return pl.Series("key", np.log(-np.log(uniform)) + a * distance**2, dtype=pl.Float64)

@@ -21,34 +21,47 @@ import polars as pl
 import xxhash
 from numpy.typing import NDArray
 
-from stages.core.device import Dtype, pick_device, use_bfloat16
+from stages.core.device import Dtype, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
-from stages.core.executor import Engine, InProcess, Worker, pieces
-from stages.core.model_files import model_digest, model_name, portable, resolve_model
+from stages.core.executor import Executor, InProcessExecutor, Worker, batch_by_size
+from stages.core.model_files import model_digest, model_display_name, portable_model_name, resolve_model
 from stages.core.schemas import Progress
-from stages.embedding.vector_store import Buffer, Hashes, VectorStore, replace_synced, text_hashes, unique
+from stages.embedding.vector_store import (
+    BufferedVectorWriter,
+    Hashes,
+    VectorStore,
+    hash_texts,
+    unique_hashes,
+    write_bytes_atomically,
+)
 from stages.mining import threshold_rules
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
-Pair = tuple[str, str]
+TextPair = tuple[str, str]
 
-LOW, HIGH = 0.02, 0.9
+MIN_UNCERTAIN_P, MAX_UNCERTAIN_P = 0.02, 0.9
 """Below, a candidate is good enough for the usual budget; above, nobody would train on it."""
 
-_PASSES = 64
+_FORWARD_PASSES_PER_ITEM = 64
 """Forward passes that an item of work fills, at four characters a token."""
-_LONGEST = 4_096
+_MAX_PAIR_CHARS = 4_096
 """Characters of a pair that count for that: few cross-encoders read more."""
 
-TeacherRule = Literal["margin", "margin_max", "perc", "perc_max", "abs"]
-USUAL: dict[TeacherRule, float] = {"margin": 0.0, "margin_max": 0.0, "perc": 0.95, "perc_max": 0.95, "abs": 0.7}
+VerifierRule = Literal["margin", "margin_max", "perc", "perc_max", "abs"]
+DEFAULT_VERIFIER_THRESHOLDS: dict[VerifierRule, float] = {
+    "margin": 0.0,
+    "margin_max": 0.0,
+    "perc": 0.95,
+    "perc_max": 0.95,
+    "abs": 0.7,
+}
 """At a margin of 0 only the teacher's order counts, so it needs no scale: how far logits lie apart differs by teacher.
 (Of one taught with 100 questions, a margin of 0.5 set every candidate aside, and one of -1 none.)"""
 
 
-class Teacher:
-    """A cross-encoder of one output whose scores are kept in `cache`, a folder of this workspace.
+class CrossEncoderVerifier:
+    """A cross-encoder of one output whose scores are kept in `cache_folder`, a folder of this workspace.
 
     A score is kept under the texts, the model's weights, `max_length` (tokens of both texts; None: the model's own
     limit), the number format and the kind of device; on the CPU it depends on nothing else, to the last bit, and on a
@@ -59,12 +72,12 @@ class Teacher:
     def __init__(
         self,
         model: str,
-        cache: Path,
+        cache_folder: Path,
         device: str,
         max_length: int | None,
         dtype: Dtype,
         progress: Progress,
-        engine: Engine | None = None,
+        executor: Executor | None = None,
     ) -> None:
         from stages.reranking.cross_encoder import has_head
 
@@ -75,27 +88,34 @@ class Teacher:
                 "cross-encoder (…ForSequenceClassification with one output), such as BAAI/bge-reranker-v2-m3."
             )
         self._device = pick_device(device)
-        used: Dtype = "bfloat16" if use_bfloat16(self._device, dtype) else "float32"
-        self._progress, self._engine = progress, engine or InProcess()
-        weights = model_digest(path)
-        shared = self._device.partition(":")[0] if device == "auto" else self._device  # by all GPUs that there are
-        self._worker = Worker(partial(Scoring, portable(model), weights, self._device, max_length, used), shared)
-        self.identity = {
-            "weights": weights,
+        used_dtype: Dtype = "bfloat16" if should_use_bfloat16(self._device, dtype) else "float32"
+        self._progress, self._executor = progress, executor or InProcessExecutor()
+        weights_digest = model_digest(path)
+        worker_device = (
+            self._device.partition(":")[0] if device == "auto" else self._device
+        )  # by all GPUs that there are
+        self._worker = Worker(
+            partial(ScoreWorker, portable_model_name(model), weights_digest, self._device, max_length, used_dtype),
+            worker_device,
+        )
+        self.cache_key_parts = {
+            "weights": weights_digest,
             "max_length": max_length,
-            "dtype": used,
+            "dtype": used_dtype,
             "device": self._device.partition(":")[0],
         }
         """All that decides what score a pair gets."""
-        self.name = model_name(model)
-        key = xxhash.xxh3_128_hexdigest(json.dumps(self.identity, sort_keys=True).encode())
-        self._store = VectorStore(cache / key)
-        if self._store.broken:
-            progress.say(f"{len(self._store.broken)} damaged files of scores were set aside; their pairs count as new")
+        self.name = model_display_name(model)
+        key = xxhash.xxh3_128_hexdigest(json.dumps(self.cache_key_parts, sort_keys=True).encode())
+        self._store = VectorStore(cache_folder / key)
+        if self._store.damaged_segments:
+            progress.log(
+                f"{len(self._store.damaged_segments)} damaged files of scores were set aside; their pairs count as new"
+            )
         self.counts = {"scored": 0, "cached": 0}
         """Distinct pairs that were asked for: computed now, and known before."""
 
-    def scores(self, pairs: Sequence[Pair]) -> Floats:
+    def score_pairs(self, pairs: Sequence[TextPair]) -> Floats:
         """The logit of each (query, document): float32 [n], in the order of `pairs`.
 
         New pairs are computed in the order of their length, over all that is asked at once. A kill loses at most a
@@ -103,143 +123,160 @@ class Teacher:
         """
         if not pairs:
             return np.empty(0, np.float32)
-        hashes = pair_hashes(pairs)
-        distinct, first = unique(hashes)
-        lacking = first[~self._store.held(distinct)]
-        if len(lacking):
-            self._compute([pairs[i] for i in lacking], hashes[lacking])
-        self.counts["scored"] += len(lacking)
-        self.counts["cached"] += len(distinct) - len(lacking)
-        found: Floats = self._store.read(hashes)[:, 0]
-        return found
+        hashes = hash_pairs(pairs)
+        distinct, first = unique_hashes(hashes)
+        missing = first[~self._store.contains(distinct)]
+        if len(missing):
+            self._score_new_pairs([pairs[i] for i in missing], hashes[missing])
+        self.counts["scored"] += len(missing)
+        self.counts["cached"] += len(distinct) - len(missing)
+        logits: Floats = self._store.read(hashes)[:, 0]
+        return logits
 
-    def _compute(self, pairs: Sequence[Pair], hashes: Hashes) -> None:
-        from stages.reranking.cross_encoder import pass_tokens
+    def _score_new_pairs(self, pairs: Sequence[TextPair], hashes: Hashes) -> None:
+        from stages.reranking.cross_encoder import get_tokens_per_pass
 
-        self._describe()
-        sizes = [min(len(query) + len(document), _LONGEST) for query, document in pairs]
+        self._write_description()
+        sizes = [min(len(query) + len(document), _MAX_PAIR_CHARS) for query, document in pairs]
         items = (
-            Pairs([pairs[i] for i in piece], hashes[piece])
-            for piece in pieces(sizes, 4 * _PASSES * pass_tokens(self._device))
+            PairBatch([pairs[i] for i in piece], hashes[piece])
+            for piece in batch_by_size(sizes, 4 * _FORWARD_PASSES_PER_ITEM * get_tokens_per_pass(self._device))
         )
         done = 0
-        with Buffer(self._store) as buffer:
-            for some, logits in self._engine.map(self._worker, items):
-                buffer.add(some, logits[:, None])
-                done += len(some)
+        with BufferedVectorWriter(self._store) as buffer:
+            for batch_hashes, logits in self._executor.map(self._worker, items):
+                buffer.add(batch_hashes, logits[:, None])
+                done += len(batch_hashes)
                 self._progress.advance(done, len(pairs), "pairs")
 
-    def _describe(self) -> None:
+    def _write_description(self) -> None:
         """Say in the folder, in words, what its name stands for."""
         path = self._store.folder / "teacher.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = json.dumps({"model": self.name, **self.identity}, indent=2, ensure_ascii=False) + "\n"
-            replace_synced(path, content.encode(), path.with_suffix(".tmp"))
+            content = json.dumps({"model": self.name, **self.cache_key_parts}, indent=2, ensure_ascii=False) + "\n"
+            write_bytes_atomically(path, content.encode(), path.with_suffix(".tmp"))
 
 
-class Pairs(NamedTuple):
+class PairBatch(NamedTuple):
     """An item of work: pairs and their hashes, uint8 [n, 16]."""
 
-    pairs: list[Pair]
+    pairs: list[TextPair]
     hashes: Hashes
 
 
-class Scoring:
-    """A worker's cross-encoder. Raises `InputError` where the model's files are not those of the digest `weights`."""
+class ScoreWorker:
+    """A worker's cross-encoder. Raises `InputError` where the model's files are not those of the digest
+    `weights_digest`."""
 
-    def __init__(self, model: str, weights: str, device: str, max_length: int | None, dtype: Dtype) -> None:
+    def __init__(self, model: str, weights_digest: str, device: str, max_length: int | None, dtype: Dtype) -> None:
         from stages.reranking.cross_encoder import load_reranker
 
         path = resolve_model(model)
-        if model_digest(path) != weights:
+        if model_digest(path) != weights_digest:
             raise InputError(f"the teacher {model} is not the same everywhere: give each node the same files of it.")
-        self._name, self._dtype = model_name(model), dtype
+        self._name, self._dtype = model_display_name(model), dtype
         self._model = load_reranker(path, device, max_length)
 
-    def __call__(self, item: Pairs) -> Iterator[tuple[Hashes, Floats]]:
+    def __call__(self, batch: PairBatch) -> Iterator[tuple[Hashes, Floats]]:
         """Hashes and logits, a forward pass at a time, the pairs with the most tokens first."""
-        from stages.reranking.cross_encoder import score_passes, token_counts
+        from stages.reranking.cross_encoder import count_pair_tokens, iter_pair_scores
 
-        order = np.argsort(-token_counts(self._model, item.pairs), kind="stable")
-        for places, logits in score_passes(self._model, [item.pairs[i] for i in order], self._dtype):
+        order = np.argsort(-count_pair_tokens(self._model, batch.pairs), kind="stable")
+        for places, logits in iter_pair_scores(self._model, [batch.pairs[i] for i in order], self._dtype):
             rows = order[places]
             if not np.isfinite(logits).all():
-                query, document = item.pairs[rows[int(np.argmin(np.isfinite(logits)))]]
+                query, document = batch.pairs[rows[int(np.argmin(np.isfinite(logits)))]]
                 raise InputError(
                     f"the teacher {self._name} gives no finite score for the query {query[:80]!r} and the document "
                     f"{document[:80]!r}. "
                     + ('Use dtype = "float32".' if self._dtype == "bfloat16" else "Are its weights damaged?")
                 )
-            yield item.hashes[rows], logits
+            yield batch.hashes[rows], logits
 
 
-def pair_hashes(pairs: Sequence[Pair]) -> Hashes:
+def hash_pairs(pairs: Sequence[TextPair]) -> Hashes:
     """uint8 [n, 16]; the query's length stands before it, so that no text can move from one side to the other."""
-    return text_hashes(f"{len(query)}:{query}{document}" for query, document in pairs)
+    return hash_texts(f"{len(query)}:{query}{document}" for query, document in pairs)
 
 
-def shares(logits: NDArray[np.floating]) -> Floats:
+def sigmoid(logits: NDArray[np.floating]) -> Floats:
     """The sigmoid of logits [n]: 0..1."""
     out: Floats = (1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700)))).astype(np.float32)
     return out
 
 
-def band(p: Floats, low: float = LOW, high: float = HIGH, most: int = 0, near: Floats | float = 0.1) -> Bools:
+def select_uncertain(
+    p: Floats,
+    low: float = MIN_UNCERTAIN_P,
+    high: float = MAX_UNCERTAIN_P,
+    max_candidates: int = 0,
+    threshold: Floats | float = 0.1,
+) -> Bools:
     """Which candidates are unsure enough to ask a teacher about: low <= p <= high [n]; NaN is never.
 
-    Of more than `most` (0: no cap) those are taken whose log odds lie nearest to those of `near`, the p (one, or one
-    a candidate) above which a candidate is set aside: there a second opinion turns most verdicts. Of equals the first.
+    Of more than `max_candidates` (0: no cap) those are taken whose log odds lie nearest to those of `threshold`, the p
+    (one, or one a candidate) above which a candidate is set aside: there a second opinion turns most verdicts. Of
+    equals the first.
     """
-    inside = (p >= low) & (p <= high)
-    if not most or inside.sum() <= most:
-        return inside
-    away = np.abs(log_odds(p) - log_odds(np.asarray(near, np.float32)))
-    nearest = np.argsort(np.where(inside, away, np.inf), kind="stable")[:most]
+    is_uncertain = (p >= low) & (p <= high)
+    if not max_candidates or is_uncertain.sum() <= max_candidates:
+        return is_uncertain
+    distance = np.abs(log_odds(p) - log_odds(np.asarray(threshold, np.float32)))
+    nearest = np.argsort(np.where(is_uncertain, distance, np.inf), kind="stable")[:max_candidates]
     out = np.zeros(len(p), np.bool_)
     out[nearest] = True
     return out
 
 
-def asked(rows: pl.DataFrame, positives: pl.DataFrame) -> pl.DataFrame:
+def collect_pairs_to_score(rows: pl.DataFrame, positives: pl.DataFrame) -> pl.DataFrame:
     """The pairs to ask about: `rows` (query_id, doc_id) and the positives of their queries, each once, sorted.
 
     The positives are asked about too, so that margins are the teacher's own.
     """
     pair = ["query_id", "doc_id"]
-    own = positives.select(pair).join(rows.select("query_id").unique(), on="query_id", how="semi")
-    return pl.concat([rows.select(pair), own]).unique().sort(pair)
+    query_positives = positives.select(pair).join(rows.select("query_id").unique(), on="query_id", how="semi")
+    return pl.concat([rows.select(pair), query_positives]).unique().sort(pair)
 
 
-def measured(rows: pl.DataFrame, positives: pl.DataFrame, scored: pl.DataFrame) -> pl.DataFrame:
+def join_verifier_scores(rows: pl.DataFrame, positives: pl.DataFrame, scored: pl.DataFrame) -> pl.DataFrame:
     """`rows` (query_id, doc_id, ...) with teacher_score, teacher_lowest and teacher_best: logits, null where unknown.
 
-    `scored` (query_id, doc_id, teacher_score) is of `asked`; lowest and best are those of the query's `positives`.
+    `scored` (query_id, doc_id, teacher_score) is of `collect_pairs_to_score`; lowest and best are those of the query's
+    `positives`.
     """
     pair = ["query_id", "doc_id"]
-    ends = (
+    positive_range = (
         scored.join(positives.select(pair), on=pair, how="semi")
         .group_by("query_id")
         .agg(teacher_lowest=pl.col("teacher_score").min(), teacher_best=pl.col("teacher_score").max())
     )
-    told = rows.join(scored.select(*pair, "teacher_score"), on=pair, how="left", maintain_order="left")
-    return told.join(ends, on="query_id", how="left", maintain_order="left")
+    joined = rows.join(scored.select(*pair, "teacher_score"), on=pair, how="left", maintain_order="left")
+    return joined.join(positive_range, on="query_id", how="left", maintain_order="left")
 
 
-def teacher_false(rule: TeacherRule, value: float | None, score: Floats, lowest: Floats, best: Floats) -> Bools:
+def flag_false_negatives(
+    rule: VerifierRule, threshold: float | None, score: Floats, positive_min: Floats, positive_max: Floats
+) -> Bools:
     """Which candidates the teacher takes for positives: bool [n]; all are logits [n], NaN where unknown (never false).
 
-    `lowest` and `best`: the scores of the query's positives. `margin`, `margin_max`: less than `value` below the lowest
-    or the best, in logits; `perc`, `perc_max`: the sigmoid above `value` of theirs; `abs`: a sigmoid above `value`.
+    `positive_min` and `positive_max`: the scores of the query's positives. `margin`, `margin_max`: less than
+    `threshold` below the lowest or the best, in logits; `perc`, `perc_max`: the sigmoid above `threshold` of theirs;
+    `abs`: a sigmoid above `threshold`.
     """
-    scale = (lambda logits: logits) if rule in ("margin", "margin_max") else shares
-    limit = threshold_rules.thresholds(rule, USUAL[rule] if value is None else value, scale(lowest), scale(best))
+    scale = (lambda logits: logits) if rule in ("margin", "margin_max") else sigmoid
+    limit = threshold_rules.compute_thresholds(
+        rule,
+        DEFAULT_VERIFIER_THRESHOLDS[rule] if threshold is None else threshold,
+        scale(positive_min),
+        scale(positive_max),
+    )
     out: Bools = scale(score) > limit
     return out
 
 
 def log_odds(p: Floats) -> NDArray[np.float64]:
     """Of probabilities [n], those beyond 1e-6 and 1 - 1e-6 taken for these."""
-    held = np.clip(p.astype(np.float64), 1e-6, 1 - 1e-6)
-    out: NDArray[np.float64] = np.log(held / (1 - held))
+    clipped = np.clip(p.astype(np.float64), 1e-6, 1 - 1e-6)
+    out: NDArray[np.float64] = np.log(clipped / (1 - clipped))
     return out

@@ -21,29 +21,37 @@ from numpy.typing import NDArray
 
 from stages.core.errors import InputError
 from stages.core.schemas import Progress, Summary
-from stages.mining.verify.llm_prompt import RESPONSE_FORMAT, Batch, batches, content, cut, pair_key, read_answer
-from stages.mining.verify.verdict_cache import Ledger
+from stages.mining.verify.llm_prompt import (
+    RESPONSE_FORMAT,
+    JudgeRequest,
+    build_cache_key,
+    build_requests,
+    parse_completion,
+    parse_verdicts,
+    truncate_at_word,
+)
+from stages.mining.verify.verdict_cache import VerdictCache
 
 Floats = NDArray[np.float32]
 
-FORMS: tuple[dict[str, Any], ...] = (
+REQUEST_OPTIONS: tuple[dict[str, Any], ...] = (
     {"temperature": 0, "response_format": RESPONSE_FORMAT},
     {"temperature": 0},
     {},
 )
 """How a request is put, strictest first: a server that refuses one is asked in the next."""
 
-WINDOW = 20
+FAILURE_WINDOW = 20
 """Where more than half of so many requests in a row fail, something is wrong that a person must mend."""
 
 
-class Judge:
-    """Verdicts of one model on pairs of query and document; long ones are cut (`prompt.DOCUMENT_CHARS`).
+class LLMJudge:
+    """Verdicts of one model on pairs of query and document; long ones are cut (`llm_prompt.MAX_DOCUMENT_CHARS`).
 
-    `url` is the API's base, such as http://localhost:8000/v1 (vLLM, Ollama, llama.cpp, OpenAI). `cache` is a file that
-    is made where there is none. The key is `api_key`, else the environment's OPENAI_API_KEY, else none (local servers
-    take any); it is in no file, message or error. `timeout` in seconds for one attempt of at most `attempts`: the
-    openai package repeats on timeouts, lost connections, 408, 409, 429 and 5xx, waits twice as long each time or as
+    `url` is the API's base, such as http://localhost:8000/v1 (vLLM, Ollama, llama.cpp, OpenAI). `cache_path` is a file
+    that is made where there is none. The key is `api_key`, else the environment's OPENAI_API_KEY, else none (local
+    servers take any); it is in no file, message or error. `timeout` in seconds for one attempt of at most `attempts`:
+    the openai package repeats on timeouts, lost connections, 408, 409, 429 and 5xx, waits twice as long each time or as
     the server's Retry-After says. `parallel` requests are under way at once.
     """
 
@@ -51,7 +59,7 @@ class Judge:
         self,
         url: str,
         model: str,
-        cache: Path,
+        cache_path: Path,
         progress: Progress,
         api_key: str | None = None,
         timeout: float = 120.0,
@@ -63,14 +71,17 @@ class Judge:
         if not model:
             raise InputError("--judge needs the name of a model that it serves: --judge-model NAME")
         self._url, self._model, self._progress = url.rstrip("/"), model, progress
-        self._key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        self._api_key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
         self._timeout, self._attempts, self._parallel = timeout, attempts, parallel
-        self._ledger = Ledger(cache)
-        if self._ledger.unread:
-            progress.say(f"{cache.name}: {self._ledger.unread} damaged lines passed over; their pairs are asked again")
+        self._cache = VerdictCache(cache_path)
+        if self._cache.n_damaged_lines:
+            progress.log(
+                f"{cache_path.name}: {self._cache.n_damaged_lines} damaged lines passed over; their pairs are asked "
+                f"again"
+            )
         self._lock = Lock()
-        self._form, self._met = 0, False
-        self._recent: deque[bool] = deque(maxlen=WINDOW)
+        self._options_index, self._has_answered = 0, False
+        self._recent_failures: deque[bool] = deque(maxlen=FAILURE_WINDOW)
         self.counts: Counter[str] = Counter()
 
     @property
@@ -80,147 +91,156 @@ class Judge:
         names = ("pairs", "cached", "asked", "answered", "failed", "relevant", "requests", "retried")
         return {"model": self._model, **{name: self.counts[name] for name in names}}
 
-    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> Floats:
+    def judge_pairs(self, pairs: Sequence[tuple[str, str]]) -> Floats:
         """For each (query, document): 1.0 relevant (it answers the query), 0.0 not, NaN where no verdict came.
 
         Those that no earlier run has asked are asked in batches of one query. The first verdict on a pair stands for
         good, so it does not hang on the order in which answers come.
         Raises `InputError` where the first request can't be answered, or most requests fail.
         """
-        read = [(cut(query), cut(document)) for query, document in pairs]
-        keys = [pair_key(self._model, *pair) for pair in read]
-        distinct = dict(zip(keys, read, strict=True))
-        asked = [key for key in distinct if key not in self._ledger.held]
-        if asked:
-            self._ask(batches({key: distinct[key] for key in asked}), len(asked))
-        answered = sum(key in self._ledger.held for key in asked)
+        truncated = [(truncate_at_word(query), truncate_at_word(document)) for query, document in pairs]
+        keys = [build_cache_key(self._model, *pair) for pair in truncated]
+        distinct = dict(zip(keys, truncated, strict=True))
+        uncached = [key for key in distinct if key not in self._cache.verdicts]
+        if uncached:
+            self._judge_requests(build_requests({key: distinct[key] for key in uncached}), len(uncached))
+        answered = sum(key in self._cache.verdicts for key in uncached)
         self.counts.update(
             pairs=len(distinct),
-            cached=len(distinct) - len(asked),
-            asked=len(asked),
+            cached=len(distinct) - len(uncached),
+            asked=len(uncached),
             answered=answered,
-            failed=len(asked) - answered,
-            relevant=sum(self._ledger.held.get(key, False) for key in distinct),
+            failed=len(uncached) - answered,
+            relevant=sum(self._cache.verdicts.get(key, False) for key in distinct),
         )
-        return np.array([self._ledger.held.get(key, np.nan) for key in keys], np.float32)
+        return np.array([self._cache.verdicts.get(key, np.nan) for key in keys], np.float32)
 
-    def _ask(self, asked: Sequence[Batch], total: int) -> None:
-        done, lost, trouble = 0, 0, ""
+    def _judge_requests(self, requests: Sequence[JudgeRequest], total: int) -> None:
+        done, n_failed, last_error = 0, 0, ""
         # The very first goes alone: it shows a wrong URL, key or model at once, and what form the server takes.
-        alone = 0 if self._met else 1
-        first = [self._judged(batch) for batch in asked[:alone]]
+        n_sequential = 0 if self._has_answered else 1
+        first = [self._judge_request(request) for request in requests[:n_sequential]]
         pool = ThreadPoolExecutor(self._parallel)
         try:
-            rest = pool.map(self._judged, asked[alone:])
-            for batch, (said, why) in zip(asked, chain(first, rest), strict=True):
-                done, lost, trouble = done + len(batch.keys), lost + len(batch.keys) - said, why or trouble
+            rest = pool.map(self._judge_request, requests[n_sequential:])
+            for request, (n_verdicts, error_message) in zip(requests, chain(first, rest), strict=True):
+                done, n_failed, last_error = (
+                    done + len(request.cache_keys),
+                    n_failed + len(request.cache_keys) - n_verdicts,
+                    error_message or last_error,
+                )
                 self._progress.advance(done, total, "judgements")
-                self._recent.append(said == 0)
-                if sum(self._recent) > WINDOW // 2:
-                    failed = f"{sum(self._recent)} of the last {len(self._recent)} requests"
+                self._recent_failures.append(n_verdicts == 0)
+                if sum(self._recent_failures) > FAILURE_WINDOW // 2:
+                    failed = f"{sum(self._recent_failures)} of the last {len(self._recent_failures)} requests"
                     raise InputError(
-                        f"the judge at {self._shown} failed in {failed}, lastly: {trouble} "
+                        f"the judge at {self._redacted_url} failed in {failed}, lastly: {last_error} "
                         "(What it has answered is kept; run again once that is mended.)"
                     )
         finally:
             pool.shutdown(cancel_futures=True)
-        if lost:
-            self._progress.say(
-                f"judge: {lost:,} of {total:,} pairs got no verdict and stay unjudged, lastly: {trouble}"
+        if n_failed:
+            self._progress.log(
+                f"judge: {n_failed:,} of {total:,} pairs got no verdict and stay unjudged, lastly: {last_error}"
             )
 
-    def _judged(self, batch: Batch) -> tuple[int, str]:
+    def _judge_request(self, request: JudgeRequest) -> tuple[int, str]:
         """Ask, store what was said, and return how many verdicts came and what went wrong (empty where nothing did).
 
         What an answer leaves out is asked once more, each document alone; so a batch that was too long gets through.
         """
-        openai = _openai()
-        said: dict[int, bool] = {}
+        openai = _import_openai()
+        verdicts: dict[int, bool] = {}
         try:
-            said, trouble = self._request(batch)
-            for place in range(len(batch.keys)):
-                if place not in said:
-                    alone, why = self._request(batch.only(place))
-                    if alone:
-                        said[place] = alone[0]
-                    trouble = why or trouble
+            verdicts, error_message = self._send_request(request)
+            for place in range(len(request.cache_keys)):
+                if place not in verdicts:
+                    single_verdict, single_error = self._send_request(request.select_document(place))
+                    if single_verdict:
+                        verdicts[place] = single_verdict[0]
+                    error_message = single_error or error_message
         except openai.OpenAIError as error:
-            trouble = self._words(error)
-        if not self._met:
-            raise InputError(f"the judge at {self._shown} did not answer for model {self._model!r}: {trouble}")
+            error_message = self._describe_error(error)
+        if not self._has_answered:
+            raise InputError(
+                f"the judge at {self._redacted_url} did not answer for model {self._model!r}: {error_message}"
+            )
         with self._lock:
-            self._ledger.add({batch.keys[place]: relevant for place, relevant in said.items()})
-        return len(said), trouble
+            self._cache.add({request.cache_keys[place]: relevant for place, relevant in verdicts.items()})
+        return len(verdicts), error_message
 
-    def _request(self, batch: Batch) -> tuple[dict[int, bool], str]:
+    def _send_request(self, request: JudgeRequest) -> tuple[dict[int, bool], str]:
         """Place -> relevant, as far as one answer says it, and what was wrong with it.
 
         Raises `openai.OpenAIError` where none came; a request that the server calls wrong in every form has no answer.
         """
-        openai = _openai()
-        trouble = ""
-        for form in range(self._form, len(FORMS)):
+        openai = _import_openai()
+        last_error = ""
+        for options_index in range(self._options_index, len(REQUEST_OPTIONS)):
             try:
                 raw = self._client.chat.completions.with_raw_response.create(
-                    model=self._model, messages=batch.messages(), **FORMS[form]
+                    model=self._model, messages=request.to_messages(), **REQUEST_OPTIONS[options_index]
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                trouble = self._words(error)
+                last_error = self._describe_error(error)
                 continue
             body = raw.http_response.text
-            answer = content(body)
+            answer = parse_completion(body)
             if answer is None:
-                found = self._safe(body)[:80]
-                return {}, f"no chat completion but {found!r}. Does --judge end as the API does (/v1)?"
-            if not self._met:  # while the first request is alone, so that no other hangs on when this is learned
-                self._form, self._met = form, True
-            said = read_answer(answer, len(batch.documents))
-            lacking = len(batch.documents) - len(said)
-            found = self._safe(answer)[:80]
-            return said, f"{lacking} verdicts are lacking in the answer {found!r}." if lacking else ""
-        return {}, trouble
+                excerpt = self._redact_key(body)[:80]
+                return {}, f"no chat completion but {excerpt!r}. Does --judge end as the API does (/v1)?"
+            if (
+                not self._has_answered
+            ):  # while the first request is alone, so that no other hangs on when this is learned
+                self._options_index, self._has_answered = options_index, True
+            verdicts = parse_verdicts(answer, len(request.documents))
+            n_missing = len(request.documents) - len(verdicts)
+            excerpt = self._redact_key(answer)[:80]
+            return verdicts, f"{n_missing} verdicts are lacking in the answer {excerpt!r}." if n_missing else ""
+        return {}, last_error
 
     @cached_property
     def _client(self) -> Any:
-        openai = _openai()
+        openai = _import_openai()
         return openai.OpenAI(
             base_url=self._url,
-            api_key=self._key or "none",
+            api_key=self._api_key or "none",
             timeout=self._timeout,
             max_retries=self._attempts - 1,
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [self._sent]}),
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [self._count_request]}),
         )
 
-    def _sent(self, request: Any) -> None:
-        again = request.headers.get("x-stainless-retry-count", "0") != "0"
+    def _count_request(self, request: Any) -> None:
+        is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
         with self._lock:
-            self.counts.update(requests=1, retried=int(again))
+            self.counts.update(requests=1, retried=int(is_retry))
 
     @property
-    def _shown(self) -> str:
+    def _redacted_url(self) -> str:
         """The URL without a password that it may hold."""
         parts = urlsplit(self._url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
-    def _words(self, error: Exception) -> str:
+    def _describe_error(self, error: Exception) -> str:
         """What happened, and how to mend it."""
-        openai = _openai()
+        openai = _import_openai()
         if isinstance(error, openai.APITimeoutError):
             return f"no answer in {self._timeout:g} s, {self._attempts} times over. Is the model loaded, and not busy?"
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
-            return self._safe(f"{cause}. Is the server running, and is --judge its URL (http://HOST:PORT/v1)?")
+            return self._redact_key(f"{cause}. Is the server running, and is --judge its URL (http://HOST:PORT/v1)?")
         status = getattr(error, "status_code", None)
-        mend = {
+        hints = {
             401: "Set OPENAI_API_KEY to a key that this server takes.",
             403: "Set OPENAI_API_KEY to a key that may use this model.",
-            404: f"Check --judge-model ({self._shown}/models lists them), and that --judge ends as the API does (/v1).",
+            404: f"Check --judge-model ({self._redacted_url}/models lists them), and that --judge ends as the API "
+            f"does (/v1).",
             429: "Its limit or the account's quota is used up: run again later.",
         }
-        return self._safe(f"{error}")[:300] + (f" {mend[status]}" if status in mend else "")
+        return self._redact_key(f"{error}")[:300] + (f" {hints[status]}" if status in hints else "")
 
-    def _safe(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+    def _redact_key(self, text: str) -> str:
+        return text.replace(self._api_key, "***") if self._api_key else text
 
 
 def _is_url(text: str) -> bool:
@@ -231,7 +251,7 @@ def _is_url(text: str) -> bool:
         return False
 
 
-def _openai() -> Any:
+def _import_openai() -> Any:
     try:
         import openai
     except ImportError:

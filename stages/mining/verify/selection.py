@@ -9,72 +9,79 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.core import schemas
-from stages.core.query_batches import of_block, query_blocks
-from stages.core.schemas import Tools, scan_documents
-from stages.core.text import loose, normalise
+from stages.core.query_batches import collect_query_batch, iter_query_batches
+from stages.core.schemas import StageContext, scan_documents
+from stages.core.text import match_key, normalise
 from stages.mining import risk_budget
-from stages.mining.risk_budget import Limit, Limits
+from stages.mining.risk_budget import RiskPolicy, RiskSolution
 
-ROWS_A_BLOCK = 1_000_000
+VERIFY_ROWS_PER_BLOCK = 1_000_000
 """Pairs looked at together; bounds memory and changes no result."""
-PAIR = ["query_id", "doc_id"]
+PAIR_COLUMNS = ["query_id", "doc_id"]
 
 
 @dataclass
-class Scene:
+class VerifyInputs:
     """The tables behind the candidates."""
 
-    inputs: Mapping[str, Path]
-    tools: Tools
+    paths: Mapping[str, Path]
+    context: StageContext
 
     def __post_init__(self) -> None:
-        self.queries = schemas.read_table(self.inputs["queries"], schemas.QUERIES).sort("query_id")
-        judged = schemas.scan_table(self.inputs["judged"], schemas.JUDGED)
-        self.positives = judged.filter(pl.col("relevance") > 0).select(PAIR).collect()
+        self.queries = schemas.read_table(self.paths["queries"], schemas.QUERIES).sort("query_id")
+        judged = schemas.scan_table(self.paths["judged"], schemas.QRELS_SCORED)
+        self.positives = judged.filter(pl.col("relevance") > 0).select(PAIR_COLUMNS).collect()
 
-    def doubtful(self, limits: Limits) -> pl.DataFrame:
+    def select_for_verification(self, risk_policy: RiskPolicy) -> pl.DataFrame:
         """The open candidates of train questions down to the last that would be emitted, as far as somebody may doubt
         them: query_id, doc_id, score, p_false_negative, threshold, emitted, reached; sorted by query_id, doc_id."""
-        evidence = schemas.scan_table(self.inputs["evidence"], schemas.EVIDENCE)
-        total = pq.read_metadata(self.inputs["evidence"]).num_rows
-        blocks = list(query_blocks(self.queries["query_id"], total, ROWS_A_BLOCK))
-        limit = risk_budget.settled(limits, evidence, self.queries, blocks)
+        candidate_features = schemas.scan_table(self.paths["evidence"], schemas.CANDIDATE_FEATURES)
+        n_rows = pq.read_metadata(self.paths["evidence"]).num_rows
+        blocks = list(iter_query_batches(self.queries["query_id"], n_rows, VERIFY_ROWS_PER_BLOCK))
+        risk_solution = risk_budget.solve_risk_budget(risk_policy, candidate_features, self.queries, blocks)
         train = self.queries.filter(pl.col("split") == "train")["query_id"]
         found = [
-            open_rows(limits, of_block(evidence, block).filter(pl.col("query_id").is_in(train.implode())), limit)
+            select_eligible_rows(
+                risk_policy,
+                collect_query_batch(candidate_features, block).filter(pl.col("query_id").is_in(train.implode())),
+                risk_solution,
+            )
             for block in blocks
         ]
-        return pl.concat(found).sort(PAIR)
+        return pl.concat(found).sort(PAIR_COLUMNS)
 
-    def forms(self, rows: pl.DataFrame) -> list[str]:
+    def compute_match_keys(self, rows: pl.DataFrame) -> list[str]:
         """The questions of rows (query_id) by their loose form, as the estimate's folds go by."""
         texts = self.queries.select("query_id", "query").iter_rows()
-        known = {query_id: loose(text) or normalise(text) for query_id, text in texts}
-        return [known[query_id] for query_id in rows["query_id"]]
+        match_keys = {query_id: match_key(text) or normalise(text) for query_id, text in texts}
+        return [match_keys[query_id] for query_id in rows["query_id"]]
 
-    def texts(self, pairs: pl.DataFrame) -> list[tuple[str, str]]:
+    def read_pair_texts(self, pairs: pl.DataFrame) -> list[tuple[str, str]]:
         """The (query, document) texts of pairs (query_id, doc_id), in their order."""
-        wanted = pairs["doc_id"].unique()
-        documents = scan_documents(self.inputs["corpus"]).filter(pl.col("doc_id").is_in(wanted.implode())).collect()
-        joined = pairs.select(PAIR).join(
+        doc_ids = pairs["doc_id"].unique()
+        documents = scan_documents(self.paths["corpus"]).filter(pl.col("doc_id").is_in(doc_ids.implode())).collect()
+        joined = pairs.select(PAIR_COLUMNS).join(
             self.queries.select("query_id", "query"), on="query_id", how="left", maintain_order="left"
         ).join(documents, on="doc_id", how="left", maintain_order="left")  # fmt: skip
         return list(zip(joined["query"], joined["text"], strict=True))
 
 
-def open_rows(limits: Limits, rows: pl.DataFrame, limit: Limit) -> pl.DataFrame:
-    """Of some queries' EVIDENCE what `Scene.doubtful` gives, in the order of `rows`."""
+def select_eligible_rows(risk_policy: RiskPolicy, rows: pl.DataFrame, risk_solution: RiskSolution) -> pl.DataFrame:
+    """Of some queries' EVIDENCE what `Scene.select_for_verification` gives, in the order of `rows`."""
     # what is too likely to be emitted may be won back by whoever is asked
-    lists, at, here = risk_budget.open_lists(limits, rows, likely=1.0)
-    emitting = replace(lists, open=lists.open & (lists.p <= risk_budget.LIKELY))
-    chosen = risk_budget.choose(emitting, limit.price) & (lists.p <= limit.ceiling)
+    lists, cells, is_eligible = risk_budget.pad_eligible_candidates(risk_policy, rows, max_p=1.0)
+    emittable = replace(lists, eligible=lists.eligible & (lists.p <= risk_budget.MAX_P_FALSE_NEGATIVE))
+    is_selected = risk_budget.select_at_lambda(emittable, risk_solution.lambda_) & (lists.p <= risk_solution.max_p)
     width = lists.score.shape[1]
-    last = np.where(chosen.any(axis=1), width - 1 - chosen[:, ::-1].argmax(axis=1), -1) if width else np.zeros(0)
-    reached = np.arange(width)[None] <= last[:, None]
-    threshold = risk_budget.allowed(emitting, limit, limits.max_false_negatives)
-    found = rows.filter(here).select(
-        *PAIR, "score", "p_false_negative",
-        threshold=pl.Series(threshold[at], dtype=pl.Float32), emitted=pl.Series(chosen[at], dtype=pl.Boolean),
-        reached=pl.Series(reached[at], dtype=pl.Boolean),
+    last_selected = (
+        np.where(is_selected.any(axis=1), width - 1 - is_selected[:, ::-1].argmax(axis=1), -1) if width else np.zeros(0)
+    )
+    is_within_cutoff = np.arange(width)[None] <= last_selected[:, None]
+    threshold = risk_budget.compute_risk_limits(emittable, risk_solution, risk_policy.max_false_negatives)
+    found = rows.filter(is_eligible).select(
+        *PAIR_COLUMNS, "score", "p_false_negative",
+        threshold=pl.Series(threshold[cells], dtype=pl.Float32),
+        emitted=pl.Series(is_selected[cells], dtype=pl.Boolean),
+        reached=pl.Series(is_within_cutoff[cells], dtype=pl.Boolean),
     )  # fmt: skip
     return found.filter(pl.col("reached"))

@@ -1,10 +1,11 @@
 """Second opinion: what a teacher's score does to p_false_negative, and whether it is listened to at all.
 
-Where the table has hidden positives to learn from (`hiding.hide_one`), a logistic regression over p's log odds and the
-teacher's margins is fitted on them, in the folds of `learned`, and stands next to one over p's log odds alone. If the
-margins do not lower the log loss on questions that neither model saw, beyond what luck between questions does, the
-teacher is not listened to: a small table's self-taught teacher often has nothing to add. Where nothing is hidden, a
-teacher from elsewhere can only raise p (`raised`): what it takes for a positive is not emitted on the prior's word.
+Where the table has hidden positives to learn from (`holdout.hold_out_one`), a logistic regression over p's log odds and
+the teacher's margins is fitted on them, in the folds of `learned`, and stands next to one over p's log odds
+alone. If the margins do not lower the log loss on questions that neither model saw, beyond what luck between questions
+does, the teacher is not listened to: a small table's self-taught teacher often has nothing to add. Where nothing is
+hidden, a teacher from elsewhere can only raise p (`raise_only`): what it takes for a positive is not emitted on the
+prior's word.
 """
 
 from collections.abc import Sequence
@@ -15,109 +16,143 @@ from numpy.typing import NDArray
 
 from stages.core.schemas import Summary
 from stages.mining.estimator import model as learned
-from stages.mining.estimator.model import Model
-from stages.mining.verify.cross_encoder import Bools, Floats, log_odds, shares
+from stages.mining.estimator.model import LogisticModel
+from stages.mining.verify.cross_encoder import Bools, Floats, log_odds, sigmoid
 
-ALONE = ("log_odds",)
-TOLD = ("log_odds", "teacher_below_best", "teacher_below_lowest", "teacher")
-STRENGTH = 1.0
+BASE_FEATURES = ("log_odds",)
+STACKING_FEATURES = ("log_odds", "teacher_below_best", "teacher_below_lowest", "teacher")
+STACKING_C = 1.0
 """Inverse weight of the L2 penalty (scikit-learn's C); there are four figures to weigh."""
-SURE = 1.645
+MIN_IMPROVEMENT_Z = 1.645
 """The loss must fall by so many of its standard errors over questions: by luck it does so once in twenty."""
 
 
 @dataclass(frozen=True)
-class Opinion:
+class StackedModel:
     """A model a fold that weighs p and the teacher; none where the teacher is not listened to."""
 
-    models: tuple[Model, ...]
-    why: str
+    models: tuple[LogisticModel, ...]
+    reason: str
     """In words, with the figures: why it is listened to or not."""
-    figures: Summary
+    metrics: Summary
     """hidden, candidates, auc_p, auc_teacher, auc_both, loss_p, loss_both, fall (of the loss) and its standard error
     fall_error: over folds that did not see the question."""
-    levels: tuple[float, ...] = ()
-    """What is added to the log odds, by fold: of `learned.levels`."""
+    logit_offsets: tuple[float, ...] = ()
+    """What is added to the log odds, by fold: of `model.fit_logit_offsets`."""
 
-    def probability(self, p: Floats, score: Floats, lowest: Floats, best: Floats, query_ids: Sequence[str]) -> Floats:
+    def predict_probability(
+        self, p: Floats, score: Floats, positive_min: Floats, positive_max: Floats, query_ids: Sequence[str]
+    ) -> Floats:
         """p [n] after the teacher's logits [n] are heard; p itself where these are NaN or nobody listens."""
-        heard = ~np.isnan(score) & ~np.isnan(best) & ~np.isnan(p)
-        if not self.models or not heard.any():
+        is_scored = ~np.isnan(score) & ~np.isnan(positive_max) & ~np.isnan(p)
+        if not self.models or not is_scored.any():
             return p
-        rows = table(p[heard], score[heard], lowest[heard], best[heard])
-        queries = [query for query, one in zip(query_ids, heard, strict=True) if one]
-        fold = learned.folds(queries)
-        found = shares(learned.missing(_by_fold(self.models, rows, fold)) + np.array(self.levels)[fold])
+        features = build_stacking_features(
+            p[is_scored], score[is_scored], positive_min[is_scored], positive_max[is_scored]
+        )
+        scored_query_ids = [query for query, one in zip(query_ids, is_scored, strict=True) if one]
+        fold = learned.assign_folds(scored_query_ids)
+        stacked_p = sigmoid(
+            learned.pu_correct(_predict_by_fold(self.models, features, fold)) + np.array(self.logit_offsets)[fold]
+        )
         out = p.astype(np.float32, copy=True)
-        out[heard] = found
+        out[is_scored] = stacked_p
         return out
 
 
-def fit(
-    p: Floats, score: Floats, lowest: Floats, best: Floats, labels: Bools, weights: Floats, query_ids: Sequence[str]
-) -> Opinion:
-    """The opinion of a teacher about candidates of which `labels` [n] are hidden positives, which count `weights` [n]
+def fit_stacked_model(
+    p: Floats,
+    score: Floats,
+    positive_min: Floats,
+    positive_max: Floats,
+    labels: Bools,
+    weights: Floats,
+    query_ids: Sequence[str],
+) -> StackedModel:
+    """The opinion of a teacher about candidates of which `labels` [n] are hidden positives, which count `weights`
+    [n]
     times, as many as their question has positives; p must not know them.
 
     All are [n]: p of folds that did not see the question, logits of the candidate and of its query's lowest and best
     *known* positive. Rows that the teacher was not asked about (NaN) are passed over.
     """
-    heard = ~np.isnan(score) & ~np.isnan(best) & ~np.isnan(p)
-    rows, labels = table(p[heard], score[heard], lowest[heard], best[heard]), labels[heard]
-    queries = np.asarray(query_ids, dtype=object)[heard]
-    fold = learned.folds(queries.tolist())
-    found: Summary = {"hidden": int(labels.sum()), "candidates": len(labels)}
-    if labels.sum() < learned.LEAST_FOUND or any(
-        not 0 < labels[fold != number].sum() < (fold != number).sum() for number in range(learned.FOLDS)
+    is_scored = ~np.isnan(score) & ~np.isnan(positive_max) & ~np.isnan(p)
+    features, labels = (
+        build_stacking_features(p[is_scored], score[is_scored], positive_min[is_scored], positive_max[is_scored]),
+        labels[is_scored],
+    )
+    scored_query_ids = np.asarray(query_ids, dtype=object)[is_scored]
+    fold = learned.assign_folds(scored_query_ids.tolist())
+    metrics: Summary = {"hidden": int(labels.sum()), "candidates": len(labels)}
+    if labels.sum() < learned.MIN_HIDDEN_POSITIVES or any(
+        not 0 < labels[fold != number].sum() < (fold != number).sum() for number in range(learned.N_FOLDS)
     ):
-        return Opinion((), f"too few hidden positives lie where p is unsure ({found['hidden']}) to judge it by", found)
-    weight = np.where(labels, weights[heard], 1.0).astype(np.float64)
-    alone, told = (_fit(names, rows, labels, weight, fold) for names in (ALONE, TOLD))
-    before, after = _by_fold(alone, rows[:, : len(ALONE)], fold), _by_fold(told, rows, fold)
-    fall, error = paired(loss(before, labels) - loss(after, labels), weight, queries)
-    found |= {
-        "auc_p": round(auc(rows[:, 0], labels), 4),
-        "auc_teacher": round(auc(rows[:, 1], labels), 4),
-        "auc_both": round(auc(after, labels), 4),
-        "loss_p": round(float(np.average(loss(before, labels), weights=weight)), 5),
-        "loss_both": round(float(np.average(loss(after, labels), weights=weight)), 5),
-        "fall": round(fall, 5),
-        "fall_error": round(error, 5),
+        return StackedModel(
+            (), f"too few hidden positives lie where p is unsure ({metrics['hidden']}) to judge it by", metrics
+        )
+    sample_weights = np.where(labels, weights[is_scored], 1.0).astype(np.float64)
+    base_models, stacked_models = (
+        _fit_folds(names, features, labels, sample_weights, fold) for names in (BASE_FEATURES, STACKING_FEATURES)
+    )
+    base_logits, stacked_logits = (
+        _predict_by_fold(base_models, features[:, : len(BASE_FEATURES)], fold),
+        _predict_by_fold(stacked_models, features, fold),
+    )
+    loss_reduction, standard_error = cluster_robust_mean(
+        log_loss(base_logits, labels) - log_loss(stacked_logits, labels), sample_weights, scored_query_ids
+    )
+    metrics |= {
+        "auc_p": round(auc(features[:, 0], labels), 4),
+        "auc_teacher": round(auc(features[:, 1], labels), 4),
+        "auc_both": round(auc(stacked_logits, labels), 4),
+        "loss_p": round(float(np.average(log_loss(base_logits, labels), weights=sample_weights)), 5),
+        "loss_both": round(float(np.average(log_loss(stacked_logits, labels), weights=sample_weights)), 5),
+        "fall": round(loss_reduction, 5),
+        "fall_error": round(standard_error, 5),
     }
-    losses = f"log loss {found['loss_both']:.4f} with it, {found['loss_p']:.4f} without"
-    aucs = f"AUC {found['auc_teacher']:.3f} alone, {found['auc_p']:.3f} of p, {found['auc_both']:.3f} together"
-    if fall > SURE * error:
-        levels = learned.levels(learned.missing(after), labels, weights[heard].astype(np.float64) - 1, fold)
-        return Opinion(told, f"it tells hidden positives apart: {losses}; {aucs}", found, levels)
-    return Opinion((), f"it adds nothing beyond luck: {losses}; {aucs}", found)
+    losses = f"log loss {metrics['loss_both']:.4f} with it, {metrics['loss_p']:.4f} without"
+    aucs = f"AUC {metrics['auc_teacher']:.3f} alone, {metrics['auc_p']:.3f} of p, {metrics['auc_both']:.3f} together"
+    if loss_reduction > MIN_IMPROVEMENT_Z * standard_error:
+        logit_offsets = learned.fit_logit_offsets(
+            learned.pu_correct(stacked_logits), labels, weights[is_scored].astype(np.float64) - 1, fold
+        )
+        return StackedModel(
+            stacked_models, f"it tells hidden positives apart: {losses}; {aucs}", metrics, logit_offsets
+        )
+    return StackedModel((), f"it adds nothing beyond luck: {losses}; {aucs}", metrics)
 
 
-def raised(p: Floats, score: Floats, best: Floats) -> Floats:
+def raise_only(p: Floats, score: Floats, positive_max: Floats) -> Floats:
     """p [n], or where it is higher the odds on which the teacher prefers the candidate to the query's best positive.
 
     That is the sigmoid of the difference of the two logits (Bradley and Terry 1952, and the listwise loss of a group of
     two). It never lowers p, so nothing is emitted on the word of a teacher that was not tried on this table.
     """
-    return np.where(np.isnan(score) | np.isnan(best), p, np.fmax(p, shares(score - best))).astype(np.float32)
+    return np.where(np.isnan(score) | np.isnan(positive_max), p, np.fmax(p, sigmoid(score - positive_max))).astype(
+        np.float32
+    )
 
 
-def table(p: Floats, score: Floats, lowest: Floats, best: Floats) -> Floats:
+def build_stacking_features(p: Floats, score: Floats, positive_min: Floats, positive_max: Floats) -> Floats:
     """The columns TOLD [n, 4]; the first is ALONE."""
-    out: Floats = np.stack([log_odds(p), score - best, score - lowest, score], axis=1).astype(np.float32)
+    out: Floats = np.stack([log_odds(p), score - positive_max, score - positive_min, score], axis=1).astype(np.float32)
     return out
 
 
-def paired(
-    fall: NDArray[np.float64], weights: NDArray[np.float64], queries: NDArray[np.object_]
+def cluster_robust_mean(
+    values: NDArray[np.float64], weights: NDArray[np.float64], query_ids: NDArray[np.object_]
 ) -> tuple[float, float]:
-    """The weighted mean of `fall` [n] and its standard error, for rows that come in clusters, one a query."""
-    _, of = np.unique(queries.astype(str), return_inverse=True)
-    total = np.bincount(of, fall * weights)
-    size = np.bincount(of, weights)
-    mean = float(total.sum() / size.sum())
-    clusters = len(size)
-    error = np.sqrt(np.square(total - mean * size).sum() * clusters / max(clusters - 1, 1)) / size.sum()
-    return mean, float(error)
+    """The weighted mean of `values` [n] and its standard error, for rows that come in clusters, one a query."""
+    _, cluster = np.unique(query_ids.astype(str), return_inverse=True)
+    cluster_sums = np.bincount(cluster, values * weights)
+    cluster_weights = np.bincount(cluster, weights)
+    mean = float(cluster_sums.sum() / cluster_weights.sum())
+    n_clusters = len(cluster_weights)
+    standard_error = (
+        np.sqrt(np.square(cluster_sums - mean * cluster_weights).sum() * n_clusters / max(n_clusters - 1, 1))
+        / cluster_weights.sum()
+    )
+    return mean, float(standard_error)
 
 
 def auc(score: NDArray[np.floating], labels: Bools) -> float:
@@ -127,22 +162,24 @@ def auc(score: NDArray[np.floating], labels: Bools) -> float:
     return float(roc_auc_score(labels, score))
 
 
-def _fit(
-    names: Sequence[str], rows: Floats, labels: Bools, weights: NDArray[np.float64], fold: NDArray[np.int64]
-) -> tuple[Model, ...]:
+def _fit_folds(
+    names: Sequence[str], features: Floats, labels: Bools, weights: NDArray[np.float64], fold: NDArray[np.int64]
+) -> tuple[LogisticModel, ...]:
     """A model a fold, of the rows outside it."""
-    seen = [fold != number for number in range(learned.FOLDS)]
-    return tuple(Model.fit(names, rows[s, : len(names)], labels[s], weights[s], STRENGTH) for s in seen)
+    training_masks = [fold != number for number in range(learned.N_FOLDS)]
+    return tuple(
+        LogisticModel.fit(names, features[s, : len(names)], labels[s], weights[s], STACKING_C) for s in training_masks
+    )
 
 
-def _by_fold(models: Sequence[Model], rows: Floats, fold: NDArray[np.int64]) -> NDArray[np.float64]:
-    out = np.empty(len(rows))
+def _predict_by_fold(models: Sequence[LogisticModel], features: Floats, fold: NDArray[np.int64]) -> NDArray[np.float64]:
+    out = np.empty(len(features))
     for number, model in enumerate(models):
-        out[fold == number] = model.log_odds(rows[fold == number])
+        out[fold == number] = model.predict_log_odds(features[fold == number])
     return out
 
 
-def loss(odds: NDArray[np.float64], labels: Bools) -> NDArray[np.float64]:
+def log_loss(logits: NDArray[np.float64], labels: Bools) -> NDArray[np.float64]:
     """The log loss of each row [n]."""
-    out: NDArray[np.float64] = np.logaddexp(0, np.where(labels, -odds, odds))
+    out: NDArray[np.float64] = np.logaddexp(0, np.where(labels, -logits, logits))
     return out

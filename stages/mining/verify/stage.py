@@ -17,40 +17,40 @@ import polars as pl
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.core.hashing import draw
+from stages.core.hashing import stable_hash
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, resolve_model
 from stages.core.params import option
-from stages.core.schemas import Summary, Tools, scan_documents
-from stages.mining.estimator.holdout import hide_one
-from stages.mining.risk_budget import Floats, Limits
-from stages.mining.verify.selection import PAIR, Scene
+from stages.core.schemas import StageContext, Summary, scan_documents
+from stages.mining.estimator.holdout import hold_out_one
+from stages.mining.risk_budget import Floats, RiskPolicy
+from stages.mining.verify.selection import PAIR_COLUMNS, VerifyInputs
 
 if TYPE_CHECKING:
-    from stages.mining.verify.cross_encoder import Teacher
+    from stages.mining.verify.cross_encoder import CrossEncoderVerifier
 
 VERSION = 2
 
-SAID = {"teacher_score": pl.Float32, "teacher_false": pl.Boolean, "judge": pl.Boolean}
+VERIFIER_COLUMNS = {"teacher_score": pl.Float32, "teacher_false": pl.Boolean, "judge": pl.Boolean}
 """What a teacher and a judge say of a pair."""
 
-SELF = "self"
-SELF_QUERIES = 2_000
+SELF_TRAINED = "self"
+SELF_TRAINED_MAX_QUERIES = 2_000
 """Questions that a fold of a self-taught teacher learns from at most."""
-RELEVANT, NOT_RELEVANT = 0.98, 0.01
+P_JUDGED_RELEVANT, P_JUDGED_NOT_RELEVANT = 0.98, 0.01
 """p_false_negative after a judge's verdict: it errs now and then."""
 
 
-class Params(Limits):
+class Params(RiskPolicy):
     """Who is asked for a second opinion."""
 
-    # the weights enter the key through `identity`
+    # the weights enter the key through `key_extras`
     teacher: str | None = option(
         None,
         "Cross-encoder that reads the candidates in doubt, by folder or Hugging Face id; self: small rerankers trained "
         "on this table, each for the questions that it did not see. In doubt is what the learned mask might emit. Left "
         "out: none.",
-        model=True,
-        unkeyed=True,
+        is_model=True,
+        exclude_from_key=True,
     )
     teacher_rule: Literal["none", "margin", "margin_max", "perc", "perc_max", "abs"] = option(
         "none",
@@ -65,14 +65,17 @@ class Params(Limits):
     )
     teacher_max_length: int = option(256, "Tokens of query and document together that a teacher reads.", ge=8)
     teacher_base: str = option(
-        DEFAULT_ENCODER, "With teacher = self: the model that these rerankers start from.", model=True, unkeyed=True
+        DEFAULT_ENCODER,
+        "With teacher = self: the model that these rerankers start from.",
+        is_model=True,
+        exclude_from_key=True,
     )
     folds: int = option(
         2, "With teacher = self: so many rerankers, each scores one part and learns from the others.", ge=2
     )
     judge: str | None = option(
         None, "URL of an OpenAI-compatible API that is asked about candidates, such as http://localhost:8000/v1.",
-        unkeyed=True,
+        exclude_from_key=True,
     )  # fmt: skip
     judge_model: str | None = option(None, "Name of the model behind judge.")
     judge_budget: int = option(
@@ -81,213 +84,274 @@ class Params(Limits):
     )  # fmt: skip
 
     @classmethod
-    def marked(cls, mark: str) -> set[str]:
-        """The limits enter the key through `identity` too: where nobody is asked, they shape nothing here."""
-        return super().marked(mark) | (set(Limits.model_fields) if mark == "unkeyed" else set())
+    def fields_with_mark(cls, mark: str) -> set[str]:
+        """The limits enter the key through `key_extras` too: where nobody is asked, they shape nothing here."""
+        return super().fields_with_mark(mark) | (set(RiskPolicy.model_fields) if mark == "unkeyed" else set())
 
 
-def identity(params: Params) -> dict[str, str]:
+def key_extras(params: Params) -> dict[str, str]:
     """Who is asked (the weights of the teacher, or of what it starts from), and within what limits."""
-    found = {"judge": "asked"} if params.judge else {}
-    if params.teacher == SELF:
-        found["teacher"] = f"self: {model_digest(resolve_model(params.teacher_base))}"
+    extras = {"judge": "asked"} if params.judge else {}
+    if params.teacher == SELF_TRAINED:
+        extras["teacher"] = f"self: {model_digest(resolve_model(params.teacher_base))}"
     elif params.teacher:
-        found["teacher"] = model_digest(resolve_model(params.teacher))
-    return found | ({name: str(getattr(params, name)) for name in Limits.model_fields} if found else {})
+        extras["teacher"] = model_digest(resolve_model(params.teacher))
+    return extras | ({name: str(getattr(params, name)) for name in RiskPolicy.model_fields} if extras else {})
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path, tools: Tools) -> Summary:
+def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write verified.parquet, a row for each pair that somebody read, and taught.parquet with the p that follows."""
     estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
-    taught = schemas.read_table(inputs["shown"], schemas.TAUGHT)
-    said: Summary = {}
-    verified = pl.DataFrame(pl.from_arrow(schemas.VERIFIED.empty_table()))
-    wanted = " nor ".join(who for who in ("teacher", "judge") if getattr(params, who))
-    if wanted and estimator["source"] is None:
-        why = estimator["unfit"]
-        raise InputError(f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {why}")
-    if wanted and estimator["unfit"]:
+    holdout = schemas.read_table(inputs["shown"], schemas.HOLDOUT_CANDIDATES)
+    summary: Summary = {}
+    verifier_scores = pl.DataFrame(pl.from_arrow(schemas.VERIFIER_SCORES.empty_table()))
+    verifier_names = " nor ".join(who for who in ("teacher", "judge") if getattr(params, who))
+    if verifier_names and estimator["source"] is None:
+        reason = estimator["unfit"]
+        raise InputError(f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {reason}")
+    if verifier_names and estimator["unfit"]:
         # no contradiction in what the person set: a table may come to this, or leave it, from one refresh to the next
-        tools.progress.say(f"no {wanted} is asked, since it can't be told what is in doubt: {estimator['unfit']}")
-        said["unasked"] = estimator["unfit"]
-    elif wanted:
-        scene = Scene(inputs, tools)
-        rows = scene.doubtful(params).with_columns(judge=pl.lit(None, pl.Boolean))
+        context.progress.log(
+            f"no {verifier_names} is asked, since it can't be told what is in doubt: {estimator['unfit']}"
+        )
+        summary["unasked"] = estimator["unfit"]
+    elif verifier_names:
+        verify_inputs = VerifyInputs(inputs, context)
+        rows = verify_inputs.select_for_verification(params).with_columns(judge=pl.lit(None, pl.Boolean))
         if params.teacher:
-            rows, taught, verified, said["teacher"] = taught_by(params, rows, taught, scene)
+            rows, holdout, verifier_scores, summary["teacher"] = apply_verifier(params, rows, holdout, verify_inputs)
         if params.judge:
-            rows, said["judge"] = judged_by(params, rows, scene)
-        verified = told(rows, verified)
-    schemas.write_table(verified, schemas.VERIFIED, out / "verified.parquet")
-    schemas.write_table(taught, schemas.TAUGHT, out / "taught.parquet")
-    return {"pairs": verified.height, **said}
+            rows, summary["judge"] = apply_llm_judge(params, rows, verify_inputs)
+        verifier_scores = build_verifier_scores(rows, verifier_scores)
+    schemas.write_table(verifier_scores, schemas.VERIFIER_SCORES, out / "verified.parquet")
+    schemas.write_table(holdout, schemas.HOLDOUT_CANDIDATES, out / "taught.parquet")
+    return {"pairs": verifier_scores.height, **summary}
 
 
-def intact(inputs: Mapping[str, Path], out: Path, tools: Tools) -> bool:
+def is_valid(inputs: Mapping[str, Path], out: Path, context: StageContext) -> bool:
     """Has the judge answered whatever it was asked? Where not, it is asked again in the next run."""
     summary = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["summary"]
     return not summary.get("judge", {}).get("failed")
 
 
-def heard(evidence: pl.LazyFrame, verified: pl.LazyFrame) -> pl.LazyFrame:
-    """`evidence` with teacher_score, teacher_false and judge, and p_false_negative as it is after these."""
-    if verified.head(1).collect().is_empty():  # a join with nothing takes longer than to read the evidence
-        return evidence.with_columns(pl.lit(None, kind).alias(name) for name, kind in SAID.items())
-    told = verified.select(*PAIR, *SAID, after="p_false_negative")
-    rows = evidence.join(told, on=PAIR, how="left", maintain_order="left")
+def apply_verifier_scores(candidate_features: pl.LazyFrame, verifier_scores: pl.LazyFrame) -> pl.LazyFrame:
+    """`candidate_features` with teacher_score, teacher_false and judge, and p_false_negative as it is after these."""
+    if verifier_scores.head(1).collect().is_empty():  # a join with nothing takes longer than to read the evidence
+        return candidate_features.with_columns(
+            pl.lit(None, kind).alias(name) for name, kind in VERIFIER_COLUMNS.items()
+        )
+    updates = verifier_scores.select(*PAIR_COLUMNS, *VERIFIER_COLUMNS, after="p_false_negative")
+    rows = candidate_features.join(updates, on=PAIR_COLUMNS, how="left", maintain_order="left")
     return rows.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
 
 
-class Reader(Protocol):
-    """Who scores pairs: `teacher.Teacher` and `crossfit.Cross` behind one face."""
+class PairScorer(Protocol):
+    """Who scores pairs: `cross_encoder.CrossEncoderVerifier` and `cross_fitting.CrossFitReranker` behind one face."""
 
     @property
     def counts(self) -> dict[str, int]:
         """Distinct pairs: scored now, and cached."""
 
-    def scores(self, query_ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Floats:
+    def score_pairs(self, query_ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Floats:
         """The logit of each pair."""
 
 
-def taught_by(
-    params: Params, rows: pl.DataFrame, taught: pl.DataFrame, scene: Scene
+def apply_verifier(
+    params: Params, rows: pl.DataFrame, holdout: pl.DataFrame, verify_inputs: VerifyInputs
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, Summary]:
-    """`rows` and `taught` with p after the teacher, what it said of each pair, and how it did."""
+    """`rows` and `holdout` with p after the teacher, what it said of each pair, and how it did."""
     from stages.mining.verify import cross_encoder as teacher
     from stages.mining.verify import stacking
 
     p = rows["p_false_negative"].to_numpy()
-    unsure = rows.filter(
-        pl.Series(teacher.band(p, most=params.teacher_budget, near=rows["threshold"].to_numpy()), dtype=pl.Boolean)
+    uncertain = rows.filter(
+        pl.Series(
+            teacher.select_uncertain(p, max_candidates=params.teacher_budget, threshold=rows["threshold"].to_numpy()),
+            dtype=pl.Boolean,
+        )
     )
-    shown = taught.filter(pl.Series(teacher.band(taught["p_false_negative"].to_numpy()), dtype=pl.Boolean))
-    reader, why = reading(params, scene)
-    if reader is None:
-        scene.tools.progress.say(f"no teacher is asked: {why}")
-        return rows, taught, rows.head(0), {"heard": False, "why": why}
-    pairs = teacher.asked(pl.concat([unsure.select(PAIR), shown.select(PAIR)]), scene.positives)
+    uncertain_holdout = holdout.filter(
+        pl.Series(teacher.select_uncertain(holdout["p_false_negative"].to_numpy()), dtype=pl.Boolean)
+    )
+    scorer, reason = create_scorer(params, verify_inputs)
+    if scorer is None:
+        verify_inputs.context.progress.log(f"no teacher is asked: {reason}")
+        return rows, holdout, rows.head(0), {"heard": False, "why": reason}
+    pairs = teacher.collect_pairs_to_score(
+        pl.concat([uncertain.select(PAIR_COLUMNS), uncertain_holdout.select(PAIR_COLUMNS)]), verify_inputs.positives
+    )
     scored = pairs.with_columns(
-        teacher_score=pl.Series(reader.scores(pairs["query_id"].to_list(), scene.texts(pairs)), dtype=pl.Float32)
+        teacher_score=pl.Series(
+            scorer.score_pairs(pairs["query_id"].to_list(), verify_inputs.read_pair_texts(pairs)), dtype=pl.Float32
+        )
     )
     # what is hidden from the estimate is no positive to measure from, be it among the rows or not
-    turns = [
-        teacher.measured(rows_of, hide_one(scene.positives, turn).filter(~pl.col("hidden")).select(PAIR), scored)
-        for turn, rows_of in ((int(part["turn"][0]), part) for part in shown.partition_by("turn", maintain_order=True))
+    scored_folds = [
+        teacher.join_verifier_scores(
+            rows_of, hold_out_one(verify_inputs.positives, turn).filter(~pl.col("hidden")).select(PAIR_COLUMNS), scored
+        )
+        for turn, rows_of in (
+            (int(part["turn"][0]), part) for part in uncertain_holdout.partition_by("turn", maintain_order=True)
+        )
     ]
-    learned_from = pl.concat(turns) if turns else teacher.measured(shown, scene.positives, scored)
-    labels, weights = learned_from["hidden"].to_numpy(), learned_from["weight"].to_numpy()
-    verdict = stacking.fit(*figures(learned_from), labels, weights, scene.forms(learned_from))
-    measured = teacher.measured(rows, scene.positives, scored)
-    before, score, lowest, best = figures(measured)
-    listened, why = bool(verdict.models), verdict.why
-    if listened:
-        after = verdict.probability(before, score, lowest, best, scene.forms(measured))
-        mine = verdict.probability(*figures(learned_from), scene.forms(learned_from))
-        told = learned_from.select(*PAIR, "turn").with_columns(after=pl.Series(mine, dtype=pl.Float32))
-        taught = taught.join(told, on=[*PAIR, "turn"], how="left", maintain_order="left")
-        taught = taught.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
-    elif params.teacher != SELF and "auc_p" not in verdict.figures:
-        after = stacking.raised(before, score, best)
-        why = f"{why}; what it prefers to the positive is taken for a positive, nothing else hangs on it"
+    stacking_rows = (
+        pl.concat(scored_folds)
+        if scored_folds
+        else teacher.join_verifier_scores(uncertain_holdout, verify_inputs.positives, scored)
+    )
+    labels, weights = stacking_rows["hidden"].to_numpy(), stacking_rows["weight"].to_numpy()
+    stacked_model = stacking.fit_stacked_model(
+        *extract_score_arrays(stacking_rows), labels, weights, verify_inputs.compute_match_keys(stacking_rows)
+    )
+    scored_rows = teacher.join_verifier_scores(rows, verify_inputs.positives, scored)
+    p_before, score, positive_min, positive_max = extract_score_arrays(scored_rows)
+    is_used, reason = bool(stacked_model.models), stacked_model.reason
+    if is_used:
+        p_after = stacked_model.predict_probability(
+            p_before, score, positive_min, positive_max, verify_inputs.compute_match_keys(scored_rows)
+        )
+        holdout_p = stacked_model.predict_probability(
+            *extract_score_arrays(stacking_rows), verify_inputs.compute_match_keys(stacking_rows)
+        )
+        updates = stacking_rows.select(*PAIR_COLUMNS, "turn").with_columns(after=pl.Series(holdout_p, dtype=pl.Float32))
+        holdout = holdout.join(updates, on=[*PAIR_COLUMNS, "turn"], how="left", maintain_order="left")
+        holdout = holdout.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
+    elif params.teacher != SELF_TRAINED and "auc_p" not in stacked_model.metrics:
+        p_after = stacking.raise_only(p_before, score, positive_max)
+        reason = f"{reason}; what it prefers to the positive is taken for a positive, nothing else hangs on it"
     else:
-        after = before
-    scene.tools.progress.say(f"teacher: {why}")
-    wrong = np.zeros(len(measured), np.bool_)
+        p_after = p_before
+    verify_inputs.context.progress.log(f"teacher: {reason}")
+    is_false_negative = np.zeros(len(scored_rows), np.bool_)
     if params.teacher_rule != "none":
-        wrong = teacher.teacher_false(params.teacher_rule, params.teacher_threshold, score, lowest, best)
-    rows = rows.with_columns(p_false_negative=pl.Series(after, dtype=pl.Float32))
-    marks = measured.select(*PAIR, "teacher_lowest", "teacher_best", teacher_false=pl.Series(wrong, dtype=pl.Boolean))
-    read = scored.join(marks, on=PAIR, how="left", maintain_order="left")
-    return rows, taught, read, {"heard": listened, "why": why, **reader.counts, **verdict.figures}
+        is_false_negative = teacher.flag_false_negatives(
+            params.teacher_rule, params.teacher_threshold, score, positive_min, positive_max
+        )
+    rows = rows.with_columns(p_false_negative=pl.Series(p_after, dtype=pl.Float32))
+    verifier_flags = scored_rows.select(
+        *PAIR_COLUMNS, "teacher_lowest", "teacher_best", teacher_false=pl.Series(is_false_negative, dtype=pl.Boolean)
+    )
+    verifier_scores = scored.join(verifier_flags, on=PAIR_COLUMNS, how="left", maintain_order="left")
+    return rows, holdout, verifier_scores, {"heard": is_used, "why": reason, **scorer.counts, **stacked_model.metrics}
 
 
-def figures(measured: pl.DataFrame) -> tuple[Floats, Floats, Floats, Floats]:
+def extract_score_arrays(scored_rows: pl.DataFrame) -> tuple[Floats, Floats, Floats, Floats]:
     """p and the teacher's logits of a candidate and of its query's lowest and best positive [n]; NaN where unknown."""
     names = ("p_false_negative", "teacher_score", "teacher_lowest", "teacher_best")
-    p, score, lowest, best = (measured[name].cast(pl.Float32).fill_null(float("nan")).to_numpy() for name in names)
-    return p, score, lowest, best
+    p, score, positive_min, positive_max = (
+        scored_rows[name].cast(pl.Float32).fill_null(float("nan")).to_numpy() for name in names
+    )
+    return p, score, positive_min, positive_max
 
 
-def reading(params: Params, scene: Scene) -> tuple[Reader | None, str]:
+def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScorer | None, str]:
     """The teacher, or why there is none."""
-    from stages.mining.verify.cross_encoder import LOW, Teacher
+    from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier
     from stages.training import stage as training_stage
 
     assert params.teacher
-    cache = scene.tools.scores
-    if params.teacher != SELF:
-        tools = scene.tools
-        found = Teacher(params.teacher, cache, "auto", params.teacher_max_length, "auto", tools.progress, tools.engine)
-        return _Alone(found), ""
-    from stages.mining.verify.cross_fitting import Cross, Material, lessons
+    cache_folder = verify_inputs.context.scores_dir
+    if params.teacher != SELF_TRAINED:
+        context = verify_inputs.context
+        verifier = CrossEncoderVerifier(
+            params.teacher, cache_folder, "auto", params.teacher_max_length, "auto", context.progress, context.executor
+        )
+        return _SingleModelScorer(verifier), ""
+    from stages.mining.verify.cross_fitting import CrossFitReranker, TrainingSet, build_training_queries
 
-    evidence = schemas.scan_table(scene.inputs["evidence"], schemas.EVIDENCE)
-    asked = scene.queries.filter(pl.col("split") == "train")
-    drawn = sorted(asked["query_id"].to_list(), key=lambda query: (draw(0, "self", query), query))
-    asked = asked.filter(pl.col("query_id").is_in(drawn[: params.folds * SELF_QUERIES]))
-    known = pl.any_horizontal(pl.col(flag).fill_null(False) for flag in ("same_text", "contains_answer"))
-    safe = evidence.filter((pl.col("p_false_negative") <= LOW) & pl.col("own").is_null() & ~known)
-    candidates = safe.select(*PAIR, "score", "p_false_negative").filter(
-        pl.col("query_id").is_in(asked["query_id"].implode())
+    candidate_features = schemas.scan_table(verify_inputs.paths["evidence"], schemas.CANDIDATE_FEATURES)
+    train_queries = verify_inputs.queries.filter(pl.col("split") == "train")
+    sampled_ids = sorted(train_queries["query_id"].to_list(), key=lambda query: (stable_hash(0, "self", query), query))
+    train_queries = train_queries.filter(
+        pl.col("query_id").is_in(sampled_ids[: params.folds * SELF_TRAINED_MAX_QUERIES])
     )
-    given = training_stage.Params(
-        base=params.teacher_base, epochs=1, max_length=params.teacher_max_length, max_queries=SELF_QUERIES
+    is_known_positive = pl.any_horizontal(pl.col(flag).fill_null(False) for flag in ("same_text", "contains_answer"))
+    safe_candidates = candidate_features.filter(
+        (pl.col("p_false_negative") <= MIN_UNCERTAIN_P) & pl.col("own").is_null() & ~is_known_positive
     )
-    mined = lessons(asked, candidates.collect(), scene.positives, given.seed)
-    wanted = pl.Series([d for query in mined for d in (*query.positives, *query.negatives)], dtype=pl.String).unique()
-    documents = scan_documents(scene.inputs["corpus"]).filter(pl.col("doc_id").is_in(wanted.implode())).collect()
-    material = Material(mined, dict(documents.iter_rows()), dict(scene.queries.select("query_id", "group").iter_rows()))
-    files = scene.inputs["candidates"], scene.inputs["corpus"]
-    cross = Cross(given, params.folds, material, *files, scene.tools.scratch / "self", cache, scene.tools)
-    return (None, cross.unfit) if cross.unfit else (cross, "")
+    candidates = safe_candidates.select(*PAIR_COLUMNS, "score", "p_false_negative").filter(
+        pl.col("query_id").is_in(train_queries["query_id"].implode())
+    )
+    train_params = training_stage.Params(
+        base=params.teacher_base, epochs=1, max_length=params.teacher_max_length, max_queries=SELF_TRAINED_MAX_QUERIES
+    )
+    training_queries = build_training_queries(
+        train_queries, candidates.collect(), verify_inputs.positives, train_params.seed
+    )
+    doc_ids = pl.Series(
+        [d for query in training_queries for d in (*query.positives, *query.negatives)], dtype=pl.String
+    ).unique()
+    documents = (
+        scan_documents(verify_inputs.paths["corpus"]).filter(pl.col("doc_id").is_in(doc_ids.implode())).collect()
+    )
+    training_set = TrainingSet(
+        training_queries,
+        dict(documents.iter_rows()),
+        dict(verify_inputs.queries.select("query_id", "group").iter_rows()),
+    )
+    files = verify_inputs.paths["candidates"], verify_inputs.paths["corpus"]
+    reranker = CrossFitReranker(
+        train_params,
+        params.folds,
+        training_set,
+        *files,
+        verify_inputs.context.scratch_dir / "self",
+        cache_folder,
+        verify_inputs.context,
+    )
+    return (None, reranker.skip_reason) if reranker.skip_reason else (reranker, "")
 
 
 @dataclass
-class _Alone:
+class _SingleModelScorer:
     """A teacher that scores all questions alike."""
 
-    teacher: "Teacher"
+    verifier: "CrossEncoderVerifier"
 
     @property
     def counts(self) -> dict[str, int]:
-        return self.teacher.counts
+        return self.verifier.counts
 
-    def scores(self, query_ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Floats:
-        return self.teacher.scores(pairs)
+    def score_pairs(self, query_ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Floats:
+        return self.verifier.score_pairs(pairs)
 
 
-def judged_by(params: Params, rows: pl.DataFrame, scene: Scene) -> tuple[pl.DataFrame, Summary]:
+def apply_llm_judge(params: Params, rows: pl.DataFrame, verify_inputs: VerifyInputs) -> tuple[pl.DataFrame, Summary]:
     """`rows` with judge, and p after its verdicts, where it was asked; and what that took."""
-    from stages.mining.verify.label_value import by_worth
-    from stages.mining.verify.llm_judge import Judge
+    from stages.mining.verify.label_value import sort_by_label_value
+    from stages.mining.verify.llm_judge import LLMJudge
 
-    judge = Judge(
+    judge = LLMJudge(
         params.judge or "",
         params.judge_model or "",
-        scene.tools.scores / "judge.jsonl",
-        scene.tools.progress,
+        verify_inputs.context.scores_dir / "judge.jsonl",
+        verify_inputs.context.progress,
     )
-    order = by_worth(rows).head(params.judge_budget)
+    selected = sort_by_label_value(rows).head(params.judge_budget)
     # the first N, asked before or not: so the result does not hang on what this workspace has seen
-    verdicts = judge.verdicts(scene.texts(order))
+    verdicts = judge.judge_pairs(verify_inputs.read_pair_texts(selected))
     answered = pl.Series("judge", verdicts == 1, dtype=pl.Boolean).to_frame()
-    found = order.select(PAIR).hstack(answered).filter(pl.Series(~np.isnan(verdicts), dtype=pl.Boolean))
-    rows = rows.drop("judge").join(found, on=PAIR, how="left", maintain_order="left")
-    sure = (
+    found = selected.select(PAIR_COLUMNS).hstack(answered).filter(pl.Series(~np.isnan(verdicts), dtype=pl.Boolean))
+    rows = rows.drop("judge").join(found, on=PAIR_COLUMNS, how="left", maintain_order="left")
+    judged_p = (
         pl.when("judge")
-        .then(pl.lit(RELEVANT, pl.Float32))
+        .then(pl.lit(P_JUDGED_RELEVANT, pl.Float32))
         .when(~pl.col("judge"))
-        .then(pl.lit(NOT_RELEVANT, pl.Float32))
+        .then(pl.lit(P_JUDGED_NOT_RELEVANT, pl.Float32))
     )
-    return rows.with_columns(p_false_negative=pl.coalesce(sure, "p_false_negative")), judge.summary
+    return rows.with_columns(p_false_negative=pl.coalesce(judged_p, "p_false_negative")), judge.summary
 
 
-def told(rows: pl.DataFrame, read: pl.DataFrame) -> pl.DataFrame:
-    """VERIFIED: every pair that a teacher `read` or a judge decided, with the p of `rows` after both; that of a
+def build_verifier_scores(rows: pl.DataFrame, verifier_scores: pl.DataFrame) -> pl.DataFrame:
+    """VERIFIED: every pair that a teacher `verifier_scores` or a judge decided, with the p of `rows` after both; that
+    of a
     positive, which a teacher reads too, is null."""
-    after = rows.select(*PAIR, "p_false_negative", "judge")
-    asked = after.filter(pl.col("judge").is_not_null())
-    if read.is_empty():
-        return asked
-    read = pl.concat([read, asked.select(PAIR).join(read, on=PAIR, how="anti")], how="diagonal")
-    return read.join(after, on=PAIR, how="left", maintain_order="left").sort(PAIR)
+    updates = rows.select(*PAIR_COLUMNS, "p_false_negative", "judge")
+    judged = updates.filter(pl.col("judge").is_not_null())
+    if verifier_scores.is_empty():
+        return judged
+    verifier_scores = pl.concat(
+        [verifier_scores, judged.select(PAIR_COLUMNS).join(verifier_scores, on=PAIR_COLUMNS, how="anti")],
+        how="diagonal",
+    )
+    return verifier_scores.join(updates, on=PAIR_COLUMNS, how="left", maintain_order="left").sort(PAIR_COLUMNS)

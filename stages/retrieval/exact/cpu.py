@@ -9,19 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.embedding.vector_store import Floats
-from stages.retrieval.exact.cpu_bfloat16 import Halves
-from stages.retrieval.exact.scoring import longest, rounding
-from stages.retrieval.exact.topk import TILE, Found, Item, Strip, passing, within_memory
-from stages.retrieval.results import Ids
-from stages.retrieval.topk_cache import NONE
+from stages.retrieval.exact.cpu_bfloat16 import Bfloat16Scorer
+from stages.retrieval.exact.scoring import float32_error_bound, max_norm
+from stages.retrieval.exact.topk import (
+    TILE_SHAPE,
+    BlockTopK,
+    ScanTask,
+    TopKBuffer,
+    find_sparse_hits,
+    translate_oom_errors,
+)
+from stages.retrieval.results import Ints
+from stages.retrieval.topk_cache import NO_HIT
 
-_LIMITED = Lock()
+_THREAD_LIMIT_LOCK = Lock()
 """Threads of libraries are limited for the whole process: two that did so at once would leave it limited."""
-_LEAST_ROWS = 256
+_MIN_QUERIES_PER_THREAD = 256
 """Queries that are worth a thread of their own."""
 
 
-class Tiles:
+class CpuScanner:
     """A worker on the CPU.
 
     Method: tiles of the score matrix are computed, compared with the score that a document must beat, and forgotten.
@@ -32,77 +39,82 @@ class Tiles:
     def __init__(self, width: int, dtype: str) -> None:
         from threadpoolctl import ThreadpoolController
 
-        self._width, self._half, self._controller = width, dtype == "bfloat16", ThreadpoolController()
+        self._width, self._use_bfloat16, self._controller = width, dtype == "bfloat16", ThreadpoolController()
 
-    def __call__(self, item: Item) -> list[Found]:
+    def __call__(self, task: ScanTask) -> list[BlockTopK]:
         import faiss
 
-        queries, documents, least = item
-        best = np.full((len(queries), self._width), NONE)
+        queries, documents, thresholds = task
+        hits = np.full((len(queries), self._width), NO_HIT)
         threads = faiss.omp_get_max_threads()
-        rows = min(max(-(-len(queries) // threads), _LEAST_ROWS), TILE[0])
-        strips = [slice(start, start + rows) for start in range(0, len(queries), rows)]
-        with within_memory(item, "cpu"), self._pool(threads, max(1, threads // max(len(strips), 1))) as pool:
-            cut = [slice(first, first + TILE[1]) for first in range(0, len(documents), TILE[1])]
-            made = (Halves if self._half else _Singles)(queries, documents, cut, pool)
+        rows = min(max(-(-len(queries) // threads), _MIN_QUERIES_PER_THREAD), TILE_SHAPE[0])
+        query_slices = [slice(start, start + rows) for start in range(0, len(queries), rows)]
+        with (
+            translate_oom_errors(task, "cpu"),
+            self._thread_pool(threads, max(1, threads // max(len(query_slices), 1))) as pool,
+        ):
+            tile_slices = [slice(first, first + TILE_SHAPE[1]) for first in range(0, len(documents), TILE_SHAPE[1])]
+            scorer = (Bfloat16Scorer if self._use_bfloat16 else _Float32Scorer)(queries, documents, tile_slices, pool)
 
-            def sweep(rows: slice) -> None:
-                strip = Strip(best[rows], least[rows])
-                for first, tile in made.tiles(rows):
-                    strip.show(first, tile)
-                strip.merge()
+            def scan_queries(rows: slice) -> None:
+                strip = TopKBuffer(hits[rows], thresholds[rows])
+                for first, tile in scorer.score_tiles(rows):
+                    strip.update(first, tile)
+                strip.flush()
 
-            for _ in pool.map(sweep, strips):
+            for _ in pool.map(scan_queries, query_slices):
                 pass
-        return [Found(best, made.off, len(documents))]
+        return [BlockTopK(hits, scorer.error_bound, len(documents))]
 
     @contextmanager
-    def _pool(self, threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
-        """So many threads, of which each multiplies by `each`."""
-        with _LIMITED, self._controller.limit(limits=each, user_api="blas"), ExitStack() as after:
-            if self._half:
+    def _thread_pool(self, n_threads: int, blas_threads: int) -> Iterator[ThreadPoolExecutor]:
+        """So many threads, of which each multiplies by `blas_threads`."""
+        with _THREAD_LIMIT_LOCK, self._controller.limit(limits=blas_threads, user_api="blas"), ExitStack() as after:
+            if self._use_bfloat16:
                 import torch
 
                 after.callback(torch.set_num_threads, torch.get_num_threads())
-                yield after.enter_context(ThreadPoolExecutor(threads, "", torch.set_num_threads, (each,)))
+                yield after.enter_context(ThreadPoolExecutor(n_threads, "", torch.set_num_threads, (blas_threads,)))
             else:
-                yield after.enter_context(ThreadPoolExecutor(threads))
+                yield after.enter_context(ThreadPoolExecutor(n_threads))
 
 
-class _Singles:
+class _Float32Scorer:
     """The scores of some queries with a block of documents, in float32 by numpy."""
 
-    def __init__(self, queries: Floats, documents: Floats, cut: list[slice], pool: ThreadPoolExecutor) -> None:
-        self._queries, self._documents, self._cut = queries, documents, cut
-        self.off = rounding(queries, max(pool.map(longest, (documents[part] for part in cut)), default=0.0))
+    def __init__(self, queries: Floats, documents: Floats, tile_slices: list[slice], pool: ThreadPoolExecutor) -> None:
+        self._queries, self._documents, self._tile_slices = queries, documents, tile_slices
+        self.error_bound = float32_error_bound(
+            queries, max(pool.map(max_norm, (documents[part] for part in tile_slices)), default=0.0)
+        )
         """How far each query's scores may lie from exact ones: [q]."""
 
-    def tiles(self, rows: slice) -> Iterator[tuple[int, "_Dense"]]:
+    def score_tiles(self, rows: slice) -> Iterator[tuple[int, "_Float32Tile"]]:
         """The scores of some queries, a tile at a time, and the place of its first document."""
         queries = self._queries[rows]
         scores, passes = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.bool_)
-        for part in self._cut:
+        for part in self._tile_slices:
             documents = self._documents[part]
             if scores.shape[1] != len(documents):
                 scores = np.empty((len(queries), len(documents)), np.float32)
                 passes = np.empty(scores.shape, np.bool_)
             np.matmul(queries, documents.T, out=scores)
-            yield part.start, _Dense(scores, passes)
+            yield part.start, _Float32Tile(scores, passes)
 
 
-class _Dense:
+class _Float32Tile:
     """Scores [q, d] as an array, and room to compare them in."""
 
     def __init__(self, scores: Floats, passes: npt.NDArray[np.bool_]) -> None:
         self._scores, self._passes = scores, passes
 
-    def above(self, enough: Floats) -> tuple[Ids, Ids, Floats] | None:
-        np.greater(self._scores, enough[:, None], out=self._passes)
-        places = passing(self._passes)
+    def select_above(self, thresholds: Floats) -> tuple[Ints, Ints, Floats] | None:
+        np.greater(self._scores, thresholds[:, None], out=self._passes)
+        places = find_sparse_hits(self._passes)
         if places is None:
             return None
         row, column = np.divmod(places, self._scores.shape[1])
         return row, column, self._scores.ravel()[places]
 
-    def best(self, rows: slice, width: int) -> tuple[Ids, Floats]:
+    def select_top_k(self, rows: slice, k: int) -> tuple[Ints, Floats]:
         return np.arange(self._scores.shape[1]), self._scores[rows]

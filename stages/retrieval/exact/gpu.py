@@ -4,18 +4,18 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.memory import ran_out
+from stages.core.memory import is_oom
 from stages.embedding.vector_store import Floats
-from stages.retrieval.exact.scoring import COARSE, Doubles, off_by
-from stages.retrieval.exact.topk import MANY, Found, Item, Strip, within_memory
-from stages.retrieval.results import Ids
-from stages.retrieval.topk_cache import NONE
+from stages.retrieval.exact.scoring import BFLOAT16_ROUNDING_UNITS, Doubles, inner_product_error_bound
+from stages.retrieval.exact.topk import MAX_HIT_SHARE, BlockTopK, ScanTask, TopKBuffer, translate_oom_errors
+from stages.retrieval.results import Ints
+from stages.retrieval.topk_cache import NO_HIT
 
-_SCORES = 2**26
+_MAX_GPU_SCORES = 2**26
 """Scores that a GPU computes at once: 256 MB in float32."""
 
 
-class TorchSweep:
+class TorchScanner:
     """A worker that multiplies by torch.
 
     In float32 itself, never TF32; in bfloat16 with sums in float32. How far its scores may lie from those of
@@ -25,9 +25,9 @@ class TorchSweep:
     """
 
     def __init__(self, width: int, device: str, dtype: str) -> None:
-        self._width, self._device, self._dtype, self._scores = width, device, dtype, _SCORES
+        self._width, self._device, self._dtype, self._max_scores = width, device, dtype, _MAX_GPU_SCORES
 
-    def __call__(self, item: Item) -> list[Found]:
+    def __call__(self, task: ScanTask) -> list[BlockTopK]:
         import torch
 
         matmul = torch.backends.cuda.matmul
@@ -35,46 +35,56 @@ class TorchSweep:
         torch.set_float32_matmul_precision("highest")
         matmul.allow_bf16_reduced_precision_reduction = False
         try:
-            with within_memory(item, self._device):
-                return [self._swept(item)]
+            with translate_oom_errors(task, self._device):
+                return [self._scan_block(task)]
         finally:
             torch.set_float32_matmul_precision(before[0])
             matmul.allow_bf16_reduced_precision_reduction = before[1]
 
-    def _swept(self, item: Item) -> Found:
+    def _scan_block(self, task: ScanTask) -> BlockTopK:
         import torch
 
-        queries, documents, least = item
-        given = torch.tensor(documents, device=self._device)
-        there = given.to(getattr(torch, self._dtype))
-        longest, changed = (float(_lengths(one).max(initial=0)) for one in (given, given - there.float()))
-        del given
-        best, off = np.full((len(queries), self._width), NONE), np.empty(len(queries))
-        units = 1 if self._dtype == "float32" else COARSE
+        queries, documents, thresholds = task
+        documents_float32 = torch.tensor(documents, device=self._device)
+        device_documents = documents_float32.to(getattr(torch, self._dtype))
+        max_document_norm, max_document_error = (
+            float(_tensor_norms(one).max(initial=0))
+            for one in (documents_float32, documents_float32 - device_documents.float())
+        )
+        del documents_float32
+        hits, error_bound = np.full((len(queries), self._width), NO_HIT), np.empty(len(queries))
+        rounding_units = 1 if self._dtype == "float32" else BFLOAT16_ROUNDING_UNITS
         start = 0
         while start < len(queries):
-            rows = max(1, self._scores // max(1, len(documents)))
+            rows = max(1, self._max_scores // max(1, len(documents)))
             part = slice(start, start + rows)
             try:
-                asked = torch.tensor(queries[part], device=self._device)
-                made = asked.to(there.dtype)
-                mine = np.full((len(asked), self._width), NONE)  # what a part has that did not end is not kept
-                strip = Strip(mine, least[part])
-                strip.show(0, _TorchTile(made @ there.T))
-                strip.merge()
-                length, change = _lengths(asked), _lengths(asked - made.float())
-                best[part] = mine
-                off[part] = off_by(length, longest, queries.shape[1], change, changed, units)
+                queries_float32 = torch.tensor(queries[part], device=self._device)
+                device_queries = queries_float32.to(device_documents.dtype)
+                part_hits = np.full(
+                    (len(queries_float32), self._width), NO_HIT
+                )  # what a part has that did not end is not kept
+                buffer = TopKBuffer(part_hits, thresholds[part])
+                buffer.update(0, _TorchTile(device_queries @ device_documents.T))
+                buffer.flush()
+                query_norms, query_errors = (
+                    _tensor_norms(queries_float32),
+                    _tensor_norms(queries_float32 - device_queries.float()),
+                )
+                hits[part] = part_hits
+                error_bound[part] = inner_product_error_bound(
+                    query_norms, max_document_norm, queries.shape[1], query_errors, max_document_error, rounding_units
+                )
             except RuntimeError as error:
-                self._scores //= 2
-                if not ran_out(error) or self._scores < len(documents):
+                self._max_scores //= 2
+                if not is_oom(error) or self._max_scores < len(documents):
                     raise
                 continue
             start = part.stop
-        return Found(best, off, len(documents))
+        return BlockTopK(hits, error_bound, len(documents))
 
 
-def _lengths(vectors: Any) -> Doubles:
+def _tensor_norms(vectors: Any) -> Doubles:
     """Of a tensor [n, d], in float64, where none vanishes: [n]."""
     import torch
 
@@ -88,19 +98,19 @@ class _TorchTile:
     def __init__(self, scores: Any) -> None:
         self._scores = scores
 
-    def above(self, enough: Floats) -> tuple[Ids, Ids, Floats] | None:
+    def select_above(self, thresholds: Floats) -> tuple[Ints, Ints, Floats] | None:
         import torch
 
         # what must be beaten is a score of this very format, so nothing is lost where it is made one again
-        passes = self._scores > torch.tensor(enough, device=self._scores.device).to(self._scores.dtype)[:, None]
-        if int(passes.count_nonzero()) > MANY * passes.numel():
+        passes = self._scores > torch.tensor(thresholds, device=self._scores.device).to(self._scores.dtype)[:, None]
+        if int(passes.count_nonzero()) > MAX_HIT_SHARE * passes.numel():
             return None
         row, column = passes.nonzero(as_tuple=True)
         return row.cpu().numpy(), column.cpu().numpy(), self._scores[row, column].float().cpu().numpy()
 
-    def best(self, rows: slice, width: int) -> tuple[Ids, Floats]:
+    def select_top_k(self, rows: slice, k: int) -> tuple[Ints, Floats]:
         import torch
 
         some = self._scores[rows].float()
-        scores, ids = torch.topk(some, min(width, some.shape[1]), sorted=False)
+        scores, ids = torch.topk(some, min(k, some.shape[1]), sorted=False)
         return ids.cpu().numpy(), scores.cpu().numpy()

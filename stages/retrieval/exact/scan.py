@@ -11,19 +11,19 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stages.core.executor import Engine, Worker
+from stages.core.executor import Executor, Worker
 from stages.embedding.vector_store import Floats
-from stages.retrieval.exact.cpu import Tiles
-from stages.retrieval.exact.gpu import TorchSweep
-from stages.retrieval.exact.topk import TILE, Found, Item, Sweep, first_of, reached
-from stages.retrieval.results import Ids
-from stages.retrieval.topk_cache import NONE, places_of, scores_of
+from stages.retrieval.exact.cpu import CpuScanner
+from stages.retrieval.exact.gpu import TorchScanner
+from stages.retrieval.exact.topk import TILE_SHAPE, BlockTopK, Scanner, ScanTask, kth_scores, partition_top_k
+from stages.retrieval.results import Ints
+from stages.retrieval.topk_cache import NO_HIT, unpack_documents, unpack_scores
 
-_HALF = 2.0**-8
+_BFLOAT16_ROUNDING = 2.0**-8
 """The most, relatively, that rounding to bfloat16 changes a number: half of what lies between 1 and the next one."""
 
 
-class Blocks(Protocol):
+class DocumentBlocks(Protocol):
     """Vectors of documents [b, d] in the order of their ids 0, 1, 2, ...; begins anew each time it is iterated."""
 
     def __len__(self) -> int: ...
@@ -31,65 +31,75 @@ class Blocks(Protocol):
     def __iter__(self) -> Iterator[Floats]: ...
 
 
-class Swept(NamedTuple):
+class ScanResult(NamedTuple):
     """What a sweep found for some queries [q, d]."""
 
     queries: Floats
-    ids: Ids
+    ids: Ints
     """The `width` best documents of each query, or all where there are fewer, best first: [q, w]."""
     scores: Floats
     """Their scores as they were swept. What is not there scores at most as much as the last that is."""
-    off: npt.NDArray[np.float64]
+    error_bound: npt.NDArray[np.float64]
     """How far a score of what is there may lie from that of `pair_scores`, and by how much this may surpass the last
     score of what is there, where it is of what is not: [q]."""
 
 
-def sweeps(
-    parts: Iterable[Floats], blocks: Blocks, width: int, engine: Engine, device: str = "cpu", dtype: str = "float32"
-) -> Iterator[Swept]:
-    """The `width` best documents of each query of each of `parts`, by scores that rounding has touched.
+def scan_batches(
+    query_batches: Iterable[Floats],
+    blocks: DocumentBlocks,
+    width: int,
+    executor: Executor,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Iterator[ScanResult]:
+    """The `width` best documents of each query of each of `query_batches`, by scores that rounding has touched.
 
     `dtype`, float32 or bfloat16, is what they are multiplied in.
     """
-    made: Callable[[], Sweep]
-    made = partial(Tiles, width, dtype) if device == "cpu" else partial(TorchSweep, width, device, dtype)
-    begun, asked = tee(map(partial(_Part, width, _HALF if dtype == "bfloat16" else 0.0), parts))
-    items = chain.from_iterable(map(part.item, blocks) for part in asked)
-    found = engine.map(Worker(made, device), items)
-    for part in begun:
-        for _ in map(part.add, islice(found, len(blocks))):  # map holds on to none of them
+    make_scanner: Callable[[], Scanner]
+    make_scanner = partial(CpuScanner, width, dtype) if device == "cpu" else partial(TorchScanner, width, device, dtype)
+    batches, task_batches = tee(
+        map(partial(_QueryBatchScan, width, _BFLOAT16_ROUNDING if dtype == "bfloat16" else 0.0), query_batches)
+    )
+    items = chain.from_iterable(map(part.make_task, blocks) for part in task_batches)
+    block_results = executor.map(Worker(make_scanner, device), items)
+    for part in batches:
+        for _ in map(part.add_block, islice(block_results, len(blocks))):  # map holds on to none of them
             pass
-        yield part.swept()
+        yield part.finish()
 
 
-class _Part:
+class _QueryBatchScan:
     """Queries, and the best documents of each in the blocks until now, by scores whose last rounding was by at most
-    `rounded` of themselves."""
+    `rounding` of themselves."""
 
-    def __init__(self, width: int, rounded: float, queries: Floats) -> None:
-        self._rounded = rounded / (1 - rounded)
-        self._queries, self._best = queries, np.full((len(queries), width), NONE)
-        self._documents, self._off = 0, np.zeros(len(queries))
+    def __init__(self, width: int, rounding: float, queries: Floats) -> None:
+        self._rounding = rounding / (1 - rounding)
+        self._queries, self._hits = queries, np.full((len(queries), width), NO_HIT)
+        self._n_documents, self._error_bound = 0, np.zeros(len(queries))
 
-    def item(self, documents: Floats) -> Item:
+    def make_task(self, documents: Floats) -> ScanTask:
         """A block to sweep. Where several are swept at once, `least` may be of fewer blocks than it could be."""
-        return Item(self._queries, documents, reached(self._best))
+        return ScanTask(self._queries, documents, kth_scores(self._hits))
 
-    def add(self, block: Found) -> None:
+    def add_block(self, block: BlockTopK) -> None:
         """Take in what the next block has."""
-        for start in range(0, len(self._best), TILE[0]):
-            best, more = (made[start : start + TILE[0]] for made in (self._best, block.best))
-            there = np.where(more == NONE, NONE, more + np.uint64(self._documents))
-            best[:] = first_of(np.concatenate([best, there], axis=1), best.shape[1])
-        self._documents += block.documents
-        self._off = np.maximum(self._off, block.off)
+        for start in range(0, len(self._hits), TILE_SHAPE[0]):
+            best, more = (made[start : start + TILE_SHAPE[0]] for made in (self._hits, block.hits))
+            there = np.where(more == NO_HIT, NO_HIT, more + np.uint64(self._n_documents))
+            best[:] = partition_top_k(np.concatenate([best, there], axis=1), best.shape[1])
+        self._n_documents += block.n_documents
+        self._error_bound = np.maximum(self._error_bound, block.error_bound)
 
-    def swept(self) -> Swept:
+    def finish(self) -> ScanResult:
         """What there is after all blocks; this is of no more use then."""
-        best, self._best = self._best[:, : self._documents], np.empty((0, 0), np.uint64)
-        best.sort(axis=1)
-        scores = scores_of(best)
+        hits, self._hits = self._hits[:, : self._n_documents], np.empty((0, 0), np.uint64)
+        hits.sort(axis=1)
+        scores = unpack_scores(hits)
         # rounding changes no order: it hides no more of what is not there than of the last that is
-        return Swept(
-            self._queries, places_of(best), scores, self._off + self._rounded * np.abs(scores).max(axis=1, initial=0)
+        return ScanResult(
+            self._queries,
+            unpack_documents(hits),
+            scores,
+            self._error_bound + self._rounding * np.abs(scores).max(axis=1, initial=0),
         )

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from pipeline.cli.build import summary_parts
+from pipeline.cli.build import format_summary
 from pipeline.workflow.artifact_store import Artifact
 
 
 def told(accepted: float | None = None, **summary: object) -> list[object]:
-    return list(summary_parts("compose", Artifact(Path(), {"summary": summary}), accepted))
+    return list(format_summary("compose", Artifact(Path(), {"summary": summary}), accepted))
 
 
 def test_what_is_kept_with_a_weight_is_said_beside_the_share_that_it_raises() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli.plan import compared, events, shown, size, span
+from pipeline.cli.plan import format_bytes, format_duration, format_plan, match_prediction_to_runs, read_events
 from pipeline.workflow.artifact_store import Workspace
-from pipeline.workflow.graph import STAGES
+from pipeline.workflow.graph import STAGES_BY_NAME
 from stages.planning.cost_model import Prediction
 from tests.conftest import Project
 
@@ -37,7 +37,7 @@ def test_a_prediction_is_stood_beside_the_first_run_after_it() -> None:
         done("train", 7),
         done("gate", 1),
     ]
-    found = compared(happened)
+    found = match_prediction_to_runs(happened)
     assert found and found["time"] == "first"
     assert ratios(found) == {"encode": 1.5, "train": 0.5}
     assert found["stages"][0]["memory_predicted"] == 100
@@ -46,41 +46,43 @@ def test_a_prediction_is_stood_beside_the_first_run_after_it() -> None:
 
 def test_it_is_the_last_prediction_of_which_something_ran() -> None:
     happened = [planned("first", encode=10.0, search=1.0), done("encode", 20), planned("second", search=4.0)]
-    assert ratios(compared(happened)) == {"encode": 2.0}
-    assert ratios(compared([*happened, done("search", 2)])) == {"search": 0.5}
+    assert ratios(match_prediction_to_runs(happened)) == {"encode": 2.0}
+    assert ratios(match_prediction_to_runs([*happened, done("search", 2)])) == {"search": 0.5}
 
 
 def test_nothing_is_compared_before_anything_ran() -> None:
-    assert compared([]) is None
-    assert compared([done("encode", 3), planned("first", encode=10.0)]) is None
-    assert compared([planned("first", search=10.0), done("encode", 3)]) is None
+    assert match_prediction_to_runs([]) is None
+    assert match_prediction_to_runs([done("encode", 3), planned("first", encode=10.0)]) is None
+    assert match_prediction_to_runs([planned("first", search=10.0), done("encode", 3)]) is None
 
 
 def test_what_nobody_could_know_has_no_ratio() -> None:
-    assert ratios(compared([planned("first", verify=None), done("verify", 3)])) == {"verify": None}
+    assert ratios(match_prediction_to_runs([planned("first", verify=None), done("verify", 3)])) == {"verify": None}
     old = {"event": "done", "stage": "verify", "seconds": 3.0}
-    found = compared([planned("first", verify=1.0), old])
+    found = match_prediction_to_runs([planned("first", verify=1.0), old])
     assert found and found["stages"][0]["memory_happened"] is None
 
 
 def test_a_prediction_for_another_machine_is_not_stood_beside_what_this_one_took() -> None:
     elsewhere = {**planned("second", encode=0.1), "machine": "4 x NVIDIA H100 SXM"}
-    found = compared([planned("first", encode=10.0), elsewhere, done("encode", 20)])
+    found = match_prediction_to_runs([planned("first", encode=10.0), elsewhere, done("encode", 20)])
     assert ratios(found) == {"encode": 2.0}
-    assert compared([elsewhere, done("encode", 20)]) is None
+    assert match_prediction_to_runs([elsewhere, done("encode", 20)]) is None
 
 
 def test_what_went_on_after_an_interruption_has_no_ratio() -> None:
     start = {"event": "start", "stage": "encode", "key": "k"}
     happened = [start, planned("first", encode=10.0), start, {**done("encode", 9), "key": "k"}]
-    assert ratios(compared(happened)) == {"encode": 0.9}  # what was cut short before the plan was counted in it
-    assert ratios(compared([*happened[1:3], *happened[2:]])) == {"encode": None}
+    assert ratios(match_prediction_to_runs(happened)) == {
+        "encode": 0.9
+    }  # what was cut short before the plan was counted in it
+    assert ratios(match_prediction_to_runs([*happened[1:3], *happened[2:]])) == {"encode": None}
     training = {**start, "stage": "train"}
     before = [training, planned("first", train=10.0), training, {**done("train", 1), "key": "k"}]
-    assert ratios(compared(before)) == {"train": None}  # a plan does not look how far a training came
-    assert ratios(compared([*before, planned("second", train=10.0), *before[2:]])) == {"train": 0.1}
+    assert ratios(match_prediction_to_runs(before)) == {"train": None}  # a plan does not look how far a training came
+    assert ratios(match_prediction_to_runs([*before, planned("second", train=10.0), *before[2:]])) == {"train": 0.1}
     other = {**start, "key": "of other settings"}
-    assert ratios(compared([happened[1], other, *happened[2:]])) == {"encode": 0.9}
+    assert ratios(match_prediction_to_runs([happened[1], other, *happened[2:]])) == {"encode": 0.9}
 
 
 def test_lines_that_a_full_disk_cut_are_passed_over(tmp_path: Path) -> None:
@@ -88,28 +90,28 @@ def test_lines_that_a_full_disk_cut_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(
         b'{"event": "hit"}\n{"event": "failed", "error": "caf\xc3\n{"event": "done"}\n'
     )
-    assert [event["event"] for event in events(workspace)] == ["hit", "done"]
+    assert [event["event"] for event in read_events(workspace)] == ["hit", "done"]
 
 
 def test_a_stage_whose_time_nobody_knows_is_still_to_be_done() -> None:
     asked = Prediction("verify", "500 requests at most", None, 10**9, 0, "unknown")
-    said = " ".join(str(part) for part in shown(["mask", "verify"], [asked], [], None, None).parts)
+    said = " ".join(str(part) for part in format_plan(["mask", "verify"], [asked], [], None, None).parts)
     assert "up to date" not in said.replace("'up to date'", "")  # but in the row of mask
     assert "not in it: the time of verify" in said
     assert "500 requests at most" in said
     free = asked._replace(work="nobody is asked", seconds=0.0)
-    assert "nothing to do" not in str(shown(["verify"], [free], [], None, None).parts)
+    assert "nothing to do" not in str(format_plan(["verify"], [free], [], None, None).parts)
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0, "0.0 s"), (59.94, "59.9 s"), (90, "1.5 min"), (5_399, "90.0 min"), (7_200, "2.0 h")]
 )
 def test_times_are_said_as_people_say_them(seconds: float, words: str) -> None:
-    assert span(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_sizes_too() -> None:
-    assert [size(count) for count in (1_500_000, 2_340_000_000)] == ["1.5 MB", "2.3 GB"]
+    assert [format_bytes(count) for count in (1_500_000, 2_340_000_000)] == ["1.5 MB", "2.3 GB"]
 
 
 def plan(project: Project, *arguments: str) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def plan(project: Project, *arguments: str) -> dict[str, Any]:
 
 def test_a_plan_runs_build_pairs_alone_and_is_compared_once_its_stages_ran(project: Project) -> None:
     first = plan(project)
-    assert [one["stage"] for one in first["stages"]] == [name for name in STAGES if name != "pairs"]
+    assert [one["stage"] for one in first["stages"]] == [name for name in STAGES_BY_NAME if name != "pairs"]
     assert first["up_to_date"] == ["pairs"]
     assert first["compared"] is None
     measured = {one["stage"]: one for one in first["stages"]}

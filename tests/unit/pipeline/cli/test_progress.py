@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.cli.progress import Plain, Terminal
+from pipeline.cli.progress import BarProgress, LineProgress
 
 
 def test_a_plain_line_says_how_many_units_and_tokens_a_second(
@@ -8,7 +8,7 @@ def test_a_plain_line_says_how_many_units_and_tokens_a_second(
 ) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    plain = Plain(verbose=True)
+    plain = LineProgress(verbose=True)
     plain.advance(0, 1_000, "texts")
     now = 110.0
     plain.advance(500, 1_000, "texts", tokens=20_000)
@@ -22,7 +22,7 @@ def test_a_plain_line_says_how_many_units_and_tokens_a_second(
 def test_work_of_one_step_says_no_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    plain = Plain(verbose=True)
+    plain = LineProgress(verbose=True)
     now = 110.0
     plain.advance(50, 50, "queries")
     assert capsys.readouterr().err.endswith("  50 of 50 queries\n")
@@ -30,9 +30,9 @@ def test_work_of_one_step_says_no_rate(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_a_bar_says_no_rate_before_it_knows_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    terminal = Terminal()
+    terminal = BarProgress()
     monkeypatch.setattr("time.monotonic", lambda: now)
-    terminal.meter.since = now
+    terminal.rate_meter.started_at = now
     terminal.advance(50, 100, "queries")
     assert [task.fields["rate"] for task in terminal.bars.tasks] == [""]
     now = 102.0

@@ -2,17 +2,17 @@ import importlib.util
 
 import pytest
 
-from pipeline.cli.progress import Quiet
-from pipeline.executors.factory import engine_for
-from pipeline.executors.local import Local
+from pipeline.cli.progress import QuietProgress
+from pipeline.executors.factory import open_executor
+from pipeline.executors.local import LocalExecutor
 from stages.core.errors import InputError
 from tests.conftest import Project
 
 
 def test_a_command_without_the_flag_works_on_this_machine() -> None:
     for options in ({}, {"engine": "local", "ray_address": None}):
-        with engine_for(options, Quiet()) as engine:
-            assert isinstance(engine, Local)
+        with open_executor(options, QuietProgress()) as engine:
+            assert isinstance(engine, LocalExecutor)
 
 
 def test_an_address_that_no_ray_is_asked_for_is_refused(project: Project) -> None:
@@ -35,6 +35,6 @@ def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else plain(name))
     with (
         pytest.raises(InputError, match=r"pip install 'prep\[ray\]'"),
-        engine_for({"engine": "ray", "ray_address": None}, Quiet()),
+        open_executor({"engine": "ray", "ray_address": None}, QuietProgress()),
     ):
         pass

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pipeline.executors import local
-from pipeline.executors.local import Local, spread
+from pipeline.executors.local import LocalExecutor, map_on_gpus
 from stages.core.errors import InputError
 from stages.core.executor import Worker
 from tests.conftest import ROOT
@@ -30,7 +30,7 @@ def letters(fails_at: str) -> Callable[[str], Iterator[tuple[str, str, int]]]:
 
 
 def test_results_come_in_order_from_a_process_for_each_gpu() -> None:
-    found = list(spread(Worker(partial(letters, "never")), iter(["ab", "", "c", "d", "ef"]), ["3", "5"]))
+    found = list(map_on_gpus(Worker(partial(letters, "never")), iter(["ab", "", "c", "d", "ef"]), ["3", "5"]))
     assert [letter + gpu for letter, gpu, _ in found] == ["a3", "b3", "c3", "d5", "e3", "f3"]
     processes = {gpu: {process for _, g, process in found if g == gpu} for gpu in ("3", "5")}
     assert [len(some) for some in processes.values()] == [1, 1]
@@ -46,21 +46,21 @@ def test_items_are_taken_a_few_ahead() -> None:
             taken.append(word)
             yield word
 
-    results = spread(Worker(partial(letters, "never")), words(), ["0", "1"])
+    results = map_on_gpus(Worker(partial(letters, "never")), words(), ["0", "1"])
     assert next(results)[0] == "a"
     assert taken == ["a", "b", "c", "d"]
     results.close()  # type: ignore[attr-defined]
 
 
 def test_what_a_worker_raises_is_raised_here() -> None:
-    results = spread(Worker(partial(letters, "b")), ["a", "b", "c"], ["0", "1"])
+    results = map_on_gpus(Worker(partial(letters, "b")), ["a", "b", "c"], ["0", "1"])
     assert next(results)[0] == "a"
     with pytest.raises(InputError, match="b can't be read"):
         next(results)
 
 
 def test_a_process_that_was_ended_from_outside_is_said() -> None:
-    results = spread(Worker(partial(letters, "never")), ["a", "death", "c", "d"], ["0", "1"])
+    results = map_on_gpus(Worker(partial(letters, "never")), ["a", "death", "c", "d"], ["0", "1"])
     assert next(results)[0] == "a"
     with pytest.raises(InputError, match=r"ended from outside.* use fewer GPUs"):
         list(results)
@@ -69,11 +69,11 @@ def test_a_process_that_was_ended_from_outside_is_said() -> None:
 ENDLESS = """
 from functools import partial
 from itertools import repeat
-from pipeline.executors.local import spread
+from pipeline.executors.local import map_on_gpus
 from stages.core.executor import Worker
 from tests.unit.pipeline.executors.test_local import letters
 if __name__ == "__main__":
-    for letter, gpu, process in spread(Worker(partial(letters, "never")), repeat("a"), ["0", "1"]):
+    for letter, gpu, process in map_on_gpus(Worker(partial(letters, "never")), repeat("a"), ["0", "1"]):
         print(process, flush=True)
 """
 
@@ -97,6 +97,6 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
 def test_without_several_gpus_the_work_is_done_in_this_process(
     monkeypatch: pytest.MonkeyPatch, device: str, gpus: list[str]
 ) -> None:
-    monkeypatch.setattr(local, "visible_gpus", lambda: gpus)
-    found = list(Local().map(Worker(partial(letters, "never"), device), ["ab"]))
+    monkeypatch.setattr(local, "list_visible_gpus", lambda: gpus)
+    found = list(LocalExecutor().map(Worker(partial(letters, "never"), device), ["ab"]))
     assert {process for _, _, process in found} == {os.getpid()}

@@ -17,13 +17,13 @@ import polars as pl
 import psutil
 import pytest
 
-from pipeline.executors.actor_pool import Actor, shares, versions
-from pipeline.executors.ray import Ray
+from pipeline.executors.actor_pool import WorkerActor, divide_node_resources, get_library_versions
+from pipeline.executors.ray import RayExecutor
 from stages.core.errors import InputError
-from stages.core.executor import Engine, InProcess, Worker
-from stages.core.schemas import CORPUS, QRELS, QUERIES, Tools, write_table
+from stages.core.executor import Executor, InProcessExecutor, Worker
+from stages.core.schemas import CORPUS, QRELS, QUERIES, StageContext, write_table
 from stages.embedding import stage as embedding_stage
-from stages.mining.verify.cross_encoder import Teacher
+from stages.mining.verify.cross_encoder import CrossEncoderVerifier
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from stages.retrieval import incremental
 from stages.retrieval import stage as retrieval_stage
@@ -96,7 +96,7 @@ class Said:
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.lines.append(message)
 
 
@@ -111,9 +111,9 @@ class Killer(Said):
         until = time.monotonic() + 60
         while not self.worked and time.monotonic() < until:
             titles = [" ".join(child.cmdline()).strip() for child in self.node.children()]
-            self.worked = any("Actor.do" in title for title in titles)
+            self.worked = any("WorkerActor.run_item" in title for title in titles)
             time.sleep(0.005)
-            if "ray::Actor" in titles:  # it waits for work: the driver has to go on, or it is given none
+            if "ray::WorkerActor" in titles:  # it waits for work: the driver has to go on, or it is given none
                 break
         if self.worked and done >= 100 and not self.killed_at:
             self.nodes.processes()
@@ -135,13 +135,13 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(
-    stage: Any, params: Any, inputs: dict[str, Path], folder: Path, engine: Engine, progress: Said
+    stage: Any, params: Any, inputs: dict[str, Path], folder: Path, engine: Executor, progress: Said
 ) -> dict[str, bytes]:
     """Run a stage in a workspace; the files that it wrote."""
     out = folder / stage.__name__
     out.mkdir(parents=True)
-    tools = Tools(progress, folder / "scratch", folder / "vectors", folder / "logs", engine)
-    stage.run(params, {**inputs, "encoding": folder / "stages.retrieval.encode/encoding.json"}, out, tools)
+    tools = StageContext(progress, folder / "scratch", folder / "vectors", folder / "logs", engine)
+    stage.run(params, {**inputs, "encoding": folder / "stages.embedding.stage/encoding.json"}, out, tools)
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
@@ -155,15 +155,15 @@ def vectors(folder: Path) -> dict[bytes, bytes]:
 def test_a_node_that_is_killed_changes_no_byte(
     nodes: Nodes, tables: dict[str, Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incremental, "_QUERIES", 10)
+    monkeypatch.setattr(incremental, "_FULL_SEARCH_QUERIES", 10)
     work = [
         (embedding_stage, embedding_stage.Params(model=str(tiny_model), batch_tokens=8)),
         (retrieval_stage, retrieval_stage.Params(depth=7, block=40)),
     ]
     for stage, params in work:
-        expected = run(stage, params, tables, tmp_path / "local", InProcess(), Said())
+        expected = run(stage, params, tables, tmp_path / "local", InProcessExecutor(), Said())
         killer = Killer(nodes, nodes.add())
-        engine = Ray(nodes.address, killer)
+        engine = RayExecutor(nodes.address, killer)
         try:
             found = run(stage, params, tables, tmp_path / "ray", engine, killer)
         finally:
@@ -175,8 +175,8 @@ def test_a_node_that_is_killed_changes_no_byte(
 
 
 @pytest.fixture
-def engine(nodes: Nodes) -> Iterator[Ray]:
-    made = Ray(nodes.address, Said())
+def engine(nodes: Nodes) -> Iterator[RayExecutor]:
+    made = RayExecutor(nodes.address, Said())
     try:
         yield made
     finally:
@@ -199,7 +199,7 @@ def squares(trouble: str) -> Callable[[int], Iterator[int]]:
     return work
 
 
-def test_results_come_in_order_and_trouble_comes_as_itself(engine: Ray) -> None:
+def test_results_come_in_order_and_trouble_comes_as_itself(engine: RayExecutor) -> None:
     results = engine.map(Worker(partial(squares, "")), iter(range(40)))
     assert list(results) == [value for n in range(40) for value in (n, n * n)]
     with pytest.raises(InputError, match=r"^3 can't be read\. Give another number\. \(On the node .*\)$"):
@@ -212,13 +212,13 @@ def test_results_come_in_order_and_trouble_comes_as_itself(engine: Ray) -> None:
         list(engine.map(Worker(partial(squares, ""), "cuda"), range(9)))
 
 
-def test_a_teachers_scores_are_the_same(engine: Ray, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_teachers_scores_are_the_same(engine: RayExecutor, tiny_model: Path, tmp_path: Path) -> None:
     save_reranker(load_reranker(tiny_model, "cpu", seed=3), tmp_path / "cross")
     pairs = [(f"q{i % 7}", " ".join("abcdefgh"[(i * j) % 8] for j in range(i % 40 + 1))) for i in range(200)]
     given = "cpu", 64, "float32", Said()
-    here = Teacher(str(tmp_path / "cross"), tmp_path / "here", *given)  # type: ignore[arg-type]
-    there = Teacher(str(tmp_path / "cross"), tmp_path / "there", *given, engine)  # type: ignore[arg-type]
-    assert np.array_equal(there.scores(pairs), here.scores(pairs))
+    here = CrossEncoderVerifier(str(tmp_path / "cross"), tmp_path / "here", *given)  # type: ignore[arg-type]
+    there = CrossEncoderVerifier(str(tmp_path / "cross"), tmp_path / "there", *given, engine)  # type: ignore[arg-type]
+    assert np.array_equal(there.score_pairs(pairs), here.score_pairs(pairs))
     assert there.counts == here.counts
 
 
@@ -240,28 +240,32 @@ def test_a_cluster_that_is_not_there_is_said(project: Project) -> None:
 
 
 def test_a_node_with_other_libraries_is_not_fit() -> None:
-    actor = Actor(Worker(partial(squares, "")))
-    assert actor.fit(versions()) is None
-    said = str(actor.fit({**versions(), "torch": "0.1"}))
-    assert f"has torch {versions()['torch']}, not 0.1" in said
+    actor = WorkerActor(Worker(partial(squares, "")))
+    assert actor.check_versions(get_library_versions()) is None
+    said = str(actor.check_versions({**get_library_versions(), "torch": "0.1"}))
+    assert f"has torch {get_library_versions()['torch']}, not 0.1" in said
     assert "numpy" not in said
     for name in ("prep", "tokenizers", "faiss-cpu"):
-        assert f"has {name} {versions()[name]}, not 0.1: install" in str(actor.fit({**versions(), name: "0.1"}))
-    fewer = {name: version for name, version in versions().items() if name != "prep"}
-    assert f"has prep {versions()['prep']}, not absent: install" in str(actor.fit(fewer))
+        assert f"has {name} {get_library_versions()[name]}, not 0.1: install" in str(
+            actor.check_versions({**get_library_versions(), name: "0.1"})
+        )
+    fewer = {name: version for name, version in get_library_versions().items() if name != "prep"}
+    assert f"has prep {get_library_versions()['prep']}, not absent: install" in str(actor.check_versions(fewer))
 
 
 @pytest.mark.parametrize(
     ("cpus", "taken"), [(0, []), (1, [1]), (4, [4]), (5, [2, 2]), (6, [3, 3]), (7, [3, 3]), (8, [4, 4]), (9, [3, 3, 3])]
 )
 def test_a_nodes_cpus_are_shared_out(cpus: int, taken: list[int]) -> None:
-    assert shares({"CPU": float(cpus)}, gpu=False) == [{"num_cpus": n, "num_gpus": 0} for n in taken]
+    assert divide_node_resources({"CPU": float(cpus)}, needs_gpu=False) == [
+        {"num_cpus": n, "num_gpus": 0} for n in taken
+    ]
 
 
 def test_each_gpu_has_an_actor() -> None:
-    assert shares({"CPU": 16.0, "GPU": 2.0}, gpu=True) == [{"num_cpus": 4, "num_gpus": 1}] * 2
-    assert shares({"CPU": 2.0, "GPU": 4.0}, gpu=True) == [{"num_cpus": 0, "num_gpus": 1}] * 4
-    assert shares({"CPU": 2.0}, gpu=True) == []
+    assert divide_node_resources({"CPU": 16.0, "GPU": 2.0}, needs_gpu=True) == [{"num_cpus": 4, "num_gpus": 1}] * 2
+    assert divide_node_resources({"CPU": 2.0, "GPU": 4.0}, needs_gpu=True) == [{"num_cpus": 0, "num_gpus": 1}] * 4
+    assert divide_node_resources({"CPU": 2.0}, needs_gpu=True) == []
 
 
 def test_faiss_gpu_may_stand_in_the_place_of_faiss_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,5 +277,5 @@ def test_faiss_gpu_may_stand_in_the_place_of_faiss_cpu(monkeypatch: pytest.Monke
         return plain(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert versions()["faiss-cpu"] == "absent"
-    assert Actor(Worker(partial(squares, ""))).fit(versions()) is None
+    assert get_library_versions()["faiss-cpu"] == "absent"
+    assert WorkerActor(Worker(partial(squares, ""))).check_versions(get_library_versions()) is None

@@ -10,14 +10,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.report.charts import Dot, Marker, Series, dots, histogram, ticks
-from pipeline.report.examples import drawn_questions
-from pipeline.report.html import CUT, Html, cut, esc, table
-from pipeline.report.page import page, rule
-from pipeline.report.quality import advice, difference, finding
+from pipeline.report.charts import Dot, Marker, Series, compute_ticks, render_dot_plot, render_histogram
+from pipeline.report.examples import sample_queries
+from pipeline.report.html import MAX_TEXT_CHARS, Html, escape_html, render_table, truncate_text
+from pipeline.report.page import describe_mask_rule, render_report
+from pipeline.report.quality import describe_result, format_difference, list_advice
 from pipeline.workflow.artifact_store import Artifact
 from pipeline.workflow.graph import PIPELINE
-from stages.core.schemas import CORPUS, JUDGED, QUERIES, VERDICTS, write_table
+from stages.core.schemas import CORPUS, QRELS_SCORED, QUERIES, VERDICTS, write_table
 
 Artifacts = dict[str, Artifact]
 Build = Callable[..., Artifacts]
@@ -140,7 +140,7 @@ def build(tmp_path: Path) -> Build:
         for frame, schema, path in (
             (frame_of(queries, QUERIES), QUERIES, put["pairs"] / "queries.parquet"),
             (frame_of(corpus, CORPUS), CORPUS, put["pairs"] / "corpus.parquet"),
-            (frame_of(judged, JUDGED), JUDGED, put["search"] / "judged.parquet"),
+            (frame_of(judged, QRELS_SCORED), QRELS_SCORED, put["search"] / "judged.parquet"),
             (frame_of(verdicts, VERDICTS), VERDICTS, put["mask"] / "verdicts.parquet"),
         ):
             write_table(frame, schema, path)
@@ -189,7 +189,7 @@ class Reader(HTMLParser):
 
 def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
     metrics = measured()
-    texts = Reader(page(build())).texts
+    texts = Reader(render_report(build())).texts
     for rows in (metrics["test"], metrics["dev"], metrics["forced"]["test"], metrics["forced"]["dev"]):
         for found in rows.values():
             for value in found.values():
@@ -202,7 +202,7 @@ def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
 
 
 def test_the_funnel_and_the_mask_are_those_of_the_summaries(build: Build) -> None:
-    texts = Reader(page(build())).texts
+    texts = Reader(render_report(build())).texts
     told = " ".join(texts)
     pairs = "rows in 1,623 empty question −17 too short −3 rows used 1,603 merged into an equal question 27"
     assert f"{pairs} questions 1,576 train 1,211 dev 181 test 184 documents 905 curated negatives 12" in told
@@ -222,7 +222,7 @@ def test_the_funnel_and_the_mask_are_those_of_the_summaries(build: Build) -> Non
 
 
 def test_an_example_says_why(build: Build) -> None:
-    told = " ".join(Reader(page(build())).texts)
+    told = " ".join(Reader(render_report(build())).texts)
     assert "How do I reset it? q1 Positive 0.800 Press the button. not among the candidates" in told
     assert "Mined negatives 0.310 Opening hours are nine to five. rank 3; passed every check" in told
     nearest = "0.790 Hold the button for ten seconds. rank 1; may be a positive: score 0.79 is above 0.76 (perc)"
@@ -237,14 +237,14 @@ def test_negatives_of_all_lines_are_shown_and_need_be_no_candidates(build: Build
     ]
     path = artifacts["compose"].folder / "mined.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = page(artifacts)
+    found = render_report(artifacts)
     assert "A cow &amp; a calf." in found
     assert "not among the candidates; drawn from all documents" in found
     assert found.count(TEXTS["kept"]) == 1
 
 
 def test_keys_and_settings(build: Build) -> None:
-    texts = Reader(page(build())).texts
+    texts = Reader(render_report(build())).texts
     place = texts.index("0a2b3c4d")
     assert texts[place - 1 : place + 2] == ["pairs", "0a2b3c4d", "dev = 0.15"]  # test = 0.1 is the default
     assert texts[texts.index("1a2b3c4d") + 1] == "defaults"
@@ -255,11 +255,11 @@ def test_the_same_artifacts_give_the_same_bytes(build: Build) -> None:
     one, two = build(), build(at="elsewhere")
     for artifact in two.values():  # as a manifest that was read from disk, which has its keys sorted
         artifact.manifest["summary"] = json.loads(json.dumps(artifact.summary, sort_keys=True))
-    assert page(one) == page(one) == page(two)
+    assert render_report(one) == render_report(one) == render_report(two)
 
 
 def test_no_path_of_this_machine_is_on_the_page(build: Build, tmp_path: Path) -> None:
-    html = page(build())
+    html = render_report(build())
     assert str(tmp_path) not in html
     assert "someone" not in html
     assert "by tiny-encoder" in html
@@ -274,18 +274,18 @@ HOSTILE = {
 
 
 def test_hostile_texts_change_no_markup(build: Build) -> None:
-    plain, hostile = page(build()), page(build(HOSTILE, at="hostile"))
+    plain, hostile = render_report(build()), render_report(build(HOSTILE, at="hostile"))
     read = Reader(hostile)
     assert read.tags == Reader(plain).tags
     assert "script" not in read.tags
     assert not [name for name, _ in read.attributes if name.startswith("on")]
     assert "\x00" not in hostile and "\x1b" not in hostile
-    assert "w" * (CUT + 1) not in hostile
+    assert "w" * (MAX_TEXT_CHARS + 1) not in hostile
     assert any("</h3><script>alert(1)</script> \" onload='x' <!-- ]]> &lt;" in text for text in read.texts)
 
 
 def test_nothing_is_loaded_from_anywhere(build: Build) -> None:
-    html = page(build(HOSTILE))
+    html = render_report(build(HOSTILE))
     read = Reader(html)
     assert not {name for name, _ in read.attributes} & {
         "src",
@@ -304,7 +304,7 @@ def test_nothing_is_loaded_from_anywhere(build: Build) -> None:
 
 
 def test_an_empty_test_split_is_said_and_dev_is_shown(build: Build) -> None:
-    told = " ".join(Reader(page(build(metrics=measured("dev")))).texts)
+    told = " ".join(Reader(render_report(build(metrics=measured("dev")))).texts)
     assert "There are no test questions, so nothing is known of the reranker's quality" in told
     assert "nDCG@10, dev" in told
     assert "its figures flatter" in told
@@ -312,14 +312,14 @@ def test_an_empty_test_split_is_said_and_dev_is_shown(build: Build) -> None:
 
 
 def test_nothing_evaluated_and_nothing_to_train_on(build: Build) -> None:
-    told = " ".join(Reader(page(build(TEXTS | {"split": "dev"}, measured("")))).texts)
+    told = " ".join(Reader(render_report(build(TEXTS | {"split": "dev"}, measured("")))).texts)
     assert "Neither test nor dev holds a question with a positive." in told
     assert "median positive" not in told
     assert "Candidates of train questions" not in told
 
 
 def test_too_few_groups_are_said(build: Build) -> None:
-    told = " ".join(Reader(page(build(metrics=measured(low=None, high=None)))).texts)
+    told = " ".join(Reader(render_report(build(metrics=measured(low=None, high=None)))).texts)
     assert "There are too few test questions to tell whether the reranker is better" in told
     assert "+0.083 too few groups" in told
 
@@ -337,13 +337,13 @@ def test_too_few_groups_are_said(build: Build) -> None:
 def test_the_headline_claims_what_the_interval_bears(reranker: Any, fused: Any, says: str) -> None:
     tests = {"reranker": {"nDCG@10": reranker}, "fused": {"nDCG@10": fused}}
     metrics: dict[str, Any] = {"collapse": None, "test": {"embedder": {}}, "tests": {"test": tests}}
-    assert says in finding(metrics)
-    assert "collapsed" in finding(metrics | {"collapse": "all scores are alike"})
+    assert says in describe_result(metrics)
+    assert "collapsed" in describe_result(metrics | {"collapse": "all scores are alike"})
 
 
 def test_a_difference_in_words() -> None:
-    assert difference(compared(0.0834, 0.0514, 0.1137)) == ["+0.083", "[+0.051, +0.114]", "p = 0.002"]
-    assert difference(compared(-0.01, -0.02, 0.0, 0.0004)) == ["-0.010", "[-0.020, +0.000]", "p < 0.001"]
+    assert format_difference(compared(0.0834, 0.0514, 0.1137)) == ["+0.083", "[+0.051, +0.114]", "p = 0.002"]
+    assert format_difference(compared(-0.01, -0.02, 0.0, 0.0004)) == ["-0.010", "[-0.020, +0.000]", "p < 0.001"]
 
 
 @pytest.mark.parametrize(
@@ -357,41 +357,43 @@ def test_a_difference_in_words() -> None:
 )
 def test_a_rule_in_words(name: str, threshold: float | None, says: str) -> None:
     manifest = {"summary": {"rule": name, "threshold": threshold}, "parameters": PARAMETERS["mask"]}
-    assert rule(Artifact(Path(), manifest)).startswith(says)
+    assert describe_mask_rule(Artifact(Path(), manifest)).startswith(says)
 
 
 def test_a_text_is_cut_at_a_word_where_one_ends_nearby() -> None:
-    assert cut(" a \n b ") == "a b"
-    assert cut("x" * CUT) == "x" * CUT
-    assert cut("word " * 100) == ("word " * (CUT // 5)).strip() + "…"
-    assert cut("x" * 999) == "x" * (CUT - 1) + "…"
+    assert truncate_text(" a \n b ") == "a b"
+    assert truncate_text("x" * MAX_TEXT_CHARS) == "x" * MAX_TEXT_CHARS
+    assert truncate_text("word " * 100) == ("word " * (MAX_TEXT_CHARS // 5)).strip() + "…"
+    assert truncate_text("x" * 999) == "x" * (MAX_TEXT_CHARS - 1) + "…"
 
 
 def test_escaping() -> None:
-    assert esc('<a href="x">&\'\x07') == "&lt;a href=&quot;x&quot;&gt;&amp;&#x27;\ufffd"
-    assert esc(Html("<b>")) == "<b>"
-    found = table(["<i>", "n"], [("<g>", [["<r>", "1,234"]])])
+    assert escape_html('<a href="x">&\'\x07') == "&lt;a href=&quot;x&quot;&gt;&amp;&#x27;\ufffd"
+    assert escape_html(Html("<b>")) == "<b>"
+    found = render_table(["<i>", "n"], [("<g>", [["<r>", "1,234"]])])
     assert Reader(found).texts == ["<i>", "n", "<g>", "<r>", "1,234"]
     assert '<td class="number">1,234</td>' in found
 
 
 def test_ticks_are_round() -> None:
-    assert ticks(0.07, 0.93, 5) == [0.2, 0.4, 0.6, 0.8]
-    assert ticks(0, 3800, 3) == [0, 2000]
-    assert ticks(-0.004, 0.011, 5) == [0.0, 0.005, 0.01]
+    assert compute_ticks(0.07, 0.93, 5) == [0.2, 0.4, 0.6, 0.8]
+    assert compute_ticks(0, 3800, 3) == [0, 2000]
+    assert compute_ticks(-0.004, 0.011, 5) == [0.0, 0.005, 0.01]
 
 
 def test_dots_stand_where_their_values_are() -> None:
-    found = dots("m", [Dot("a", 0.5), Dot("b", 0.0, -1.0, 1.0, ours=True)], 0.5)
+    found = render_dot_plot("m", [Dot("a", 0.5), Dot("b", 0.0, -1.0, 1.0, is_highlighted=True)], 0.5)
     # the axis runs from -1.08 to 1.08
     assert 'cx="73.148%"' in found and 'cx="50%"' in found
     assert 'class="whisker ours" x1="3.704%" x2="96.296%"' in found
     assert 'aria-label="m: a 0.500; b 0.000"' in found
-    Reader(dots("all alike", [Dot("a", 0.5)], 0.5))
+    Reader(render_dot_plot("all alike", [Dot("a", 0.5)], 0.5))
 
 
 def test_bars_stack_to_their_counts() -> None:
-    found = histogram("h", 0.0, 1.0, [Series("n", "solid", [1, 3]), Series("i", "light", [1, 0])], [Marker("m", 0.25)])
+    found = render_histogram(
+        "h", 0.0, 1.0, [Series("n", "solid", [1, 3]), Series("i", "light", [1, 0])], [Marker("m", 0.25)]
+    )
     bars = re.findall(r'<rect class="(\w+)" x="([^"]*)" y="([^"]*)" width="47%" height="([^"]*)"', found)
     # 190 pixels for 3, above the axis at 218
     assert bars == [
@@ -406,10 +408,10 @@ def test_bars_stack_to_their_counts() -> None:
 def test_advice_is_given_where_the_reranker_is_worse_alone() -> None:
     worse, unclear = {"low": -0.3, "high": -0.1}, {"low": -0.1, "high": 0.1}
     tests = {"test": {"reranker": {"nDCG@10": worse}, "fused": {"nDCG@10": unclear}}}
-    told = advice({"tests": tests, "untrained_head": True})
+    told = list_advice({"tests": tests, "untrained_head": True})
     assert len(told) == 3
     assert "[train] base" in told[1]
-    assert advice({"tests": {"test": {"reranker": {"nDCG@10": unclear}}}, "untrained_head": True}) == []
+    assert list_advice({"tests": {"test": {"reranker": {"nDCG@10": unclear}}}, "untrained_head": True}) == []
 
 
 def test_what_the_learned_mask_set_aside_is_near_its_threshold_by_its_probability(build: Build) -> None:
@@ -420,6 +422,6 @@ def test_what_the_learned_mask_set_aside_is_near_its_threshold_by_its_probabilit
         ("q1", "k", "dense", 2, 0.9, "ignored", "learned", 0.12, 0.1),
     ]
     write_table(frame_of(rows, VERDICTS), VERDICTS, artifacts["mask"].folder / "verdicts.parquet")
-    (question,) = drawn_questions(artifacts)
-    assert [row["doc_id"] for row in question.masked.rows] == ["k", "m"]
-    assert question.masked.rows[0]["explanation"].startswith("may answer: 12.0% likely a false negative, up to 10.0%")
+    (question,) = sample_queries(artifacts)
+    assert [row["doc_id"] for row in question.ignored.rows] == ["k", "m"]
+    assert question.ignored.rows[0]["explanation"].startswith("may answer: 12.0% likely a false negative, up to 10.0%")

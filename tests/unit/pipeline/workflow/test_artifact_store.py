@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workflow.artifact_store import MANIFEST, Workspace, digest_of, read_manifest
-from stages.core.errors import InputError, WorkspaceBusy
+from pipeline.workflow.artifact_store import MANIFEST_FILE, Workspace, digest_json, read_manifest
+from stages.core.errors import InputError, WorkspaceBusyError
 
 
 def committed(workspace: Workspace, text: str = "hello", key: str = "k1") -> Path:
-    with workspace.building("pairs", key) as out:
+    with workspace.create_build_folder("pairs", key) as out:
         (out / "a.txt").write_text(text)
         (out / "model").mkdir()
         (out / "model" / "w.bin").write_bytes(b"\x00\x01")
-        return workspace.commit("pairs", key, out, {"stage": "pairs", "summary": {"rows": 1}}).folder
+        return workspace.commit_artifact("pairs", key, out, {"stage": "pairs", "summary": {"rows": 1}}).folder
 
 
 def test_a_committed_artifact_is_found_with_its_summary(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     folder = committed(workspace)
-    found = workspace.find("pairs", "k1")
+    found = workspace.find_artifact("pairs", "k1")
     assert found is not None
     assert found.folder == folder == tmp_path / "runs" / "pairs" / "k1"
     assert found.summary == {"rows": 1}
@@ -33,10 +33,10 @@ def test_a_committed_artifact_is_found_with_its_summary(tmp_path: Path) -> None:
 def test_an_output_folder_has_one_digest_over_its_files(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     committed(workspace)
-    found = workspace.find("pairs", "k1")
+    found = workspace.find_artifact("pairs", "k1")
     assert found is not None
-    assert found.digest("model") == digest_of({"model/w.bin": found.manifest["files"]["model/w.bin"]})
-    assert found.digest("model") != found.digest("a.txt")
+    assert found.digest_output("model") == digest_json({"model/w.bin": found.manifest["files"]["model/w.bin"]})
+    assert found.digest_output("model") != found.digest_output("a.txt")
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_an_output_folder_has_one_digest_over_its_files(tmp_path: Path) -> None:
         lambda folder: (folder / "a.txt").write_text("hellp"),
         lambda folder: (folder / "model" / "w.bin").write_bytes(b"\x00"),
         lambda folder: (folder / "a.txt").unlink(),
-        lambda folder: (folder / MANIFEST).unlink(),
-        lambda folder: (folder / MANIFEST).write_text('{"key": "k1", "fi'),
-        lambda folder: (folder / MANIFEST).write_text(
-            (folder / MANIFEST).read_text().replace('"rows": 1', '"rows": 2')
+        lambda folder: (folder / MANIFEST_FILE).unlink(),
+        lambda folder: (folder / MANIFEST_FILE).write_text('{"key": "k1", "fi'),
+        lambda folder: (folder / MANIFEST_FILE).write_text(
+            (folder / MANIFEST_FILE).read_text().replace('"rows": 1', '"rows": 2')
         ),
     ],
     ids=["flipped", "truncated", "missing", "no manifest", "half a manifest", "flipped manifest"],
@@ -57,23 +57,23 @@ def test_a_damaged_artifact_is_not_found_and_a_commit_mends_it(tmp_path: Path, d
     workspace = Workspace(tmp_path)
     folder = committed(workspace)
     damage(folder)
-    assert workspace.find("pairs", "k1") is None
+    assert workspace.find_artifact("pairs", "k1") is None
     committed(workspace)
-    assert workspace.find("pairs", "k1") is not None
+    assert workspace.find_artifact("pairs", "k1") is not None
 
 
 def test_what_others_put_into_an_artifact_is_no_damage(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     (committed(workspace) / "model" / "model.onnx").write_text("somebody's export")
-    assert workspace.find("pairs", "k1") is not None
+    assert workspace.find_artifact("pairs", "k1") is not None
 
 
 def test_what_was_not_committed_never_existed(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    with pytest.raises(RuntimeError), workspace.building("pairs", "k1") as out:
+    with pytest.raises(RuntimeError), workspace.create_build_folder("pairs", "k1") as out:
         (out / "a.txt").write_text("half")
         raise RuntimeError
-    assert workspace.find("pairs", "k1") is None
+    assert workspace.find_artifact("pairs", "k1") is None
     assert list((tmp_path / "runs" / "pairs").iterdir()) == []
 
 
@@ -81,37 +81,37 @@ def test_manifests_hold_no_time_so_that_equal_results_are_equal_bytes(tmp_path: 
     first, second = Workspace(tmp_path / "1"), Workspace(tmp_path / "2")
     one, two = committed(first), committed(second)
     os.utime(two / "a.txt", (0, 0))
-    assert (one / MANIFEST).read_bytes() == (two / MANIFEST).read_bytes()
+    assert (one / MANIFEST_FILE).read_bytes() == (two / MANIFEST_FILE).read_bytes()
     assert read_manifest(one) is not None
 
 
 def test_a_held_workspace_is_busy_at_once_and_a_dead_holder_does_not_hold(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from pipeline.workflow.artifact_store import Workspace\n"
-        "with Workspace(Path(sys.argv[1])).locked():\n"
+        "with Workspace(Path(sys.argv[1])).lock():\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(WorkspaceBusy, match=f"process {holder.pid}"), Workspace(tmp_path).locked():
+    with pytest.raises(WorkspaceBusyError, match=f"process {holder.pid}"), Workspace(tmp_path).lock():
         pass
     holder.kill()
     holder.wait()
-    with Workspace(tmp_path).locked():
+    with Workspace(tmp_path).lock():
         pass
 
 
 def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("")
-    with pytest.raises(InputError, match="is not a folder"), Workspace(tmp_path / "work").locked():
+    with pytest.raises(InputError, match="is not a folder"), Workspace(tmp_path / "work").lock():
         pass
 
 
 def test_a_folder_with_other_files_is_not_taken_for_a_workspace(tmp_path: Path) -> None:
     (tmp_path / "runs" / "exp1").mkdir(parents=True)
     (tmp_path / "runs" / "exp1" / "weights.bin").write_text("a month of work")
-    with pytest.raises(InputError, match="holds other files"), Workspace(tmp_path).locked():
+    with pytest.raises(InputError, match="holds other files"), Workspace(tmp_path).lock():
         pass
     assert (tmp_path / "runs" / "exp1" / "weights.bin").exists()
 
@@ -119,7 +119,7 @@ def test_a_folder_with_other_files_is_not_taken_for_a_workspace(tmp_path: Path) 
 def test_a_torn_last_event_does_not_swallow_the_next(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     (tmp_path / "events.jsonl").write_text('{"event": "start"}\n{"event": "do')
-    workspace.event(event="hit")
+    workspace.log_event(event="hit")
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     assert len(lines) == 3
     assert json.loads(lines[-1])["event"] == "hit"
@@ -127,9 +127,9 @@ def test_a_torn_last_event_does_not_swallow_the_next(tmp_path: Path) -> None:
 
 def test_a_lock_sweeps_what_a_killed_run_left(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    with workspace.locked():
+    with workspace.lock():
         leftover = tmp_path / "runs" / "pairs" / ".tmp-k9"
         leftover.mkdir(parents=True)
         (leftover / "half").write_text("")
-    with workspace.locked():
+    with workspace.lock():
         assert not leftover.exists()

@@ -4,14 +4,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.workflow.option_dependencies import NEEDS, STAGES, UNUSED, ignored
-from stages.core.params import Params
+from pipeline.workflow.option_dependencies import (
+    MINING_STAGES,
+    OPTION_DEPENDENCIES,
+    OPTIONS_UNUSED_BY_SLICES,
+    find_ignored_options,
+)
+from stages.core.params import BaseParams
 from stages.mining import mask
 from stages.mining.candidates import stage as candidates_stage
 from stages.mining.sampling import stage as sampling_stage
 from stages.mining.verify import stage as verify_stage
 
-MODELS: dict[str, type[Params]] = {
+MODELS: dict[str, type[BaseParams]] = {
     "evidence": candidates_stage.Params,
     "verify": verify_stage.Params,
     "mask": mask.Params,
@@ -26,14 +31,14 @@ def refused(**given: Any) -> dict[str, str]:
         stage: model(**{name: value for name, value in given.items() if name in model.model_fields})
         for stage, model in MODELS.items()
     }
-    return {one.name: one.why for one in ignored(params)}
+    return {one.name: one.reason for one in find_ignored_options(params)}
 
 
 def test_the_table_names_parameters_that_there_are() -> None:
-    assert tuple(MODELS) == STAGES
+    assert tuple(MODELS) == MINING_STAGES
     known = {name for model in MODELS.values() for name in model.model_fields}
-    assert {*NEEDS, *UNUSED} <= known
-    assert {other for needs in NEEDS.values() for other in needs} <= known
+    assert {*OPTION_DEPENDENCIES, *OPTIONS_UNUSED_BY_SLICES} <= known
+    assert {other for needs in OPTION_DEPENDENCIES.values() for other in needs} <= known
 
 
 def test_what_nobody_gave_is_not_refused() -> None:

@@ -5,28 +5,28 @@ import os
 from pathlib import Path
 
 from pipeline.workflow.artifact_store import Workspace
-from pipeline.workflow.publish import collect
+from pipeline.workflow.publish import collect_garbage
 
 
 def test_gc_keeps_the_training_that_can_go_on_and_drops_other_half_done_work(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "work")
-    with workspace.locked():
-        workspace.folder("train", "done").mkdir(parents=True)
+    with workspace.lock():
+        workspace.get_artifact_folder("train", "done").mkdir(parents=True)
         for age, name in enumerate(("train-done", "train-new", "train-old", "pairs-x")):
             (workspace.scratch / name).mkdir(parents=True)
             (workspace.scratch / name / "checkpoint").write_text("x")
             os.utime(workspace.scratch / name, (1e9 - age, 1e9 - age))
-        collect(workspace, keep=1)
+        collect_garbage(workspace, keep=1)
     assert [path.name for path in workspace.scratch.iterdir()] == ["train-new"]
 
 
 def test_gc_keeps_the_vectors_of_every_encoder_in_use(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "work")
-    with workspace.locked():
-        with workspace.building("encode", "key") as out:
+    with workspace.lock():
+        with workspace.create_build_folder("encode", "key") as out:
             (out / "encoding.json").write_text(json.dumps({"encoder": "one", "more": [{"encoder": "two"}]}))
-            workspace.commit("encode", "key", out, {})
+            workspace.commit_artifact("encode", "key", out, {})
         for name in ("one", "two", "three"):
             (workspace.vectors / name).mkdir(parents=True)
-        assert collect(workspace, keep=1)["encoders"] == 1
+        assert collect_garbage(workspace, keep=1)["encoders"] == 1
     assert {path.name for path in workspace.vectors.iterdir()} == {"one", "two"}

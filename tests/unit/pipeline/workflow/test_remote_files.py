@@ -10,7 +10,14 @@ import pytest
 
 from pipeline.workflow.artifact_store import Workspace
 from pipeline.workflow.config import RefreshParams, load_settings
-from pipeline.workflow.remote_files import POINTER, at_hand, fetched, forgotten, mirror, shown
+from pipeline.workflow.remote_files import (
+    POINTER_FILE,
+    fetch_files,
+    find_cached_files,
+    find_stale_files,
+    redact_url,
+    upload_publication,
+)
 from stages.core.errors import InputError
 from stages.core.model_files import file_digest
 from stages.readers.files import find_files
@@ -32,9 +39,9 @@ def read(workspace: Workspace, store: Store, place: str) -> list[tuple[str, byte
     """Name and content of the files that a table's URL becomes; the store forgets what it was asked before."""
     store.requests.clear()
     asked_for = {"tables": ["mine.csv", store.url(place)], "corpus": ["a.csv"], "question": "q"}
-    found = fetched(workspace, asked_for)
+    found = fetch_files(workspace, asked_for)
     assert (found["tables"][0], found.keys()) == ("mine.csv", {"tables"})
-    assert at_hand(workspace, asked_for) == found
+    assert find_cached_files(workspace, asked_for) == found
     return [(Path(file).name, Path(file).read_bytes()) for file in found["tables"][1:]]
 
 
@@ -80,13 +87,14 @@ def test_a_glob_stands_for_all_that_match_by_name(workspace: Workspace, store: S
     assert read(workspace, store, "bucket/faq/b-*.csv") == [("b-1.csv", b"faq/b-1.csv"), ("b-2.csv", b"faq/b-2.csv")]
     # two of one name keep apart, and what two URLs name is there once
     urls = [store.url(f"bucket/{place}") for place in ("faq/b-1.csv", "other/b-1.csv", "faq/*-1.csv")]
-    both = fetched(workspace, {"corpus": tuple(urls)})
+    both = fetch_files(workspace, {"corpus": tuple(urls)})
     assert [Path(file).read_text() for file in both["corpus"]] == ["faq/b-1.csv", "other/b-1.csv"]
     assert (
-        Path(fetched(workspace, {"decisions": store.url("bucket/faq/c.csv")})["decisions"]).read_text() == "faq/c.csv"
+        Path(fetch_files(workspace, {"decisions": store.url("bucket/faq/c.csv")})["decisions"]).read_text()
+        == "faq/c.csv"
     )
     with pytest.raises(InputError, match="2 files match, and it can only be one"):
-        fetched(workspace, {"decisions": store.url("bucket/faq/b-*.csv")})
+        fetch_files(workspace, {"decisions": store.url("bucket/faq/b-*.csv")})
 
 
 def test_a_name_is_taken_as_it_is_before_it_is_a_pattern(workspace: Workspace, store: Store) -> None:
@@ -99,17 +107,19 @@ def test_what_is_asked_for_no_longer_is_dropped(workspace: Workspace, store: Sto
     for name in ("a.csv", "b.csv"):
         store.put(f"bucket/{name}", b"one")
         read(workspace, store, f"bucket/{name}")
-    left = list(forgotten(workspace))
+    left = list(find_stale_files(workspace))
     assert sorted(path.suffix for path in left) == ["", ".json"]
     assert [file.name for path in left if path.is_dir() for file in path.iterdir()] == ["a.csv"]
-    fetched(workspace, {"tables": ["mine.csv"]})  # no URL is left
-    assert sorted(path.suffix for path in forgotten(workspace)) == ["", "", ".json", ".json"]
-    assert at_hand(workspace, {"tables": [store.url("bucket/b.csv")]}) == {"tables": [store.url("bucket/b.csv")]}
+    fetch_files(workspace, {"tables": ["mine.csv"]})  # no URL is left
+    assert sorted(path.suffix for path in find_stale_files(workspace)) == ["", "", ".json", ".json"]
+    assert find_cached_files(workspace, {"tables": [store.url("bucket/b.csv")]}) == {
+        "tables": [store.url("bucket/b.csv")]
+    }
 
 
 def test_to_look_asks_nobody_and_makes_nothing(workspace: Workspace, store: Store) -> None:
     url = store.url("bucket/a.csv")
-    assert at_hand(workspace, {"tables": url}) == {"tables": [url]}
+    assert find_cached_files(workspace, {"tables": url}) == {"tables": [url]}
     with pytest.raises(InputError, match=r"^--tables: a URL was not fetched yet; `prep build-pairs` does it\.$"):
         find_files([url], "--tables")
     assert not workspace.root.exists()
@@ -125,21 +135,21 @@ def test_what_is_not_there_or_not_to_be_read_is_said_without_the_secret(workspac
             read(workspace, store, place)
     for url in ("voodoo://me:hush@bucket/a.csv?token=hush", "s3://me:hu/hush+x@bucket/a.csv?no_such_option=1"):
         with pytest.raises(InputError, match=r"^\[pairs\] tables = .* can't be read: .*AWS_ACCESS_KEY_ID") as error:
-            fetched(workspace, {"tables": [url]})
+            fetch_files(workspace, {"tables": [url]})
         assert "hush" not in str(error.value)
     for place, why in (("bucket/*/a.csv", "only the last part"), ("bucket/a.csv#1", "Write %23")):
         with pytest.raises(InputError, match=why):
-            fetched(workspace, {"tables": [f"s3://{place}"]})
-    assert shown("s3://me:sec/ret@bucket/a@b.csv?region=x") == "s3://bucket/a@b.csv"
-    assert shown(["s3://bucket/a@b.csv", "a.csv", None]) == ["s3://bucket/a@b.csv", "a.csv", None]
+            fetch_files(workspace, {"tables": [f"s3://{place}"]})
+    assert redact_url("s3://me:sec/ret@bucket/a@b.csv?region=x") == "s3://bucket/a@b.csv"
+    assert redact_url(["s3://bucket/a@b.csv", "a.csv", None]) == ["s3://bucket/a@b.csv", "a.csv", None]
 
 
 def test_settings_take_the_files_in_the_place_of_urls(tmp_path: Path, workspace: Workspace) -> None:
     (tmp_path / "faq.csv").write_text("question,answer\n")
     (tmp_path / "prep.toml").write_text(f'[pairs]\ntables = "{(tmp_path / "faq.csv").as_uri()}"\n')
     settings, _ = load_settings(tmp_path / "prep.toml", workspace, None, {})
-    settings.here = fetched(workspace, settings.sections["pairs"])
-    (file,) = settings.params()["pairs"].tables  # type: ignore[attr-defined]
+    settings.local_paths = fetch_files(workspace, settings.sections["pairs"])
+    (file,) = settings.validate_params()["pairs"].tables  # type: ignore[attr-defined]
     assert Path(file).read_text() == "question,answer\n"
     assert Path(file).is_relative_to(workspace.root)
     with pytest.raises(ValueError, match="this is no URL"):
@@ -150,7 +160,7 @@ def test_a_secret_is_not_shown_among_the_settings_that_are_remembered(workspace:
     workspace.root.mkdir()
     kept = {"pairs": {"tables": ["s3://me:SECRET@b/a.csv"]}, "refresh": {"publish_to": "s3://me:SECRET@bucket/prep"}}
     (workspace.root / "settings.json").write_text(json.dumps(kept))
-    told = load_settings(None, workspace, None, {})[0].remembered()
+    told = load_settings(None, workspace, None, {})[0].describe_remembered()
     assert told is not None
     assert "s3://bucket/prep" in told
     assert "SECRET" not in told
@@ -174,31 +184,31 @@ def test_a_publication_is_copied_and_then_named(workspace: Workspace, store: Sto
     url = store.url("bucket/prep")
     large = bytes(range(256)) * 50_000  # several parts
     published(workspace, "first", large)
-    assert mirror(workspace, url)
+    assert upload_publication(workspace, url)
     assert store.objects["bucket/prep/published/first/reranker/model.safetensors"][0] == large
     assert store.objects["bucket/prep/published/first/mined.jsonl"][0] == b"{}\n"
-    pointer = json.loads(store.objects[f"bucket/prep/{POINTER}"][0])
+    pointer = json.loads(store.objects[f"bucket/prep/{POINTER_FILE}"][0])
     model = workspace.current / "reranker" / "model.safetensors"
     assert pointer["publication"] == "published/first"
     assert pointer["files"]["reranker/model.safetensors"] == file_digest(model)
-    assert [name for method, name in store.requests if method in ("PUT", "POST")][-1] == f"bucket/prep/{POINTER}"
+    assert [name for method, name in store.requests if method in ("PUT", "POST")][-1] == f"bucket/prep/{POINTER_FILE}"
     store.requests.clear()
-    assert not mirror(workspace, url)
+    assert not upload_publication(workspace, url)
     assert {method for method, _ in store.requests} <= {"GET", "HEAD"}
 
 
 def test_readers_keep_the_old_one_until_all_of_the_new_one_is_there(workspace: Workspace, store: Store) -> None:
     url = store.url("bucket/prep")
     published(workspace, "first", b"old")
-    mirror(workspace, url)
+    upload_publication(workspace, url)
     published(workspace, "second", b"new")
     store.refuse = "model.safetensors"
     with pytest.raises(InputError, match=r"^publish_to = s3://bucket/prep can't be written: "):
-        mirror(workspace, url)
-    assert json.loads(store.objects[f"bucket/prep/{POINTER}"][0])["publication"] == "published/first"
+        upload_publication(workspace, url)
+    assert json.loads(store.objects[f"bucket/prep/{POINTER_FILE}"][0])["publication"] == "published/first"
     store.refuse = None
-    assert mirror(workspace, url)
-    assert json.loads(store.objects[f"bucket/prep/{POINTER}"][0])["publication"] == "published/second"
+    assert upload_publication(workspace, url)
+    assert json.loads(store.objects[f"bucket/prep/{POINTER_FILE}"][0])["publication"] == "published/second"
     assert store.objects["bucket/prep/published/second/reranker/model.safetensors"][0] == b"new"
 
 
@@ -207,17 +217,17 @@ def test_a_folder_that_several_machines_see_is_as_good(workspace: Workspace, tmp
     target = tmp_path / "shared" / "prep"
     for damage in (None, "", "[]"):
         if damage is not None:
-            (target / POINTER).write_text(damage)
-        assert mirror(workspace, target.as_uri())
+            (target / POINTER_FILE).write_text(damage)
+        assert upload_publication(workspace, target.as_uri())
         assert (target / "published/first/reranker/model.safetensors").read_bytes() == b"weights"
-        assert json.loads((target / POINTER).read_text())["publication"] == "published/first"
-    assert not mirror(workspace, target.as_uri())
-    assert sorted(path.name for path in target.iterdir()) == [POINTER, "published"]
+        assert json.loads((target / POINTER_FILE).read_text())["publication"] == "published/first"
+    assert not upload_publication(workspace, target.as_uri())
+    assert sorted(path.name for path in target.iterdir()) == [POINTER_FILE, "published"]
 
 
 def test_a_publication_is_never_copied_onto_itself(workspace: Workspace) -> None:
     published(workspace, "first", b"weights")
     for place in (workspace.root, workspace.root.parent, workspace.published / "there"):
         with pytest.raises(InputError, match="holds the workspace, or lies in it"):
-            mirror(workspace, place.as_uri())
+            upload_publication(workspace, place.as_uri())
     assert (workspace.current / "reranker" / "model.safetensors").read_bytes() == b"weights"

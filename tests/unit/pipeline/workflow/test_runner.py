@@ -3,7 +3,7 @@
 import json
 import re
 
-from pipeline.workflow.graph import STAGES
+from pipeline.workflow.graph import STAGES_BY_NAME
 from stages.mining.sampling.stage import Params
 from tests.conftest import Project
 
@@ -32,7 +32,7 @@ def sliced(project: Project, **given: int) -> None:
 def test_slices_need_no_model_and_what_comes_after_still_works(project: Project) -> None:
     sliced(project, slice=4, slices=2, depth=20)
     assert ran(project, "mine-negatives") == ["pairs", "compose"]
-    assert states(project) == dict.fromkeys(STAGES, "absent") | {"pairs": "fresh", "compose": "fresh"}
+    assert states(project) == dict.fromkeys(STAGES_BY_NAME, "absent") | {"pairs": "fresh", "compose": "fresh"}
     assert ran(project, "mine-negatives") == []
     (path,) = project.work.glob("runs/compose/*/mined.jsonl")
     mined = [json.loads(line) for line in path.read_text().splitlines()]
@@ -49,12 +49,12 @@ def test_slices_need_no_model_and_what_comes_after_still_works(project: Project)
 
 
 def test_stages_upstream_are_those_that_are_read() -> None:
-    compose = STAGES["compose"]
-    assert compose.upstream(Params(sampling="slices")) == ("pairs",)
-    assert compose.upstream(Params()) == ("pairs", "search", "mask", "encode")
-    assert compose.upstream(Params(thin_similarity=2)) == ("pairs", "search", "mask")
-    assert "encode/encoding.json" not in compose.reads(Params(thin_similarity=2))
-    assert compose.reads(Params(sampling="slices")) == (
+    compose = STAGES_BY_NAME["compose"]
+    assert compose.list_upstream_stages(Params(sampling="slices")) == ("pairs",)
+    assert compose.list_upstream_stages(Params()) == ("pairs", "search", "mask", "encode")
+    assert compose.list_upstream_stages(Params(thin_similarity=2)) == ("pairs", "search", "mask")
+    assert "encode/encoding.json" not in compose.select_inputs(Params(thin_similarity=2))
+    assert compose.select_inputs(Params(sampling="slices")) == (
         "pairs/queries.parquet",
         "pairs/corpus.parquet",
         "pairs/qrels.parquet",
@@ -68,7 +68,7 @@ def test_a_search_that_changes_leaves_slices_as_they_are(project: Project) -> No
     refused = project.prep("mine-negatives", "--mask", "none", "--depth", "7")
     assert refused.returncode == 2
     assert "--mask = 'none' does not count with sampling = 'slices'" in refused.stderr
-    _, *others = list(STAGES)[: list(STAGES).index("compose") + 1]
+    _, *others = list(STAGES_BY_NAME)[: list(STAGES_BY_NAME).index("compose") + 1]
     assert ran(project, "mine-negatives", "--sampling", "top") == others
 
 

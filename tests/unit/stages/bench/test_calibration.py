@@ -6,31 +6,31 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stages.bench.calibration import line, trade
+from stages.bench.calibration import compute_tradeoffs, summarise_selection
 from stages.core import schemas
-from stages.mining.estimator.validation import found_again
+from stages.mining.estimator.validation import validate_on_holdout
 from stages.mining.mask import Params
-from stages.mining.risk_budget import Lists
+from stages.mining.risk_budget import PaddedCandidates
 from tests.unit.stages.mining.collection import table, write
 from tests.unit.stages.mining.estimator.test_validation import taught
 
 
-def lists(score: list[list[float]], p: list[list[float]], room: int) -> Lists:
+def lists(score: list[list[float]], p: list[list[float]], room: int) -> PaddedCandidates:
     """All of these candidates, a row a query."""
     there = np.array(score, np.float32)
-    return Lists(there, np.array(p, np.float32), np.ones(there.shape, np.bool_), np.full(len(there), room))
+    return PaddedCandidates(there, np.array(p, np.float32), np.ones(there.shape, np.bool_), np.full(len(there), room))
 
 
 def test_the_expected_share_hardness_and_fill() -> None:
     two = lists([[0.9, 0.8, 0.1], [0.7, 0.5, 0.3]], [[0.3, 0.1, 0.9], [0.2, 0.9, 0.9]], room=2)
-    found = line(two, np.array([[True, True, False], [True, False, False]]))
+    found = summarise_selection(two, np.array([[True, True, False], [True, False, False]]))
     assert found["expected"] == pytest.approx((0.3 + 0.1 + 0.2) / 3)  # of negatives, not the mean over queries
     assert found["hardness"] == pytest.approx((0.9 + 0.8 + 0.7) / 3)
     assert found["fill"] == pytest.approx(3 / 4)
     # questions are drawn with replacement: two of the first, one of each, or two of the second
     assert found["low"] == pytest.approx(0.2)
     assert found["high"] == pytest.approx(0.2)
-    other = line(two, np.array([[True, False, False], [False, True, False]]))
+    other = summarise_selection(two, np.array([[True, False, False], [False, True, False]]))
     assert (other["low"], other["high"]) == (pytest.approx(0.3), pytest.approx(0.9))
     assert other["expected"] == pytest.approx(0.6)
 
@@ -38,19 +38,19 @@ def test_the_expected_share_hardness_and_fill() -> None:
 def test_the_interval_is_that_of_a_mean_over_questions() -> None:
     # half of 400 questions have one of p 0.2, the others one of 0: a deviation of 0.1 a question, 0.005 in the mean
     many = lists([[0.5]] * 400, [[0.2], [0.0]] * 200, room=1)
-    found = line(many, np.ones((400, 1), np.bool_))
+    found = summarise_selection(many, np.ones((400, 1), np.bool_))
     assert found["expected"] == pytest.approx(0.1)
     assert found["low"] == pytest.approx(0.1 - 1.96 * 0.005, abs=0.0015)
     assert found["high"] == pytest.approx(0.1 + 1.96 * 0.005, abs=0.0015)
     # twice as many negatives that share their questions' luck tell no more
     paired = lists([[0.5, 0.5]] * 400, [[0.2, 0.2], [0.0, 0.0]] * 200, room=2)
-    assert line(paired, np.ones((400, 2), np.bool_)) == found
+    assert summarise_selection(paired, np.ones((400, 2), np.bool_)) == found
 
 
 def test_where_nothing_would_be_written_nothing_is_expected() -> None:
     one = lists([[0.9]], [[0.3]], room=7)
     nothing = {"expected": None, "low": None, "high": None, "hardness": None, "fill": 0.0}
-    assert line(one, np.array([[False]])) == nothing
+    assert summarise_selection(one, np.array([[False]])) == nothing
 
 
 def test_each_line_says_what_was_found_of_hidden_positives(tmp_path: Path) -> None:
@@ -64,13 +64,13 @@ def test_each_line_says_what_was_found_of_hidden_positives(tmp_path: Path) -> No
     inputs = write(
         tmp_path,
         queries=table(schemas.QUERIES, ("q", "a question", "train", "q")),
-        judged=table(schemas.JUDGED, ("q", "p", 1, 0.9)),
+        judged=table(schemas.QRELS_SCORED, ("q", "p", 1, 0.9)),
         verdicts=verdicts,
         taught=taught(),
     )
-    found = trade({**inputs, "shown": inputs["taught"]}, Params(negatives=3))
+    found = compute_tradeoffs({**inputs, "shown": inputs["taught"]}, Params(negatives=3))
     checks = {row["rule"]: row["check"] for row in found["rules"]}
-    assert checks["naive"] == found_again(Params(mask="none", negatives=3), None, taught())
-    assert checks["perc 0.95"] == found_again(Params(mask="perc", negatives=3), None, taught())
+    assert checks["naive"] == validate_on_holdout(Params(mask="none", negatives=3), None, taught())
+    assert checks["perc 0.95"] == validate_on_holdout(Params(mask="perc", negatives=3), None, taught())
     assert checks["range_min 10"] is None  # its ranks are others than those that are known of what was hidden
     assert [row["check"]["accepted"] for row in found["budgets"]] == [0.002, 0.005, 0.01, 0.02, 0.05, 0.1]

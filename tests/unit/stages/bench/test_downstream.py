@@ -7,13 +7,23 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from stages.bench.collections import Collection
-from stages.bench.downstream import Params, compose, epochs_of, measured, of_run, report, settle, some, study
-from stages.bench.leak import Mined, as_lists
-from stages.bench.split import Trial
+from stages.bench.collections import HoldoutCollection
+from stages.bench.downstream import (
+    Params,
+    build_downstream_report,
+    build_rule_training_sets,
+    build_training_epochs,
+    compute_test_metrics,
+    evaluate_score_column,
+    filter_queries,
+    select_on_common_queries,
+    train_and_score,
+)
+from stages.bench.leak import CandidateMatrix, build_candidate_matrix
+from stages.bench.split import BenchmarkSplit
 from stages.core.errors import InputError
-from stages.core.schemas import CANDIDATES, Tools
-from stages.evaluation.candidate_lists import Fixed
+from stages.core.schemas import CANDIDATES, StageContext
+from stages.evaluation.candidate_lists import CandidateLists
 from tests.unit.stages.bench.test_leak import mined as two_questions
 from tests.unit.stages.mining.collection import Said, write
 
@@ -34,19 +44,19 @@ def candidates() -> pl.DataFrame:
     )
 
 
-def mined(k: int) -> Mined:
+def mined(k: int) -> CandidateMatrix:
     judged = pl.DataFrame(
         {"query_id": QUERIES, "doc_id": "p", "relevance": 1, "score": [0.5, *[1.0] * (len(QUERIES) - 1)]}
     )
     p = np.tile(np.array([0.9, 0.1, 0, 0, 0, 0], np.float32), len(QUERIES))
-    return as_lists(candidates(), p, judged, k, pl.DataFrame({"query_id": QUERIES, "doc_id": "h"}))
+    return build_candidate_matrix(candidates(), p, judged, k, pl.DataFrame({"query_id": QUERIES, "doc_id": "h"}))
 
 
-def trial() -> Trial:
+def trial() -> BenchmarkSplit:
     nothing = pl.DataFrame(schema={"query_id": pl.String, "doc_id": pl.String})
     queries = pl.DataFrame({"query_id": QUERIES, "query": QUERIES, "split": "train", "group": QUERIES})
     known = pl.DataFrame({"query_id": QUERIES * 2, "doc_id": ["p"] * 20 + ["r"] * 20, "relevance": 1})
-    return Trial(Collection("set", "", queries, nothing, known, nothing, nothing), nothing, [])
+    return BenchmarkSplit(HoldoutCollection("set", "", queries, nothing, known, nothing, nothing), nothing, [])
 
 
 def params(*rules: str, **settings: object) -> Params:
@@ -55,7 +65,7 @@ def params(*rules: str, **settings: object) -> Params:
 
 def test_what_each_rule_takes() -> None:
     rules = ("naive", "oracle", "learned", "learned as hard", "perc_max 0.9")
-    kept, taken = settle(mined(2), rules, share=0.04)
+    kept, taken = select_on_common_queries(mined(2), rules, max_false_negatives=0.04)
     # q00's positive lets through what scores up to 0.45: one document, so the question is left out for all
     assert kept.tolist() == [False] + [True] * 19
     best = {rule: [DOCUMENTS[i] for i in np.flatnonzero(chosen[0])] for rule, chosen in taken.items()}
@@ -64,32 +74,42 @@ def test_what_each_rule_takes() -> None:
     assert best["oracle"] == ["v", "w"]
     # v's 10 % would make a mean of 5 %
     assert best["learned"] == ["w", "x"]
-    assert settle(mined(2), ("learned",), 0.06)[1]["learned"][0].tolist() == [False, True, True, False, False, False]
+    assert select_on_common_queries(mined(2), ("learned",), 0.06)[1]["learned"][0].tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     # the rule's true negatives have 0.8 in the mean; without h the hardest two have 0.75, so only with it is it as hard
     assert best["learned as hard"] == ["h", "v"]
 
 
 def test_the_learned_mask_takes_a_budget_on_the_questions_that_are_kept() -> None:
-    found = some(two_questions(), np.array([False, True]))
+    found = filter_queries(two_questions(), np.array([False, True]))
     assert found.lists.score.tolist() == [pytest.approx([0.7, 0.6, 0.1])]
-    assert found.hidden.tolist() == [[False, True, False]]
-    assert found.best.tolist() == [pytest.approx(0.8)]
+    assert found.is_held_out.tolist() == [[False, True, False]]
+    assert found.positive_score_max.tolist() == [pytest.approx(0.8)]
 
 
 def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
     rules = ("naive", "perc_max 0.9", "oracle")
     told = params(*rules, epochs=2, distill_epochs=1)
-    found = compose(trial(), candidates(), mined(2), told)
-    assert found.queries == 10
-    assert found.unfilled == 1
-    assert found.figures["naive"]["leak"] == 0.5
-    assert found.figures["oracle"]["leak"] == 0.0
-    assert found.figures["oracle"]["hardness"] == pytest.approx(0.75)
-    assert found.mined["naive"][0].negatives == ("h", "v")
-    assert found.mined["oracle"][0].negatives == ("v", "w")
-    assert found.mined["oracle"][0].positives == ("p", "r")
+    found = build_rule_training_sets(trial(), candidates(), mined(2), told)
+    assert found.n_queries == 10
+    assert found.n_unfilled_queries == 1
+    assert found.leak_metrics["naive"]["leak"] == 0.5
+    assert found.leak_metrics["oracle"]["leak"] == 0.0
+    assert found.leak_metrics["oracle"]["hardness"] == pytest.approx(0.75)
+    assert found.mined_queries["naive"][0].negatives == ("h", "v")
+    assert found.mined_queries["oracle"][0].negatives == ("v", "w")
+    assert found.mined_queries["oracle"][0].positives == ("p", "r")
     inputs = write(tmp_path, candidates=candidates().with_columns(source=pl.lit("dense")).select(CANDIDATES.names))
-    made = {rule: epochs_of(found.mined[rule], inputs["candidates"], told.training(0)) for rule in rules}
+    made = {
+        rule: build_training_epochs(found.mined_queries[rule], inputs["candidates"], told.build_training_params(0))
+        for rule in rules
+    }
     shapes = {
         rule: [[(g.query_id, g.documents[0], len(g.documents)) for g in groups] for groups in epochs]
         for rule, epochs in made.items()
@@ -98,15 +118,18 @@ def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
     assert [len(groups) for groups in made["naive"]] == [10, 10, 10]
     assert made["naive"][0] == made["oracle"][0]  # the retriever's own scores
     assert made["naive"][1] != made["oracle"][1]
-    assert made["naive"][0] != epochs_of(found.mined["naive"], inputs["candidates"], told.training(1))[0]
+    assert (
+        made["naive"][0]
+        != build_training_epochs(found.mined_queries["naive"], inputs["candidates"], told.build_training_params(1))[0]
+    )
 
 
 def test_too_few_questions_is_said() -> None:
     with pytest.raises(InputError, match="0 questions get 7 negatives under every rule"):
-        compose(trial(), candidates(), mined(7), params("naive", negatives=7))
+        build_rule_training_sets(trial(), candidates(), mined(7), params("naive", negatives=7))
 
 
-def fixed() -> Fixed:
+def fixed() -> CandidateLists:
     """Question a's list is right, wrong; b's wrong, right; a third positive of b's is in no list."""
     lists = pl.DataFrame(
         {
@@ -119,19 +142,19 @@ def fixed() -> Fixed:
     )
     qrels = pl.DataFrame({"query_id": ["a", "b", "b"], "doc_id": ["r", "r", "t"], "relevance": [1, 1, 1]})
     queries = pl.DataFrame({"split": "test", "query_id": ["a", "b"], "query": ["a", "b"], "group": ["a", "b"]})
-    return Fixed(queries, qrels, lists, {"test": 2})
+    return CandidateLists(queries, qrels, lists, {"test": 2})
 
 
 def test_ties_count_against_and_what_is_in_no_list_is_missed() -> None:
     scores = fixed().lists.select("query_id", "doc_id", reranker=pl.Series([1.0, 1.0, 0.0, 5.0]))
     second = 1 / np.log2(3)
-    found = measured(fixed(), scores)
+    found = compute_test_metrics(fixed(), scores)
     # a ties, so its positive is second; b's is first, of two
     assert found[:, 0] == pytest.approx([second, 1 / (1 + second)])
     assert found[:, 1] == pytest.approx([0.5, 1.0])
     # fused: a's tie says nothing, the embedder decides; b's two cancel, which is a tie
     assert found[:, 3] == pytest.approx([1.0, 0.5])
-    assert of_run(fixed(), fixed().lists, "embedder")[:, 1] == pytest.approx([1.0, 0.5])
+    assert evaluate_score_column(fixed(), fixed().lists, "embedder")[:, 1] == pytest.approx([1.0, 0.5])
 
 
 def test_differences_by_hand() -> None:
@@ -142,7 +165,7 @@ def test_differences_by_hand() -> None:
     mixed = np.full((2, 6, 4), 0.5)
     mixed[:, 0, 0] = 0.2  # one of six questions is 0.3 worse
     values = {"naive": theirs, "learned": ours, "oracle": mixed}
-    found = report(values, np.full((6, 2), 0.75), np.arange(6), params("learned"))
+    found = build_downstream_report(values, np.full((6, 2), 0.75), np.arange(6), params("learned"))
     assert found["learned"] == "learned"
     assert set(found["differences"]) == {"naive", "oracle", "embedder"}
     assert found["rules"]["learned"]["nDCG@10"] == pytest.approx(0.5)
@@ -158,10 +181,10 @@ def test_differences_by_hand() -> None:
 
 def test_with_few_units_there_is_no_interval_and_without_the_learned_mask_no_difference() -> None:
     values = {"learned": np.full((1, 6, 4), 0.5), "naive": np.full((1, 6, 4), 0.25)}
-    few = report(values, np.zeros((6, 2)), np.arange(6) % 5, params("learned"))
+    few = build_downstream_report(values, np.zeros((6, 2)), np.arange(6) % 5, params("learned"))
     assert few["differences"]["naive"]["nDCG@10"] == [0.25, None, None]
     del values["learned"]
-    assert report(values, np.zeros((6, 2)), np.arange(6), params("naive"))["differences"] == {}
+    assert build_downstream_report(values, np.zeros((6, 2)), np.arange(6), params("naive"))["differences"] == {}
 
 
 def test_an_unknown_rule_is_refused_and_a_repeated_one_counts_once() -> None:
@@ -174,15 +197,17 @@ def test_a_student_is_the_same_again_and_another_with_another_seed(tmp_path: Pat
     texts = {document: f"{document} {document}" for document in (*DOCUMENTS, "p", "r")}
     pairs = [(query, texts[document]) for query in QUERIES[:4] for document in DOCUMENTS]
     told = params("naive", student=str(tiny_model), batch_size=4, max_length=16, learning_rate=3e-3, device="cpu")
-    lessons = compose(trial(), candidates(), mined(2), told).mined["naive"]
+    lessons = build_rule_training_sets(trial(), candidates(), mined(2), told).mined_queries["naive"]
     found = []
     for number, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(number)
-        training = told.training(seed)
-        epochs = epochs_of(lessons, tmp_path, training)
-        tools = Tools(Said(), folder, folder, folder / "logs")
-        scores, history = study(epochs, dict(zip(QUERIES, QUERIES, strict=True)), texts, pairs, training, tools)
-        assert history.steps == 2 * 3
+        training = told.build_training_params(seed)
+        epochs = build_training_epochs(lessons, tmp_path, training)
+        tools = StageContext(Said(), folder, folder, folder / "logs")
+        scores, history = train_and_score(
+            epochs, dict(zip(QUERIES, QUERIES, strict=True)), texts, pairs, training, tools
+        )
+        assert history.n_steps == 2 * 3
         found.append(scores)
     assert found[0].shape == (24,)
     assert len(set(found[0].tolist())) > 12

@@ -7,9 +7,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stages.bench.calibration import rooms
-from stages.bench.collections import read_collection
-from stages.bench.leak import FIXED, Fixed, as_lists, at_hardness, emitted, figures, medians, prior_file
+from stages.bench.calibration import compute_quotas
+from stages.bench.collections import read_holdout_collection
+from stages.bench.leak import (
+    RULE_PRESETS,
+    RulePreset,
+    build_candidate_matrix,
+    build_pretrained_model_json,
+    compute_leak_metrics,
+    compute_median_leak_ratios,
+    evaluate_at_hardness,
+    select_by_preset,
+)
 from stages.core.errors import InputError
 from stages.core.schemas import FEATURES
 
@@ -26,37 +35,39 @@ def collection(folder: Path, grades: list[tuple[str, str, int]]) -> Path:
 
 def test_half_is_hidden_of_questions_with_several_positives(tmp_path: Path) -> None:
     grades = [("one", "a", 1), *(("four", document, 1) for document in "abcd"), ("four", "z", 0)]
-    found = read_collection(collection(tmp_path, grades), seed=0, most=10)
-    assert len(found.hidden) == 2
-    assert found.hidden["query_id"].unique().to_list() == ["four"]
-    assert sorted(found.known["query_id"]) == ["four", "four", "one"]
-    assert not set(found.known.select("query_id", "doc_id").iter_rows()) & set(found.hidden.iter_rows())
-    assert found.wrong.rows() == [("four", "z")]
-    assert read_collection(tmp_path, seed=0, most=10).hidden.equals(found.hidden)
-    hidden = {tuple(read_collection(tmp_path, seed, 10).hidden["doc_id"]) for seed in range(9)}
+    found = read_holdout_collection(collection(tmp_path, grades), seed=0, max_queries=10)
+    assert len(found.held_out_positives) == 2
+    assert found.held_out_positives["query_id"].unique().to_list() == ["four"]
+    assert sorted(found.known_positives["query_id"]) == ["four", "four", "one"]
+    assert not set(found.known_positives.select("query_id", "doc_id").iter_rows()) & set(
+        found.held_out_positives.iter_rows()
+    )
+    assert found.nonrelevant.rows() == [("four", "z")]
+    assert read_holdout_collection(tmp_path, seed=0, max_queries=10).held_out_positives.equals(found.held_out_positives)
+    hidden = {tuple(read_holdout_collection(tmp_path, seed, 10).held_out_positives["doc_id"]) for seed in range(9)}
     assert len(hidden) > 1
 
 
 def test_or_one_is_left_of_each(tmp_path: Path) -> None:
     grades = [("one", "a", 1), *(("four", document, 1) for document in "abcd")]
-    found = read_collection(collection(tmp_path, grades), 0, 10, "one")
-    assert len(found.hidden) == 3
-    assert sorted(found.known["query_id"]) == ["four", "one"]
+    found = read_holdout_collection(collection(tmp_path, grades), 0, 10, "one")
+    assert len(found.held_out_positives) == 3
+    assert sorted(found.known_positives["query_id"]) == ["four", "one"]
 
 
 def test_where_grades_reach_three_a_one_is_neither(tmp_path: Path) -> None:
     grades = [("q", "a", 3), ("q", "b", 2), ("q", "c", 1), ("q", "d", 0)]
-    found = read_collection(collection(tmp_path, grades), 0, 10)
-    assert sorted([*found.known["doc_id"], *found.hidden["doc_id"]]) == ["a", "b"]
-    assert found.wrong["doc_id"].to_list() == ["d"]
+    found = read_holdout_collection(collection(tmp_path, grades), 0, 10)
+    assert sorted([*found.known_positives["doc_id"], *found.held_out_positives["doc_id"]]) == ["a", "b"]
+    assert found.nonrelevant["doc_id"].to_list() == ["d"]
 
 
 def test_a_folder_that_is_none_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"queries\.parquet is not there"):
-        read_collection(tmp_path, 0, 1)
+        read_holdout_collection(tmp_path, 0, 1)
     pl.DataFrame({"id": ["a"]}).write_parquet(tmp_path / "queries.parquet")
     with pytest.raises(InputError, match="no column 'query_id'; it has id"):
-        read_collection(tmp_path, 0, 1)
+        read_holdout_collection(tmp_path, 0, 1)
 
 
 def test_a_beir_folder_is_read_as_it_is(tmp_path: Path) -> None:
@@ -67,13 +78,13 @@ def test_a_beir_folder_is_read_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
     for split, rows in (("train", "1\ta\t1\n1\tb\t1\n"), ("test", "1\tc\t0\n")):
         (tmp_path / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
-    found = read_collection(tmp_path, 0, 10)
-    assert sorted([*found.known["doc_id"], *found.hidden["doc_id"]]) == ["a", "b"]
-    assert found.wrong["doc_id"].to_list() == ["c"]
+    found = read_holdout_collection(tmp_path, 0, 10)
+    assert sorted([*found.known_positives["doc_id"], *found.held_out_positives["doc_id"]]) == ["a", "b"]
+    assert found.nonrelevant["doc_id"].to_list() == ["c"]
     assert found.queries["query"].to_list() == ["which?"]
     (tmp_path / "qrels" / "train.tsv").write_text("what\n")
     with pytest.raises(InputError, match="is no BEIR folder"):
-        read_collection(tmp_path, 0, 10)
+        read_holdout_collection(tmp_path, 0, 10)
 
 
 def mined(k: int = 2):
@@ -98,11 +109,11 @@ def mined(k: int = 2):
     hidden = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["h", "h"]})
     wrong = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["y", "z"]})
     near = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["x", "z"]})
-    return as_lists(rows, p, judged, k, hidden, wrong, near)
+    return build_candidate_matrix(rows, p, judged, k, hidden, wrong, near)
 
 
 def test_figures_by_hand() -> None:
-    naive = figures(mined(), emitted(mined(), FIXED["naive"]))
+    naive = compute_leak_metrics(mined(), select_by_preset(mined(), RULE_PRESETS["naive"]))
     assert naive == {
         "negatives": 4,
         "leak": 0.5,
@@ -113,22 +124,22 @@ def test_figures_by_hand() -> None:
         "judged_negatives": 0.0,
     }
     # the lowest positives are 0.8 and 0.6: up to 0.76 and 0.57
-    perc = figures(mined(), emitted(mined(), FIXED["perc 0.95"]))
+    perc = compute_leak_metrics(mined(), select_by_preset(mined(), RULE_PRESETS["perc 0.95"]))
     assert perc["leak"] == 0
     assert perc["hardness"] == pytest.approx((0.5 + 0.1) / 2)
     assert perc["fill"] == 0.5
     assert perc["judged_negatives"] == 1.0
     # the best are 0.8 and 0.8
-    best = figures(mined(), emitted(mined(), FIXED["perc_max 0.95"]))
+    best = compute_leak_metrics(mined(), select_by_preset(mined(), RULE_PRESETS["perc_max 0.95"]))
     assert best["leak"] == pytest.approx(1 / 3)
     # ranks 3 and 4
-    window = emitted(mined(), Fixed("window", window=(2, 4)))
+    window = select_by_preset(mined(), RulePreset("window", rank_window=(2, 4)))
     assert window.tolist() == [[False, True, True], [False, True, True]]
 
 
 def test_at_the_hardness_of_a_rule() -> None:
     # with 0.9 given up for 0.5, and 0.6 for 0.1, the true ones have a mean of (0.8 + 0.5 + 0.7 + 0.1) / 4
-    found = at_hardness(mined(), (0.8 + 0.5 + 0.7 + 0.1) / 4)
+    found = evaluate_at_hardness(mined(), (0.8 + 0.5 + 0.7 + 0.1) / 4)
     assert found["leak"] == 0
     assert found["fill"] == 1.0
 
@@ -136,12 +147,12 @@ def test_at_the_hardness_of_a_rule() -> None:
 def test_a_prior_of_one_set_has_no_other_to_leave_it_out_of(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     features, hidden = rng.normal(size=(200, len(FEATURES))).astype(np.float32), rng.random(200) < 0.2
-    one = read_collection(collection(tmp_path, [("q", "a", 1), ("q", "b", 1)]), 0, 1)
+    one = read_holdout_collection(collection(tmp_path, [("q", "a", 1), ("q", "b", 1)]), 0, 1)
     half, single = [(one, features, hidden)], [(one, features, ~hidden)]
-    held = prior_file(half, single, "prep bench negatives x", "m")
+    held = build_pretrained_model_json(half, single, "prep bench negatives x", "m")
     assert held["without"] == []
     assert held["all"]["one"]["bias"] > 0 > held["all"]["several"]["bias"]  # most are hidden where one is left
-    assert len(prior_file(half * 2, single * 2, "", "")["without"]) == 2
+    assert len(build_pretrained_model_json(half * 2, single * 2, "", "")["without"]) == 2
 
 
 def test_medians_leave_out_sets_where_the_rule_leaks_nothing() -> None:
@@ -149,10 +160,12 @@ def test_medians_leave_out_sets_where_the_rule_leaks_nothing() -> None:
         return {"equal_hardness": [{"rule": "r", "leak_rule": rule, "leak_learned": ours, "negatives": 88}]}
 
     # where none leaks of 88, one could have: 0.1 x 88
-    assert medians({"a": of(0.1, 0.05), "b": of(0.1, 0.01), "c": of(0.0, 0.0), "d": of(0.1, 0.0)}) == {"r": 8.8}
+    assert compute_median_leak_ratios(
+        {"a": of(0.1, 0.05), "b": of(0.1, 0.01), "c": of(0.0, 0.0), "d": of(0.1, 0.0)}
+    ) == {"r": 8.8}
 
 
 def test_curated_negatives_leave_less_room() -> None:
     table = pl.DataFrame({"query_id": ["a", "a", "b", "c"]})
     judged = pl.DataFrame({"query_id": ["a", "b", "b", "b", "c"], "relevance": [0, 0, 0, 0, 1]})
-    assert rooms(table, judged, 2).tolist() == [1, 0, 2]
+    assert compute_quotas(table, judged, 2).tolist() == [1, 0, 2]

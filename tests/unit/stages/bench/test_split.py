@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from stages.bench.split import read_trial, sides
+from stages.bench.split import assign_benchmark_split, read_benchmark_split
 from stages.core.errors import InputError
 from tests.unit.stages.bench.test_leak import collection
 
@@ -25,7 +25,7 @@ def test_questions_that_share_a_positive_or_a_wording_stay_together() -> None:
     positives = pairs(
         *((f"{letter}{i}", f"d{i}" if letter != "c" else f"e{i}") for i in range(10, 40) for letter in "abc")
     )
-    found, notes = sides(queries, positives, seed=0)
+    found, notes = assign_benchmark_split(queries, positives, seed=0)
     assert notes == []
     by_number = found.group_by(number=pl.col("query_id").str.slice(1)).agg(
         pl.col("test").n_unique(), pl.col("group").n_unique()
@@ -43,37 +43,37 @@ def grades() -> list[tuple[str, str, int]]:
 
 
 def test_train_loses_half_of_its_positives_and_test_none(tmp_path: Path) -> None:
-    found = read_trial(collection(tmp_path, grades()), seed=0)
+    found = read_benchmark_split(collection(tmp_path, grades()), seed=0)
     side = dict(found.collection.queries.select("query_id", "split").iter_rows())
     train, test = ({query for query, split in side.items() if split == name} for name in ("train", "test"))
     assert train and test and len(train | test) == 30
-    assert set(found.tests["query_id"]) == test
-    assert found.tests.height == 4 * len(test)
-    for frame in (found.collection.known, found.collection.hidden):
+    assert set(found.test_qrels["query_id"]) == test
+    assert found.test_qrels.height == 4 * len(test)
+    for frame in (found.collection.known_positives, found.collection.held_out_positives):
         assert set(frame["query_id"]) == train
         assert frame.height == 2 * len(train)
-    both = set(found.collection.known.select("query_id", "doc_id").iter_rows())
-    assert not both & set(found.collection.hidden.iter_rows())
-    assert set(found.collection.wrong.iter_rows()) == {(query, "x") for query in train}
-    again = read_trial(tmp_path, seed=0)
-    assert again.tests.equals(found.tests)
-    assert again.collection.hidden.equals(found.collection.hidden)
-    assert not read_trial(tmp_path, seed=1).tests.equals(found.tests)
+    both = set(found.collection.known_positives.select("query_id", "doc_id").iter_rows())
+    assert not both & set(found.collection.held_out_positives.iter_rows())
+    assert set(found.collection.nonrelevant.iter_rows()) == {(query, "x") for query in train}
+    again = read_benchmark_split(tmp_path, seed=0)
+    assert again.test_qrels.equals(found.test_qrels)
+    assert again.collection.held_out_positives.equals(found.collection.held_out_positives)
+    assert not read_benchmark_split(tmp_path, seed=1).test_qrels.equals(found.test_qrels)
 
 
 def test_beyond_the_limit_train_questions_are_known_and_not_mined_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.bench.split.MOST", 5)
-    found = read_trial(collection(tmp_path, grades()), seed=0).collection
+    monkeypatch.setattr("stages.bench.split.MAX_MINED_QUERIES", 5)
+    found = read_benchmark_split(collection(tmp_path, grades()), seed=0).collection
     count = dict(found.queries["split"].value_counts().iter_rows())
     assert count["train"] == 5
     assert count["dev"] > 0
-    assert found.hidden["query_id"].n_unique() == 5
-    assert found.known["query_id"].n_unique() == count["train"] + count["dev"]
-    assert found.known.height == 2 * found.known["query_id"].n_unique()
+    assert found.held_out_positives["query_id"].n_unique() == 5
+    assert found.known_positives["query_id"].n_unique() == count["train"] + count["dev"]
+    assert found.known_positives.height == 2 * found.known_positives["query_id"].n_unique()
 
 
 def test_a_collection_of_one_question_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 questions with a positive can't be split"):
-        read_trial(collection(tmp_path, [("q", "a", 1), ("q", "b", 1)]), 0)
+        read_benchmark_split(collection(tmp_path, [("q", "a", 1), ("q", "b", 1)]), 0)

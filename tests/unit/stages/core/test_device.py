@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from stages.core import device as devices
-from stages.core.device import device_type, pick_device, use_bfloat16
+from stages.core.device import detect_device_type, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
 from stages.evaluation import regression_gate
 from stages.evaluation import stage as evaluation_stage
@@ -89,8 +89,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_bfloat16_is_used_where_there_are_instructions_for_it(machine: Any) -> None:
     machine(Driver(9, 7))
-    assert device_type() == "cuda"
-    assert [use_bfloat16(device, "auto") for device in ("cuda", "cuda:0", "cuda:1", "cuda:2", "cpu", "mps")] == [
+    assert detect_device_type() == "cuda"
+    assert [should_use_bfloat16(device, "auto") for device in ("cuda", "cuda:0", "cuda:1", "cuda:2", "cpu", "mps")] == [
         True,
         True,
         False,
@@ -98,17 +98,17 @@ def test_bfloat16_is_used_where_there_are_instructions_for_it(machine: Any) -> N
         False,
         False,
     ]
-    assert use_bfloat16("cpu", "bfloat16")
-    assert not use_bfloat16("cuda", "float32")
+    assert should_use_bfloat16("cpu", "bfloat16")
+    assert not should_use_bfloat16("cuda", "float32")
     for flags in ("avx2 avx512_bf16 sha_ni", "amx_bf16"):
         machine(None, flags=flags)
-        assert use_bfloat16("cpu", "auto")
-        assert not use_bfloat16("cuda", "auto")
+        assert should_use_bfloat16("cpu", "auto")
+        assert not should_use_bfloat16("cuda", "auto")
     machine(None, flags="avx512_bf16x")
-    assert not use_bfloat16("cpu", "auto")
+    assert not should_use_bfloat16("cpu", "auto")
 
 
 def test_without_a_driver_or_a_build_for_it_there_is_no_gpu(machine: Any) -> None:
     for driver, build in ((Driver(9), "2.13.0+cpu"), (None, "2.13.0"), (Driver(), "2.13.0")):
         machine(driver, build)
-        assert device_type() == "cpu"
+        assert detect_device_type() == "cpu"

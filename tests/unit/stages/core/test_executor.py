@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 
-from stages.core.executor import InProcess, Worker, pieces
+from stages.core.executor import InProcessExecutor, Worker, batch_by_size
 
 
 def test_each_item_is_done_when_its_results_are_asked_for() -> None:
@@ -16,7 +16,7 @@ def test_each_item_is_done_when_its_results_are_asked_for() -> None:
 
         return letters
 
-    results = InProcess().map(Worker(make), iter(["ab", "", "c"]))
+    results = InProcessExecutor().map(Worker(make), iter(["ab", "", "c"]))
     assert done == []
     assert next(results) == "A"
     assert done == ["made", "a"]
@@ -26,5 +26,5 @@ def test_each_item_is_done_when_its_results_are_asked_for() -> None:
 
 def test_pieces_are_of_like_parts_the_largest_first() -> None:
     sizes = [1, 4, 2, 3, 6, 2, 0, 1]  # the largest first: places 4 1 3 2 5 0 7 6, before each 0 6 10 13 15 17 18 19
-    assert [piece.tolist() for piece in pieces(sizes, 8)] == [[1, 4], [2, 3, 5], [0, 6, 7]]
-    assert [piece.tolist() for piece in pieces(sizes, 100)] == [[0, 1, 2, 3, 4, 5, 6, 7]]
+    assert [piece.tolist() for piece in batch_by_size(sizes, 8)] == [[1, 4], [2, 3, 5], [0, 6, 7]]
+    assert [piece.tolist() for piece in batch_by_size(sizes, 100)] == [[0, 1, 2, 3, 4, 5, 6, 7]]

@@ -7,26 +7,26 @@ import sys
 
 import pytest
 
-from stages.core.memory import count_anew, peak
+from stages.core.memory import peak_rss, reset_peak_rss
 
 BIG = 200 << 20
 
 
 def test_the_peak_holds_what_was_given_back() -> None:
-    count_anew()
-    before = peak()
+    reset_peak_rss()
+    before = peak_rss()
     held = bytearray(BIG)
     del held
-    assert peak() >= before + BIG // 2
+    assert peak_rss() >= before + BIG // 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts anew")
 def test_it_is_counted_anew() -> None:
     held = bytearray(BIG)
     del held
-    high = peak()
-    count_anew()
-    assert peak() <= high - BIG // 2
+    high = peak_rss()
+    reset_peak_rss()
+    assert peak_rss() <= high - BIG // 2
 
 
 GLIBC = pytest.mark.skipif(
@@ -35,10 +35,10 @@ GLIBC = pytest.mark.skipif(
 
 HEAPS = """
 import ctypes, sys, threading
-from stages.core.memory import share_heaps
+from stages.core.memory import limit_malloc_arenas
 
 if "share" in sys.argv:
-    share_heaps()
+    limit_malloc_arenas()
 c, all_there = ctypes.CDLL(None), threading.Barrier(8)
 c.malloc.restype, c.fopen.restype = ctypes.c_void_p, ctypes.c_void_p
 
@@ -72,7 +72,7 @@ def test_threads_share_a_heap_a_core_unless_the_environment_says_how_many() -> N
 
 FREED = """
 import ctypes, resource
-from stages.core.memory import count_anew
+from stages.core.memory import reset_peak_rss
 
 c = ctypes.CDLL(None)
 c.malloc.restype = ctypes.c_void_p
@@ -86,7 +86,7 @@ def held():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 before = held()
-count_anew()
+reset_peak_rss()
 print(before - held())
 """
 

@@ -7,7 +7,7 @@ import pytest
 
 from stages.core import model_files
 from stages.core.errors import InputError
-from stages.core.model_files import DEFAULT_ENCODER, model_digest, model_name, resolve_model
+from stages.core.model_files import DEFAULT_ENCODER, model_digest, model_display_name, resolve_model
 
 
 def test_the_packaged_default_is_the_official_file() -> None:
@@ -36,8 +36,13 @@ def test_a_folder_that_is_no_model_and_a_path_that_is_not_there(tmp_path: Path) 
 def test_a_model_is_called_by_its_hub_id_or_its_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path / "mine")
-    assert model_name(str(tmp_path / "mine")) == model_name(".") == model_name("../mine/") == "mine"
-    assert model_name("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
+    assert (
+        model_display_name(str(tmp_path / "mine"))
+        == model_display_name(".")
+        == model_display_name("../mine/")
+        == "mine"
+    )
+    assert model_display_name("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
 
 
 @pytest.mark.parametrize("name", ["", " "])

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from stages.core.errors import InputError
 from stages.core.model_files import DEFAULT_ENCODER
-from stages.embedding.encoder import Encoder, _positions, recipe, unit
+from stages.embedding.encoder import Encoder, _max_positions, l2_normalise_vectors, resolve_encoder_spec
 from stages.embedding.stage import Params
 
 WORDS = ["the", "river", "runs", "past", "an", "old", "mill", "where", "bread", "unbelievably", "1848", "who", "built"]
@@ -31,12 +31,12 @@ def model_folder(folder: Path, settings: dict[str, object] | None = None) -> str
 def test_prompts_and_similarity_are_the_models_own_unless_given(tmp_path: Path) -> None:
     settings = {"prompts": {"query": "q: ", "passage": "p: ", "other": "o: "}, "similarity_fn_name": "dot"}
     model = model_folder(tmp_path / "model", settings)
-    own = recipe(model)
+    own = resolve_encoder_spec(model)
     assert (own.query_prompt, own.document_prompt, own.similarity) == ("q: ", "p: ", "dot")
-    given = recipe(model, query_prompt="", document_prompt="d: ", similarity="cosine")
+    given = resolve_encoder_spec(model, query_prompt="", document_prompt="d: ", similarity="cosine")
     assert (given.query_prompt, given.document_prompt, given.similarity) == ("", "d: ", "cosine")
-    assert (given.salt("query"), given.salt("document")) == ("", "d: ")
-    plain = recipe(model_folder(tmp_path / "plain"))
+    assert (given.hash_prefix("query"), given.hash_prefix("document")) == ("", "d: ")
+    plain = resolve_encoder_spec(model_folder(tmp_path / "plain"))
     assert (plain.query_prompt, plain.document_prompt, plain.similarity) == ("", "", "cosine")
 
 
@@ -44,11 +44,15 @@ def test_the_number_format_is_the_one_that_the_device_is_fast_in_unless_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_folder(tmp_path / "model")
-    monkeypatch.setattr("stages.embedding.encoder.use_bfloat16", lambda device, dtype: device == "cuda")
-    found = [recipe(model, device=device) for device in ("cpu", "cuda")]
+    monkeypatch.setattr("stages.embedding.encoder.should_use_bfloat16", lambda device, dtype: device == "cuda")
+    found = [resolve_encoder_spec(model, device=device) for device in ("cpu", "cuda")]
     assert [one.dtype for one in found] == ["float32", "bfloat16"]
-    assert found[1].key == recipe(model, device="cuda", dtype="bfloat16").key != recipe(model, dtype="bfloat16").key
-    assert recipe(model, device="cuda", dtype="float32").dtype == "float32"
+    assert (
+        found[1].key
+        == resolve_encoder_spec(model, device="cuda", dtype="bfloat16").key
+        != resolve_encoder_spec(model, dtype="bfloat16").key
+    )
+    assert resolve_encoder_spec(model, device="cuda", dtype="float32").dtype == "float32"
 
 
 def test_the_key_follows_what_shapes_a_vector_and_not_the_models_place(
@@ -56,39 +60,42 @@ def test_the_key_follows_what_shapes_a_vector_and_not_the_models_place(
 ) -> None:
     model = model_folder(tmp_path / "model")
     moved = str(shutil.copytree(model, tmp_path / "moved"))
-    monkeypatch.setattr("stages.embedding.encoder.use_bfloat16", lambda device, dtype: False)
-    base = recipe(model)
-    assert recipe(moved).key == base.key
-    assert (base.model, recipe(moved).model) == ("model", "moved")
+    monkeypatch.setattr("stages.embedding.encoder.should_use_bfloat16", lambda device, dtype: False)
+    base = resolve_encoder_spec(model)
+    assert resolve_encoder_spec(moved).key == base.key
+    assert (base.model, resolve_encoder_spec(moved).model) == ("model", "moved")
     changed = [
-        recipe(model, query_prompt="q: "),
-        recipe(model, document_prompt="q: "),
-        recipe(model, max_length=64),
-        recipe(model, dtype="bfloat16"),
-        recipe(model, device="cuda"),
-        recipe(model, similarity="dot"),
+        resolve_encoder_spec(model, query_prompt="q: "),
+        resolve_encoder_spec(model, document_prompt="q: "),
+        resolve_encoder_spec(model, max_length=64),
+        resolve_encoder_spec(model, dtype="bfloat16"),
+        resolve_encoder_spec(model, device="cuda"),
+        resolve_encoder_spec(model, similarity="dot"),
     ]
     (Path(moved) / "config.json").write_text("{ }")
-    changed.append(recipe(moved))
+    changed.append(resolve_encoder_spec(moved))
     assert len({base.key, *(one.key for one in changed)}) == 8
 
 
 def test_a_routed_model_hashes_queries_and_documents_apart(tmp_path: Path) -> None:
     model = model_folder(tmp_path / "model")
     (Path(model) / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Router"}]))
-    routed = recipe(model)
-    assert routed.salt("query") != routed.salt("document")
+    routed = resolve_encoder_spec(model)
+    assert routed.hash_prefix("query") != routed.hash_prefix("document")
 
 
 def test_a_broken_settings_file_is_an_input_error(tmp_path: Path) -> None:
     model = model_folder(tmp_path / "model")
     (Path(model) / "modules.json").write_text("[{")
     with pytest.raises(InputError, match=r"modules\.json is not readable"):
-        recipe(model)
+        resolve_encoder_spec(model)
 
 
 def test_rows_are_scaled_each_by_itself_and_zeros_stay() -> None:
-    assert unit(np.array([[3, 4], [0, 0]], np.float32)).tolist() == [[np.float32(0.6), np.float32(0.8)], [0, 0]]
+    assert l2_normalise_vectors(np.array([[3, 4], [0, 0]], np.float32)).tolist() == [
+        [np.float32(0.6), np.float32(0.8)],
+        [0, 0],
+    ]
 
 
 def test_a_model_that_cannot_be_loaded_is_an_input_error(tmp_path: Path, tiny_model: Path) -> None:
@@ -99,7 +106,7 @@ def test_a_model_that_cannot_be_loaded_is_an_input_error(tmp_path: Path, tiny_mo
     (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
     for folder in (missing, cut):
         with pytest.raises(InputError, match="could not be loaded"):
-            Encoder(recipe(str(folder)), str(folder))
+            Encoder(resolve_encoder_spec(str(folder)), str(folder))
 
 
 def test_weights_that_give_no_number_are_an_input_error(tmp_path: Path, tiny_model: Path) -> None:
@@ -110,7 +117,7 @@ def test_weights_that_give_no_number_are_an_input_error(tmp_path: Path, tiny_mod
     weights["embeddings.word_embeddings.weight"][:] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="no finite vector for the text 'old mill'"):
-        all_vectors(Encoder(recipe(str(folder)), str(folder)), ["old mill"])
+        all_vectors(Encoder(resolve_encoder_spec(str(folder)), str(folder)), ["old mill"])
 
 
 def all_vectors(encoder: Encoder, texts: Sequence[str], role: str = "document", batch_tokens: int = 2048) -> np.ndarray:
@@ -132,7 +139,7 @@ def sentences(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def default_encoder() -> Encoder:
-    return Encoder(recipe(DEFAULT_ENCODER, dtype="float32"), DEFAULT_ENCODER)
+    return Encoder(resolve_encoder_spec(DEFAULT_ENCODER, dtype="float32"), DEFAULT_ENCODER)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -140,7 +147,7 @@ def test_a_vector_does_not_depend_on_what_it_is_encoded_with(dtype: str, default
     import torch
 
     if dtype == "bfloat16":  # the one that `auto` takes where the CPU is made for it
-        default_encoder = Encoder(recipe(DEFAULT_ENCODER, dtype=dtype), DEFAULT_ENCODER)
+        default_encoder = Encoder(resolve_encoder_spec(DEFAULT_ENCODER, dtype=dtype), DEFAULT_ENCODER)
     texts = sentences(30)
     vectors = all_vectors(default_encoder, texts)
     order = np.random.default_rng(1).permutation(len(texts))
@@ -175,7 +182,7 @@ def test_a_layer_on_whole_texts_does_not_see_how_many_there_are(tmp_path: Path, 
     torch.manual_seed(0)
     plain = SentenceTransformer(str(tiny_model), device="cpu")
     SentenceTransformer(modules=[*plain, Dense(32, 48)], device="cpu").save(str(tmp_path / "dense"))
-    encoder = Encoder(recipe(str(tmp_path / "dense")), str(tmp_path / "dense"))
+    encoder = Encoder(resolve_encoder_spec(str(tmp_path / "dense")), str(tmp_path / "dense"))
     texts = ["a b c", "d e", "c d e", "b", "x y z", "s t u", "h i", "m n o", "k"]
     vectors = all_vectors(encoder, texts)
     assert vectors.shape == (9, 48)
@@ -185,13 +192,16 @@ def test_a_layer_on_whole_texts_does_not_see_how_many_there_are(tmp_path: Path, 
 
 def test_the_prompt_belongs_to_its_role(tiny_model: Path) -> None:
     name = str(tiny_model)
-    prompted, plain = Encoder(recipe(name, query_prompt="ask: "), name), Encoder(recipe(name), name)
+    prompted, plain = (
+        Encoder(resolve_encoder_spec(name, query_prompt="ask: "), name),
+        Encoder(resolve_encoder_spec(name), name),
+    )
     assert np.array_equal(all_vectors(prompted, ["a b"], role="query"), all_vectors(plain, ["ask: a b"], role="query"))
     assert np.array_equal(all_vectors(prompted, ["a b"]), all_vectors(plain, ["a b"], role="query"))
 
 
 def test_what_is_past_the_limit_is_not_read(tiny_model: Path) -> None:
-    encoder = Encoder(recipe(str(tiny_model), max_length=13), str(tiny_model))
+    encoder = Encoder(resolve_encoder_spec(str(tiny_model), max_length=13), str(tiny_model))
     letters = " ".join("abcdefghijklmnopq")
     eleven, ten = letters[:21], letters[:19]  # 13 tokens are 11 letters between two marks
     assert np.array_equal(all_vectors(encoder, [letters]), all_vectors(encoder, [eleven]))
@@ -201,10 +211,10 @@ def test_what_is_past_the_limit_is_not_read(tiny_model: Path) -> None:
 def test_the_limit_of_tokens_is_at_most_the_models(tiny_model: Path) -> None:
     name = str(tiny_model)
     letters = " ".join(["a"] * 500)
-    assert all_vectors(Encoder(recipe(name, max_length=128), name), [letters]).shape == (1, 32)
-    assert all_vectors(Encoder(recipe(name, max_length=4), name), [letters]).shape == (1, 32)
+    assert all_vectors(Encoder(resolve_encoder_spec(name, max_length=128), name), [letters]).shape == (1, 32)
+    assert all_vectors(Encoder(resolve_encoder_spec(name, max_length=4), name), [letters]).shape == (1, 32)
     with pytest.raises(InputError, match=r"max_length = 129: the encoder .* reads at most 128 tokens"):
-        Encoder(recipe(name, max_length=129), name)
+        Encoder(resolve_encoder_spec(name, max_length=129), name)
     with pytest.raises(ValidationError):
         Params(max_length=3)
 
@@ -214,32 +224,34 @@ def test_positions_behind_the_padding_tokens_do_not_count() -> None:
 
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     config = RobertaConfig(vocab_size=10, max_position_embeddings=66, pad_token_id=1, **sizes)
-    assert _positions(RobertaModel(config)) == 64
+    assert _max_positions(RobertaModel(config)) == 64
 
 
 def test_vectors_are_scaled_for_cosine_and_left_alone_for_dot(tiny_model: Path) -> None:
     name = str(tiny_model)
-    cosine, dot = (all_vectors(Encoder(recipe(name, similarity=s), name), ["a b c"]) for s in ("cosine", "dot"))
+    cosine, dot = (
+        all_vectors(Encoder(resolve_encoder_spec(name, similarity=s), name), ["a b c"]) for s in ("cosine", "dot")
+    )
     assert np.linalg.norm(cosine) == pytest.approx(1)
     assert np.linalg.norm(dot) > 1.1
-    assert np.array_equal(cosine, unit(dot))
+    assert np.array_equal(cosine, l2_normalise_vectors(dot))
 
 
 FULL = """
 import resource, sys
 import numpy as np, torch
-from stages.embedding.encoder import Encoder, recipe
+from stages.embedding.encoder import Encoder, resolve_encoder_spec
 
 torch.set_num_threads(1)
 name, texts = sys.argv[1], [f"the old mill {i} " * 120 for i in range(300)]
-encoder = Encoder(recipe(name, dtype="float32"), name)
+encoder = Encoder(resolve_encoder_spec(name, dtype="float32"), name)
 few = dict((int(i), v) for at, vectors, _ in encoder.encode(texts, "document", 2048) for i, v in zip(at, vectors))
-assert encoder.fitting is None
+assert encoder.max_batch_tokens is None
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + (256 << 20),) * 2)
 many = dict((int(i), v) for at, vectors, _ in encoder.encode(texts, "document", 10**7) for i, v in zip(at, vectors))
 assert len(many) == len(few) == 300 and all(np.array_equal(few[i], many[i]) for i in few)
-print(encoder.fitting)
+print(encoder.max_batch_tokens)
 """
 
 
@@ -260,10 +272,10 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does_with_the_
 POISONED = """
 import resource, sys
 import numpy as np, torch
-from stages.embedding.encoder import Encoder, recipe
+from stages.embedding.encoder import Encoder, resolve_encoder_spec
 
 name, texts = sys.argv[1], [f"the old mill {i}" for i in range(40)]
-encoder = Encoder(recipe(name, dtype="float32"), name)
+encoder = Encoder(resolve_encoder_spec(name, dtype="float32"), name)
 forward, before = encoder._forward, resource.getrlimit(resource.RLIMIT_AS)
 
 def full(*arguments):
@@ -280,11 +292,11 @@ def full(*arguments):
 
 encoder._forward = full
 few = dict((int(i), v) for at, vectors, _ in encoder.encode(texts, "document", 512) for i, v in zip(at, vectors))
-fitting, encoder.fitting = encoder.fitting, None
+fitted, encoder.max_batch_tokens = encoder.max_batch_tokens, None
 many = dict((int(i), v) for at, vectors, _ in encoder.encode(texts, "document", 512) for i, v in zip(at, vectors))
-assert encoder.fitting is None and len(few) == len(many) == 40
+assert encoder.max_batch_tokens is None and len(few) == len(many) == 40
 assert all(np.array_equal(few[i], many[i]) for i in few)
-print(fitting)
+print(fitted)
 """
 
 
@@ -302,7 +314,7 @@ def test_no_memory_for_the_code_that_onednn_writes_is_no_memory_once_and_not_eve
 def test_one_text_that_the_memory_does_not_hold_is_an_input_error(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = Encoder(recipe(str(tiny_model)), str(tiny_model))
+    encoder = Encoder(resolve_encoder_spec(str(tiny_model)), str(tiny_model))
 
     def full(texts: list[str], role: str, length: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -310,7 +322,7 @@ def test_one_text_that_the_memory_does_not_hold_is_an_input_error(
     monkeypatch.setattr(encoder, "_forward", full)
     with pytest.raises(InputError, match=r"memory does not hold 1 texts of 16 tokens on cpu.*Lower max_length"):
         all_vectors(encoder, ["old mill"] * 5)
-    assert encoder.fitting == 16
+    assert encoder.max_batch_tokens == 16
 
 
 def test_a_model_that_counts_no_tokens_is_given_fewer_texts(
@@ -322,7 +334,7 @@ def test_a_model_that_counts_no_tokens_is_given_fewer_texts(
 
     words = StaticEmbedding(Tokenizer.from_file(str(tiny_model / "tokenizer.json")), embedding_dim=4)
     SentenceTransformer(modules=[words], device="cpu").save(str(tmp_path / "static"))
-    encoder = Encoder(recipe(str(tmp_path / "static")), str(tmp_path / "static"))
+    encoder = Encoder(resolve_encoder_spec(str(tmp_path / "static")), str(tmp_path / "static"))
     whole = all_vectors(encoder, [f"old mill {i}" for i in range(40)])
     forward = encoder._forward
 
@@ -333,11 +345,11 @@ def test_a_model_that_counts_no_tokens_is_given_fewer_texts(
 
     monkeypatch.setattr(encoder, "_forward", full)
     assert np.array_equal(all_vectors(encoder, [f"old mill {i}" for i in range(40)]), whole)
-    assert encoder.fitting == 8  # half of 40, of which a multiple of 8 is taken; half of 16
+    assert encoder.max_batch_tokens == 8  # half of 40, of which a multiple of 8 is taken; half of 16
 
 
 def test_an_error_that_is_not_of_memory_is_not_taken_for_one(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = Encoder(recipe(str(tiny_model)), str(tiny_model))
+    encoder = Encoder(resolve_encoder_spec(str(tiny_model)), str(tiny_model))
 
     def broken(texts: list[str], role: str, length: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 
 from stages.core.errors import InputError
-from stages.core.schemas import CORPUS, QUERIES, Tools, write_table
+from stages.core.schemas import CORPUS, QUERIES, StageContext, write_table
 from stages.embedding import stage as embedding_stage
-from stages.embedding.encoder import Recipe
-from stages.embedding.lookup import Vectors, encoder_texts, encodings
-from stages.embedding.stage import Params, identity, intact, run
-from stages.embedding.vector_store import VectorStore, text_hashes
+from stages.embedding.encoder import EncoderSpec
+from stages.embedding.lookup import VectorLookup, format_encoder_texts, read_encodings
+from stages.embedding.stage import Params, is_valid, key_extras, run
+from stages.embedding.vector_store import VectorStore, hash_texts
 
 
 class Said:
@@ -31,7 +31,7 @@ class Said:
         self.steps.append((done, total, unit))
         self.tokens.append(tokens)
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.lines.append(message)
 
 
@@ -42,9 +42,9 @@ class FakeEncoder:
     asked: ClassVar[list[list[str]]] = []
     breaks_after = 10**9
     holds: int | None = None
-    fitting: int | None = None
+    max_batch_tokens: int | None = None
 
-    def __init__(self, made: Recipe, model: str) -> None:
+    def __init__(self, made: EncoderSpec, model: str) -> None:
         FakeEncoder.loaded += 1
 
     def encode(
@@ -55,7 +55,7 @@ class FakeEncoder:
             if sum(map(len, FakeEncoder.asked)) > FakeEncoder.breaks_after:
                 raise KeyboardInterrupt
             if self.holds and self.holds < batch_tokens:
-                self.fitting = self.holds
+                self.max_batch_tokens = self.holds
             yield np.array([i]), vector(texts[i])[None], len(texts[i])
 
 
@@ -84,8 +84,8 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def tools(tmp_path: Path) -> Tools:
-    return Tools(Said(), tmp_path / "scratch", tmp_path / "vectors", tmp_path / "logs")
+def tools(tmp_path: Path) -> StageContext:
+    return StageContext(Said(), tmp_path / "scratch", tmp_path / "vectors", tmp_path / "logs")
 
 
 def fresh(folder: Path) -> Path:
@@ -95,12 +95,12 @@ def fresh(folder: Path) -> Path:
 
 def test_the_title_goes_first_where_there_is_one() -> None:
     frame = pl.DataFrame(CORPUS_ROWS)
-    assert encoder_texts(frame, "document") == ["Sky Red.", "Blue.", "Red."]
-    assert encoder_texts(frame.drop("title"), "document") == ["Red.", "Blue.", "Red."]
+    assert format_encoder_texts(frame, "document") == ["Sky Red.", "Blue.", "Red."]
+    assert format_encoder_texts(frame.drop("title"), "document") == ["Red.", "Blue.", "Red."]
 
 
 def test_each_distinct_text_is_encoded_once(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     out = fresh(tmp_path / "out")
     summary = run(Params(dtype="float32"), inputs, out, tools)
@@ -114,16 +114,16 @@ def test_each_distinct_text_is_encoded_once(
         "4 texts to encode with sentence-transformers/all-MiniLM-L6-v2 in float32; 0 are stored already"
     ]  # type: ignore[attr-defined]
     texts = np.load(out / "texts.npy")
-    assert sorted(map(bytes, text_hashes(["why", "Red.", "Sky Red.", "Blue."]))) == list(map(bytes, texts))
+    assert sorted(map(bytes, hash_texts(["why", "Red.", "Sky Red.", "Blue."]))) == list(map(bytes, texts))
 
-    vectors = Vectors(out / "encoding.json", tools.vectors)
-    assert vectors.queries(pl.DataFrame(QUERY_ROWS)).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
+    vectors = VectorLookup(out / "encoding.json", tools.vectors_dir)
+    assert vectors.read_queries(pl.DataFrame(QUERY_ROWS)).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
     expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
-    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+    assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
 
 
 def test_a_cache_hit_loads_no_model_and_gives_the_same_bytes(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     run(Params(), inputs, fresh(tmp_path / "one"), tools)
     summary = run(Params(), inputs, fresh(tmp_path / "two"), tools)
@@ -133,7 +133,11 @@ def test_a_cache_hit_loads_no_model_and_gives_the_same_bytes(
 
 
 def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Path],
+    tools: StageContext,
+    tmp_path: Path,
+    fake: type[FakeEncoder],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fake, "holds", 512)
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
@@ -161,7 +165,7 @@ def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
 )
 def test_a_similarity_that_is_replaced_is_said(
     inputs: dict[str, Path],
-    tools: Tools,
+    tools: StageContext,
     tmp_path: Path,
     fake: type[FakeEncoder],
     stated: str | None,
@@ -184,40 +188,48 @@ def test_a_similarity_that_is_replaced_is_said(
 
 
 def test_windows_smaller_than_the_tables_encode_the_same(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Path],
+    tools: StageContext,
+    tmp_path: Path,
+    fake: type[FakeEncoder],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embedding_stage, "_WINDOW", 1)
-    monkeypatch.setattr(embedding_stage, "_ROWS", 2)
+    monkeypatch.setattr(embedding_stage, "_SORT_WINDOW_TEXTS", 1)
+    monkeypatch.setattr(embedding_stage, "_TABLE_BATCH_ROWS", 2)
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
     assert fake.asked == [["why"], ["Red."], ["Sky Red."], ["Blue."]]
     expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
-    vectors = Vectors(tmp_path / "out/encoding.json", tools.vectors)
-    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+    vectors = VectorLookup(tmp_path / "out/encoding.json", tools.vectors_dir)
+    assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
 
 
 def test_pieces_smaller_than_a_window_encode_the_same(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Path],
+    tools: StageContext,
+    tmp_path: Path,
+    fake: type[FakeEncoder],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embedding_stage, "_BATCHES", 1)
+    monkeypatch.setattr(embedding_stage, "_BATCHES_PER_TASK", 1)
     run(Params(batch_tokens=1), inputs, fresh(tmp_path / "out"), tools)
     assert fake.asked == [["Red."], ["why"], ["Sky Red."], ["Blue."]]
     assert fake.loaded == 1
     expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
-    vectors = Vectors(tmp_path / "out/encoding.json", tools.vectors)
-    assert vectors.documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+    vectors = VectorLookup(tmp_path / "out/encoding.json", tools.vectors_dir)
+    assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
 
 
 def test_a_worker_whose_model_has_other_files_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    made = embedding_stage._recipes(Params(model=str(tiny_model)))[0]
+    made = embedding_stage._resolve_encoder_specs(Params(model=str(tiny_model)))[0]
     other = shutil.copytree(tiny_model, tmp_path / "other")
     (other / "vocab.txt").write_text((other / "vocab.txt").read_text() + "new\n")
-    embedding_stage.Embedding(made, str(tiny_model), 64)
+    embedding_stage.EncodeWorker(made, str(tiny_model), 64)
     with pytest.raises(InputError, match="not the same everywhere"):
-        embedding_stage.Embedding(made, str(other), 64)
+        embedding_stage.EncodeWorker(made, str(other), 64)
 
 
 def test_prompts_make_two_texts_of_one(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     summary = run(Params(query_prompt="query: "), inputs, fresh(tmp_path / "out"), tools)
     assert summary["texts"] == 5
@@ -225,7 +237,11 @@ def test_prompts_make_two_texts_of_one(
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Path],
+    tools: StageContext,
+    tmp_path: Path,
+    fake: type[FakeEncoder],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fake, "breaks_after", 3)
     with pytest.raises(KeyboardInterrupt):
@@ -236,34 +252,34 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
 
 def test_damage_in_the_store_is_noticed_and_mended(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     out = fresh(tmp_path / "one")
     run(Params(), inputs, out, tools)
-    assert intact(inputs, out, tools)
-    (segment,) = tools.vectors.glob("*/*.npy")
+    assert is_valid(inputs, out, tools)
+    (segment,) = tools.vectors_dir.glob("*/*.npy")
     segment.write_bytes(segment.read_bytes()[:-1])
     assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 4
     assert tools.progress.lines[1:2] == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
-    assert intact(inputs, out, tools)
+    assert is_valid(inputs, out, tools)
     segment.write_bytes(b"")
-    assert not intact(inputs, out, tools)
-    assert not intact(inputs, out, tools)
+    assert not is_valid(inputs, out, tools)
+    assert not is_valid(inputs, out, tools)
 
 
 def test_the_encoders_folder_says_what_it_is(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
-    key = identity(Params())["encoder"]
-    described = json.loads((tools.vectors / key / "encoder.json").read_text())
+    key = key_extras(Params())["encoder"]
+    described = json.loads((tools.vectors_dir / key / "encoder.json").read_text())
     assert described["model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert json.loads((tmp_path / "out/encoding.json").read_text())["encoder"] == key
-    assert len(VectorStore(tools.vectors / key)) == 4
+    assert len(VectorStore(tools.vectors_dir / key)) == 4
 
 
 def test_further_encoders_have_stores_of_their_own(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path
 ) -> None:
     params = Params(query_prompt="query: ", more_models=(str(tiny_model),))
     out = fresh(tmp_path / "out")
@@ -272,8 +288,8 @@ def test_further_encoders_have_stores_of_their_own(
     # the second has no prompts, so a text that is a query and a document is one text
     assert summary["more"] == {f"dense2 {tiny_model.name}": {"encoded": 4, "cached": 0, "dimension": 2}}
     assert fake.loaded == 2
-    first, second = encodings(out / "encoding.json")
-    named = identity(params)
+    first, second = read_encodings(out / "encoding.json")
+    named = key_extras(params)
     assert named == {
         "encoder": first["encoder"],
         "model": "sentence-transformers/all-MiniLM-L6-v2",
@@ -285,48 +301,48 @@ def test_further_encoders_have_stores_of_their_own(
     assert (first["texts"], second["texts"]) == (5, 4)
     frame = pl.DataFrame(QUERY_ROWS)
     for number in (0, 1):
-        vectors = Vectors(out / "encoding.json", tools.vectors, number)
-        assert vectors.store.folder == tools.vectors / (first, second)[number]["encoder"]
-        assert vectors.queries(frame).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
+        vectors = VectorLookup(out / "encoding.json", tools.vectors_dir, number)
+        assert vectors.store.folder == tools.vectors_dir / (first, second)[number]["encoder"]
+        assert vectors.read_queries(frame).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
     assert str(tmp_path) not in (out / "encoding.json").read_text()
 
 
 def test_without_further_encoders_nothing_is_said_of_them(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder]
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     summary = run(Params(), inputs, fresh(tmp_path / "out"), tools)
-    assert set(identity(Params())) == {"encoder", "model"}
+    assert set(key_extras(Params())) == {"encoder", "model"}
     assert "more" not in summary
     assert "more" not in json.loads((tmp_path / "out/encoding.json").read_text())
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_damage_in_any_store_is_noticed(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path, which: int
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path, which: int
 ) -> None:
     out = fresh(tmp_path / "out")
     run(Params(more_models=(str(tiny_model),)), inputs, out, tools)
-    assert intact(inputs, out, tools)
-    (segment,) = (tools.vectors / encodings(out / "encoding.json")[which]["encoder"]).glob("*.npy")
+    assert is_valid(inputs, out, tools)
+    (segment,) = (tools.vectors_dir / read_encodings(out / "encoding.json")[which]["encoder"]).glob("*.npy")
     segment.write_bytes(b"")
-    assert not intact(inputs, out, tools)
+    assert not is_valid(inputs, out, tools)
 
 
 def test_the_same_encoder_twice_is_refused(tiny_model: Path) -> None:
     with pytest.raises(InputError, match="is there already"):
-        identity(Params(model=str(tiny_model), more_models=(str(tiny_model),)))
+        key_extras(Params(model=str(tiny_model), more_models=(str(tiny_model),)))
     with pytest.raises(InputError, match="is there already"):
-        identity(Params(more_models=(str(tiny_model), str(tiny_model))))
-    assert len(identity(Params(model=str(tiny_model), query_prompt="q: ", more_models=(str(tiny_model),)))) == 4
+        key_extras(Params(more_models=(str(tiny_model), str(tiny_model))))
+    assert len(key_extras(Params(model=str(tiny_model), query_prompt="q: ", more_models=(str(tiny_model),)))) == 4
 
 
 def test_identity_loads_no_torch() -> None:
-    code = "import sys; from stages.embedding.stage import *; identity(Params()); print('torch' in sys.modules)"
+    code = "import sys; from stages.embedding.stage import *; key_extras(Params()); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_real_model_from_tables_to_vectors(
-    inputs: dict[str, Path], tools: Tools, tmp_path: Path, tiny_model: Path
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, tiny_model: Path
 ) -> None:
     """An incremental run holds the same bits as a run from nothing."""
     params = Params(model=str(tiny_model))
@@ -334,10 +350,12 @@ def test_a_real_model_from_tables_to_vectors(
     run(params, inputs, fresh(tmp_path / "one"), tools)
     write_table(pl.DataFrame(CORPUS_ROWS), CORPUS, inputs["corpus"])
     assert run(params, inputs, fresh(tmp_path / "two"), tools)["encoded"] == 1
-    clean = Tools(Said(), tmp_path / "scratch", tmp_path / "elsewhere", tmp_path / "logs")
+    clean = StageContext(Said(), tmp_path / "scratch", tmp_path / "elsewhere", tmp_path / "logs")
     assert run(params, inputs, fresh(tmp_path / "three"), clean)["encoded"] == 4
     frame = pl.DataFrame(CORPUS_ROWS)
-    grown = Vectors(tmp_path / "two/encoding.json", tools.vectors).documents(frame)
+    grown = VectorLookup(tmp_path / "two/encoding.json", tools.vectors_dir).read_documents(frame)
     assert grown.shape == (3, 32)
-    assert np.array_equal(grown, Vectors(tmp_path / "three/encoding.json", clean.vectors).documents(frame))
+    assert np.array_equal(
+        grown, VectorLookup(tmp_path / "three/encoding.json", clean.vectors_dir).read_documents(frame)
+    )
     assert str(tmp_path) not in (tmp_path / "two/encoding.json").read_text()

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.embedding import vector_store
-from stages.embedding.vector_store import Buffer, VectorStore, text_hashes, unique
+from stages.embedding.vector_store import BufferedVectorWriter, VectorStore, hash_texts, unique_hashes
 
 
 def hashes_of(*texts: str) -> np.ndarray:
-    return text_hashes(texts)
+    return hash_texts(texts)
 
 
 def rows(*values: float) -> np.ndarray:
@@ -19,10 +19,10 @@ def rows(*values: float) -> np.ndarray:
 
 
 def test_a_hash_is_the_xxh3_of_salt_and_text() -> None:
-    got = text_hashes(["straße"], salt="query: ")
+    got = hash_texts(["straße"], prefix="query: ")
     assert got.dtype == np.uint8
     assert got.tobytes() == xxhash.xxh3_128_digest("query: straße".encode())
-    assert text_hashes([]).shape == (0, 16)
+    assert hash_texts([]).shape == (0, 16)
 
 
 def test_vectors_come_back_in_the_order_asked_for_across_segments_and_openings(tmp_path: Path) -> None:
@@ -32,14 +32,14 @@ def test_vectors_come_back_in_the_order_asked_for_across_segments_and_openings(t
     assert store.append(hashes_of("c"), rows(3)) == 1
     asked = hashes_of("c", "a", "b", "a")
     for opened in (store, VectorStore(tmp_path / "store")):
-        assert (len(opened), opened.dimension, opened.broken) == (3, 2, [])
+        assert (len(opened), opened.dimension, opened.damaged_segments) == (3, 2, [])
         assert opened.read(asked).tolist() == rows(3, 1, 2, 1).tolist()
 
 
 def test_what_is_not_held_can_not_be_read(tmp_path: Path) -> None:
     store = VectorStore(tmp_path)
     store.append(hashes_of("a"), rows(1))
-    assert store.held(hashes_of("b", "a")).tolist() == [False, True]
+    assert store.contains(hashes_of("b", "a")).tolist() == [False, True]
     with pytest.raises(KeyError, match="1 of 2 texts have no vector"):
         store.read(hashes_of("b", "a"))
 
@@ -83,19 +83,19 @@ def test_a_damaged_segment_is_set_aside_and_its_texts_are_missing(tmp_path: Path
     path.write_bytes({"flip": content, "cut": content[:-5], "empty": b""}[damage])
 
     found = VectorStore(tmp_path)
-    assert found.broken == [path.name]
+    assert found.damaged_segments == [path.name]
     assert path.with_suffix(".broken").exists()
-    assert found.held(hashes_of("a", "b")).tolist() == [False, True]
+    assert found.contains(hashes_of("a", "b")).tolist() == [False, True]
     found.append(hashes_of("a"), rows(1))
     again = VectorStore(tmp_path)
-    assert again.broken == []
+    assert again.damaged_segments == []
     assert again.read(hashes_of("a", "b")).tolist() == rows(1, 2).tolist()
 
 
 def test_what_a_killed_writer_left_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "segment.tmp").write_bytes(b"half a segm")
     store = VectorStore(tmp_path)
-    assert (len(store), store.broken) == (0, [])
+    assert (len(store), store.damaged_segments) == (0, [])
     store.append(hashes_of("a"), rows(1))
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
 
@@ -111,7 +111,7 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_a_buffer_appends_by_count_and_at_its_end_even_after_an_error(tmp_path: Path) -> None:
     store = VectorStore(tmp_path)
-    with pytest.raises(RuntimeError), Buffer(store, texts=2) as buffer:
+    with pytest.raises(RuntimeError), BufferedVectorWriter(store, max_texts=2) as buffer:
         buffer.add(hashes_of("a"), rows(1))
         assert len(store) == 0
         buffer.add(hashes_of("b"), rows(2))
@@ -123,7 +123,7 @@ def test_a_buffer_appends_by_count_and_at_its_end_even_after_an_error(tmp_path: 
 
 def test_a_buffer_appends_by_time(tmp_path: Path) -> None:
     store = VectorStore(tmp_path)
-    with Buffer(store, seconds=0) as buffer:
+    with BufferedVectorWriter(store, max_seconds=0) as buffer:
         buffer.add(hashes_of("a"), rows(1))
         assert len(store) == 1
 
@@ -148,11 +148,11 @@ def test_a_store_is_a_dictionary_that_keeps_the_first(
     known = [key for key in asked if bytes(key) in truth]
     for opened in (store, VectorStore(folder)):
         assert len(opened) == len(truth)
-        assert opened.held(wanted).tolist() == [bytes(key) in truth for key in asked]
+        assert opened.contains(wanted).tolist() == [bytes(key) in truth for key in asked]
         if known:
             read = opened.read(np.array(known, np.uint8))
             assert read[:, 0].tolist() == [truth[bytes(key)] for key in known]
-    assert [bytes(row) for row in unique(wanted)[0]] == sorted({bytes(k) for k in asked})
+    assert [bytes(row) for row in unique_hashes(wanted)[0]] == sorted({bytes(k) for k in asked})
 
 
 def mapped() -> int:
@@ -166,8 +166,8 @@ def mapped() -> int:
 def test_a_store_too_large_to_stay_in_memory_is_let_go_as_it_is_read(
     most: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vector_store, "_MAPPED", most)
-    hashes = text_hashes(map(str, range(20_000)))
+    monkeypatch.setattr(vector_store, "_MAX_MAPPED_BYTES", most)
+    hashes = hash_texts(map(str, range(20_000)))
     made = np.arange(20_000 * 256, dtype=np.float32).reshape(20_000, 256)
     for start in range(0, 20_000, 5_000):
         VectorStore(tmp_path).append(hashes[start : start + 5_000], made[start : start + 5_000])

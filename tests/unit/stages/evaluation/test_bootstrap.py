@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stages.evaluation import bootstrap
-from stages.evaluation.bootstrap import Comparison, compare, resample
+from stages.evaluation.bootstrap import BootstrapResult, resample_means, run_paired_bootstrap
 
 
 def column(*values: float) -> NDArray[np.float64]:
@@ -16,17 +16,19 @@ def column(*values: float) -> NDArray[np.float64]:
 
 def test_a_constant_difference_is_certain() -> None:
     groups = np.array(list("abcdef"))
-    [found] = compare(np.full((6, 1), 0.1), groups, samples=199, seed=0)
-    assert found == pytest.approx(Comparison(0.1, 0.1, 0.1, 2 * 1 / 200))
+    [found] = run_paired_bootstrap(np.full((6, 1), 0.1), groups, n_resamples=199, seed=0)
+    assert found == pytest.approx(BootstrapResult(0.1, 0.1, 0.1, 2 * 1 / 200))
 
 
 def test_no_difference_is_no_evidence() -> None:
-    assert compare(np.zeros((7, 1)), np.arange(7), samples=100, seed=0) == [Comparison(0.0, 0.0, 0.0, 1.0)]
+    assert run_paired_bootstrap(np.zeros((7, 1)), np.arange(7), n_resamples=100, seed=0) == [
+        BootstrapResult(0.0, 0.0, 0.0, 1.0)
+    ]
 
 
 def test_odds_by_hand() -> None:
     # one group of six differs: a sample without it, (5/6)^6 = 33.5 % of them, has a mean of 0, none is below
-    [found] = compare(column(1, 0, 0, 0, 0, 0), np.arange(6), samples=20_000, seed=3)
+    [found] = run_paired_bootstrap(column(1, 0, 0, 0, 0, 0), np.arange(6), n_resamples=20_000, seed=3)
     assert found.difference == pytest.approx(1 / 6)
     assert found.p == pytest.approx(2 * (5 / 6) ** 6, abs=0.02)
     assert found.low == 0
@@ -36,26 +38,28 @@ def test_odds_by_hand() -> None:
 def test_the_mirror_image_has_the_mirrored_interval() -> None:
     random = np.random.default_rng(0)
     values = random.normal(0.05, 0.1, size=(40, 1))
-    there, back = (compare(sign * values, np.arange(40), samples=500, seed=1)[0] for sign in (1, -1))
+    there, back = (run_paired_bootstrap(sign * values, np.arange(40), n_resamples=500, seed=1)[0] for sign in (1, -1))
     assert (back.low, back.high) == pytest.approx((-there.high, -there.low))  # type: ignore[operator]
     assert back.p == there.p
 
 
 def test_five_groups_are_too_few_however_many_queries() -> None:
-    assert compare(np.ones((50, 1)), np.arange(50) % 5, samples=100, seed=0) == [Comparison(1.0, None, None, None)]
+    assert run_paired_bootstrap(np.ones((50, 1)), np.arange(50) % 5, n_resamples=100, seed=0) == [
+        BootstrapResult(1.0, None, None, None)
+    ]
 
 
 def test_whole_groups_are_drawn() -> None:
     values = np.repeat([0.3, -0.1, 0.2, -0.2, 0.1, 0.0], 10)[:, None]
-    [single] = compare(values, np.arange(60), samples=1000, seed=0)
-    [grouped] = compare(values, np.repeat(np.arange(6), 10), samples=1000, seed=0)
+    [single] = run_paired_bootstrap(values, np.arange(60), n_resamples=1000, seed=0)
+    [grouped] = run_paired_bootstrap(values, np.repeat(np.arange(6), 10), n_resamples=1000, seed=0)
     assert grouped.high - grouped.low > 2 * (single.high - single.low)  # type: ignore[operator]
 
 
 def test_the_confidence_sets_the_width() -> None:
     values = np.random.default_rng(0).normal(size=(50, 1))
-    [wide] = compare(values, np.arange(50), samples=1000, seed=0, confidence=0.99)
-    [narrow] = compare(values, np.arange(50), samples=1000, seed=0, confidence=0.5)
+    [wide] = run_paired_bootstrap(values, np.arange(50), n_resamples=1000, seed=0, confidence=0.99)
+    [narrow] = run_paired_bootstrap(values, np.arange(50), n_resamples=1000, seed=0, confidence=0.5)
     assert wide.low < narrow.low < narrow.high < wide.high  # type: ignore[operator]
 
 
@@ -77,11 +81,11 @@ def test_vectorised_equals_the_loop(rows: list[tuple[int, int, int]], seed: int)
         naive.append(np.mean(drawn, axis=0))
     sums = np.array([part.sum(axis=0) for part in members])
     sizes = np.array([len(part) for part in members], dtype=np.float64)
-    assert resample(sums, sizes, 20, seed) == pytest.approx(np.array(naive), abs=1e-9)
+    assert resample_means(sums, sizes, 20, seed) == pytest.approx(np.array(naive), abs=1e-9)
 
 
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     sums, sizes = np.arange(12.0).reshape(6, 2), np.arange(1.0, 7.0)
-    whole = resample(sums, sizes, 100, seed=0)
-    monkeypatch.setattr(bootstrap, "_CELLS", 42)
-    assert np.array_equal(resample(sums, sizes, 100, seed=0), whole)
+    whole = resample_means(sums, sizes, 100, seed=0)
+    monkeypatch.setattr(bootstrap, "_MAX_BLOCK_CELLS", 42)
+    assert np.array_equal(resample_means(sums, sizes, 100, seed=0), whole)

@@ -6,8 +6,14 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.core.schemas import CANDIDATES, JUDGED, QRELS, QUERIES, write_table
-from stages.evaluation.candidate_lists import Fixed, evaluated_queries, fix_lists, forced_lists, top_lists
+from stages.core.schemas import CANDIDATES, QRELS, QRELS_SCORED, QUERIES, write_table
+from stages.evaluation.candidate_lists import (
+    CandidateLists,
+    build_candidate_lists,
+    build_top_k_lists,
+    force_positives,
+    sample_evaluation_queries,
+)
 
 SCORED = ["query_id", "doc_id", "relevance", "score"]
 LISTED = ["query_id", "doc_id", "relevance", "embedder"]
@@ -31,7 +37,7 @@ def lists(*rows: tuple[str, str, int, float]) -> pl.DataFrame:
 
 def test_only_questions_of_the_split_with_a_positive() -> None:
     table = pl.concat([queries("a", "b", "c"), queries("d", split="dev")])
-    found, total = evaluated_queries(table, qrels(("a", "x", 1), ("b", "x", 0), ("d", "x", 1)), "test", 0, 42)
+    found, total = sample_evaluation_queries(table, qrels(("a", "x", 1), ("b", "x", 0), ("d", "x", 1)), "test", 0, 42)
     assert (found["query_id"].to_list(), total) == (["a"], 1)
 
 
@@ -40,12 +46,12 @@ def test_only_questions_of_the_split_with_a_positive() -> None:
 def test_questions_outside_the_sample_do_not_shape_it(size: int, seed: int, gone: int) -> None:
     ids = [f"q{number:02}" for number in range(12)]
     positives = qrels(*[(query_id, "x", 1) for query_id in ids])
-    sample, total = evaluated_queries(queries(*ids), positives, "test", size, seed)
+    sample, total = sample_evaluation_queries(queries(*ids), positives, "test", size, seed)
     chosen = sample["query_id"].to_list()
     assert (len(chosen), total) == (size, 12)
     assert chosen == sorted(chosen)
     left = [query_id for query_id in ids if query_id != ids[gone]]
-    again = evaluated_queries(queries(*left), positives, "test", size, seed)[0]["query_id"].to_list()
+    again = sample_evaluation_queries(queries(*left), positives, "test", size, seed)[0]["query_id"].to_list()
     assert set(chosen) - {ids[gone]} <= set(again)
     assert (again == chosen) == (ids[gone] not in chosen)
 
@@ -54,7 +60,8 @@ def test_another_seed_draws_others() -> None:
     ids = [f"q{number:02}" for number in range(40)]
     positives = qrels(*[(query_id, "x", 1) for query_id in ids])
     one, two = (
-        evaluated_queries(queries(*ids), positives, "test", 10, seed)[0]["query_id"].to_list() for seed in (1, 2)
+        sample_evaluation_queries(queries(*ids), positives, "test", 10, seed)[0]["query_id"].to_list()
+        for seed in (1, 2)
     )
     assert one != two
 
@@ -65,26 +72,28 @@ def test_the_top_of_each_query_with_its_relevance() -> None:
         schema=["query_id", "doc_id", "rank", "score"],
         orient="row",
     )
-    found = top_lists(candidates, qrels(("q", "c", 2), ("q", "b", 1), ("r", "z", 1)), 2)
+    found = build_top_k_lists(candidates, qrels(("q", "c", 2), ("q", "b", 1), ("r", "z", 1)), 2)
     assert found.rows() == [("q", "a", 0, 0.9), ("q", "c", 2, 0.8), ("r", "a", 0, 0.1)]
 
 
 def test_missing_positives_replace_the_last_that_are_none() -> None:
     plain = lists(("q", "a", 0, 0.9), ("q", "b", 0, 0.8), ("q", "p", 1, 0.7), ("r", "a", 1, 0.5))
-    found = forced_lists(plain, judged(("q", "p", 1, 0.7), ("q", "x", 1, 0.2), ("q", "n", 0, 0.1), ("r", "a", 1, 0.5)))
+    found = force_positives(
+        plain, judged(("q", "p", 1, 0.7), ("q", "x", 1, 0.2), ("q", "n", 0, 0.1), ("r", "a", 1, 0.5))
+    )
     assert found.rows() == [("q", "a", 0, 0.9), ("q", "p", 1, 0.7), ("q", "x", 1, 0.2), ("r", "a", 1, 0.5)]
 
 
 def test_more_positives_than_room_come_by_relevance_then_score_then_id() -> None:
     plain = lists(("q", "a", 0, 0.9), ("q", "p", 1, 0.8), ("q", "b", 0, 0.7), ("q", "c", 0, 0.6))
     wanted = judged(("q", "p", 1, 0.8), ("q", "w", 1, 0.1), ("q", "y", 1, 0.3), ("q", "x", 1, 0.3), ("q", "z", 3, 0.0))
-    found = forced_lists(plain, wanted)
+    found = force_positives(plain, wanted)
     assert found["doc_id"].to_list() == ["p", "x", "y", "z"]
 
 
 def test_complete_lists_stay_as_they_are() -> None:
     plain = lists(("q", "p", 1, 0.9), ("q", "a", 0, 0.8))
-    assert forced_lists(plain, judged(("q", "p", 1, 0.9), ("other", "x", 1, 0.1))).equals(plain)
+    assert force_positives(plain, judged(("q", "p", 1, 0.9), ("other", "x", 1, 0.1))).equals(plain)
 
 
 def test_from_tables_to_lists(tmp_path: Path) -> None:
@@ -103,10 +112,10 @@ def test_from_tables_to_lists(tmp_path: Path) -> None:
     write_table(table, QUERIES, tmp_path / "queries")
     write_table(relevant, QRELS, tmp_path / "qrels")
     write_table(candidates, CANDIDATES, tmp_path / "candidates")
-    write_table(relevant.with_columns(score=pl.lit(0.25)), JUDGED, tmp_path / "judged")
+    write_table(relevant.with_columns(score=pl.lit(0.25)), QRELS_SCORED, tmp_path / "judged")
     inputs = {name: tmp_path / name for name in ("queries", "qrels", "candidates", "judged")}
 
-    fixed = fix_lists(inputs, ["dev", "test"], top_k=2, max_queries=0, seed=0)
+    fixed = build_candidate_lists(inputs, ["dev", "test"], top_k=2, max_queries=0, seed=0)
     assert fixed.queries.select("split", "query_id").rows() == [("dev", "d1"), ("test", "t1")]
     assert fixed.qrels["query_id"].to_list() == ["d1", "t1", "t1"]
     assert fixed.lists.rows() == [
@@ -119,21 +128,21 @@ def test_from_tables_to_lists(tmp_path: Path) -> None:
         ("test_forced", "t1", "a", 1, 1.0),
         ("test_forced", "t1", "z", 1, 0.25),
     ]
-    assert fixed.pairs().rows() == [("d1", "a"), ("d1", "b"), ("t1", "a"), ("t1", "b"), ("t1", "z")]
-    assert fixed.drawn_from == {"dev": 1, "test": 1}
+    assert fixed.select_unique_pairs().rows() == [("d1", "a"), ("d1", "b"), ("t1", "a"), ("t1", "b"), ("t1", "z")]
+    assert fixed.n_queries_available == {"dev": 1, "test": 1}
 
     del inputs["judged"]
-    plain = fix_lists(inputs, ["test"], top_k=2, max_queries=0, seed=0, forced=False)
+    plain = build_candidate_lists(inputs, ["test"], top_k=2, max_queries=0, seed=0, include_forced=False)
     assert plain.lists.rows() == [("test", "t1", "a", 1, 1.0), ("test", "t1", "b", 0, 0.5)]
 
 
 def test_questions_that_were_trained_on_are_left_out_of_everything() -> None:
-    fixed = Fixed(
+    fixed = CandidateLists(
         queries=queries("a", "b"),
         qrels=qrels(("a", "x", 1), ("b", "y", 1)),
         lists=lists(("a", "x", 1, 0.5), ("b", "y", 1, 0.5)),
-        drawn_from={"test": 2},
+        n_queries_available={"test": 2},
     )
-    left = fixed.without(pl.Series(["a", "not here"]))
+    left = fixed.exclude_queries(pl.Series(["a", "not here"]))
     assert [frame["query_id"].to_list() for frame in (left.queries, left.qrels, left.lists)] == [["b"]] * 3
-    assert left.drawn_from == {"test": 2}
+    assert left.n_queries_available == {"test": 2}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import polars as pl
 import pytest
 
-from stages.evaluation.metrics import Judge, means, metric_names, strict_ranks
+from stages.evaluation.metrics import Evaluator, assign_pessimistic_ranks, average_metrics, list_metric_names
 
 QRELS_SCHEMA = ["query_id", "doc_id", "relevance"]
 RUN_SCHEMA = [*QRELS_SCHEMA, "score"]
@@ -21,7 +21,7 @@ def run(*rows: tuple[str, str, int, float]) -> pl.DataFrame:
 
 
 def per_query(run: pl.DataFrame, qrels: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    return Judge(qrels, names)(run)
+    return Evaluator(qrels, names)(run)
 
 
 def values(frame: pl.DataFrame) -> dict[str, float]:
@@ -30,8 +30,8 @@ def values(frame: pl.DataFrame) -> dict[str, float]:
 
 def test_names_are_the_literatures_and_end_with_the_recall_of_the_list() -> None:
     fixed = ("nDCG@10", "MRR@10", "MAP@100", "Hit@1", "Hit@3", "Hit@5", "R@10")
-    assert metric_names(50) == (*fixed, "R@50")
-    assert metric_names(10) == fixed
+    assert list_metric_names(50) == (*fixed, "R@50")
+    assert list_metric_names(10) == fixed
 
 
 def test_each_metric_by_hand() -> None:
@@ -40,7 +40,7 @@ def test_each_metric_by_hand() -> None:
         per_query(
             run(("q", "x", 0, 0.9), ("q", "a", 1, 0.8), ("q", "y", 0, 0.7), ("q", "b", 1, 0.6)),
             qrels(("q", "a", 1), ("q", "b", 1), ("q", "z", 1), ("q", "y", 0)),
-            metric_names(50),
+            list_metric_names(50),
         )
     )
     assert found == pytest.approx(
@@ -85,12 +85,18 @@ def test_a_constant_scorer_gets_the_worst_result_wherever_the_positive_stands(po
 
 def test_ties_stand_by_relevance_rising_then_doc_id() -> None:
     tied = run(("q", "c", 2, 1.0), ("q", "b", 0, 1.0), ("q", "a", 1, 1.0), ("q", "d", 0, 1.0), ("q", "e", 1, 2.0))
-    assert strict_ranks(tied).select("doc_id", "rank").rows() == [("e", 1), ("b", 2), ("d", 3), ("a", 4), ("c", 5)]
+    assert assign_pessimistic_ranks(tied).select("doc_id", "rank").rows() == [
+        ("e", 1),
+        ("b", 2),
+        ("d", 3),
+        ("a", 4),
+        ("c", 5),
+    ]
 
 
 def test_a_score_that_is_no_number_stands_last() -> None:
     odd = run(("q", "a", 1, math.nan), ("q", "b", 0, -5.0), ("q", "c", 0, -math.inf), ("q", "d", 0, math.inf))
-    assert strict_ranks(odd)["doc_id"].to_list() == ["d", "b", "c", "a"]
+    assert assign_pessimistic_ranks(odd)["doc_id"].to_list() == ["d", "b", "c", "a"]
 
 
 def test_scores_closer_than_float32_can_tell_are_still_ranked() -> None:
@@ -106,10 +112,10 @@ def test_a_query_that_the_run_lacks_counts_zero() -> None:
         ("q2", "MRR@10", 0.0),
         ("q2", "nDCG@10", 0.0),
     ]
-    assert means(found) == {"MRR@10": 0.5, "nDCG@10": 0.5}
+    assert average_metrics(found) == {"MRR@10": 0.5, "nDCG@10": 0.5}
 
 
 def test_a_judge_keeps_nothing_between_runs() -> None:
-    judge = Judge(qrels(("q", "a", 1)), ["MRR@10"])
+    judge = Evaluator(qrels(("q", "a", 1)), ["MRR@10"])
     good, bad = (run(("q", "a", 1, score), ("q", "b", 0, 0.0)) for score in (1.0, -1.0))
     assert [values(judge(one))["MRR@10"] for one in (good, bad, good)] == [1.0, 0.5, 1.0]

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from stages.evaluation.regression_gate import Params, compare
+from stages.evaluation.regression_gate import Params, compare_rerankers
 
 
 def results(*values: float) -> pl.DataFrame:
@@ -24,24 +24,24 @@ def results(*values: float) -> pl.DataFrame:
     ],
 )
 def test_verdicts(new: list[float], old: list[float], verdict: str, difference: float) -> None:
-    found = compare(results(*new), results(*old).drop("group"), Params())
+    found = compare_rerankers(results(*new), results(*old).drop("group"), Params())
     assert (found["verdict"], found["difference"], found["queries"]) == (verdict, difference, len(new))
 
 
 def test_a_loss_may_pass_at_a_higher_confidence() -> None:
     # five of eight questions lose, one wins: P(mean >= 0 in a sample) is about 4 %
     new, old = results(0, 0, 0, 0, 0, 1, 0, 0), results(1, 1, 1, 1, 1, 0, 0, 0)
-    assert compare(new, old, Params(confidence=0.8))["verdict"] == "worse"
-    assert compare(new, old, Params(confidence=0.99))["verdict"] == "same"
+    assert compare_rerankers(new, old, Params(confidence=0.8))["verdict"] == "worse"
+    assert compare_rerankers(new, old, Params(confidence=0.99))["verdict"] == "same"
 
 
 def test_the_order_of_the_questions_does_not_matter() -> None:
     new, old = results(0.1, 0.9, 0.3, 0.2, 0.5, 0.4), results(0.3, 0.8, 0.4, 0.2, 0.6, 0.1)
-    assert compare(new.reverse(), old, Params()) == compare(new, old, Params())
+    assert compare_rerankers(new.reverse(), old, Params()) == compare_rerankers(new, old, Params())
 
 
 def test_nothing_to_compare_on() -> None:
-    found = compare(results(), results(), Params())
+    found = compare_rerankers(results(), results(), Params())
     assert found == {
         "measure": "nDCG@10",
         "new": None,
@@ -57,7 +57,7 @@ def test_nothing_to_compare_on() -> None:
 
 def test_other_questions_are_a_defect() -> None:
     with pytest.raises(ValueError, match="same queries"):
-        compare(results(1, 2), results(1, 2, 3), Params())
+        compare_rerankers(results(1, 2), results(1, 2, 3), Params())
 
 
 def test_a_measure_that_is_not_measured_is_refused() -> None:

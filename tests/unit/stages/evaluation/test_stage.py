@@ -11,10 +11,20 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from stages.core.schemas import CANDIDATES, CORPUS, JUDGED, PER_QUERY, QRELS, QUERIES, Tools, read_table, write_table
+from stages.core.schemas import (
+    CANDIDATES,
+    CORPUS,
+    PER_QUERY_METRICS,
+    QRELS,
+    QRELS_SCORED,
+    QUERIES,
+    StageContext,
+    read_table,
+    write_table,
+)
 from stages.evaluation import regression_gate
 from stages.evaluation import stage as evaluation_stage
-from stages.evaluation.stage import Params, collapse, metrics_table
+from stages.evaluation.stage import Params, detect_score_collapse, format_metrics_table
 
 Pairs = list[tuple[str, str]]
 Fake = Callable[[str, str], float]
@@ -32,7 +42,7 @@ class Log:
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         self.done.append((done, total))
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -42,8 +52,8 @@ def log() -> Log:
 
 
 @pytest.fixture
-def tools(tmp_path: Path, log: Log) -> Tools:
-    return Tools(log, tmp_path, tmp_path, tmp_path)
+def tools(tmp_path: Path, log: Log) -> StageContext:
+    return StageContext(log, tmp_path, tmp_path, tmp_path)
 
 
 @pytest.fixture
@@ -82,7 +92,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
         "corpus": (corpus, CORPUS),
         "qrels": (qrels, QRELS),
         "candidates": (candidates, CANDIDATES),
-        "judged": (qrels.with_columns(score=pl.lit(0.05)), JUDGED),
+        "judged": (qrels.with_columns(score=pl.lit(0.05)), QRELS_SCORED),
     }
     for name, (frame, schema) in tables.items():
         write_table(frame, schema, tmp_path / f"{name}.parquet")
@@ -116,7 +126,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
                 yield np.array([fake(*pair) for pair in texts], dtype=np.float32)
 
         for module in (evaluation_stage, regression_gate):
-            monkeypatch.setattr(module, "neural_scores", scores)
+            monkeypatch.setattr(module, "score_with_cross_encoders", scores)
         return asked
 
     return put
@@ -130,14 +140,14 @@ def useless(query: str, document: str) -> float:
     return 0.0
 
 
-def run(inputs: dict[str, Path], tools: Tools, name: str = "out", **params: Any) -> tuple[Path, dict[str, Any]]:
-    out = tools.scratch / name
+def run(inputs: dict[str, Path], tools: StageContext, name: str = "out", **params: Any) -> tuple[Path, dict[str, Any]]:
+    out = tools.scratch_dir / name
     out.mkdir()
     evaluation_stage.run(Params(**{"top_k": 3, "samples": 999} | params), inputs, out, tools)
     return out, json.loads((out / "metrics.json").read_text())
 
 
-def test_the_figures_by_hand(reranker: dict[str, Path], tools: Tools, use: Use) -> None:
+def test_the_figures_by_hand(reranker: dict[str, Path], tools: StageContext, use: Use) -> None:
     asked = use(perfect, useless)
     out, metrics = run(reranker, tools)
     test = metrics["test"]
@@ -175,17 +185,17 @@ def test_the_figures_by_hand(reranker: dict[str, Path], tools: Tools, use: Use) 
     assert [len(pairs) for pairs in asked] == [50, 50]
     assert len(set(asked[0])) == 25  # dev and test ask the same of the same
 
-    values = read_table(out / "per_query.parquet", PER_QUERY)
+    values = read_table(out / "per_query.parquet", PER_QUERY_METRICS)
     assert values["split"].unique(maintain_order=True).to_list() == ["dev", "dev_forced", "test", "test_forced"]
     assert values.height == 4 * 5 * 8 * 8  # lists, rows, questions, metrics
     one = values.filter((pl.col("query_id") == "test-7") & (pl.col("metric") == "R@3") & (pl.col("row") == "reranker"))
     assert one.select("split", "group", "value").rows() == [("test", "gtest-7", 0.5), ("test_forced", "gtest-7", 1.0)]
 
 
-def test_the_table_for_the_terminal(reranker: dict[str, Path], tools: Tools, use: Use) -> None:
+def test_the_table_for_the_terminal(reranker: dict[str, Path], tools: StageContext, use: Use) -> None:
     use(perfect, useless)
     _, metrics = run(reranker, tools)
-    table = metrics_table(metrics)
+    table = format_metrics_table(metrics)
     assert table[0] == ["", "nDCG@10", "MRR@10", "MAP@100", "Hit@1", "R@3", "nDCG@10 against the embedder"]
     assert [line[0] for line in table[1:]] == [
         "BM25",
@@ -200,20 +210,20 @@ def test_the_table_for_the_terminal(reranker: dict[str, Path], tools: Tools, use
     assert table[4][6].endswith("p = 0.002")
 
 
-def test_few_questions_are_said_not_tested(reranker: dict[str, Path], tools: Tools, log: Log, use: Use) -> None:
+def test_few_questions_are_said_not_tested(reranker: dict[str, Path], tools: StageContext, log: Log, use: Use) -> None:
     asked = use(perfect, useless)
     _, metrics = run(reranker, tools, max_queries=3)
     assert metrics["lists"]["dev"]["queries"] == 3
     assert metrics["lists"]["dev"]["sampled_from"] == 8
     assert metrics["tests"]["test"]["reranker"]["Hit@1"] == {"difference": 1.0, "low": None, "high": None, "p": None}
-    assert metrics_table(metrics)[4][6].endswith("(too few groups to test)")
+    assert format_metrics_table(metrics)[4][6].endswith("(too few groups to test)")
     assert "test: 3 of 8 questions are evaluated (max_queries)" in log.said
     assert "test: with 3 groups of questions no difference can be told from luck" in log.said
     assert len(asked[0]) < 25
 
 
 def test_lists_that_are_shorter_than_asked_for_are_said(
-    reranker: dict[str, Path], tools: Tools, log: Log, use: Use
+    reranker: dict[str, Path], tools: StageContext, log: Log, use: Use
 ) -> None:
     use(perfect, useless)
     run(reranker, tools, top_k=5)
@@ -222,7 +232,7 @@ def test_lists_that_are_shorter_than_asked_for_are_said(
 
 @pytest.mark.parametrize("empty", ["dev", "test"])
 def test_an_empty_split_is_there_and_said(
-    empty: str, reranker: dict[str, Path], tools: Tools, log: Log, use: Use
+    empty: str, reranker: dict[str, Path], tools: StageContext, log: Log, use: Use
 ) -> None:
     use(perfect, useless)
     queries = pl.read_parquet(reranker["queries"]).with_columns(split=pl.col("split").replace({empty: "train"}))
@@ -234,20 +244,20 @@ def test_an_empty_split_is_there_and_said(
         {"weight": 0.5, "chosen_on": None} if empty == "dev" else {"weight": 0.15, "chosen_on": "dev"}
     )
     assert f"{empty}: no question has a positive, so there is nothing to evaluate" in log.said
-    assert metrics_table(metrics, empty) == []
+    assert format_metrics_table(metrics, empty) == []
 
 
-def test_nothing_to_evaluate(reranker: dict[str, Path], tools: Tools) -> None:
+def test_nothing_to_evaluate(reranker: dict[str, Path], tools: StageContext) -> None:
     queries = pl.read_parquet(reranker["queries"]).with_columns(split=pl.lit("train"))
     write_table(queries, QUERIES, reranker["queries"])
     out, metrics = run(reranker, tools)
     assert metrics["dev"] == metrics["test"] == {}
-    assert read_table(out / "per_query.parquet", PER_QUERY).is_empty()
+    assert read_table(out / "per_query.parquet", PER_QUERY_METRICS).is_empty()
 
 
-def test_a_collapse_is_named(reranker: dict[str, Path], tools: Tools, use: Use) -> None:
+def test_a_collapse_is_named(reranker: dict[str, Path], tools: StageContext, use: Use) -> None:
     use(useless, perfect)
-    out = tools.scratch / "out"
+    out = tools.scratch_dir / "out"
     out.mkdir()
     summary = evaluation_stage.run(Params(top_k=3), reranker, out, tools)
     assert "same score" in summary["collapse"]
@@ -273,11 +283,11 @@ def scored(*lists: list[float]) -> pl.DataFrame:
     ],
 )
 def test_what_counts_as_collapsed(table: pl.DataFrame, expected: str | None) -> None:
-    found = collapse(table)
+    found = detect_score_collapse(table)
     assert found is None if expected is None else found is not None and expected in found
 
 
-def test_real_models_twice_the_same_bytes(reranker: dict[str, Path], tools: Tools, log: Log) -> None:
+def test_real_models_twice_the_same_bytes(reranker: dict[str, Path], tools: StageContext, log: Log) -> None:
     one, metrics = run(reranker, tools, "one", device="cpu")
     two, _ = run(reranker, tools, "two", device="cpu")
     for name in ("metrics.json", "per_query.parquet"):
@@ -288,20 +298,20 @@ def test_real_models_twice_the_same_bytes(reranker: dict[str, Path], tools: Tool
 
 
 def test_the_gate_scores_the_published_model_on_the_new_lists(
-    reranker: dict[str, Path], tools: Tools, use: Use
+    reranker: dict[str, Path], tools: StageContext, use: Use
 ) -> None:
     use(useless, useless)
     out, _ = run(reranker, tools)
     inputs = reranker | {
         "per_query": out / "per_query.parquet",
         "metrics": out / "metrics.json",
-        "old": tools.scratch / "published",
+        "old": tools.scratch_dir / "published",
         "old_queries": reranker["queries"],
     }
     asked = use(perfect)
-    (tools.scratch / "gate").mkdir()
+    (tools.scratch_dir / "gate").mkdir()
     found = regression_gate.run(
-        regression_gate.Params(measure="MRR@10", samples=999), inputs, tools.scratch / "gate", tools
+        regression_gate.Params(measure="MRR@10", samples=999), inputs, tools.scratch_dir / "gate", tools
     )
     assert found == {
         "measure": "MRR@10",
@@ -314,12 +324,12 @@ def test_the_gate_scores_the_published_model_on_the_new_lists(
         "verdict": "worse",
         "queries": 8,
     }
-    assert json.loads((tools.scratch / "gate" / "gate.json").read_text()) == found
+    assert json.loads((tools.scratch_dir / "gate" / "gate.json").read_text()) == found
     assert len(asked[0]) == 24  # test only, and nothing forced in
 
 
 def test_the_gate_leaves_out_what_the_published_model_was_trained_on(
-    reranker: dict[str, Path], tools: Tools, log: Log, use: Use
+    reranker: dict[str, Path], tools: StageContext, log: Log, use: Use
 ) -> None:
     use(useless, useless)
     out, _ = run(reranker, tools)
@@ -335,14 +345,14 @@ def test_the_gate_leaves_out_what_the_published_model_was_trained_on(
         "old_queries": out / "before",
     }
     asked = use(perfect)
-    (tools.scratch / "gate").mkdir()
-    found = regression_gate.run(regression_gate.Params(), inputs, tools.scratch / "gate", tools)
+    (tools.scratch_dir / "gate").mkdir()
+    found = regression_gate.run(regression_gate.Params(), inputs, tools.scratch_dir / "gate", tools)
     assert found["queries"] == 6  # a question that is new is one it has not seen
     assert {query for query, _ in asked[0]} == {f"about {number}" for number in range(2, 8)}
     assert any("gate: 2 test questions were in train or dev before" in line for line in log.said)
 
 
-def test_the_same_model_passes_the_gate_with_no_difference(reranker: dict[str, Path], tools: Tools) -> None:
+def test_the_same_model_passes_the_gate_with_no_difference(reranker: dict[str, Path], tools: StageContext) -> None:
     out, _ = run(reranker, tools, device="cpu")
     inputs = reranker | {
         "per_query": out / "per_query.parquet",
@@ -350,14 +360,14 @@ def test_the_same_model_passes_the_gate_with_no_difference(reranker: dict[str, P
         "old": reranker["reranker"],
         "old_queries": reranker["queries"],
     }
-    (tools.scratch / "gate").mkdir()
-    found = regression_gate.run(regression_gate.Params(device="cpu"), inputs, tools.scratch / "gate", tools)
+    (tools.scratch_dir / "gate").mkdir()
+    found = regression_gate.run(regression_gate.Params(device="cpu"), inputs, tools.scratch_dir / "gate", tools)
     assert found["verdict"] == "same"
     assert found["difference"] == 0.0
     assert found["p"] == 1.0
 
 
-def test_a_base_with_a_head_is_scored_as_it_came(reranker: dict[str, Path], tools: Tools, log: Log) -> None:
+def test_a_base_with_a_head_is_scored_as_it_came(reranker: dict[str, Path], tools: StageContext, log: Log) -> None:
     _, metrics = run(reranker | {"base": reranker["reranker"]}, tools, device="cpu")
     assert metrics["untrained_head"] is False
     assert metrics["test"]["base_reranker"] == metrics["test"]["reranker"]
@@ -365,7 +375,7 @@ def test_a_base_with_a_head_is_scored_as_it_came(reranker: dict[str, Path], tool
 
 
 def test_figures_do_not_hang_on_where_the_base_lies(
-    reranker: dict[str, Path], tools: Tools, tiny_model: Path, tmp_path: Path
+    reranker: dict[str, Path], tools: StageContext, tiny_model: Path, tmp_path: Path
 ) -> None:
     moved = Path(shutil.copytree(tiny_model, tmp_path / "elsewhere" / "renamed"))
     one, _ = run(reranker, tools, "one", device="cpu")
@@ -374,7 +384,7 @@ def test_figures_do_not_hang_on_where_the_base_lies(
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def test_the_gate_has_nothing_to_compare_on_without_test(reranker: dict[str, Path], tools: Tools) -> None:
+def test_the_gate_has_nothing_to_compare_on_without_test(reranker: dict[str, Path], tools: StageContext) -> None:
     queries = pl.read_parquet(reranker["queries"]).with_columns(split=pl.lit("train"))
     write_table(queries, QUERIES, reranker["queries"])
     out, _ = run(reranker, tools)
@@ -384,6 +394,6 @@ def test_the_gate_has_nothing_to_compare_on_without_test(reranker: dict[str, Pat
         "old": out / "none",
         "old_queries": reranker["queries"],
     }
-    (tools.scratch / "gate").mkdir()
-    found = regression_gate.run(regression_gate.Params(), inputs, tools.scratch / "gate", tools)
+    (tools.scratch_dir / "gate").mkdir()
+    found = regression_gate.run(regression_gate.Params(), inputs, tools.scratch_dir / "gate", tools)
     assert (found["verdict"], found["queries"], found["difference"]) == ("same", 0, None)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
-from stages.core.schemas import Tools
+from stages.core.schemas import StageContext
 
 
 class Said:
@@ -22,13 +22,13 @@ class Said:
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
         pass
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.lines.append(message)
 
 
-def tools(folder: Path) -> Tools:
+def tools(folder: Path) -> StageContext:
     (folder / "scratch").mkdir(exist_ok=True)
-    return Tools(progress=Said(), scratch=folder / "scratch", vectors=folder, logs=folder)
+    return StageContext(progress=Said(), scratch_dir=folder / "scratch", vectors_dir=folder, logs_dir=folder)
 
 
 def table(schema: Any, *rows: tuple[Any, ...]) -> pl.DataFrame:
@@ -41,33 +41,33 @@ def table(schema: Any, *rows: tuple[Any, ...]) -> pl.DataFrame:
 def write(folder: Path, **tables: pl.DataFrame) -> dict[str, Path]:
     """Write each table under its name's contract; the paths by name."""
     for name, frame in tables.items():
-        schemas.write_table(frame, getattr(schemas, name.upper()), folder / f"{name}.parquet")
+        schemas.write_table(frame, schemas.TABLES[name], folder / f"{name}.parquet")
     return {name: folder / f"{name}.parquet" for name in tables}
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -> None:
-    """Let `stages.embedding.lookup.Vectors` give these document vectors."""
+    """Let `stages.embedding.lookup.VectorLookup` give these document vectors."""
 
-    class Vectors:
+    class VectorLookup:
         def __init__(self, encoding: Path, root: Path) -> None:
             self._placed: list[np.ndarray] = []
 
-        def document_hashes(self, frame: pl.DataFrame) -> np.ndarray:
+        def hash_documents(self, frame: pl.DataFrame) -> np.ndarray:
             return np.array([list(doc_id.ljust(16).encode()) for doc_id in frame["doc_id"]], dtype=np.uint8)
 
-        def query_hashes(self, frame: pl.DataFrame) -> np.ndarray:
+        def hash_queries(self, frame: pl.DataFrame) -> np.ndarray:
             return np.array([list(text[:16].ljust(16).encode()) for text in frame["query"]], dtype=np.uint8)
 
         def read(self, hashes: np.ndarray) -> np.ndarray:
             return np.array([vectors[bytes(row).decode().strip()] for row in hashes], dtype=np.float32)
 
-        def places(self, hashes: np.ndarray) -> np.ndarray:
+        def locate(self, hashes: np.ndarray) -> np.ndarray:
             self._placed.extend(hashes)
             return np.arange(len(self._placed) - len(hashes), len(self._placed))
 
-        def at(self, places: np.ndarray) -> np.ndarray:
+        def read_at(self, places: np.ndarray) -> np.ndarray:
             return self.read(np.array([self._placed[place] for place in places], np.uint8).reshape(-1, 16))
 
     module = types.ModuleType("stages.embedding.lookup")
-    module.Vectors = Vectors  # type: ignore[attr-defined]
+    module.VectorLookup = VectorLookup  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "stages.embedding.lookup", module)

@@ -7,9 +7,9 @@ import pytest
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.mining.explain import Policy, explain, find_query, headlines, show
-from stages.mining.mask import PRECEDENCE, RULE
-from stages.mining.threshold_rules import RULES
+from stages.mining.explain import MaskSummary, describe_query, explain_verdict, find_query, load_query_view
+from stages.mining.mask import REASON_PRECEDENCE, RULE_PLACEHOLDER
+from stages.mining.threshold_rules import THRESHOLD_RULES
 from tests.unit.stages.mining.collection import table, write
 
 QUERIES = table(
@@ -47,7 +47,9 @@ def write_collection(folder):
         folder,
         queries=QUERIES.collect(),
         corpus=table(schemas.CORPUS, ("n", "far"), ("o", "old"), ("p", "seen"), ("u", "unseen"), ("x", "close")),
-        judged=table(schemas.JUDGED, ("1", "o", 0, -0.1), ("1", "p", 1, 0.8), ("1", "u", 1, 0.2), ("2", "p", 1, 0.5)),
+        judged=table(
+            schemas.QRELS_SCORED, ("1", "o", 0, -0.1), ("1", "p", 1, 0.8), ("1", "u", 1, 0.2), ("2", "p", 1, 0.5)
+        ),
         verdicts=table(
             schemas.VERDICTS,
             ("1", "o", "curated", 0, -0.1, "negative", "curated", None, 0.19, 0.1),
@@ -56,8 +58,8 @@ def write_collection(folder):
             ("1", "n", "dense", 3, 0.1, "negative", "kept", None, 0.19, 0.2),
             ("2", "n", "dense", 1, 0.1, "negative", "kept", None, 0.19, 0.2),
         ),
-        evidence=table(schemas.EVIDENCE),
-        verified=table(schemas.VERIFIED),
+        evidence=table(schemas.CANDIDATE_FEATURES),
+        verified=table(schemas.VERIFIER_SCORES),
     )
     lines = [
         {"query_id": "1", "query": "How?", "pos": ["seen"], "pos_ids": ["p"], "neg_ids": ["o", "n"]},
@@ -69,7 +71,7 @@ def write_collection(folder):
 
 
 def test_show_lays_out_positives_then_candidates(tmp_path):
-    query, rows, negatives = show("reset my password", write_collection(tmp_path), "perc")
+    query, rows, negatives = load_query_view("reset my password", write_collection(tmp_path), "perc")
     assert query == {"query_id": "1", "query": "How do I reset my password?", "split": "train", "group": "1"}
     assert rows.select("doc_id", "rank", "verdict", "reason", "mined", "explanation", "text").rows() == [
         ("p", 2, "positive", "known_positive", "pos", "is one of the query's positives", "seen"),
@@ -92,11 +94,11 @@ def test_show_lays_out_positives_then_candidates(tmp_path):
 def test_where_mined_jsonl_is_not_written_nothing_stands_in_it(tmp_path):
     inputs = write_collection(tmp_path)
     del inputs["mined"]
-    query, rows, negatives = show("1", inputs, "perc")
+    query, rows, negatives = load_query_view("1", inputs, "perc")
     assert negatives is None
     assert rows["mined"].null_count() == len(rows)
-    policy = Policy("perc", 0.9, (10, 210), 0.02, None, None)
-    assert headlines(query, rows, negatives, policy)[1] == "mined.jsonl is not written yet"
+    policy = MaskSummary("perc", 0.9, (10, 210), 0.02, None, None)
+    assert describe_query(query, rows, negatives, policy)[1] == "mined.jsonl is not written yet"
 
 
 def test_what_was_known_before_a_teacher_stands_beside_what_it_said(tmp_path):
@@ -109,19 +111,19 @@ def test_what_was_known_before_a_teacher_stands_beside_what_it_said(tmp_path):
             ("1", "x", "dense", 2, 0.4, "ignored", "learned", 0.75, 0.5, 0.7),
         ).with_columns(teacher_score=pl.Series([-4.0, 3.0], dtype=pl.Float32)),
         evidence=table(
-            schemas.EVIDENCE,
+            schemas.CANDIDATE_FEATURES,
             ("1", "n", "dense", 1, 0.5, *[None] * 5, 0.012),
             ("1", "x", "dense", 2, 0.4, *[None] * 5, 0.6),
             ("2", "x", "dense", 2, 0.4, *[None] * 5, 0.1),
         ),
         verified=table(
-            schemas.VERIFIED,
+            schemas.VERIFIER_SCORES,
             ("1", "n", -4.0, 1.0, 2.0, False, None, 0.012),
             ("1", "p", 2.0, None, None, None, None, None),
             ("1", "x", 3.0, 1.0, 2.0, False, None, 0.75),
         ),
     )
-    _, rows, _ = show("1", inputs, "learned")
+    _, rows, _ = load_query_view("1", inputs, "learned")
     told = dict(rows.select("doc_id", "explanation").iter_rows())
     assert told["n"] == (
         "passed every check: 1.2% likely a false negative, up to 2.0% accepted at its score; "
@@ -134,16 +136,20 @@ def test_what_was_known_before_a_teacher_stands_beside_what_it_said(tmp_path):
 
 
 def test_every_reason_has_words():
-    reasons = {flag for flag, _ in PRECEDENCE if flag != RULE} | {"kept"} | (set(RULES) - {"none"})
+    reasons = (
+        {flag for flag, _ in REASON_PRECEDENCE if flag != RULE_PLACEHOLDER}
+        | {"kept"}
+        | (set(THRESHOLD_RULES) - {"none"})
+    )
     row = {"rank": 3, "score": 0.5, "threshold": 0.4, "positive_similarity": 0.99}
     for reason in reasons:
-        for rule in RULES:
-            words = explain(row | {"reason": reason}, rule)
+        for rule in THRESHOLD_RULES:
+            words = explain_verdict(row | {"reason": reason}, rule)
             assert words != reason
             assert " " in words
             assert "{" not in words
-    assert "0.99" in explain(row | {"reason": "near_duplicate"}, "perc")
-    assert "rank 3" in explain(row | {"reason": "window"}, "window")
+    assert "0.99" in explain_verdict(row | {"reason": "near_duplicate"}, "perc")
+    assert "rank 3" in explain_verdict(row | {"reason": "window"}, "window")
 
 
 LEARNED = {"rank": 1, "score": 0.5, "positive_similarity": 0.6214, "reason": "learned"}
@@ -197,21 +203,21 @@ KEPT = {"rank": 1, "score": 0.5, "reason": "kept"}
     ],
 )
 def test_the_words_of_an_estimate(row, rule, says):
-    assert explain(row, rule) == says
+    assert explain_verdict(row, rule) == says
 
 
 def test_what_the_judge_said_is_said():
     row = {"reason": "kept", "rank": 1, "score": 0.5, "threshold": 0.06, "p_false_negative": 0.01, "first_p": 0.4}
-    assert explain(row | {"judge": False}, "learned") == (
+    assert explain_verdict(row | {"judge": False}, "learned") == (
         "passed every check: 1.0% likely a false negative (40.0% before the judge), up to 6.0% accepted at its score; "
         "the judge says that it does not answer"
     )
     answers = {"reason": "judged", "judge": True, "p_false_negative": 0.98, "teacher_score": 1.5}
-    assert explain(row | answers, "learned") == (
+    assert explain_verdict(row | answers, "learned") == (
         "may answer: 98.0% likely a false negative (40.0% before the teacher and the judge); the teacher scores it "
         "1.50; the judge says that it answers"
     )
-    assert explain(row | {"judge": None}, "learned") == (
+    assert explain_verdict(row | {"judge": None}, "learned") == (
         "passed every check: 1.0% likely a false negative, up to 6.0% accepted at its score"
     )
 
@@ -249,30 +255,30 @@ ROWS = pl.DataFrame(
     ],
 )
 def test_what_of_a_question_stands_in_mined_jsonl(negatives, query, rows, says):
-    policy = Policy("none", None, (10, 210), 0.02, None, None)
-    assert headlines(QUERY | query, rows, negatives, policy)[1] == f"mined.jsonl {says}"
+    policy = MaskSummary("none", None, (10, 210), 0.02, None, None)
+    assert describe_query(QUERY | query, rows, negatives, policy)[1] == f"mined.jsonl {says}"
 
 
 @pytest.mark.parametrize(
     ("policy", "says"),
     [
         (
-            Policy("learned", None, (10, 210), 0.02, 0.0192, None),
+            MaskSummary("learned", None, (10, 210), 0.02, 0.0192, None),
             "mask learned: at most 2.0% of all negatives written may be false, 1.9% are expected to be. The higher a "
             "candidate's score, the more is accepted.",
         ),
         (
-            Policy("learned", None, (10, 210), 0.005, None, None),
+            MaskSummary("learned", None, (10, 210), 0.005, None, None),
             "mask learned: at most 0.50% of all negatives written may be false. The higher a candidate's score, the "
             "more is accepted.",
         ),
-        (Policy("abs", 0.7, (10, 210), 0.02, None, None), "mask abs: a score of at most 0.7"),
-        (Policy("window", None, (10, 210), 0.02, None, None), "mask window: the ranks from 11 to 210"),
+        (MaskSummary("abs", 0.7, (10, 210), 0.02, None, None), "mask abs: a score of at most 0.7"),
+        (MaskSummary("window", None, (10, 210), 0.02, None, None), "mask window: the ranks from 11 to 210"),
         (
-            Policy("perc", 0.95, (10, 210), 0.02, None, "too odd"),
+            MaskSummary("perc", 0.95, (10, 210), 0.02, None, "too odd"),
             "mask perc: at most 0.95 of the lowest positive's score; learned can't be trusted here: too odd",
         ),
     ],
 )
 def test_what_all_verdicts_go_by(policy, says):
-    assert headlines(QUERY, ROWS, ["a"], policy)[0] == says
+    assert describe_query(QUERY, ROWS, ["a"], policy)[0] == says

@@ -53,7 +53,7 @@ def inputs(tmp_path, monkeypatch):
             ("c", "low", "dense", 1, 0.9),
         ),
         judged=table(
-            schemas.JUDGED,
+            schemas.QRELS_SCORED,
             ("a", "far", 0, -0.2),
             ("a", "p", 1, 0.8),
             ("a", "wrong", 0, 0.97),
@@ -175,8 +175,8 @@ def test_a_rule_that_needs_no_positive_judges_every_query(inputs, tmp_path):
 @pytest.mark.parametrize("rows", [1, 5, 1000])
 def test_the_block_changes_no_verdict(rows, inputs, tmp_path, monkeypatch):
     expected, summary = verdicts(inputs, tmp_path)
-    monkeypatch.setattr(mask, "ROWS_A_BLOCK", rows)
-    monkeypatch.setattr(candidates_stage, "ROWS_A_BLOCK", rows)
+    monkeypatch.setattr(mask, "MASK_ROWS_PER_BLOCK", rows)
+    monkeypatch.setattr(candidates_stage, "CANDIDATE_ROWS_PER_BLOCK", rows)
     found, again = verdicts(inputs, tmp_path)
     assert found.equals(expected)
     assert again == summary
@@ -190,7 +190,7 @@ def test_the_same_run_gives_the_same_bytes(inputs, tmp_path):
 
 
 def test_no_candidates_at_all(inputs, tmp_path):
-    empty = write(tmp_path, candidates=table(schemas.CANDIDATES), judged=table(schemas.JUDGED))
+    empty = write(tmp_path, candidates=table(schemas.CANDIDATES), judged=table(schemas.QRELS_SCORED))
     found, summary = verdicts(inputs | empty, tmp_path)
     assert len(found) == 0
     assert summary["verdicts"] == {"negative": {}, "positive": {}, "ignored": {}}
@@ -221,7 +221,7 @@ def test_a_pair_that_several_sources_found_is_one_row():
         ("q", "c", "random", 2, 0.0),
         ("r", "c", "random", 7, 0.0),
     )
-    rows = candidates_stage.united(found, lambda pairs: np.array([0.1, 0.2], np.float32)[: len(pairs)])
+    rows = candidates_stage.merge_sources(found, lambda pairs: np.array([0.1, 0.2], np.float32)[: len(pairs)])
     assert rows.rows() == [
         ("q", "a", "dense", 1, pytest.approx(0.9)),
         ("q", "b", "dense+bm25", 2, 0.5),
@@ -229,7 +229,7 @@ def test_a_pair_that_several_sources_found_is_one_row():
         ("r", "c", "random", 7, pytest.approx(0.2)),
     ]
     alone = found.head(2)
-    assert candidates_stage.united(alone, lambda pairs: pytest.fail("nothing to measure")).equals(alone)
+    assert candidates_stage.merge_sources(alone, lambda pairs: pytest.fail("nothing to measure")).equals(alone)
 
 
 @pytest.mark.parametrize("given", [{"mask": "learned"}, {"relabel": "positive"}, {"relabel": "weight"}])
@@ -266,7 +266,7 @@ def judged_by(p: dict[str, float | None], judge: dict[str, bool] | None = None, 
     )
     given = {"mask": "perc"} | given
     params = Params(**given, threshold=1.0 if given["mask"] == "perc" else None)
-    return mask.decided(params, rows, table(schemas.JUDGED, ("q", "x", 1, 0.8)))
+    return mask.assign_verdicts(params, rows, table(schemas.QRELS_SCORED, ("q", "x", 1, 0.8)))
 
 
 def test_what_the_rule_sets_aside_can_become_a_positive():
@@ -304,13 +304,15 @@ def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
     out = tmp_path / "out"
     about = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": None, "models": {}}
     (out / "estimator.json").write_text(json.dumps(about))
-    seen = schemas.read_table(out / "evidence.parquet", schemas.EVIDENCE)
+    seen = schemas.read_table(out / "evidence.parquet", schemas.CANDIDATE_FEATURES)
     here = pl.col("query_id") == "a"
     estimated = (
         pl.when(here & (pl.col("doc_id") == "high")).then(p).when(here & (pl.col("doc_id") == "edge")).then(0.97)
     )
     schemas.write_table(
-        seen.with_columns(p_false_negative=estimated.cast(pl.Float32)), schemas.EVIDENCE, out / "evidence.parquet"
+        seen.with_columns(p_false_negative=estimated.cast(pl.Float32)),
+        schemas.CANDIDATE_FEATURES,
+        out / "evidence.parquet",
     )
     lent = tools(tmp_path)
     files = {name: out / file for name, file in FILES.items()}
@@ -320,7 +322,7 @@ def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
 
 @pytest.mark.parametrize("rows", [1, 1000])
 def test_where_relabel_finds_nothing_it_says_how_likely_the_likeliest_is(rows, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(mask, "ROWS_A_BLOCK", rows)
+    monkeypatch.setattr(mask, "MASK_ROWS_PER_BLOCK", rows)
     [line] = relabelled(inputs, tmp_path, 0.8614)
     assert "0.861, and above = 0.9 is asked for" in line
     assert relabelled(inputs, tmp_path, 0.91) == []

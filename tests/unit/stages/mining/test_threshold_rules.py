@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stages.bench.leak import FIXED, Fixed, as_lists, emitted
-from stages.mining.threshold_rules import RULES, apply, passes, thresholds
+from stages.bench.leak import RULE_PRESETS, RulePreset, build_candidate_matrix, select_by_preset
+from stages.mining.threshold_rules import THRESHOLD_RULES, apply_rule, compute_thresholds, passes_rule
 
 
 def floats(*values: float) -> np.ndarray:
@@ -30,31 +30,31 @@ LOWEST, BEST = floats(0.6, -0.4), floats(0.8, -0.2)
     ],
 )
 def test_thresholds(name, value, expected):
-    assert thresholds(name, value, LOWEST, BEST) == pytest.approx(expected)
-    assert RULES[name].usual == value
+    assert compute_thresholds(name, value, LOWEST, BEST) == pytest.approx(expected)
+    assert THRESHOLD_RULES[name].default_threshold == value
 
 
 @pytest.mark.parametrize("name", ["window", "none"])
 def test_rules_without_a_threshold(name):
-    assert np.isnan(thresholds(name, None, LOWEST, BEST)).all()
-    assert RULES[name].usual is None
+    assert np.isnan(compute_thresholds(name, None, LOWEST, BEST)).all()
+    assert THRESHOLD_RULES[name].default_threshold is None
 
 
 def test_a_query_without_a_positive_has_no_threshold_but_for_abs():
     nothing = floats(np.nan)
-    assert np.isnan(thresholds("perc", 0.95, nothing, nothing)).all()
-    assert thresholds("abs", 0.7, nothing, nothing) == pytest.approx([0.7])
+    assert np.isnan(compute_thresholds("perc", 0.95, nothing, nothing)).all()
+    assert compute_thresholds("abs", 0.7, nothing, nothing) == pytest.approx([0.7])
 
 
 def test_a_score_at_the_threshold_passes_and_one_above_does_not():
     limit = floats(0.5, 0.5, 0.5)
     scores = np.array([0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.4], dtype=np.float32)
-    assert passes("perc", scores, np.array([1, 2, 3]), limit, (0, 1)).tolist() == [True, False, True]
+    assert passes_rule("perc", scores, np.array([1, 2, 3]), limit, (0, 1)).tolist() == [True, False, True]
 
 
 def test_the_window_is_flag_embeddings_slice():
     ranks = np.arange(1, 8)
-    passed = ranks[passes("window", np.zeros(7, np.float32), ranks, floats(*[np.nan] * 7), (2, 5))]
+    passed = ranks[passes_rule("window", np.zeros(7, np.float32), ranks, floats(*[np.nan] * 7), (2, 5))]
     assert passed.tolist() == list(range(1, 8))[2:5] == [3, 4, 5]
 
 
@@ -74,12 +74,12 @@ def test_apply_marks_what_the_rule_sets_aside():
             "score": pl.Series([0.8, 0.6, 0.1, 0.5], dtype=pl.Float32),
         }
     )
-    found = apply("perc", 0.95, (10, 210), rows, judged)
+    found = apply_rule("perc", 0.95, (10, 210), rows, judged)
     assert found["threshold"].to_list() == [pytest.approx(0.57), pytest.approx(0.57), None]
     assert found["rule"].to_list() == [True, False, True]
     assert found["no_positive"].to_list() == [False, False, True]
     assert found.columns == ["query_id", "doc_id", "rank", "score", "threshold", "no_positive", "rule"]
-    assert apply("abs", 0.7, (10, 210), rows, judged)["no_positive"].to_list() == [False, False, False]
+    assert apply_rule("abs", 0.7, (10, 210), rows, judged)["no_positive"].to_list() == [False, False, False]
 
 
 class Encoder:
@@ -168,7 +168,7 @@ def test_the_same_negatives_as_sentence_transformers(name, value, given):
     rows, known = retrieved()
     judged = known.join(rows, on=["query_id", "doc_id"]).with_columns(relevance=1)
     ours = (
-        apply(name, value, (0, 1), rows, judged)
+        apply_rule(name, value, (0, 1), rows, judged)
         .filter(~pl.col("rule"))
         .join(known, on=["query_id", "doc_id"], how="anti")
     )
@@ -180,8 +180,8 @@ def test_and_under_its_range_min(skipped, k):
     rows, known = retrieved()
     rows = rows.join(known, on=["query_id", "doc_id"], how="anti", maintain_order="left")
     positives = known.with_columns(relevance=pl.lit(1), score=pl.lit(0.5, pl.Float32))
-    mined = as_lists(rows, np.zeros(len(rows), np.float32), positives, k)
-    chosen = emitted(mined, replace(FIXED["range_min 10"], window=(skipped, 10**6)))
+    mined = build_candidate_matrix(rows, np.zeros(len(rows), np.float32), positives, k)
+    chosen = select_by_preset(mined, replace(RULE_PRESETS["range_min 10"], rank_window=(skipped, 10**6)))
     of_query = rows.partition_by("query_id", maintain_order=True)
     ours = {
         pair
@@ -190,5 +190,5 @@ def test_and_under_its_range_min(skipped, k):
     }
     assert ours == theirs(range_min=skipped, num_negatives=k, range_max=skipped + k)
     # FlagEmbedding counts the positives among the ranks that it skips: q's p stands third
-    counted = emitted(mined, Fixed("window", window=(skipped, 10**6)))
+    counted = select_by_preset(mined, RulePreset("window", rank_window=(skipped, 10**6)))
     assert (counted == chosen).all() == (skipped < 3)

@@ -4,18 +4,24 @@ import polars as pl
 import pytest
 
 from stages.core.errors import InputError
-from stages.pairs.columns import choose, choose_corpus, own_split, recognise, relevance
-from stages.readers.base import Source
-from stages.readers.dataframe import frame_source
+from stages.pairs.columns import (
+    choose_corpus_columns,
+    choose_pair_columns,
+    parse_relevance,
+    parse_split,
+    resolve_columns,
+)
+from stages.readers.base import TableSource
+from stages.readers.dataframe import dataframe_source
 
 
-def source(**columns: list[str | None]) -> Source:
-    return frame_source(pl.DataFrame(columns), "faq.csv")
+def source(**columns: list[str | None]) -> TableSource:
+    return dataframe_source(pl.DataFrame(columns), "faq.csv")
 
 
 def test_usual_names_are_recognised_whatever_their_case() -> None:
     table = source(ID=["1"], Query=["q"], doc=["file.pdf"], Context=["c"], Answer=["a"], Category=["x"])
-    assert choose(table, {}).parts == {
+    assert choose_pair_columns(table, {}).column_by_role == {
         "question": "Query",
         "document": "Context",
         "answer": "Answer",
@@ -25,7 +31,7 @@ def test_usual_names_are_recognised_whatever_their_case() -> None:
 
 
 def test_chinese_names() -> None:
-    assert choose(source(问题=["q"], 答案=["a"], 文档=["d"]), {}).parts == {
+    assert choose_pair_columns(source(问题=["q"], 答案=["a"], 文档=["d"]), {}).column_by_role == {
         "question": "问题",
         "document": "文档",
         "answer": "答案",
@@ -33,54 +39,72 @@ def test_chinese_names() -> None:
 
 
 def test_answers_are_the_documents_where_there_is_no_other() -> None:
-    found = choose(source(question=["q"], answer=["a"]), {})
-    assert found.parts == {"question": "question", "document": "answer"}
+    found = choose_pair_columns(source(question=["q"], answer=["a"]), {})
+    assert found.column_by_role == {"question": "question", "document": "answer"}
     assert "question-answer pairs" in found.notes[0]
 
 
 def test_an_empty_recognised_document_column_gives_way_to_the_answers() -> None:
-    assert choose(source(question=["q"], context=[""], answer=["a"]), {}).parts["document"] == "answer"
-    assert choose(source(question=["q", "r"], context=["", "c"], answer=["a", "b"]), {}).parts["document"] == "context"
-    named = choose(source(question=["q"], context=[""], answer=["a"]), {"document": "context"})
-    assert named.parts["document"] == "context"
+    assert (
+        choose_pair_columns(source(question=["q"], context=[""], answer=["a"]), {}).column_by_role["document"]
+        == "answer"
+    )
+    assert (
+        choose_pair_columns(source(question=["q", "r"], context=["", "c"], answer=["a", "b"]), {}).column_by_role[
+            "document"
+        ]
+        == "context"
+    )
+    named = choose_pair_columns(source(question=["q"], context=[""], answer=["a"]), {"document": "context"})
+    assert named.column_by_role["document"] == "context"
 
 
 def test_an_answer_named_as_document_is_no_answer_too() -> None:
     table = source(question=["q"], context=["c"], answer=["a"], answers=["b"])
-    assert choose(table, {"document": "answer"}).parts == {"question": "question", "document": "answer"}
+    assert choose_pair_columns(table, {"document": "answer"}).column_by_role == {
+        "question": "question",
+        "document": "answer",
+    }
 
 
 def test_an_empty_name_means_no_column() -> None:
-    assert "split" not in choose(source(question=["q"], text=["t"], split=["dev"]), {"split": ""}).parts
+    assert (
+        "split"
+        not in choose_pair_columns(source(question=["q"], text=["t"], split=["dev"]), {"split": ""}).column_by_role
+    )
 
 
 def test_labels_that_are_no_numbers_are_not_relevance() -> None:
-    found = choose(source(question=["q"], text=["t"], label=["billing"], split=["north"]), {})
-    assert found.parts == {"question": "question", "document": "text"}
+    found = choose_pair_columns(source(question=["q"], text=["t"], label=["billing"], split=["north"]), {})
+    assert found.column_by_role == {"question": "question", "document": "text"}
     assert len(found.notes) == 2
-    assert choose(source(question=["q"], text=["t"], label=["1"]), {}).parts["relevance"] == "label"
+    assert (
+        choose_pair_columns(source(question=["q"], text=["t"], label=["1"]), {}).column_by_role["relevance"] == "label"
+    )
 
 
 def test_a_missing_column_is_named_with_what_there_is() -> None:
     with pytest.raises(InputError, match=r"no column 'contxt' \(--document\).*'context'.*Did you mean 'context'"):
-        recognise({"document": "contxt"}, ["question", "context"], ["document"], "faq.csv")
+        resolve_columns({"document": "contxt"}, ["question", "context"], ["document"], "faq.csv")
 
 
 def test_nothing_like_a_question_or_a_document() -> None:
     with pytest.raises(InputError, match=r"no column looks like the question.*'a', 'b'"):
-        choose(source(a=["1"], b=["2"]), {})
+        choose_pair_columns(source(a=["1"], b=["2"]), {})
     with pytest.raises(InputError, match="no column looks like the document"):
-        choose(source(question=["1"], b=["2"]), {})
+        choose_pair_columns(source(question=["1"], b=["2"]), {})
 
 
 def test_corpus_columns() -> None:
-    assert choose_corpus(source(_id=["1"], text=["t"]), {}) == {"document": "text", "document_id": "_id"}
-    assert choose_corpus(source(anything=["t"]), {"document": "context"}) == {"document": "anything"}
+    assert choose_corpus_columns(source(_id=["1"], text=["t"]), {}) == {"document": "text", "document_id": "_id"}
+    assert choose_corpus_columns(source(anything=["t"]), {"document": "context"}) == {"document": "anything"}
 
 
 def test_judgements_and_splits_as_written() -> None:
-    assert [relevance(text) for text in ("", "1", "3.0", "0", "-1", "true", "no", "0.5", "high", "nan", "inf")] == [
+    assert [
+        parse_relevance(text) for text in ("", "1", "3.0", "0", "-1", "true", "no", "0.5", "high", "nan", "inf")
+    ] == [
         *(1, 1, 3, 0, 0, 1, 0),
         *(None, None, None, None),
     ]
-    assert [own_split(text) for text in ("", "Train", "valid", "TEST", "north")] == ["", "train", "dev", "test", None]
+    assert [parse_split(text) for text in ("", "Train", "valid", "TEST", "north")] == ["", "train", "dev", "test", None]

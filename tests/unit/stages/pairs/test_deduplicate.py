@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from stages.pairs.deduplicate import merge_titles, one_text
+from stages.pairs.deduplicate import deduplicate_document_keys, merge_duplicate_documents
 
 T, PARIS, LONDON, ROME = 1, 11, 12, 13
 KEYS = pl.DataFrame(
@@ -16,7 +16,7 @@ NO_LIST = pl.DataFrame(schema={"document_id": pl.String, "d": pl.UInt64})
 
 def merged(rows: Sequence[tuple[str | None, int]], keys: pl.DataFrame = KEYS) -> list[int]:
     frame = pl.DataFrame(rows, schema={"document_id": pl.String, "d": pl.UInt64}, orient="row")
-    found, _, _ = merge_titles(keys, frame, NO_LIST)
+    found, _, _ = merge_duplicate_documents(keys, frame, NO_LIST)
     assert found["document_id"].to_list() == [name for name, _ in rows]
     return found["d"].to_list()
 
@@ -47,6 +47,6 @@ def test_without_titles_nothing_changes() -> None:
 
 def test_one_text_for_what_models_read_alike() -> None:
     keys = pl.DataFrame({"d": [5, 5, 7], "text": [5, 3, 7]})
-    found, several = one_text(keys)
+    found, several = deduplicate_document_keys(keys)
     assert found.sort("d").rows() == [(5, 3), (7, 7)]
     assert several.to_list() == [5]

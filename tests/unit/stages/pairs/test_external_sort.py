@@ -9,7 +9,7 @@ import pytest
 
 from stages.core.schemas import ANSWERS
 from stages.pairs import external_sort
-from stages.pairs.external_sort import Spill, by_key, write_sorted
+from stages.pairs.external_sort import SpillBuffer, key_bucket, write_sorted
 
 
 def rows(count: int) -> pl.DataFrame:
@@ -20,13 +20,13 @@ def rows(count: int) -> pl.DataFrame:
 
 def test_a_spill_gives_back_what_it_got(tmp_path: Path) -> None:
     frame = rows(1000)
-    small, large = Spill(tmp_path / "a", budget=2000), Spill(tmp_path / "b")
+    small, large = SpillBuffer(tmp_path / "a", memory_budget=2000), SpillBuffer(tmp_path / "b")
     for part in frame.iter_slices(100):
-        small.add(part, by_key())
-        large.add(part, by_key())
+        small.add(part, key_bucket())
+        large.add(part, key_bucket())
     assert (tmp_path / "a").exists() and not (tmp_path / "b").exists()
-    assert pl.concat(small.read()).sort("key").equals(frame.sort("key"))
-    assert pl.concat(large.read()).sort("key").equals(frame.sort("key"))
+    assert pl.concat(small.read_buckets()).sort("key").equals(frame.sort("key"))
+    assert pl.concat(large.read_buckets()).sort("key").equals(frame.sort("key"))
     assert list((tmp_path / "a").iterdir()) == []
 
 
@@ -35,8 +35,8 @@ def test_sorting_in_parts_is_sorting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     order = frame.select("key").sort("key").with_row_index("position")
 
     def written(name: str) -> pl.DataFrame:
-        held = Spill(tmp_path / name)
-        held.add(frame, by_key())
+        held = SpillBuffer(tmp_path / name)
+        held.add(frame, key_bucket())
 
         def shape(bucket: pl.DataFrame) -> pl.DataFrame:
             joined = bucket.join(order, on="key")
@@ -48,7 +48,7 @@ def test_sorting_in_parts_is_sorting(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     whole = written("whole")
     assert whole["query_id"].to_list() == [str(key) for key in sorted(frame["key"].to_list())]
-    monkeypatch.setattr(external_sort, "BUDGET", 3000)
+    monkeypatch.setattr(external_sort, "MEMORY_BUDGET_BYTES", 3000)
     monkeypatch.setattr(external_sort, "_GROUP_BYTES", 1000)
     assert written("parts").equals(whole)
     assert pq.ParquetFile(tmp_path / "parts.parquet").num_row_groups > 10

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from stages.core.errors import InputError
-from stages.pairs.label_overrides import decided, read_decisions
+from stages.pairs.label_overrides import apply_label_overrides, read_label_overrides
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -23,7 +23,7 @@ def test_the_last_line_on_a_pair_holds(tmp_path: Path) -> None:
     path = write(
         tmp_path / "d.jsonl", line("q", "d", "positive"), "", line(7, "d", "negative"), line("q", "d", "negative")
     )
-    assert sorted(read_decisions(path).select("row", "query_id", "doc_id", "relevance").rows()) == [
+    assert sorted(read_label_overrides(path).select("row", "query_id", "doc_id", "relevance").rows()) == [
         (3, "7", "d", 0),
         (4, "q", "d", 0),
     ]
@@ -44,7 +44,7 @@ def test_the_last_line_on_a_pair_holds(tmp_path: Path) -> None:
 def test_a_line_that_is_none_is_named(tmp_path: Path, bad: object, says: str) -> None:
     path = write(tmp_path / "d.jsonl", line("q", "d", "positive"), bad)
     with pytest.raises(InputError, match=rf"d\.jsonl, line 2: no decision \({says}"):
-        read_decisions(path)
+        read_label_overrides(path)
 
 
 def test_a_decision_is_stronger_than_the_table(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_a_decision_is_stronger_than_the_table(tmp_path: Path) -> None:
     qrels = pl.DataFrame(
         {"question": [0, 1], "position": [0, 0], "relevance": [1, 1]}, schema_overrides={"relevance": pl.Int32}
     )
-    found, unknown = decided(
+    found, unknown = apply_label_overrides(
         qrels,
-        read_decisions(path),
+        read_label_overrides(path),
         pl.DataFrame({"question": [0, 1], "query_id": ["a", "b"]}),
         pl.DataFrame({"position": [0, 1], "doc_id": ["x", "y"]}),
     )
@@ -86,11 +86,11 @@ def test_a_decision_is_stronger_than_the_table(tmp_path: Path) -> None:
 def test_what_the_audit_writes_is_read_and_an_empty_label_decides_nothing(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
-    assert read_decisions(path).rows() == [(2, "1", "b", 1)]
+    assert read_label_overrides(path).rows() == [(2, "1", "b", 1)]
 
 
 def test_a_csv_without_labels_is_refused(tmp_path):
     path = tmp_path / "d.csv"
     path.write_text("query_id,doc_id\n1,a\n")
     with pytest.raises(InputError, match=r"line 1: no decision \(no key label\)"):
-        read_decisions(path)
+        read_label_overrides(path)

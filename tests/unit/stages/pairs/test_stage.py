@@ -13,11 +13,21 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stages.core.errors import InputError
-from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, REJECTS, Summary, Tools, document_text, read_table
+from stages.core.schemas import (
+    ANSWERS,
+    CORPUS,
+    QRELS,
+    QUERIES,
+    REJECTS,
+    StageContext,
+    Summary,
+    document_text,
+    read_table,
+)
 from stages.core.text import normalise, text_id
 from stages.pairs import external_sort
-from stages.pairs.split import moved
-from stages.pairs.stage import Pairs, Params, build_pairs, funnel_lines, identity, run
+from stages.pairs.split import count_split_changes
+from stages.pairs.stage import PairTables, Params, build_pairs, format_funnel, key_extras, run
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
 
@@ -30,7 +40,7 @@ class Said:
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.lines.append(message)
 
 
@@ -41,7 +51,7 @@ class Result:
         self.out = folder / "out"
         self.out.mkdir(parents=True)
         said = Said()
-        tools = Tools(said, folder / "scratch", folder, folder)
+        tools = StageContext(said, folder / "scratch", folder, folder)
         self.summary: Summary = run(Params(**params), {}, self.out, tools)
         self.said = "\n".join(said.lines)
         self.queries = read_table(self.out / "queries.parquet", QUERIES)
@@ -59,7 +69,7 @@ def table(folder: Path, *lines: str, name: str = "faq.csv") -> str:
     return str(folder / name)
 
 
-def pairs_of(*rows: tuple[str, str], **params: Any) -> Pairs:
+def pairs_of(*rows: tuple[str, str], **params: Any) -> PairTables:
     return build_pairs(pl.DataFrame(list(rows), schema=["question", "text"], orient="row"), Params(**params))
 
 
@@ -362,12 +372,12 @@ def test_a_beir_folder(beir: Path, tmp_path: Path) -> None:
         ("train.tsv", 3, "unknown question id"),
     ]
     assert found.summary["rows_in"] == 10 == found.summary["rows_used"] + found.summary["rows_of_one_text"] + 3
-    assert list(identity(Params(beir=str(beir)))) == [
+    assert list(key_extras(Params(beir=str(beir)))) == [
         *("beir:corpus.jsonl", "beir:queries.jsonl", "beir:qrels/test.tsv", "beir:qrels/train.tsv")
     ]
     (beir / "qrels" / "dev.tsv").mkdir()
     with pytest.raises(InputError, match=r"--beir: .*dev\.tsv is a folder"):
-        identity(Params(beir=str(beir)))
+        key_extras(Params(beir=str(beir)))
     (beir / "qrels" / "dev.tsv").rmdir()
     (beir / "qrels" / "train.tsv").write_text("q1\td1\t1\n")
     with pytest.raises(InputError, match=r"train\.tsv: there is no column 'query-id'"):
@@ -419,8 +429,8 @@ def test_the_same_table_gives_the_same_bytes_in_or_out_of_memory(
     path = table(tmp_path, "id,question,context,answer", *rows)
     first = Result(tmp_path / "a", tables=[path])
     assert Result(tmp_path / "b", tables=[path]).bytes() == first.bytes()
-    monkeypatch.setattr(external_sort, "BUDGET", 2000)
-    monkeypatch.setattr(external_sort.Spill.__init__, "__defaults__", (2000, 64))
+    monkeypatch.setattr(external_sort, "MEMORY_BUDGET_BYTES", 2000)
+    monkeypatch.setattr(external_sort.SpillBuffer.__init__, "__defaults__", (2000, 64))
     small = Result(tmp_path / "c", tables=[path])
     for name in ("queries", "corpus", "qrels", "answers"):
         assert getattr(small, name).equals(getattr(first, name))
@@ -459,7 +469,7 @@ def test_new_questions_on_known_documents_or_all_new_move_nobody(
     before = pairs_of(*numbered(rows + wide), dev=0.3, test=0.3)
     after = pairs_of(*numbered(rows + wide + added), dev=0.3, test=0.3)
     giant = any("tied together" in note for note in before.summary["notes"] + after.summary["notes"])
-    assert giant or moved(before.queries, after.queries) == 0
+    assert giant or count_split_changes(before.queries, after.queries) == 0
 
 
 def test_no_question_stands_on_two_sides(tmp_path: Path) -> None:
@@ -481,14 +491,14 @@ def test_nothing_usable_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="column names but no rows"):
         Result(tmp_path / "second", tables=[table(tmp_path, "question,answer")])
     with pytest.raises(InputError, match="there is no input"):
-        identity(Params())
+        key_extras(Params())
 
 
 def test_identity_is_names_and_contents(tmp_path: Path) -> None:
     one, two = table(tmp_path, "a"), table(tmp_path, "b", name="b.csv")
-    found = identity(Params(tables=[one, two], corpus=[two]))
+    found = key_extras(Params(tables=[one, two], corpus=[two]))
     assert list(found) == ["table:b.csv", "table:faq.csv", "corpus:b.csv"]
-    assert found == identity(Params(tables=[two, one], corpus=[two]))
+    assert found == key_extras(Params(tables=[two, one], corpus=[two]))
     assert found["table:b.csv"] == found["corpus:b.csv"] != found["table:faq.csv"]
 
 
@@ -522,7 +532,7 @@ def test_a_name_that_is_no_utf8_goes_through(tmp_path: Path) -> None:
         path.write_text("question,text\nWho?,He.\n,She.\n")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    assert list(identity(Params(tables=(str(path),)))) == ["table:caf\\xe9.csv"]
+    assert list(key_extras(Params(tables=(str(path),)))) == ["table:caf\\xe9.csv"]
     found = Result(tmp_path / "run", tables=[str(path)])
     assert found.rejects["source"].to_list() == ["caf\\xe9.csv"]
     json.dumps(found.summary, ensure_ascii=False).encode()
@@ -531,7 +541,7 @@ def test_a_name_that_is_no_utf8_goes_through(tmp_path: Path) -> None:
 
 def test_the_funnel_in_lines() -> None:
     summary = pairs_of(("Who?", "He."), ("Who?", "She."), ("", "x"), dev=0, test=0).summary
-    assert funnel_lines(summary) == [
+    assert format_funnel(summary) == [
         "rows in                             3",
         "  no question                      -1",
         "rows used as pairs                  2",
@@ -548,7 +558,7 @@ def test_the_funnel_in_lines() -> None:
 
 def test_the_funnel_says_what_stands_on_two_sides() -> None:
     summary = pairs_of(("Who?", "He.")).summary
-    lines = funnel_lines(summary | {"shared_questions": 3, "shared_documents": 2})
+    lines = format_funnel(summary | {"shared_questions": 3, "shared_documents": 2})
     assert any(line.split() == ["restated", "on", "another", "side", "of", "the", "split", "3"] for line in lines)
     assert any(line.split() == ["positive", "on", "two", "sides", "of", "the", "split", "2"] for line in lines)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.workflow.graph import PIPELINE
-from stages.core.params import Params
-from stages.embedding.encoder import Recipe
+from stages.core.params import BaseParams
+from stages.embedding.encoder import EncoderSpec
 from stages.planning.machine import Machine, Model, Training
 from stages.planning.throughput import Rate, Shape, Sweep
 from stages.planning.workload import Encoding, Table
@@ -18,7 +18,7 @@ MB = 1_000_000
 @pytest.fixture
 def table() -> Table:
     """100 questions (60 train, 20 dev, 20 test), 50 documents; 20 questions and 10 documents have no vector yet."""
-    recipe = Recipe("m", "w", "", "", None, "float32", "cpu", "cosine", False)
+    recipe = EncoderSpec("m", "w", "", "", None, "float32", "cpu", "cosine", False)
     encoding = Encoding(
         recipe=recipe,
         name="m",
@@ -64,5 +64,7 @@ def machine() -> Machine:
 @pytest.fixture
 def settings() -> dict[str, Any]:
     """The defaults of every stage."""
-    made: dict[str, Params] = {stage.name: stage.load().Params() for stage in PIPELINE if stage.name != "pairs"}
+    made: dict[str, BaseParams] = {
+        stage.name: stage.load_module().Params() for stage in PIPELINE if stage.name != "pairs"
+    }
     return made

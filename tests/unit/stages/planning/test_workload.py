@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
-from stages.embedding.encoder import recipe
-from stages.embedding.stage import Params, lacking
-from stages.embedding.vector_store import VectorStore, text_hashes
+from stages.embedding.encoder import resolve_encoder_spec
+from stages.embedding.stage import Params, find_missing_texts
+from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.planning.workload import counted, limit_of, read
 
 
@@ -73,11 +73,11 @@ def test_counts(inputs: dict[str, Path], tiny_model: Path, tmp_path: Path) -> No
 
 def test_texts_with_a_vector_are_not_counted(inputs: dict[str, Path], tiny_model: Path, tmp_path: Path) -> None:
     params, root = Params(model=str(tiny_model), document_prompt="p "), tmp_path / "vectors"
-    made = recipe(str(tiny_model), document_prompt="p ")
+    made = resolve_encoder_spec(str(tiny_model), document_prompt="p ")
     store = VectorStore(root / made.key)
     texts = ["abc", "p abcdef"]
-    store.append(text_hashes(texts), np.ones((2, 32), np.float32))
-    ((found, rows),) = lacking(params, inputs, root)
+    store.append(hash_texts(texts), np.ones((2, 32), np.float32))
+    ((found, rows),) = find_missing_texts(params, inputs, root)
     assert found == made
     assert rows["query"].tolist() == [True, False, True, True]
     assert rows["document"].tolist() == [True, True, False]

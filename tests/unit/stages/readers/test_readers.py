@@ -12,16 +12,16 @@ import polars as pl
 import pytest
 
 from stages.core.errors import InputError
-from stages.readers.base import Batch, Cell, as_cell
+from stages.readers.base import Cell, RowBatch, to_cell
 from stages.readers.csv import read_delimited, sniff_delimiter
-from stages.readers.dataframe import frame_source
+from stages.readers.dataframe import dataframe_source
 from stages.readers.excel import read_excel
-from stages.readers.files import file_format, file_source, find_files, labels
+from stages.readers.files import detect_file_format, file_source, find_files, label_files
 from stages.readers.json import read_json, read_jsonlines
 from stages.readers.parquet import read_arrow, read_parquet
 
 
-def whole(batches: Iterator[Batch]) -> tuple[dict[str, list[Cell]], list[int], list[tuple[int, str]]]:
+def whole(batches: Iterator[RowBatch]) -> tuple[dict[str, list[Cell]], list[int], list[tuple[int, str]]]:
     """Columns, row numbers and (row, reason) of rejects of all batches."""
     columns: dict[str, list[Cell]] = {}
     rows: list[int] = []
@@ -29,8 +29,8 @@ def whole(batches: Iterator[Batch]) -> tuple[dict[str, list[Cell]], list[int], l
     for batch in batches:
         for name, cells in batch.columns.items():
             columns.setdefault(name, []).extend(cells)
-        rows += batch.rows
-        rejected += [(one.row, one.reason) for one in batch.rejected]
+        rows += batch.row_numbers
+        rejected += [(one.row_number, one.reason) for one in batch.rejected_rows]
     return columns, rows, rejected
 
 
@@ -207,31 +207,31 @@ def test_excel_sheets(workbook: Path, tmp_path: Path) -> None:
 def test_frames_of_pandas_and_polars() -> None:
     table = pd.DataFrame({"id": [1.0, np.nan], "q": ["a", None], "d": [["x"], ("y", "z")]}, index=[9, 9])
     expected = {"id": ["1", None], "q": ["a", None], "d": [["x"], ["y", "z"]]}
-    assert whole(frame_source(table, "t").read()) == (expected, [1, 2], [])
+    assert whole(dataframe_source(table, "t").read()) == (expected, [1, 2], [])
     polars = pl.DataFrame({"id": [1.0, None], "q": ["a", None], "d": [["x"], ["y", "z"]]})
-    assert whole(frame_source(polars, "t").read()) == (expected, [1, 2], [])
+    assert whole(dataframe_source(polars, "t").read()) == (expected, [1, 2], [])
     with pytest.raises(InputError, match="expected a pandas or polars DataFrame, got dict"):
-        frame_source({}, "t")
+        dataframe_source({}, "t")
 
 
 def test_values_of_any_type_as_cells() -> None:
-    assert as_cell({"text": ["a", "b"], "answer_start": [1, 2]}) == ["a", "b"]
-    assert as_cell({"a": 1}) == '{"a": 1}'
-    assert as_cell(np.array(["a"], dtype=object)) == ["a"]
-    assert as_cell(pd.Timestamp("2024-01-02")) == "2024-01-02T00:00:00"
-    assert [as_cell(value) for value in (pd.NA, pd.NaT, float("nan"), np.int64(3), False)] == [None] * 3 + [
+    assert to_cell({"text": ["a", "b"], "answer_start": [1, 2]}) == ["a", "b"]
+    assert to_cell({"a": 1}) == '{"a": 1}'
+    assert to_cell(np.array(["a"], dtype=object)) == ["a"]
+    assert to_cell(pd.Timestamp("2024-01-02")) == "2024-01-02T00:00:00"
+    assert [to_cell(value) for value in (pd.NA, pd.NaT, float("nan"), np.int64(3), False)] == [None] * 3 + [
         "3",
         "false",
     ]
 
 
 def test_formats_by_name_else_by_first_bytes(tmp_path: Path) -> None:
-    assert file_format(Path("x.TSV.gz")) == "tsv"
-    assert [file_format(csv_of(tmp_path, text, "in")) for text in ('{"a": 1}', "[{}]", "a,b", b"PAR1")] == [
+    assert detect_file_format(Path("x.TSV.gz")) == "tsv"
+    assert [detect_file_format(csv_of(tmp_path, text, "in")) for text in ('{"a": 1}', "[{}]", "a,b", b"PAR1")] == [
         *("jsonl", "json", "csv", "parquet")
     ]
     with pytest.raises(InputError, match=r"Save it as \.xlsx"):
-        file_format(Path("old.xls"))
+        detect_file_format(Path("old.xls"))
 
 
 def test_files_are_found_in_an_order_of_their_own(tmp_path: Path) -> None:
@@ -241,14 +241,14 @@ def test_files_are_found_in_an_order_of_their_own(tmp_path: Path) -> None:
     one = find_files([str(tmp_path / "*.csv"), str(first)], "--tables")
     assert one == find_files([str(first), str(second), str(other), str(other)], "--tables")
     assert one[0] == other.resolve()
-    assert labels(one) == ["alpha.csv", "faq.csv", "faq.csv#2"]
+    assert label_files(one) == ["alpha.csv", "faq.csv", "faq.csv#2"]
 
 
 def test_a_label_is_never_given_twice() -> None:
-    assert labels([Path("x/a.csv"), Path("a.csv#2"), Path("y/a.csv"), Path("z/a.csv")]) == [
+    assert label_files([Path("x/a.csv"), Path("a.csv#2"), Path("y/a.csv"), Path("z/a.csv")]) == [
         *("a.csv", "a.csv#2", "a.csv#3", "a.csv#4")
     ]
-    assert labels([Path("x/a#2"), Path("y/a#2"), Path("x/a"), Path("y/a")]) == ["a#2", "a#2#2", "a", "a#3"]
+    assert label_files([Path("x/a#2"), Path("y/a#2"), Path("x/a"), Path("y/a")]) == ["a#2", "a#2#2", "a", "a#3"]
 
 
 def test_what_is_no_readable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +292,7 @@ def test_a_file_name_may_be_no_utf8(tmp_path: Path, kind: str) -> None:
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     found = find_files([str(tmp_path / "caf*")], "--tables")
-    label = labels(found)[0]
+    label = label_files(found)[0]
     assert label == f"caf\\xe9.{kind}"
     assert whole(file_source(found[0], label, None, None, None).read())[0] == {"question": ["Who?"]}
     with pytest.raises(InputError, match="Did you mean") as caught:

@@ -11,7 +11,7 @@ import pytest
 
 from stages.core.errors import InputError
 from stages.readers import sql
-from stages.readers.sql import sql_digest, sql_source, without_password
+from stages.readers.sql import redact_password, sql_digest, sql_source
 
 ROWS = [("1", "Who pays?", "The sender."), ("2", "When?", None)]
 
@@ -31,7 +31,7 @@ def check_rows(url: str, tmp_path: Path) -> None:
     for _ in range(2):  # the second time from the spool
         batches = list(source.read())
         assert source.label == "sql"
-        assert [row for batch in batches for row in batch.rows] == [1, 2]
+        assert [row for batch in batches for row in batch.row_numbers] == [1, 2]
         assert batches[-1].columns == {
             "id": ["1", "2"],
             "question": ["Who pays?", "When?"],
@@ -60,7 +60,7 @@ def test_rows_come_sorted_whatever_the_database_gives(
         ((str(i % 7) if i % 7 else None, f"q{i}") for i in range(1, 12001)), key=lambda r: (r[0] or "", r[1])
     )
     assert up == expected
-    monkeypatch.setattr(sql, "_RUN", 1)  # a run a piece, merged
+    monkeypatch.setattr(sql, "_SORT_RUN_BYTES", 1)  # a run a piece, merged
     assert rows(f"{query} DESC", "down") == expected
     assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["down.arrow", "up.arrow"]
     assert rows("SELECT 1 AS a WHERE 0", "none") == []
@@ -86,8 +86,8 @@ def test_what_goes_wrong_is_said_without_the_password(sqlite_url: str, url: str,
 
 
 def test_passwords_are_blotted_out() -> None:
-    assert without_password("a p%40ss b\n p@ss", "postgresql://u:p%40ss@h/d") == "a *** b ***"
-    assert without_password("key", "postgresql://h/d?password=key") == "***"
+    assert redact_password("a p%40ss b\n p@ss", "postgresql://u:p%40ss@h/d") == "a *** b ***"
+    assert redact_password("key", "postgresql://h/d?password=key") == "***"
 
 
 @pytest.fixture(scope="module")
@@ -147,4 +147,7 @@ def test_postgres(postgres_url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         sql_digest(postgres_url, "SELECT nothing FROM faq")
     many = "SELECT 'q' || n AS question, 'd' || n AS text FROM generate_series(1, 12000) n"
-    assert sum(len(batch.rows) for batch in sql_source(postgres_url, many, tmp_path / "many.arrow").read()) == 12_000
+    assert (
+        sum(len(batch.row_numbers) for batch in sql_source(postgres_url, many, tmp_path / "many.arrow").read())
+        == 12_000
+    )

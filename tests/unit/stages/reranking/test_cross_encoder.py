@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.device import use_bfloat16
+from stages.core.device import should_use_bfloat16
 from stages.core.errors import InputError
 from stages.reranking.cross_encoder import (
-    _fixed_shapes,
+    _iter_fixed_shapes,
     _tokenise,
+    compute_logits,
     has_head,
     load_reranker,
-    logits,
     save_reranker,
     score_pairs,
 )
@@ -107,7 +107,7 @@ def test_scores_are_the_logits_of_sentence_transformers(trained: Path) -> None:
 
 def test_logits_for_training_are_the_same_and_carry_a_gradient(trained: Path) -> None:
     model = load_reranker(trained, "cpu")
-    found = logits(model, PAIRS, "float32")
+    found = compute_logits(model, PAIRS, "float32")
     assert np.abs(found.detach().numpy() - score_pairs(model, PAIRS, "float32")).max() < 1e-6
     found.sum().backward()
     assert model.model.classifier.bias.grad.item() == len(PAIRS)
@@ -162,7 +162,7 @@ def test_fixed_shapes_hold_every_row_once_with_padding_somewhere(lengths: list[i
     texts = [[0] * length for length in lengths]
     rows: list[int] = []
     heights: dict[int, int] = {}
-    for part, length, height in _fixed_shapes(texts, 1024):
+    for part, length, height in _iter_fixed_shapes(texts, 1024):
         assert heights.setdefault(length, height) == height
         assert height % 8 == 0
         assert length % 32 == 0
@@ -183,5 +183,5 @@ def test_a_gpu_that_is_not_there_is_said(trained: Path) -> None:
 
 
 def test_the_number_format_asked_for_is_used() -> None:
-    assert use_bfloat16("cpu", "bfloat16")
-    assert not use_bfloat16("cpu", "float32")
+    assert should_use_bfloat16("cpu", "bfloat16")
+    assert not should_use_bfloat16("cpu", "float32")

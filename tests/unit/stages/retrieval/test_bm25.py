@@ -16,7 +16,9 @@ DOCUMENTS = ["Red apple.", "green APPLE pie", "blue sky"]
 
 def score(query: str, documents: list[str]) -> list[float]:
     count = len(documents)
-    found: list[float] = Bm25([query], documents).scores(np.zeros(count, dtype=np.int64), np.arange(count)).tolist()
+    found: list[float] = (
+        Bm25([query], documents).score_pairs(np.zeros(count, dtype=np.int64), np.arange(count)).tolist()
+    )
     return found
 
 
@@ -36,7 +38,7 @@ def test_a_word_in_one_document() -> None:
 
 def test_pairs_come_back_in_their_order() -> None:
     query, document = np.array([1, 0, 1, 0]), np.array([2, 1, 0, 0])
-    found = Bm25(["apple", "sky"], DOCUMENTS).scores(query, document)
+    found = Bm25(["apple", "sky"], DOCUMENTS).score_pairs(query, document)
     apple, sky = score("apple", DOCUMENTS), score("sky", DOCUMENTS)
     assert found.dtype == np.float32
     assert found.tolist() == [sky[2], apple[1], sky[0], apple[0]]
@@ -49,8 +51,8 @@ def test_nothing_in_common_is_zero(query: str, documents: list[str]) -> None:
 
 def test_no_pairs() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    assert Bm25([], DOCUMENTS).scores(nothing, nothing).shape == (0,)
-    assert Bm25(["apple"], DOCUMENTS).scores(nothing, nothing).shape == (0,)
+    assert Bm25([], DOCUMENTS).score_pairs(nothing, nothing).shape == (0,)
+    assert Bm25(["apple"], DOCUMENTS).score_pairs(nothing, nothing).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_chinese_is_found_inside_a_sentence() -> None:
 
 
 def best(queries: list[str], documents: list[str], end: int) -> list[list[tuple[int, float]]]:
-    found = Bm25Search(queries, documents).find(np.arange(len(queries)), end)
+    found = Bm25Search(queries, documents).search(np.arange(len(queries)), end)
     lists: list[list[tuple[int, float]]] = [[] for _ in queries]
     for query, document, rank, score in zip(*(column.tolist() for column in found), strict=True):
         lists[query].append((document, score))
@@ -135,10 +137,10 @@ def test_the_best_are_those_of_the_naive_path_whatever_else_is_asked(
 
 def test_queries_in_parts_are_found_alike() -> None:
     search = Bm25Search(["apple pie", "sky", "green sky"], DOCUMENTS)
-    whole = search.find(np.arange(3), 3)
+    whole = search.search(np.arange(3), 3)
     for query in range(3):
-        part, same = search.find(np.array([query]), 3), whole.of(slice(query, query + 1))
-        assert part.query.tolist() == [0] * len(part.query)
+        part, same = search.search(np.array([query]), 3), whole.select_queries(slice(query, query + 1))
+        assert part.query_index.tolist() == [0] * len(part.query_index)
         assert [c.tolist() for c in part[1:]] == [c.tolist() for c in same[1:]]
 
 
@@ -157,10 +159,10 @@ def test_weights_are_those_of_bm25s_to_the_last_bit(documents: list[list[str]], 
     theirs = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
     theirs.index(documents, show_progress=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bm25, "_ROWS", rows)
+        patch.setattr(bm25, "_INDEX_BATCH_DOCUMENTS", rows)
         ours = Bm25(words, map(" ".join, documents))
     assert ours._weights.data.itemsize + ours._weights.indices.itemsize == 8
     every = np.arange(len(documents))
     for place, word in enumerate(words):
         expected = theirs.get_scores([word]) if word in theirs.vocab_dict else np.zeros(len(documents), np.float32)
-        assert np.array_equal(ours.scores(np.full(len(documents), place), every), expected)
+        assert np.array_equal(ours.score_pairs(np.full(len(documents), place), every), expected)

@@ -10,36 +10,38 @@ import pytest
 
 from stages.core.errors import InputError
 from stages.core.schemas import CORPUS, write_table
-from stages.embedding.lookup import Vectors
-from stages.embedding.vector_store import VectorStore, text_hashes
-from stages.retrieval.dense import Dense, _require_usable
+from stages.embedding.lookup import VectorLookup
+from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.retrieval.dense import DenseRetriever, _check_vectors
 
 
 @pytest.fixture
-def dense(tmp_path: Path) -> Dense:
+def dense(tmp_path: Path) -> DenseRetriever:
     """Documents d0 to d4 with the vectors [0, 0] to [4, 4], but [nan, nan] of d4; blocks of two."""
     names = [f"d{i}" for i in range(5)]
     write_table(pl.DataFrame({"doc_id": names, "text": names}), CORPUS, tmp_path / "corpus.parquet")
     encoding = {"encoder": "key", "model": "m", "dimension": 2, "salts": {"query": "", "document": ""}}
     (tmp_path / "encoding.json").write_text(json.dumps(encoding))
     vectors = np.repeat(np.float32([0, 1, 2, 3, np.nan])[:, None], 2, axis=1)
-    VectorStore(tmp_path / "vectors/key").append(text_hashes(names), vectors)
+    VectorStore(tmp_path / "vectors/key").append(hash_texts(names), vectors)
     queries = pl.DataFrame({"query_id": [], "query": []}, schema={"query_id": pl.String, "query": pl.String})
-    return Dense(queries, tmp_path / "corpus.parquet", Vectors(tmp_path / "encoding.json", tmp_path / "vectors"), 2)
+    return DenseRetriever(
+        queries, tmp_path / "corpus.parquet", VectorLookup(tmp_path / "encoding.json", tmp_path / "vectors"), 2
+    )
 
 
-def test_documents_come_a_block_at_a_time(dense: Dense) -> None:
-    assert [block[:, 0].tolist() for block in dense.read(np.array([3, 0, 2]))] == [[3, 0], [2]]
+def test_documents_come_a_block_at_a_time(dense: DenseRetriever) -> None:
+    assert [block[:, 0].tolist() for block in dense.read_document_blocks(np.array([3, 0, 2]))] == [[3, 0], [2]]
 
 
-def test_a_block_is_not_held_once_it_is_taken(dense: Dense) -> None:
-    blocks = dense.read(np.arange(4))
+def test_a_block_is_not_held_once_it_is_taken(dense: DenseRetriever) -> None:
+    blocks = dense.read_document_blocks(np.arange(4))
     taken = weakref.ref(next(blocks))
     assert taken() is None
 
 
-def test_what_is_not_finite_is_named(dense: Dense) -> None:
-    blocks = dense.read(np.arange(5))
+def test_what_is_not_finite_is_named(dense: DenseRetriever) -> None:
+    blocks = dense.read_document_blocks(np.arange(5))
     assert [len(next(blocks)), len(next(blocks))] == [2, 2]
     with pytest.raises(InputError, match="document 'd4' is not finite"):
         next(blocks)
@@ -48,4 +50,4 @@ def test_what_is_not_finite_is_named(dense: Dense) -> None:
 def test_what_is_too_large_to_be_ranked_is_named() -> None:
     vectors = np.float32([[1e16, -1e16], [3, -2e17]])
     with pytest.raises(InputError, match=r"query 'b' holds figures beyond 1e\+17\. Encode with"):
-        _require_usable(vectors, pl.Series(["a", "b"]), "query")
+        _check_vectors(vectors, pl.Series(["a", "b"]), "query")

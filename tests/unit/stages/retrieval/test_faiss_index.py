@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from stages.core.errors import InputError
-from stages.retrieval.faiss_index import Index, check_factory, check_parameters, lists_of, reason
+from stages.retrieval.faiss_index import (
+    FaissIndex,
+    check_factory,
+    check_parameters,
+    count_ivf_lists,
+    extract_faiss_message,
+)
 from tests.conftest import ROOT
 
 
@@ -15,9 +21,9 @@ def floats(rows: list[list[float]]) -> np.ndarray:
     return np.array(rows, np.float32)
 
 
-def filled(factory: str, vectors: np.ndarray, parameters: str = "") -> Index:
-    index = Index(factory, vectors.shape[1], len(vectors), parameters)
-    if index.sample:
+def filled(factory: str, vectors: np.ndarray, parameters: str = "") -> FaissIndex:
+    index = FaissIndex(factory, vectors.shape[1], len(vectors), parameters)
+    if index.n_training_points:
         index.train(vectors)
     index.add(vectors)
     return index
@@ -62,26 +68,29 @@ def test_parameters_are_pairs() -> None:
 
 def test_lists_of_a_string() -> None:
     strings = ["IVF4096,PQ64", "OPQ64,IVF1024,PQ64x4fs,RFlat", "IVF65536_HNSW32,SQ8", "HNSW32", "PQ64"]
-    assert [lists_of(one) for one in strings] == [4096, 1024, 65536, 0, 0]
+    assert [count_ivf_lists(one) for one in strings] == [4096, 1024, 65536, 0, 0]
 
 
 def test_what_faiss_means_to_say() -> None:
     place = "Error in void faiss::F::g(int, std::string) at /project/faiss/F.cpp:64: "
-    assert reason(RuntimeError(f"{place}Error: '!(d % M == 0)' failed: M must divide d")) == "M must divide d"
-    assert reason(RuntimeError(f"{place}Error: 'metric == METRIC_L2' failed")) == "metric == METRIC_L2"
-    assert reason(RuntimeError(f"{place}could not set parameter")) == "could not set parameter"
-    assert reason(RuntimeError("C++ exception stoi")) == "C++ exception stoi"
+    assert (
+        extract_faiss_message(RuntimeError(f"{place}Error: '!(d % M == 0)' failed: M must divide d"))
+        == "M must divide d"
+    )
+    assert extract_faiss_message(RuntimeError(f"{place}Error: 'metric == METRIC_L2' failed")) == "metric == METRIC_L2"
+    assert extract_faiss_message(RuntimeError(f"{place}could not set parameter")) == "could not set parameter"
+    assert extract_faiss_message(RuntimeError("C++ exception stoi")) == "C++ exception stoi"
 
 
 def test_refusals_name_the_string_and_the_reason() -> None:
     with pytest.raises(InputError, match=r"--index 'PQ7' for 500 vectors of dimension 8 .*should be a multiple of"):
-        Index("PQ7", 8, 500)
+        FaissIndex("PQ7", 8, 500)
     with pytest.raises(InputError, match=r"--index 'IVF501,Flat' has 501 lists, and .* only 500 .* at most 12 lists"):
-        Index("IVF501,Flat", 8, 500)
+        FaissIndex("IVF501,Flat", 8, 500)
     with pytest.raises(
         InputError, match=r"--index 'HNSW8' .* does not take --index-params 'nprobe=4'.* efSearch for HNSW"
     ):
-        Index("HNSW8", 8, 500, "nprobe=4")
+        FaissIndex("HNSW8", 8, 500, "nprobe=4")
     with pytest.raises(InputError, match=r"--index 'PQ4' for 100 vectors of dimension 8 .*training points"):
         filled("PQ4", random_vectors(100))  # its codes have 256 values
 
@@ -97,14 +106,14 @@ def test_refusals_name_the_string_and_the_reason() -> None:
     ],
 )
 def test_what_can_be_set(factory: str, settings: list[str]) -> None:
-    assert Index(factory, 8, 500).settings() == settings
+    assert FaissIndex(factory, 8, 500).list_tuning_options() == settings
 
 
 def test_how_many_train() -> None:
-    assert Index("IVF2048,Flat", 8, 1_000_000).sample == 64 * 2048
-    assert Index("IVF4,Flat", 8, 1_000_000).sample == 65_536
-    assert Index("IVF4,Flat", 8, 1_000).sample == 1_000
-    assert Index("HNSW8", 8, 1_000).sample == 0
+    assert FaissIndex("IVF2048,Flat", 8, 1_000_000).n_training_points == 64 * 2048
+    assert FaissIndex("IVF4,Flat", 8, 1_000_000).n_training_points == 65_536
+    assert FaissIndex("IVF4,Flat", 8, 1_000).n_training_points == 1_000
+    assert FaissIndex("HNSW8", 8, 1_000).n_training_points == 0
 
 
 @pytest.mark.parametrize(
@@ -123,24 +132,24 @@ def test_quiet_opq_learns_what_faiss_would() -> None:
     plain.train(vectors)
     faiss.omp_set_num_threads(threads)
     plain.add(vectors)
-    found = filled("OPQ4,PQ4", vectors).best(vectors, 9)
+    found = filled("OPQ4,PQ4", vectors).search(vectors, 9)
     assert found.tolist() == plain.search(vectors, 9)[1].tolist()
 
 
 def test_fewer_found_than_asked_for() -> None:
     """Two lists of two documents, of which one is searched."""
     index = filled("IVF2,Flat", floats([[1, 0], [-1, 0], [0.9, 0.1], [-0.9, 0.1]]), "nprobe=1")
-    assert index.best(floats([[1, 0], [-2, 0]]), 4).tolist() == [[0, 2, -1, -1], [1, 3, -1, -1]]
-    index.tune("nprobe=2")
-    assert index.best(floats([[1, 0]]), 4).tolist() == [[0, 2, 3, 1]]
-    assert index.best(np.empty((0, 2), np.float32), 4).shape == (0, 4)
+    assert index.search(floats([[1, 0], [-2, 0]]), 4).tolist() == [[0, 2, -1, -1], [1, 3, -1, -1]]
+    index.set_parameters("nprobe=2")
+    assert index.search(floats([[1, 0]]), 4).tolist() == [[0, 2, 3, 1]]
+    assert index.search(np.empty((0, 2), np.float32), 4).shape == (0, 4)
 
 
 def test_queries_are_answered_in_their_own_places() -> None:
     """More queries than are asked at once; each is the document of its own number."""
     vectors = random_vectors(700, 16)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert filled("Flat", vectors).best(vectors, 1)[:, 0].tolist() == list(range(700))
+    assert filled("Flat", vectors).search(vectors, 1)[:, 0].tolist() == list(range(700))
 
 
 def test_the_size_is_that_of_the_file() -> None:
@@ -148,7 +157,7 @@ def test_the_size_is_that_of_the_file() -> None:
     index = faiss.index_factory(8, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
     index.add(vectors)
-    assert filled("IVF4,Flat", vectors).bytes == len(faiss.serialize_index(index))
+    assert filled("IVF4,Flat", vectors).n_bytes == len(faiss.serialize_index(index))
 
 
 SCRIPT = """
@@ -159,7 +168,7 @@ assert faiss.omp_get_max_threads() == int(sys.argv[1])
 for factory in ("HNSW8", "IVF16,PQ4", "IVF16_HNSW4,SQ8", "IVF16,PQ4x4fs,RFlat"):
     index = filled(factory, random_vectors(3_000), "efSearch=40" if factory == "HNSW8" else "nprobe=3")
     made = faiss.serialize_index(index._index).tobytes()
-    print(factory, hashlib.sha256(made + index.best(random_vectors(900), 20).tobytes()).hexdigest())
+    print(factory, hashlib.sha256(made + index.search(random_vectors(900), 20).tobytes()).hexdigest())
 assert faiss.omp_get_max_threads() == int(sys.argv[1])
 """
 

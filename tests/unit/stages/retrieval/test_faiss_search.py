@@ -11,27 +11,27 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.cli.progress import Quiet
+from pipeline.cli.progress import QuietProgress
 from stages.core.errors import InputError
-from stages.core.schemas import CANDIDATES, CORPUS, JUDGED, QRELS, QUERIES, Tools, read_table, write_table
-from stages.embedding.vector_store import Floats, VectorStore, text_hashes
+from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, StageContext, read_table, write_table
+from stages.embedding.vector_store import Floats, VectorStore, hash_texts
 from stages.retrieval import faiss_search
-from stages.retrieval.dense import Dense
+from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.exact.scoring import pair_scores
-from stages.retrieval.faiss_index import Index
-from stages.retrieval.results import Ids
-from stages.retrieval.stage import Params, identity, run
+from stages.retrieval.faiss_index import FaissIndex
+from stages.retrieval.results import Ints
+from stages.retrieval.stage import Params, key_extras, run
 
 DOCUMENTS, ASKED, DIMENSION = 400, 30, 8
 
 
-class Said(Quiet):
+class Said(QuietProgress):
     """Progress that remembers what was said."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.lines.append(message)
 
 
@@ -50,7 +50,7 @@ class World:
         salts = {"salts": {"query": "", "document": ""}}
         more = [{**part, "encoder": "other", **salts}]
         (folder / "encoding.json").write_text(json.dumps({**part, **salts, "more": more}))
-        hashes = text_hashes(names["query"] + names["document"])
+        hashes = hash_texts(names["query"] + names["document"])
         together = np.concatenate([self.queries, self.documents])
         VectorStore(folder / "vectors/key").append(hashes, together)
         VectorStore(folder / "vectors/other").append(hashes, np.concatenate([self.queries, self.documents[::-1]]))
@@ -69,7 +69,7 @@ class World:
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
         inputs["encoding"] = self.folder / "encoding.json"
         self.said.lines.clear()
-        tools = Tools(self.said, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
+        tools = StageContext(self.said, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
         told: dict[str, Any] = run(Params(**{"depth": 20, **settings}), inputs, self.folder / out, tools)
         return told
 
@@ -133,9 +133,11 @@ def test_the_recall_is_what_was_found(world: World, monkeypatch: pytest.MonkeyPa
     assert (told["index"], told["parameters"], told["recall at"]) == ("IVF8,Flat", "nprobe=3", 20)
     assert (told["sampled queries"], told["trained on"]) == (ASKED, DOCUMENTS)
     assert f"IVF8,Flat (nprobe=3): recall@20 {told['recall']:.3f} on 30 sampled queries" in world.said.lines
-    monkeypatch.setattr(faiss_search, "_SAMPLED", 7)
+    monkeypatch.setattr(faiss_search, "_RECALL_SAMPLE_QUERIES", 7)
     few = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["indexes"]["dense"]
-    sampled = faiss_search._drawn(pl.Series([f"q{i:03}" for i in range(ASKED)]), 7, 0, "recall sample")
+    sampled = faiss_search._sample_positions_by_hash(
+        pl.Series([f"q{i:03}" for i in range(ASKED)]), 7, 0, "recall sample"
+    )
     assert few["sampled queries"] == 7
     assert few["recall"] == round(share(world.exact()[sampled], world.found()[sampled]), 4) != told["recall"]
 
@@ -182,7 +184,7 @@ def test_a_query_that_finds_too_little_is_searched_exactly(world: World) -> None
 
 
 def test_the_same_bytes_again_and_for_every_block(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss_search, "_BLOCK", 150)
+    monkeypatch.setattr(faiss_search, "_ADD_BATCH_DOCUMENTS", 150)
     for factory in ("IVF8,PQ4x4", "HNSW4"):
         contents = set()
         for block in (7, 150, 1000):
@@ -192,8 +194,8 @@ def test_the_same_bytes_again_and_for_every_block(world: World, monkeypatch: pyt
 
 
 def test_the_seed_draws_the_training_sample(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stages.retrieval.faiss_index._LEAST", 60)
-    monkeypatch.setattr("stages.retrieval.faiss_index._POINTS", 1)
+    monkeypatch.setattr("stages.retrieval.faiss_index._MIN_TRAINING_POINTS", 60)
+    monkeypatch.setattr("stages.retrieval.faiss_index._POINTS_PER_LIST", 1)
     found = []
     for seed in (0, 0, 1):
         told = world.search(index="IVF4,Flat", index_params="nprobe=1", min_recall=0, seed=seed)
@@ -204,13 +206,13 @@ def test_the_seed_draws_the_training_sample(world: World, monkeypatch: pytest.Mo
 
 def test_what_is_drawn_hangs_on_ids_alone() -> None:
     ids = [f"d{i}" for i in range(50)]
-    drawn = {ids[i] for i in faiss_search._drawn(pl.Series(ids), 10, 0, "x")}
-    assert {ids[::-1][i] for i in faiss_search._drawn(pl.Series(ids[::-1]), 10, 0, "x")} == drawn
+    drawn = {ids[i] for i in faiss_search._sample_positions_by_hash(pl.Series(ids), 10, 0, "x")}
+    assert {ids[::-1][i] for i in faiss_search._sample_positions_by_hash(pl.Series(ids[::-1]), 10, 0, "x")} == drawn
     more = [*ids, "another"]
-    assert len(drawn & {more[i] for i in faiss_search._drawn(pl.Series(more), 10, 0, "x")}) >= 9
-    places = faiss_search._drawn(pl.Series(ids), 99, 0, "x")
+    assert len(drawn & {more[i] for i in faiss_search._sample_positions_by_hash(pl.Series(more), 10, 0, "x")}) >= 9
+    places = faiss_search._sample_positions_by_hash(pl.Series(ids), 99, 0, "x")
     assert places.tolist() == list(range(50))
-    assert {ids[i] for i in faiss_search._drawn(pl.Series(ids), 10, 1, "x")} != drawn
+    assert {ids[i] for i in faiss_search._sample_positions_by_hash(pl.Series(ids), 10, 1, "x")} != drawn
 
 
 def test_few_documents_a_list_are_said(world: World) -> None:
@@ -225,7 +227,7 @@ def test_few_documents_a_list_are_said(world: World) -> None:
 def test_where_exact_search_is_as_fast_it_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     line = "30 queries x 400 documents: exact search takes about as long as making Flat and searching it, and misses "
     for pays, count in ((30 * 400, 0), (30 * 400 + 1, 1)):
-        monkeypatch.setattr(faiss_search, "_PAYS", pays)
+        monkeypatch.setattr(faiss_search, "_MIN_PAIRS_FOR_INDEX", pays)
         world.search(index="Flat")
         assert len([said for said in world.said.lines if said.startswith(line)]) == count
 
@@ -247,18 +249,18 @@ def test_what_faiss_refuses_of_a_search_names_the_parameters(world: World) -> No
 
 def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "DIMENSION", 2_000)
-    world, read, train, held = World(tmp_path), Dense.read, Index.train, []
+    world, read, train, held = World(tmp_path), DenseRetriever.read_document_blocks, FaissIndex.train, []
 
-    def reading(dense: Dense, documents: Ids) -> Iterator[Floats]:
+    def reading(dense: DenseRetriever, documents: Ints) -> Iterator[Floats]:
         tracemalloc.reset_peak()
         return read(dense, documents)
 
-    def training(index: Index, vectors: Floats) -> None:
+    def training(index: FaissIndex, vectors: Floats) -> None:
         held.append(tracemalloc.get_traced_memory()[1] / vectors.nbytes)
         train(index, vectors)
 
-    monkeypatch.setattr(Dense, "read", reading)
-    monkeypatch.setattr(Index, "train", training)
+    monkeypatch.setattr(DenseRetriever, "read_document_blocks", reading)
+    monkeypatch.setattr(FaissIndex, "train", training)
     tracemalloc.start()
     try:
         world.search(index="IVF4,Flat", min_recall=0, block=20)
@@ -289,12 +291,14 @@ def test_no_queries(world: World) -> None:
     world.write([], [f"d{i:03}" for i in range(DOCUMENTS)])
     told = world.search(index="IVF4,Flat")
     assert (told["candidates"], told["indexes"]["dense"]["sampled queries"]) == (0, 0)
-    assert read_table(world.folder / "out/judged.parquet", JUDGED).height == 0
+    assert read_table(world.folder / "out/judged.parquet", QRELS_SCORED).height == 0
 
 
 def test_exact_search_keeps_its_key() -> None:
-    assert identity(Params()) == identity(Params(index="exact", index_params="nprobe=2", min_recall=0.5, seed=3)) == {}
-    assert identity(Params(index="IVF4,Flat", seed=3)) == {
+    assert (
+        key_extras(Params()) == key_extras(Params(index="exact", index_params="nprobe=2", min_recall=0.5, seed=3)) == {}
+    )
+    assert key_extras(Params(index="IVF4,Flat", seed=3)) == {
         "seed": "3",
         "index": "IVF4,Flat",
         "index_params": "",

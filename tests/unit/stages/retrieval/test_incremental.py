@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli.progress import Quiet
-from stages.core.schemas import CORPUS, QRELS, QUERIES, Tools, write_table
-from stages.embedding.vector_store import VectorStore, text_hashes
+from pipeline.cli.progress import QuietProgress
+from stages.core.schemas import CORPUS, QRELS, QUERIES, StageContext, write_table
+from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval import incremental
 from stages.retrieval.stage import Params, run
 
@@ -38,7 +38,7 @@ class World:
 
     def encode(self, texts: list[str]) -> None:
         vectors = np.array([text.split()[1:] for text in texts], np.float32)
-        VectorStore(self.store).append(text_hashes(texts), vectors)
+        VectorStore(self.store).append(hash_texts(texts), vectors)
 
     def search(self, depth: int, out: str = "lived") -> dict[str, Any]:
         """What the summary says of the lists."""
@@ -54,7 +54,7 @@ class World:
         write_table(pl.DataFrame(pairs, schema, orient="row"), QRELS, self.folder / "qrels.parquet")
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
         inputs["encoding"] = self.folder / "encoding.json"
-        tools = Tools(Quiet(), self.folder / "scratch", self.store.parent, self.folder / "logs")
+        tools = StageContext(QuietProgress(), self.folder / "scratch", self.store.parent, self.folder / "logs")
         summary = run(Params(depth=depth, block=7), inputs, self.folder / out, tools)
         told: dict[str, Any] = summary["lists"]["dense"]
         return told
@@ -80,7 +80,7 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """No reserve, so that every loss is felt; one query along the first axis."""
-    monkeypatch.setattr(incremental, "_reserve", lambda end: 0)
+    monkeypatch.setattr(incremental, "_extra_depth", lambda end: 0)
     world = World(tmp_path)
     world.queries = {"q": "a 1 0"}
     return world
@@ -193,7 +193,7 @@ def test_another_depth(world: World) -> None:
 
 
 def test_the_reserve_bears_a_loss(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incremental, "_reserve", lambda end: 1)
+    monkeypatch.setattr(incremental, "_extra_depth", lambda end: 1)
     world.documents = {"d1": "a 1 0", "d2": "a 0 0", "d3": "a 0 1", **filler(4)}
     world.search(2)
     for gone, merged in (("d1", 1), ("d2", 0), ("d3", 1)):  # the second search in full fills the reserve again
@@ -242,15 +242,15 @@ def test_lists_of_vectors_that_were_encoded_again_are_not_used(world: World) -> 
 def test_documents_in_another_order_are_searched_anew(world: World) -> None:
     """Ties follow the order of the table: lists of another order don't hold."""
     old = np.array([b"1", b"2", b"3"], "S16")
-    assert incremental._places(old, old[[0, 2]]).tolist() == [0, -1, 1]
-    assert incremental._places(old, old[:0]).tolist() == [-1, -1, -1]
+    assert incremental._find_key_positions(old, old[[0, 2]]).tolist() == [0, -1, 1]
+    assert incremental._find_key_positions(old, old[:0]).tolist() == [-1, -1, -1]
     world.documents = filler(3)
     world.search(2)
     path = world.store / "lists"
     read = json.loads((path / "lists.json").read_text())
     documents = np.load(path / f"{read['documents']}.npy")
-    draft = incremental.Draft(path, text_hashes(["a 1 0"]), 2)
-    draft.put(np.array([0]), np.array([[0, 1]], np.uint64))
+    draft = incremental.TopKWriter(path, hash_texts(["a 1 0"]), 2)
+    draft.write_rows(np.array([0]), np.array([[0, 1]], np.uint64))
     draft.commit(documents[::-1], read["made_of"], read["segments"])
     assert world.search(2) == told(0, 0, 1)
 
@@ -271,9 +271,9 @@ asked = st.dictionaries(st.sampled_from("pqrstu"), st.sampled_from(TEXTS), max_s
 def test_any_history_gives_the_bytes_of_a_search_from_nothing(  # type: ignore[no-untyped-def]
     tmp_path_factory, monkeypatch, first, history, questions, depths, reserve
 ) -> None:
-    monkeypatch.setattr(incremental, "_reserve", lambda end: reserve)
-    monkeypatch.setattr(incremental, "_ROWS", 2)
-    monkeypatch.setattr(incremental, "_QUERIES", 3)
+    monkeypatch.setattr(incremental, "_extra_depth", lambda end: reserve)
+    monkeypatch.setattr(incremental, "_MERGE_BATCH_QUERIES", 2)
+    monkeypatch.setattr(incremental, "_FULL_SEARCH_QUERIES", 3)
     world = World(tmp_path_factory.mktemp("world"))
     world.documents, world.queries = dict(first), dict(questions)
     world.search(depths[0])

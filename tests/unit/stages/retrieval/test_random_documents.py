@@ -6,27 +6,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.hashing import draw
-from stages.retrieval.random_documents import Ring
+from stages.core.hashing import stable_hash
+from stages.retrieval.random_documents import RandomDocuments
 
 ids = st.lists(st.text("abcxyz", min_size=1, max_size=4), min_size=1, max_size=12, unique=True).map(sorted)
 
 
 def lists(queries: list[str], documents: list[str], end: int, seed: int = 0) -> dict[str, list[str]]:
-    ring = Ring(seed, pl.Series(queries, dtype=pl.String), pl.Series(documents, dtype=pl.String))
-    found = ring.find(np.arange(len(queries)), end)
+    ring = RandomDocuments(seed, pl.Series(queries, dtype=pl.String), pl.Series(documents, dtype=pl.String))
+    found = ring.search(np.arange(len(queries)), end)
     drawn: dict[str, list[str]] = {query: [] for query in queries}
-    for query, document, rank in zip(found.query, found.document, found.rank, strict=True):
+    for query, document, rank in zip(found.query_index, found.document_index, found.rank, strict=True):
         drawn[queries[query]].append(documents[document])
         assert len(drawn[queries[query]]) == rank
-    assert found.score.tolist() == [0.0] * len(found.query)
+    assert found.score.tolist() == [0.0] * len(found.query_index)
     return drawn
 
 
 def naive(query: str, documents: list[str], end: int, seed: int) -> list[str]:
     """Documents by how far they stand after the query on a circle of 64 bits."""
-    place = draw(seed, "random source query", query)
-    after = {one: (draw(seed, "random source document", one) - place) % 2**64 for one in documents}
+    place = stable_hash(seed, "random source query", query)
+    after = {one: (stable_hash(seed, "random source document", one) - place) % 2**64 for one in documents}
     return sorted(documents, key=lambda one: (after[one], one))[:end]
 
 
@@ -51,10 +51,10 @@ def test_a_document_that_goes_changes_only_its_lists_by_one_place(
 
 
 def test_queries_in_parts_and_out_of_order() -> None:
-    ring = Ring(0, pl.Series(["a", "b", "c"]), pl.Series([f"d{n}" for n in range(9)]))
-    whole = ring.find(np.arange(3), 4).document.reshape(3, 4)
+    ring = RandomDocuments(0, pl.Series(["a", "b", "c"]), pl.Series([f"d{n}" for n in range(9)]))
+    whole = ring.search(np.arange(3), 4).document_index.reshape(3, 4)
     for places in ([2], [1, 2], [2, 0]):
-        assert ring.find(np.array(places), 4).document.reshape(-1, 4).tolist() == whole[places].tolist()
+        assert ring.search(np.array(places), 4).document_index.reshape(-1, 4).tolist() == whole[places].tolist()
 
 
 def test_a_query_with_the_id_of_a_document_does_not_start_at_it() -> None:

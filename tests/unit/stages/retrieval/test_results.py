@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from stages.retrieval.results import Found, Source, parsed
-from stages.retrieval.stage import Params, identity
+from stages.retrieval.results import CandidateSource, SearchResults, parse_sources
+from stages.retrieval.stage import Params, key_extras
 
 
 def test_names_and_windows() -> None:
-    found = parsed(["dense", "dense2:50", "dense10:5-7", "bm25:10-210", " random:20 "])
+    found = parse_sources(["dense", "dense2:50", "dense10:5-7", "bm25:10-210", " random:20 "])
     assert found == (
-        Source("dense", 0, None),
-        Source("dense2", 0, 50),
-        Source("dense10", 5, 7),
-        Source("bm25", 10, 210),
-        Source("random", 0, 20),
+        CandidateSource("dense", 0, None),
+        CandidateSource("dense2", 0, 50),
+        CandidateSource("dense10", 5, 7),
+        CandidateSource("bm25", 10, 210),
+        CandidateSource("random", 0, 20),
     )
-    assert [source.encoder for source in found] == [0, 1, 9, None, None]
+    assert [source.encoder_index for source in found] == [0, 1, 9, None, None]
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def test_names_and_windows() -> None:
 )
 def test_a_bad_spelling_is_refused_with_what_is_allowed(given: list[str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        parsed(given)
+        parse_sources(given)
     with pytest.raises(ValidationError, match=says):
         Params(sources=tuple(given))
 
 
 def test_the_depth_holds_where_no_end_is_given() -> None:
     params = Params(depth=30, sources=("dense", "bm25:50", "random:2-4"))
-    assert [(source.name, source.start, end) for source, end in params.windows] == [
+    assert [(source.name, source.start, end) for source, end in params.source_depths] == [
         ("dense", 0, 30),
         ("bm25", 0, 50),
         ("random", 2, 4),
@@ -55,16 +55,16 @@ def test_the_depth_holds_where_no_end_is_given() -> None:
 
 
 def test_the_seed_is_in_the_key_only_where_something_is_drawn() -> None:
-    assert identity(Params(seed=3, sources=("dense", "bm25"))) == {}
-    assert identity(Params(seed=3, sources=("dense", "random:2"))) == {"seed": "3"}
+    assert key_extras(Params(seed=3, sources=("dense", "bm25"))) == {}
+    assert key_extras(Params(seed=3, sources=("dense", "random:2"))) == {"seed": "3"}
 
 
 def test_ranks_are_places_and_windows_do_not_renumber_them() -> None:
-    found = Found.ranked([2, 0, 3], np.array([7, 5, 1, 2, 3]), np.array([9, 8, 7, 6, 5], np.float32))
-    assert found.query.tolist() == [0, 0, 2, 2, 2]
+    found = SearchResults.from_rankings([2, 0, 3], np.array([7, 5, 1, 2, 3]), np.array([9, 8, 7, 6, 5], np.float32))
+    assert found.query_index.tolist() == [0, 0, 2, 2, 2]
     assert found.rank.tolist() == [1, 2, 1, 2, 3]
     assert found.rank.dtype == np.int32
-    later = found.after(1)
+    later = found.skip(1)
     assert [column.tolist() for column in later] == [[0, 2, 2], [5, 2, 3], [2, 2, 3], [8, 6, 5]]
-    assert [column.tolist() for column in later.of(slice(1, 3))] == [[2, 2], [2, 3], [2, 3], [6, 5]]
-    assert [column.tolist() for column in found.of(slice(1, 2))] == [[], [], [], []]
+    assert [column.tolist() for column in later.select_queries(slice(1, 3))] == [[2, 2], [2, 3], [2, 3], [6, 5]]
+    assert [column.tolist() for column in found.select_queries(slice(1, 2))] == [[], [], [], []]

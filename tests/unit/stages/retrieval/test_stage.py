@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stages.core.device import device_type
+from stages.core.device import detect_device_type
 from stages.core.errors import InputError
-from stages.core.schemas import CANDIDATES, CORPUS, JUDGED, QRELS, QUERIES, Tools, read_table, write_table
-from stages.embedding.vector_store import VectorStore, text_hashes
+from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, StageContext, read_table, write_table
+from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval import stage as search_module
-from stages.retrieval.stage import Params, run, sweeping
+from stages.retrieval.stage import Params, choose_device_and_dtype, run
 
 
 def floats(rows: list[list[float]]) -> np.ndarray:
@@ -28,7 +28,7 @@ class Said:
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.lines.append(message)
 
 
@@ -54,7 +54,7 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
         "salts": {"query": "", "document": ""},
     }
     (tmp_path / "encoding.json").write_text(json.dumps(encoding))
-    VectorStore(tmp_path / "vectors/key").append(text_hashes(VECTORS), floats(list(VECTORS.values())))
+    VectorStore(tmp_path / "vectors/key").append(hash_texts(VECTORS), floats(list(VECTORS.values())))
     yield tmp_path
 
 
@@ -64,7 +64,7 @@ def search(workspace: Path, params: Params, progress: Said | None = None) -> dic
         shutil.rmtree(lists)
     names = {"queries": "queries.parquet", "corpus": "corpus.parquet", "qrels": "qrels.parquet"}
     inputs = {name: workspace / file for name, file in names.items()} | {"encoding": workspace / "encoding.json"}
-    tools = Tools(progress or Said(), workspace / "scratch", workspace / "vectors", workspace / "logs")
+    tools = StageContext(progress or Said(), workspace / "scratch", workspace / "vectors", workspace / "logs")
     return run(params, inputs, workspace / "out", tools)
 
 
@@ -82,7 +82,7 @@ def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
         ("q2", "a", "dense", 1, near),
         ("q2", "c", "dense", 2, near),
     ]
-    judged = read_table(workspace / "out/judged.parquet", JUDGED)
+    judged = read_table(workspace / "out/judged.parquet", QRELS_SCORED)
     assert judged.rows() == [("q1", "c", 1, far), ("q2", "b", 0, 0.0)]
 
 
@@ -98,7 +98,7 @@ def test_no_judgements_and_a_depth_beyond_the_corpus(workspace: Path) -> None:
     write_table(read_table(workspace / "qrels.parquet", QRELS).clear(), QRELS, workspace / "qrels.parquet")
     summary = search(workspace, Params(depth=200))
     assert (summary["candidates"], summary["by_source"], summary["judged"]) == (6, {"dense": 6}, 0)
-    assert read_table(workspace / "out/judged.parquet", JUDGED).height == 0
+    assert read_table(workspace / "out/judged.parquet", QRELS_SCORED).height == 0
 
 
 def test_a_depth_beyond_the_corpus_takes_no_memory(workspace: Path) -> None:
@@ -113,7 +113,7 @@ def test_one_document(workspace: Path) -> None:
 
 def test_a_vector_that_is_not_finite_is_named(workspace: Path) -> None:
     VectorStore(workspace / "vectors/nan").append(
-        text_hashes(VECTORS), floats([[1, 0], [0, 1], [1, 0], [float("nan"), 0], [0, 1]])
+        hash_texts(VECTORS), floats([[1, 0], [0, 1], [1, 0], [float("nan"), 0], [0, 1]])
     )
     encoding = json.loads((workspace / "encoding.json").read_text())
     (workspace / "encoding.json").write_text(json.dumps(encoding | {"encoder": "nan"}))
@@ -131,7 +131,7 @@ def test_judgements_of_an_unknown_document_are_a_defect(workspace: Path) -> None
 def add_encoder(workspace: Path) -> None:
     """A second encoder, which reads the two axes the other way round."""
     VectorStore(workspace / "vectors/other").append(
-        text_hashes([f"> {text}" for text in VECTORS]), floats([vector[::-1] for vector in VECTORS.values()])
+        hash_texts([f"> {text}" for text in VECTORS]), floats([vector[::-1] for vector in VECTORS.values()])
     )
     encoding = json.loads((workspace / "encoding.json").read_text())
     more = {"encoder": "other", "model": "second", "dimension": 2, "salts": {"query": "> ", "document": "> "}}
@@ -143,7 +143,7 @@ def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -
     texts = pl.Series("text", ["two reds", "green", "one and blue"])
     write_table(corpus.with_columns(texts), CORPUS, workspace / "corpus.parquet")
     VectorStore(workspace / "vectors/key").append(
-        text_hashes(["two reds", "T green", "one and blue"]), floats([[0.6, 0.8], [1, 0], [0.6, 0.8]])
+        hash_texts(["two reds", "T green", "one and blue"]), floats([[0.6, 0.8], [1, 0], [0.6, 0.8]])
     )
     params = Params(depth=2, sources=("random:1-3", "dense:1", "bm25"))
     summary = search(workspace, params)
@@ -175,7 +175,7 @@ def test_a_second_encoder_is_a_source_of_its_own(workspace: Path) -> None:
     rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).filter(pl.col("source") == "dense2").rows()
     # the query q two is [1, 0] there, and green [0, 1]
     assert rows == [("q1", "b", "dense2", 1, 1.0), ("q2", "a", "dense2", 1, float(np.float32(0.8)))]
-    alone = read_table(workspace / "out/judged.parquet", JUDGED)
+    alone = read_table(workspace / "out/judged.parquet", QRELS_SCORED)
     assert alone["score"].to_list() == [float(np.float32(0.6)), 0.0]
 
 
@@ -200,8 +200,8 @@ def test_cuts_of_the_queries_change_no_row(
     params = Params(depth=2, sources=("dense", "bm25", "random:2"))
     whole = search(workspace, params)
     expected = read_table(workspace / "out/candidates.parquet", CANDIDATES)
-    monkeypatch.setattr(search_module, "_QUERIES", queries)
-    monkeypatch.setattr(search_module, "_ROWS", rows)
+    monkeypatch.setattr(search_module, "_SEARCH_BATCH_QUERIES", queries)
+    monkeypatch.setattr(search_module, "_WRITE_BATCH_QUERIES", rows)
     assert search(workspace, params) == whole
     assert read_table(workspace / "out/candidates.parquet", CANDIDATES).equals(expected)
 
@@ -216,25 +216,27 @@ def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Pa
     assert (workspace / "out/judged.parquet").read_bytes() == judged
 
 
-@pytest.mark.skipif(device_type() == "cuda", reason="this machine has a GPU")
+@pytest.mark.skipif(detect_device_type() == "cuda", reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_named_with_the_option_that_asked_for_it() -> None:
-    assert [sweeping(Params(search_device=device), 1)[0] for device in ("auto", "cpu")] == ["cpu", "cpu"]
+    assert [choose_device_and_dtype(Params(search_device=device), 1)[0] for device in ("auto", "cpu")] == ["cpu", "cpu"]
     with pytest.raises(InputError, match=r"^search_device = 'cuda': .* Try search_device = 'cpu'\.$"):
-        sweeping(Params(search_device="cuda"), 1)
+        choose_device_and_dtype(Params(search_device="cuda"), 1)
 
 
 def test_bfloat16_is_for_devices_that_have_it_and_enough_to_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.core.device._cpu_flags", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr("stages.core.device._gpus", lambda: (9,))
     monkeypatch.setattr("stages.retrieval.stage.pick_device", lambda device, option: device)
-    assert sweeping(Params(search_device="cpu"), 2**39 - 1) == ("cpu", "float32")
-    assert sweeping(Params(search_device="cpu"), 2**39) == ("cpu", "bfloat16")
-    assert sweeping(Params(search_device="cpu", search_dtype="float32"), 2**50) == ("cpu", "float32")
-    assert sweeping(Params(), 1) == ("cuda", "bfloat16")
+    assert choose_device_and_dtype(Params(search_device="cpu"), 2**39 - 1) == ("cpu", "float32")
+    assert choose_device_and_dtype(Params(search_device="cpu"), 2**39) == ("cpu", "bfloat16")
+    assert choose_device_and_dtype(Params(search_device="cpu", search_dtype="float32"), 2**50) == ("cpu", "float32")
+    assert choose_device_and_dtype(Params(), 1) == ("cuda", "bfloat16")
     monkeypatch.setattr("stages.core.device._cpu_flags", lambda: frozenset({"avx2"}))
     monkeypatch.setattr("stages.core.device._gpus", lambda: (7,))
-    assert [sweeping(Params(search_device=device), 2**50)[1] for device in ("cpu", "cuda")] == ["float32"] * 2
-    assert sweeping(Params(search_device="cpu", search_dtype="bfloat16"), 1) == ("cpu", "bfloat16")
+    assert [choose_device_and_dtype(Params(search_device=device), 2**50)[1] for device in ("cpu", "cuda")] == [
+        "float32"
+    ] * 2
+    assert choose_device_and_dtype(Params(search_device="cpu", search_dtype="bfloat16"), 1) == ("cpu", "bfloat16")
 
 
 def test_the_format_that_is_multiplied_in_changes_no_byte(workspace: Path) -> None:

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.embedding.vector_store import text_hashes
-from stages.retrieval.topk_cache import NONE, Draft, entries, moved, places_of, read_lists, scores_of
+from stages.embedding.vector_store import hash_texts
+from stages.retrieval.topk_cache import (
+    NO_HIT,
+    TopKWriter,
+    pack_hits,
+    read_topk_cache,
+    remap_hits,
+    unpack_documents,
+    unpack_scores,
+)
 
 MADE_OF = {"search": 1}
 DOCUMENTS = np.array([b"a" * 16, b"b" * 16], "S16")
@@ -15,73 +23,77 @@ DOCUMENTS = np.array([b"a" * 16, b"b" * 16], "S16")
 
 def row(*pairs: tuple[int, float]) -> np.ndarray:
     places, scores = zip(*pairs, strict=True)
-    return entries(np.array(places), np.array(scores, np.float32))
+    return pack_hits(np.array(places), np.array(scores, np.float32))
 
 
 def test_entries_rise_as_the_ranking_goes() -> None:
     ranked = row((5, np.inf), (2, 1.5), (9, 1.5), (0, 1e-40), (1, 0), (3, -1e-40), (4, -1), (0, -np.inf))
     assert (np.diff(ranked.astype(object)) > 0).all()
-    assert ranked.max() < NONE
-    assert places_of(ranked).tolist() == [5, 2, 9, 0, 1, 3, 4, 0]
+    assert ranked.max() < NO_HIT
+    assert unpack_documents(ranked).tolist() == [5, 2, 9, 0, 1, 3, 4, 0]
     assert row((1, -0.0)) == row((1, 0.0))
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.floats(width=32, allow_nan=False)), min_size=2))
 def test_entries_hold_score_and_place_to_the_bit(pairs: list[tuple[int, float]]) -> None:
     made = row(*pairs)
-    assert places_of(made).tolist() == [place for place, _ in pairs]
-    assert scores_of(made).tobytes() == (np.array([score for _, score in pairs], np.float32) + np.float32(0)).tobytes()
-    assert places_of(np.sort(made)).tolist() == [p for p, _ in sorted(pairs, key=lambda pair: (-pair[1], pair[0]))]
+    assert unpack_documents(made).tolist() == [place for place, _ in pairs]
+    assert (
+        unpack_scores(made).tobytes() == (np.array([score for _, score in pairs], np.float32) + np.float32(0)).tobytes()
+    )
+    assert unpack_documents(np.sort(made)).tolist() == [
+        p for p, _ in sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+    ]
 
 
 def test_moving_drops_what_is_gone() -> None:
-    old = np.array([[*row((2, 3), (0, 2), (1, 1)), NONE]])
-    after = moved(old, np.array([1, -1, 0]))
-    assert after.tolist() == [[*row((0, 3), (1, 2)).tolist(), int(NONE), int(NONE)]]
+    old = np.array([[*row((2, 3), (0, 2), (1, 1)), NO_HIT]])
+    after = remap_hits(old, np.array([1, -1, 0]))
+    assert after.tolist() == [[*row((0, 3), (1, 2)).tolist(), int(NO_HIT), int(NO_HIT)]]
 
 
 def written(folder: Path) -> np.ndarray:
     """Three lists, put in two parts and out of order."""
-    draft = Draft(folder, text_hashes(["one", "two", "three"]), 2)
+    draft = TopKWriter(folder, hash_texts(["one", "two", "three"]), 2)
     lists = np.stack([row((1, 3), (0, 2)), row((0, 1), (1, 1)), row((1, 0), (0, -1))])
-    draft.put(np.array([0, 2]), lists[[0, 2]])
-    draft.put(np.array([1]), lists[[1], :1])
-    lists[1, 1] = NONE
+    draft.write_rows(np.array([0, 2]), lists[[0, 2]])
+    draft.write_rows(np.array([1]), lists[[1], :1])
+    lists[1, 1] = NO_HIT
     draft.commit(DOCUMENTS, MADE_OF, ["s1", "s2"])
     return lists
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     lists = written(tmp_path)
-    read = read_lists(tmp_path, MADE_OF, ["s1", "s2", "s3"])
+    read = read_topk_cache(tmp_path, MADE_OF, ["s1", "s2", "s3"])
     assert read is not None
-    assert read.documents.tolist() == DOCUMENTS.tolist()
-    assert read.find(text_hashes(["three", "none", "one", "two"])).tolist() == [2, -1, 0, 1]
-    assert read.read(np.array([2, 0, 1])).tolist() == lists[[2, 0, 1]].tolist()
+    assert read.document_keys.tolist() == DOCUMENTS.tolist()
+    assert read.find_rows(hash_texts(["three", "none", "one", "two"])).tolist() == [2, -1, 0, 1]
+    assert read.read_rows(np.array([2, 0, 1])).tolist() == lists[[2, 0, 1]].tolist()
 
 
 def test_new_lists_take_the_place_of_the_old(tmp_path: Path) -> None:
     written(tmp_path)
-    Draft(tmp_path, text_hashes([]), 1).commit(DOCUMENTS[:1], MADE_OF, [])
-    read = read_lists(tmp_path, MADE_OF, [])
+    TopKWriter(tmp_path, hash_texts([]), 1).commit(DOCUMENTS[:1], MADE_OF, [])
+    read = read_topk_cache(tmp_path, MADE_OF, [])
     assert read is not None
-    assert read.find(text_hashes(["one"])).tolist() == [-1]
+    assert read.find_rows(hash_texts(["one"])).tolist() == [-1]
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_draft_that_was_broken_off_changes_nothing(tmp_path: Path) -> None:
     lists = written(tmp_path)
-    Draft(tmp_path, text_hashes(["one"]), 2).put(np.array([0]), lists[[1]])
-    read = read_lists(tmp_path, MADE_OF, ["s1", "s2"])
+    TopKWriter(tmp_path, hash_texts(["one"]), 2).write_rows(np.array([0]), lists[[1]])
+    read = read_topk_cache(tmp_path, MADE_OF, ["s1", "s2"])
     assert read is not None
-    assert read.read(np.array([0])).tolist() == lists[[0]].tolist()
+    assert read.read_rows(np.array([0])).tolist() == lists[[0]].tolist()
 
 
 def test_lists_that_can_not_be_relied_on_are_none(tmp_path: Path) -> None:
-    assert read_lists(tmp_path, MADE_OF, []) is None
+    assert read_topk_cache(tmp_path, MADE_OF, []) is None
     written(tmp_path)
-    assert read_lists(tmp_path, {"search": 2}, ["s1", "s2"]) is None
-    assert read_lists(tmp_path, MADE_OF, ["s1"]) is None, "vectors were encoded again"
+    assert read_topk_cache(tmp_path, {"search": 2}, ["s1", "s2"]) is None
+    assert read_topk_cache(tmp_path, MADE_OF, ["s1"]) is None, "vectors were encoded again"
 
 
 @pytest.mark.parametrize("name", ["lists", "documents"])
@@ -95,11 +107,11 @@ def test_damaged_lists_are_none(tmp_path: Path, name: str, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(content if damage == "flip" else content[:-1])
-    assert read_lists(tmp_path, MADE_OF, ["s1", "s2"]) is None
+    assert read_topk_cache(tmp_path, MADE_OF, ["s1", "s2"]) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"lists": 1, "documents": 2}'])
 def test_a_damaged_lists_json_is_none(tmp_path: Path, content: str) -> None:
     written(tmp_path)
     (tmp_path / "lists.json").write_text(content)
-    assert read_lists(tmp_path, MADE_OF, ["s1", "s2"]) is None
+    assert read_topk_cache(tmp_path, MADE_OF, ["s1", "s2"]) is None

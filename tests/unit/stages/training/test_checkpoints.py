@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from stages.training.checkpoints import SEAL, newest_checkpoint, seal
+from stages.training.checkpoints import CHECKSUMS_FILE, complete_checkpoint, find_last_checkpoint
 
 
 def write(scratch: Path, step: int, best: int | None = None) -> Path:
@@ -19,42 +19,42 @@ def names(scratch: Path) -> set[str]:
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
+    assert find_last_checkpoint(tmp_path) is None
 
 
 def test_a_seal_drops_all_but_its_own_and_the_best(tmp_path: Path) -> None:
     for step in (2, 4, 10):
         write(tmp_path, step, best=2)
-        seal(tmp_path, step, best=2)
+        complete_checkpoint(tmp_path, step, best_step=2)
     assert names(tmp_path) == {"checkpoint-2", "checkpoint-10"}
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def test_one_without_a_seal_is_not_used(tmp_path: Path) -> None:
     write(tmp_path, 9)
-    seal(tmp_path, 9, None)
+    complete_checkpoint(tmp_path, 9, None)
     write(tmp_path, 12)
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    assert find_last_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
     assert names(tmp_path) == {"checkpoint-9"}
 
 
 def test_a_changed_bit_or_a_missing_file_or_a_torn_seal_is_noticed(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        seal(tmp_path, write(tmp_path, step) and step, step - 1)
+        complete_checkpoint(tmp_path, write(tmp_path, step) and step, step - 1)
         (tmp_path / f"checkpoint-{step}").rename(tmp_path / f"kept-{step}")
     for step in (1, 2, 3):
         (tmp_path / f"kept-{step}").rename(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"weights of 0")
     (tmp_path / "checkpoint-2" / "model.safetensors").unlink()
-    (tmp_path / "checkpoint-3" / SEAL).write_text('{"model')
-    assert newest_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoint-3" / CHECKSUMS_FILE).write_text('{"model')
+    assert find_last_checkpoint(tmp_path) is None
     assert names(tmp_path) == set()
 
 
 def test_one_whose_best_epoch_is_lost_is_not_used(tmp_path: Path) -> None:
     write(tmp_path, 5, best=5)
-    seal(tmp_path, 5, 5)
+    complete_checkpoint(tmp_path, 5, 5)
     write(tmp_path, 7, best=5)
-    seal(tmp_path, 7, 5)
+    complete_checkpoint(tmp_path, 7, 5)
     (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"damaged")
-    assert newest_checkpoint(tmp_path) is None
+    assert find_last_checkpoint(tmp_path) is None

@@ -20,14 +20,14 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert (distributed.rank(), distributed.size()) == (0, 1)
-    distributed.check("cuda:3")
+    assert (distributed.get_rank(), distributed.get_world_size()) == (0, 1)
+    distributed.check_launch("cuda:3")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert (distributed.rank(), distributed.size()) == (0, 1)
-    distributed.check("cuda:3")
-    distributed.alone()
+    assert (distributed.get_rank(), distributed.get_world_size()) == (0, 1)
+    distributed.check_launch("cuda:3")
+    distributed.clear_launcher_variables()
     assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(os.environ)
 
 
@@ -38,29 +38,29 @@ def test_one_of_several_that_does_not_know_where_the_others_are_is_refused(
     """accelerate would look for them, and average whatever trains there."""
     monkeypatch.setenv("MASTER_ADDR", "head")
     monkeypatch.setenv(name, "2")
-    assert distributed.size() == 1
+    assert distributed.get_world_size() == 1
     with pytest.raises(InputError, match=f"{name} = 2 says .* torchrun .* or unset {name}"):
-        distributed.check("auto")
+        distributed.check_launch("auto")
 
 
 def test_a_launcher_says_which_process_this_is(launched: pytest.MonkeyPatch) -> None:
-    assert (distributed.rank(), distributed.size()) == (2, 4)
-    assert distributed.own_device("cpu") == "cpu"
-    distributed.check("auto")
+    assert (distributed.get_rank(), distributed.get_world_size()) == (2, 4)
+    assert distributed.pick_local_device("cpu") == "cpu"
+    distributed.check_launch("auto")
     launched.setattr("torch.cuda.is_available", lambda: True)
     launched.setattr("torch.cuda.device_count", lambda: 1)
-    assert distributed.own_device("cuda") == "cuda:0"
+    assert distributed.pick_local_device("cuda") == "cuda:0"
     launched.setenv("LOCAL_RANK", "1")
     with pytest.raises(InputError, match="'cuda:1': torch can use 1 such GPUs"):
-        distributed.own_device("cuda")
+        distributed.pick_local_device("cuda")
     launched.setenv("RANK", "two")
     with pytest.raises(InputError, match="RANK = 'two' is no number"):
-        distributed.rank()
+        distributed.get_rank()
 
 
 def test_one_device_for_several_is_refused(launched: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="'cuda:1'"):
-        distributed.check("cuda:1")
+        distributed.check_launch("cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_what_the_launcher_would_do_otherwise_is_refused(
 ) -> None:
     launched.setenv(name, value)
     with pytest.raises(InputError, match=said):
-        distributed.check("auto")
+        distributed.check_launch("auto")

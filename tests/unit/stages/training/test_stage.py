@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from stages.core.errors import InputError
 from stages.core.model_files import model_digest
-from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QUERIES, Summary, Tools, write_table
-from stages.evaluation.candidate_lists import Fixed
+from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QUERIES, StageContext, Summary, write_table
+from stages.evaluation.candidate_lists import CandidateLists
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from stages.training import losses, trainer
 from stages.training import stage as training_stage
-from stages.training.dataset import Batches
-from stages.training.stage import Params, collapse, dev_measure
-from stages.training.trainer import History, epochs_of
+from stages.training.dataset import EpochBatchSampler
+from stages.training.stage import Params, build_dev_evaluation, detect_training_collapse
+from stages.training.trainer import TrainingHistory, summarise_log_history
 
 ROOT = Path(__file__).parents[4]
 TRAIN, DEV = 21, 4
@@ -45,7 +45,7 @@ class Log:
         if self.stop and done == self.at:
             self.stop()
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -99,7 +99,9 @@ def run(
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     (folder / "scratch").mkdir(exist_ok=True)
-    summary = training_stage.run(params, inputs, out, Tools(log or Log(), folder / "scratch", folder, folder / "logs"))
+    summary = training_stage.run(
+        params, inputs, out, StageContext(log or Log(), folder / "scratch", folder, folder / "logs")
+    )
     return summary, json.loads((out / "training.json").read_text())
 
 
@@ -212,7 +214,7 @@ def test_the_weights_of_negatives_reach_the_loss(params: Params, inputs: dict[st
     (tmp_path / "mined.jsonl").write_text("".join(json.dumps(line) + "\n" for line in weighed))
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        plain = losses.listwise
+        plain = losses.listwise_loss
         patch.setitem(losses.LOSSES, "listwise", lambda *given: (seen.append(given[1:]), plain(*given))[1])
         run(params.model_copy(update={"epochs": 1}), inputs | {"mined": tmp_path / "mined.jsonl"}, tmp_path / "weighed")
     assert len(seen) == STEPS
@@ -226,12 +228,12 @@ def test_a_new_head_learns_the_retriever_first_and_a_kill_changes_nothing(
     lesson = params.model_copy(update={"distill_epochs": None, "epochs": 1})
     log, called = Log(), []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("distillation", "listwise"):
+        for name in ("distillation_loss", "listwise_loss"):
             spied = getattr(losses, name)
             patch.setattr(losses, name, lambda *given, f=spied, n=name: (called.append((n, given[2:])), f(*given))[1])
-        patch.setitem(losses.LOSSES, "listwise", losses.listwise)
+        patch.setitem(losses.LOSSES, "listwise", losses.listwise_loss)
         summary, report = run(lesson, inputs, tmp_path / "whole", log)
-    assert [name for name, _ in called] == ["distillation"] * STEPS + ["listwise"] * STEPS
+    assert [name for name, _ in called] == ["distillation_loss"] * STEPS + ["listwise_loss"] * STEPS
     assert all(max(group) > min(group) for _, (labels,) in called[:STEPS] for group in labels)
     assert summary["collapse"] is None
     assert report["distill_epochs"] == 1
@@ -323,10 +325,10 @@ def test_a_loss_that_is_no_number_is_a_collapse(
 
 
 def test_the_base_enters_the_key_by_its_content(tiny_model: Path) -> None:
-    assert training_stage.identity(Params(base=str(tiny_model))).keys() == {"base"}
-    assert Params.marked("unkeyed") == {"base", "device"}
+    assert training_stage.key_extras(Params(base=str(tiny_model))).keys() == {"base"}
+    assert Params.fields_with_mark("unkeyed") == {"base", "device"}
     with pytest.raises(InputError, match="no model folder at /no/such"):
-        training_stage.identity(Params(base="/no/such"))
+        training_stage.key_extras(Params(base="/no/such"))
 
 
 def test_the_result_names_the_base_without_its_path(
@@ -366,7 +368,7 @@ def test_dev_figures_by_hand_with_ties_against_us(tmp_path: Path, monkeypatch: p
         "score_pairs",
         lambda model, pairs, dtype: np.array([scores[pair] for pair in pairs], np.float32),
     )
-    measure = dev_measure(Fixed(queries, qrels, lists, {"dev": 2}), tmp_path / "c.parquet", "float32")
+    measure = build_dev_evaluation(CandidateLists(queries, qrels, lists, {"dev": 2}), tmp_path / "c.parquet", "float32")
     # a: the positive ties with a wrong document, so it is second; b: first
     figures = measure(None)  # type: ignore[arg-type]
     assert figures["MRR@10"] == pytest.approx((1 / 2 + 1) / 2)
@@ -396,12 +398,12 @@ EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "spread": 1.0}
     ],
 )
 def test_collapse_is_named(epochs: list[dict[str, Any]], taught: int, best: int, said: str | None) -> None:
-    found = collapse(History(7, epochs, best, None), [1.0, 1.0], taught)
+    found = detect_training_collapse(TrainingHistory(7, epochs, best, None), [1.0, 1.0], taught)
     assert found is None if said is None else said in str(found)
 
 
 def test_batches_do_not_span_epochs() -> None:
-    batches = Batches([5, 5], 2)
+    batches = EpochBatchSampler([5, 5], 2)
     assert list(batches) == [[0, 1], [2, 3], [4], [5, 6], [7, 8], [9]]
     assert len(batches) == 6
 
@@ -415,7 +417,7 @@ def test_epoch_losses_are_means_over_steps() -> None:
         {"step": 6, "loss": float("nan")},
         {"step": 6, "train_loss": 9.0},
     ]
-    assert epochs_of(log, 3) == [{"epoch": 1, "loss": 3.0, "nDCG@10": 0.5}, {"epoch": 2, "loss": None}]
+    assert summarise_log_history(log, 3) == [{"epoch": 1, "loss": 3.0, "nDCG@10": 0.5}, {"epoch": 2, "loss": None}]
 
 
 if __name__ == "__main__":

@@ -8,17 +8,25 @@ import pytest
 
 from stages.core import schemas
 from stages.mining.audit import checks
-from stages.mining.audit.checks import Told, ahead, buried, contradicting, outscored, standing, tail
-from stages.mining.audit.export import counted, write_findings
-from stages.mining.candidates.features import Spread
+from stages.mining.audit.checks import (
+    CorpusIdfOverlap,
+    compute_positive_ranks,
+    find_inconsistent,
+    find_low_ranked,
+    find_outranked,
+    find_outranking_negatives,
+    truncated_normal_moments,
+)
+from stages.mining.audit.export import count_findings, write_findings
+from stages.mining.candidates.features import ZScaler
 from tests.unit.stages.mining.collection import stand_in, table, write
 
 QUERIES = table(schemas.QUERIES, ("1", "treat ague", "train", "1"), ("2", "treat gout", "dev", "2"))
 CORPUS = table(
     schemas.CORPUS, ("d1", "treat ague so"), ("d2", "treat gout so"), ("d3", "ague"), ("x", "topics"), ("y", "more")
 )
-TOLD = Told(QUERIES, CORPUS.lazy().select("doc_id", "text"))
-RANDOM = Spread(0.0, 0.5)
+TOLD = CorpusIdfOverlap(QUERIES, CORPUS.lazy().select("doc_id", "text"))
+RANDOM = ZScaler(0.0, 0.5)
 
 
 def candidates(*scores: float, query: str = "1", verdict: str = "negative") -> pl.DataFrame:
@@ -34,33 +42,36 @@ def candidates(*scores: float, query: str = "1", verdict: str = "negative") -> p
 
 
 def judged(*rows: tuple[str, str, int, float]) -> pl.DataFrame:
-    return table(schemas.JUDGED, *rows)
+    return table(schemas.QRELS_SCORED, *rows)
 
 
 def test_where_a_positive_stands_in_a_whole_corpus():
     # scores 0.4, 0.2, 0.0: mean 0.2, deviation sqrt(0.08 / 3); 0.0 lies -0.2 / 0.16330 = -1.22474 from it
-    found = standing(judged(("1", "d3", 1, 0.0), ("1", "d1", 0, 0.4)), candidates(0.4, 0.2, 0.0), 3)
+    found = compute_positive_ranks(judged(("1", "d3", 1, 0.0), ("1", "d1", 0, 0.4)), candidates(0.4, 0.2, 0.0), 3)
     assert found.drop("above_chance").rows() == [("1", "d3", 3, 0.0, pytest.approx(0.4))]
     assert found["above_chance"].to_list() == [pytest.approx(-math.sqrt(1.5))]
 
 
 def test_a_list_cut_off_below_tells_of_the_whole():
     # the upper half of a standard normal: mean sqrt(2 / pi), variance 1 - 2 / pi
-    assert tail(0.5) == (pytest.approx(math.sqrt(2 / math.pi)), pytest.approx(math.sqrt(1 - 2 / math.pi)))
-    assert tail(1.0) == (0.0, 1.0)
+    assert truncated_normal_moments(0.5) == (
+        pytest.approx(math.sqrt(2 / math.pi)),
+        pytest.approx(math.sqrt(1 - 2 / math.pi)),
+    )
+    assert truncated_normal_moments(1.0) == (0.0, 1.0)
     scores = np.sort(np.random.default_rng(0).normal(0.3, 0.1, 20_000))[::-1][:400]
     rows = pl.DataFrame({"query_id": "1", "doc_id": [f"{i:03}" for i in range(400)], "source": "dense"})
     rows = rows.with_columns(pl.Series("rank", range(1, 401), pl.Int32), pl.Series("score", scores, pl.Float32))
-    found = standing(judged(("1", "far", 1, 0.35)), rows, 20_000)
+    found = compute_positive_ranks(judged(("1", "far", 1, 0.35)), rows, 20_000)
     assert found["rank"].to_list() == [None]
     assert found["above_chance"][0] == pytest.approx(0.5, abs=0.25)  # 0.35 is half a deviation above 0.3
 
 
 @pytest.mark.parametrize("rows", [candidates(0.4), candidates(0.4, 0.4, 0.4), candidates()])
 def test_without_a_spread_nothing_is_said(rows):
-    found = standing(judged(("1", "x", 1, 0.1)), rows, 3)
+    found = compute_positive_ranks(judged(("1", "x", 1, 0.1)), rows, 3)
     assert found["above_chance"].to_list() == [None]
-    assert buried(found, 1, TOLD).is_empty()
+    assert find_low_ranked(found, 1, TOLD).is_empty()
 
 
 def test_buried_is_far_down_like_any_document_and_without_the_words():
@@ -68,7 +79,7 @@ def test_buried_is_far_down_like_any_document_and_without_the_words():
         return ("1", doc_id, rank, 0.1, 0.9, above)
 
     rows = [of("x", 60, 0.1), of("y", None, -1.0), of("d1", 60, 0.1), of("d2", 50, 0.1), of("d3", 60, 2.0)]
-    found = buried(pl.DataFrame(rows, checks.STANDING, orient="row"), 50, TOLD)
+    found = find_low_ranked(pl.DataFrame(rows, checks.POSITIVE_RANKS_SCHEMA, orient="row"), 50, TOLD)
     # worst first; d1 holds all words, d2 stands at the limit, d3 scores far above a random document
     assert found["doc_id"].to_list() == ["y", "x"]
     assert found["words"].to_list() == [0.0, 0.0]
@@ -78,24 +89,33 @@ def test_buried_is_far_down_like_any_document_and_without_the_words():
 
 def test_outscored_by_all_the_hardest_negatives_in_score_and_words():
     rows = candidates(0.9, 0.8, 0.7, 0.1)
-    positives = standing(judged(("1", "x", 1, 0.1)), rows, 4)
+    positives = compute_positive_ranks(judged(("1", "x", 1, 0.1)), rows, 4)
     rows = rows.filter(pl.col("doc_id") != "x")
-    assert ahead(positives, rows, 3)["against"].to_list() == ["d1", "d2", "d3"]
-    assert ahead(positives, rows, 2)["against"].to_list() == ["d1", "d2"]
-    assert ahead(positives, rows, 4).is_empty()  # fewer than asked for
-    found = outscored(positives, ahead(positives, rows, 3), TOLD)
+    assert find_outranking_negatives(positives, rows, 3)["against"].to_list() == ["d1", "d2", "d3"]
+    assert find_outranking_negatives(positives, rows, 2)["against"].to_list() == ["d1", "d2"]
+    assert find_outranking_negatives(positives, rows, 4).is_empty()  # fewer than asked for
+    found = find_outranked(positives, find_outranking_negatives(positives, rows, 3), TOLD)
     assert found.select("doc_id", "against", "words").rows() == [("x", "d1", 0.0)]
     assert "all of the 3 hardest negatives score above it (0.1)" in found["explanation"][0]
-    wordless = pl.concat([ahead(positives, rows, 3), pl.DataFrame([("1", "x", "y")], checks.AHEAD, orient="row")])
-    assert outscored(positives, wordless, TOLD).is_empty()  # y holds no more than x
+    wordless = pl.concat(
+        [
+            find_outranking_negatives(positives, rows, 3),
+            pl.DataFrame([("1", "x", "y")], checks.OUTRANKING_SCHEMA, orient="row"),
+        ]
+    )
+    assert find_outranked(positives, wordless, TOLD).is_empty()  # y holds no more than x
 
 
 def test_one_that_is_not_below_every_negative_is_not_outscored():
     rows = candidates(0.9, 0.1, 0.05)
-    assert ahead(standing(judged(("1", "x", 1, 0.07)), rows, 4), rows, 2).height == 2
-    assert ahead(standing(judged(("1", "x", 1, 0.1)), rows, 4), rows, 2).is_empty()  # a tie is no loss
+    assert find_outranking_negatives(compute_positive_ranks(judged(("1", "x", 1, 0.07)), rows, 4), rows, 2).height == 2
+    assert find_outranking_negatives(
+        compute_positive_ranks(judged(("1", "x", 1, 0.1)), rows, 4), rows, 2
+    ).is_empty()  # a tie is no loss
     ignored = candidates(0.9, 0.8, verdict="ignored")
-    assert ahead(standing(judged(("1", "x", 1, 0.07)), ignored, 4), ignored, 1).is_empty()
+    assert find_outranking_negatives(
+        compute_positive_ranks(judged(("1", "x", 1, 0.07)), ignored, 4), ignored, 1
+    ).is_empty()
 
 
 def contradictions(queries: pl.DataFrame, *pairs: tuple[str, str]) -> pl.DataFrame:
@@ -105,7 +125,7 @@ def contradictions(queries: pl.DataFrame, *pairs: tuple[str, str]) -> pl.DataFra
         return np.array([vectors[doc_id] for doc_id in frame["doc_id"]], dtype=np.float32)
 
     rows = [(query_id, doc_id, 1, 0.5, 0.9, 2.0) for query_id, doc_id in pairs]
-    return contradicting(pl.DataFrame(rows, checks.STANDING, orient="row"), queries, vectorise, RANDOM)
+    return find_inconsistent(pl.DataFrame(rows, checks.POSITIVE_RANKS_SCHEMA, orient="row"), queries, vectorise, RANDOM)
 
 
 AGAIN = table(
@@ -140,7 +160,7 @@ def test_a_questions_own_positives_count_too():
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_the_block_size_changes_nothing(tmp_path, monkeypatch, size):
     stand_in(monkeypatch, {"d1": [1.0, 0.0], "d2": [0.8, 0.6], "d3": [0.0, 1.0], "x": [0.0, -1.0], "y": [-1.0, 0.0]})
-    for name in ("ROWS_A_BLOCK", "_PAIRS", "_POSITIVES"):
+    for name in ("AUDIT_ROWS_PER_BLOCK", "_OVERLAP_PAIRS_PER_BATCH", "_POSITIVES_PER_BATCH"):
         monkeypatch.setattr(checks, name, size)
     verdicts = pl.concat([candidates(0.9, 0.8, 0.7, 0.2, 0.1), candidates(0.9, 0.8, 0.7, 0.2, 0.1, query="2")])
     right = pl.col("doc_id").is_in(["x", "y"])
@@ -154,7 +174,7 @@ def test_the_block_size_changes_nothing(tmp_path, monkeypatch, size):
         qrels=table(schemas.QRELS, ("2", "y", 1)),
     )
     inputs |= {"decided": inputs["qrels"], "encoding": tmp_path}
-    found, positives = checks.find(inputs, tmp_path, 100, 2)
+    found, positives = checks.find_label_issues(inputs, tmp_path, 100, 2)
     assert positives == 3
     # ("2", "y") is as bad, but a person confirmed it
     assert found.select("finding", "query_id", "doc_id", "split", "rank").rows() == [
@@ -165,10 +185,10 @@ def test_the_block_size_changes_nothing(tmp_path, monkeypatch, size):
         ("contradicting", "1", "x", "train", 4),
         ("contradicting", "1", "y", "train", 5),
     ]
-    only, _ = checks.find(inputs, tmp_path, 100, 3, ["outscored"])
+    only, _ = checks.find_label_issues(inputs, tmp_path, 100, 3, ["outscored"])
     assert only["finding"].to_list() == ["outscored", "outscored"]
-    assert checks.find(inputs, tmp_path, 3, 4, ["outscored"])[0].is_empty()
-    assert counted(found, positives) == {
+    assert checks.find_label_issues(inputs, tmp_path, 3, 4, ["outscored"])[0].is_empty()
+    assert count_findings(found, positives) == {
         "positives": 3,
         "flagged": 2,
         "share": round(2 / 3, 6),
@@ -182,10 +202,12 @@ def test_no_positives_no_findings(tmp_path, monkeypatch):
         tmp_path, queries=QUERIES, corpus=CORPUS, judged=judged().clear(), verdicts=table(schemas.VERDICTS),
         qrels=table(schemas.QRELS),
     )  # fmt: skip
-    found, positives = checks.find(inputs | {"decided": inputs["qrels"], "encoding": tmp_path}, tmp_path, 100, 7)
+    found, positives = checks.find_label_issues(
+        inputs | {"decided": inputs["qrels"], "encoding": tmp_path}, tmp_path, 100, 7
+    )
     assert (len(found), positives) == (0, 0)
-    assert found.columns == list(checks.FOUND)
-    assert counted(found, 0)["share"] == 0.0
+    assert found.columns == list(checks.FINDINGS_SCHEMA)
+    assert count_findings(found, 0)["share"] == 0.0
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -204,5 +226,5 @@ def test_a_pair_that_other_retrievers_found_too_stands_where_the_first_one_put_i
     united = alone.with_columns(source=pl.when(pl.col("rank") < 3).then(pl.lit("bm25+dense")).otherwise("source"))
     extra = alone.head(1).with_columns(doc_id=pl.lit("other"), source=pl.lit("bm25"), rank=pl.lit(9, pl.Int32))
     given = judged(("1", "d1", 1, 0.9), ("1", "d3", 1, 0.2))
-    expected = standing(given, alone, 100)
-    assert standing(given, pl.concat([united, extra.select(united.columns)]), 100).equals(expected)
+    expected = compute_positive_ranks(given, alone, 100)
+    assert compute_positive_ranks(given, pl.concat([united, extra.select(united.columns)]), 100).equals(expected)

@@ -5,12 +5,12 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
-from stages.mining.candidates.documents import Held, loose_forms, text_keys
+from stages.mining.candidates.documents import DocumentVectors, compute_text_keys, write_match_keys
 from stages.mining.candidates.known_positives import (
-    containing_answer,
-    positive_similarity,
-    united_positives,
-    usable_answers,
+    add_positive_similarity,
+    find_documents_with_answer,
+    pool_positives,
+    select_answer_strings,
 )
 
 
@@ -26,7 +26,7 @@ def test_restated_questions_share_their_positives():
     asked = queries(
         ("a", "How do I pay?", "train"), ("b", "how do i pay", "train"), ("c", "How do I pay back?", "train")
     )
-    found = united_positives(
+    found = pool_positives(
         asked, labels(("a", "d1", 1), ("b", "d1", 2), ("b", "d2", 1), ("b", "d3", 0), ("c", "d4", 1))
     )
     assert found.rows() == [
@@ -40,13 +40,13 @@ def test_restated_questions_share_their_positives():
 
 def test_a_positive_of_another_split_is_known_but_never_the_questions_own():
     asked = queries(("a", "How do I pay?", "train"), ("b", "How do I pay?", "test"))
-    found = united_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1)))
+    found = pool_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1)))
     assert found.rows() == [("a", "d1", True), ("a", "d2", False), ("b", "d1", False), ("b", "d2", True)]
 
 
 def test_questions_without_a_word_are_compared_as_they_are():
     asked = queries(("a", "???", "train"), ("b", "!!!", "train"))
-    assert united_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1))).rows() == [
+    assert pool_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1))).rows() == [
         ("a", "d1", True),
         ("b", "d2", True),
     ]
@@ -56,14 +56,14 @@ def test_text_keys_are_equal_for_documents_that_read_the_same(tmp_path):
     rows = [("a", "one two", None), ("b", "two", "one"), ("c", "One two", None), ("d", "two", "")]
     frame = pl.DataFrame(rows, schema={"doc_id": pl.String, "text": pl.String, "title": pl.String}, orient="row")
     schemas.write_table(frame, schemas.CORPUS, tmp_path / "corpus.parquet")
-    a, b, c, d = text_keys(tmp_path / "corpus.parquet")["text_key"]
+    a, b, c, d = compute_text_keys(tmp_path / "corpus.parquet")["text_key"]
     assert a == b  # a title is read as the text's beginning
     assert len({a, c, d}) == 3
 
 
 def test_text_keys_of_an_empty_corpus(tmp_path):
     schemas.write_table(pl.DataFrame(schema={"doc_id": pl.String, "text": pl.String}), schemas.CORPUS, tmp_path / "c")
-    assert text_keys(tmp_path / "c").schema == {"doc_id": pl.String, "text_key": pl.UInt64}
+    assert compute_text_keys(tmp_path / "c").schema == {"doc_id": pl.String, "text_key": pl.UInt64}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_text_keys_of_an_empty_corpus(tmp_path):
     ],
 )
 def test_answers_that_tell_something(answer, needle):
-    found = usable_answers(pl.DataFrame({"query_id": ["q"], "answer": [answer]}), min_chars=4)
+    found = select_answer_strings(pl.DataFrame({"query_id": ["q"], "answer": [answer]}), min_chars=4)
     assert found["needle"].to_list() == ([] if needle is None else [needle])
 
 
@@ -99,12 +99,12 @@ def test_answers_are_found_as_whole_words_and_in_chinese_anywhere(tmp_path):
     }
     frame = pl.DataFrame({"doc_id": list(texts), "text": list(texts.values())})
     schemas.write_table(frame, schemas.CORPUS, tmp_path / "corpus.parquet")
-    forms = pl.DataFrame(pl.from_arrow(loose_forms(tmp_path / "corpus.parquet", tmp_path / "loose.arrow")))
-    needles = usable_answers(
+    forms = pl.DataFrame(pl.from_arrow(write_match_keys(tmp_path / "corpus.parquet", tmp_path / "loose.arrow")))
+    needles = select_answer_strings(
         pl.DataFrame({"query_id": ["q", "q", "z"], "answer": ["october 1973", "北京", "October"]}), 4
     )
     rows = pl.DataFrame({"query_id": ["q"] * 4 + ["z"], "doc_id": [*texts, "d1"]})
-    assert sorted(containing_answer(rows, needles, forms).rows()) == [("q", "d1"), ("q", "d3"), ("z", "d1")]
+    assert sorted(find_documents_with_answer(rows, needles, forms).rows()) == [("q", "d1"), ("q", "d3"), ("z", "d1")]
 
 
 def test_positive_similarity_is_the_highest_cosine_with_a_positive():
@@ -115,8 +115,8 @@ def test_positive_similarity_is_the_highest_cosine_with_a_positive():
 
     rows = pl.DataFrame({"query_id": ["b", "a", "a", "c"], "doc_id": ["d1", "d2", "d1", "d1"]})
     positives = pl.DataFrame({"query_id": ["a", "a", "b", "z"], "doc_id": ["p1", "p2", "p1", "p2"]})
-    documents = Held.of(pl.concat([rows["doc_id"], positives["doc_id"]]), vectorise)
-    found = positive_similarity(rows, positives, documents)
+    documents = DocumentVectors.load(pl.concat([rows["doc_id"], positives["doc_id"]]), vectorise)
+    found = add_positive_similarity(rows, positives, documents)
     assert found.select("query_id", "doc_id").rows() == rows.rows()
     # b: d1 (0.6, 0.8) against p1 0.6. a: d2 against p1 -1, p2 0; d1 against p1 0.6, p2 0.8. c has no positive.
     assert found["positive_similarity"].to_list() == [pytest.approx(0.6), 0.0, pytest.approx(0.8), None]

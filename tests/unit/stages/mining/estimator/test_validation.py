@@ -4,9 +4,9 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
-from stages.mining.estimator.validation import found_again, lines
+from stages.mining.estimator.validation import describe_estimate, validate_on_holdout
 from stages.mining.mask import Params
-from stages.mining.risk_budget import Limit
+from stages.mining.risk_budget import RiskSolution
 from tests.unit.stages.mining.collection import table
 
 
@@ -14,7 +14,7 @@ def taught() -> pl.DataFrame:
     """One question with four positives, one of which is hidden; the others score 0.9, 0.8 and 0.7."""
     rows = [("x", 1, 0.85, False, 0.1), ("h", 2, 0.84, True, 0.4), ("y", 3, 0.6, False, 0.2), ("z", 4, 0.5, False, 0.0)]
     return table(
-        schemas.TAUGHT,
+        schemas.HOLDOUT_CANDIDATES,
         *(("q", 0, doc, rank, score, hidden, 4.0, p, 0.7, 0.9) for doc, rank, score, hidden, p in rows),
     )
 
@@ -22,7 +22,7 @@ def taught() -> pl.DataFrame:
 def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
     # none: the three best, x, h and y. h stands for 0.85 x 3 that nobody labelled, beside two that are written, which
     # count 1 / (1 + 0.1 / 3) and 1 / (1 + 0.2 / 3)
-    assert found_again(Params(mask="none", negatives=3), None, taught()) == {
+    assert validate_on_holdout(Params(mask="none", negatives=3), None, taught()) == {
         "questions": 1,
         "negatives": 3,
         "hidden": 1,
@@ -33,13 +33,13 @@ def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
         "accepted": None,
     }
     # perc: at most 0.95 x 0.7; y and z
-    assert found_again(Params(mask="perc", negatives=3), None, taught()) == {
+    assert validate_on_holdout(Params(mask="perc", negatives=3), None, taught()) == {
         "questions": 1, "negatives": 2, "hidden": 0, "expected": pytest.approx(0.1875 / 1.9375, abs=1e-5),
         "observed": 0.0, "low": 0.0, "high": 0.0, "accepted": None,
     }  # fmt: skip
     # learned at a price of 1: 0.85 - 0.1, 0.84 - 0.4, 0.6 - 0.2, 0.5: x and z
-    limit = Limit(1.0, 1.0, 0.05, 0.5, 2)
-    assert found_again(Params(mask="learned", negatives=2), limit, taught()) == {
+    limit = RiskSolution(1.0, 1.0, 0.05, 0.5, 2)
+    assert validate_on_holdout(Params(mask="learned", negatives=2), limit, taught()) == {
         "questions": 1, "negatives": 2, "hidden": 0, "expected": pytest.approx(0.09677 / 1.96774, abs=1e-5),
         "observed": 0.0, "low": 0.0, "high": 0.0, "accepted": 0.02,
     }  # fmt: skip
@@ -47,15 +47,15 @@ def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
 
 def test_each_turn_is_a_question_of_its_own() -> None:
     twice = pl.concat([taught(), taught().with_columns(turn=pl.lit(1, pl.Int32))])
-    found = found_again(Params(mask="none", negatives=2), None, twice)
+    found = validate_on_holdout(Params(mask="none", negatives=2), None, twice)
     assert found is not None
     assert (found["questions"], found["negatives"], found["hidden"]) == (1, 4, 2)
-    assert found_again(Params(), None, taught().clear()) is None
+    assert validate_on_holdout(Params(), None, taught().clear()) is None
 
 
 def test_what_the_learned_mask_never_writes_is_not_counted_as_written() -> None:
     likely = taught().with_columns(p_false_negative=pl.lit(0.51, pl.Float32))
-    found = found_again(Params(mask="learned", negatives=2), Limit(0.0, 1.0, 0.05, 0.5, 2), likely)
+    found = validate_on_holdout(Params(mask="learned", negatives=2), RiskSolution(0.0, 1.0, 0.05, 0.5, 2), likely)
     assert found is not None
     assert (found["negatives"], found["hidden"]) == (0, 0)
 
@@ -63,7 +63,7 @@ def test_what_the_learned_mask_never_writes_is_not_counted_as_written() -> None:
 def test_the_interval_is_that_of_questions() -> None:
     """Of two questions one lets a hidden positive through: both may be drawn twice."""
     harmless = taught().with_columns(query_id=pl.lit("r"), hidden=pl.lit(False))
-    found = found_again(Params(mask="none", negatives=3), None, pl.concat([taught(), harmless]))
+    found = validate_on_holdout(Params(mask="none", negatives=3), None, pl.concat([taught(), harmless]))
     assert found is not None
     # 2.55 beside 1.90524 of the one, and beside 1.90524 + 1 / (1 + 0.4 / 3) + 1.90524 of both
     assert (found["low"], found["observed"], found["high"]) == (0.0, pytest.approx(2.55 / 4.69284, abs=1e-5), 1.0)
@@ -74,12 +74,12 @@ def test_how_it_is_known_is_said() -> None:
         "questions": 1234, "negatives": 900, "hidden": 4, "expected": 0.02, "observed": 0.018,
         "low": 0.01, "high": 0.03, "accepted": 0.02,
     }  # fmt: skip
-    assert "1,234 questions of this table" in lines({"unfit": None, "check": check})[0]
-    (line,) = lines({"unfit": None, "check": check})
+    assert "1,234 questions of this table" in describe_estimate({"unfit": None, "check": check})[0]
+    (line,) = describe_estimate({"unfit": None, "check": check})
     assert "2.00% false negatives, found 1.80% [1.00%, 3.00%], 4 hidden positives of 900 negatives" in line
-    assert "found none of 900" in lines({"unfit": None, "check": {**check, "hidden": 0}})[0]
-    _, beyond = lines({"unfit": None, "check": {**check, "low": 0.021}})
+    assert "found none of 900" in describe_estimate({"unfit": None, "check": {**check, "hidden": 0}})[0]
+    _, beyond = describe_estimate({"unfit": None, "check": {**check, "low": 0.021}})
     assert "more than the 2.0% that you accept" in beyond
-    assert "not checked on this table" in lines({"unfit": None, "check": None})[0]
-    assert "can't be told on this table: odd" in lines({"unfit": "odd", "check": None})[0]
-    assert lines(None) == []
+    assert "not checked on this table" in describe_estimate({"unfit": None, "check": None})[0]
+    assert "can't be told on this table: odd" in describe_estimate({"unfit": "odd", "check": None})[0]
+    assert describe_estimate(None) == []

@@ -11,25 +11,26 @@ from stages.mining.sampling import hubness
 SCHEMA = {"query": pl.UInt32, "document": pl.UInt32, "score": pl.Float32}
 
 
-def chosen_of(lists: dict[int, list[tuple[int, float]]], n: int, blocks: int = 1) -> hubness.Wants:
-    """Each query takes its first `n` documents that are not barred; `lists`: query -> [(document, score)] in order."""
+def chosen_of(lists: dict[int, list[tuple[int, float]]], n: int, blocks: int = 1) -> hubness.ProposalFunction:
+    """Each query takes its first `n` documents that are not barred; `lists`: query -> [(document, score)] in
+    order."""
 
-    def wants(caps: hubness.Caps, some: pl.Series | None) -> pl.DataFrame:
+    def wants(caps: hubness.HubCap, some: pl.Series | None) -> pl.DataFrame:
         rows = []
         for query, documents in lists.items():
             if some is None or query in some:
                 frame = pl.DataFrame([(query, d, s) for d, s in documents], schema=SCHEMA, orient="row")
-                rows += frame.filter(~pl.Series(caps.barred(frame))).head(n).rows()
+                rows += frame.filter(~pl.Series(caps.is_rejected(frame))).head(n).rows()
         return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
     return wants
 
 
-def settled(lists: dict[int, list[tuple[int, float]]], n: int, cap: int, seed: int = 0) -> tuple[dict, hubness.Caps]:
+def settled(lists: dict[int, list[tuple[int, float]]], n: int, cap: int, seed: int = 0) -> tuple[dict, hubness.HubCap]:
     queries = pl.Series([f"q{i}" for i in range(max(lists) + 1)])
     documents = pl.Series([f"d{i}" for i in range(20)])
     wants = chosen_of(lists, n)
-    caps = hubness.settle(hubness.Caps(queries, documents, seed), cap, 20, wants)
+    caps = hubness.apply_hub_cap(hubness.HubCap(queries, documents, seed), cap, 20, wants)
     taken = wants(caps, None)
     return {q: taken.filter(query=q)["document"].to_list() for q in lists}, caps
 
@@ -39,7 +40,7 @@ def test_a_document_stays_where_it_is_hardest_and_the_others_take_their_next():
     found, caps = settled(lists, 1, 1)
     # 7 goes to query 1; both others come to 1, where query 0 is harder, and query 2 has no more
     assert found == {0: [1], 1: [7], 2: []}
-    assert (caps.capped, caps.turned_away) == (2, 3)
+    assert (caps.n_capped_documents, caps.n_rejected) == (2, 3)
     assert settled(lists, 1, 2)[0] == {0: [1], 1: [7], 2: [7]}
     assert settled(lists, 1, 3)[0] == {0: [7], 1: [7], 2: [7]}
 

@@ -5,7 +5,7 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.mining.sampling.near_duplicates import Alike, walk
+from stages.mining.sampling.near_duplicates import NearDuplicateFilter, greedy_select
 
 AXES = {"x": [1.0, 0.0], "x2": [3.0, 0.1], "y": [0.0, 2.0], "xy": [1.0, 1.0], "zero": [0.0, 0.0]}
 """cos(x, x2) = 0.99944, cos(x, xy) = cos(y, xy) = 0.7071, cos(x2, xy) = 0.7303."""
@@ -19,8 +19,8 @@ def taken(doc_ids: list[str], negatives: int, similarity: float, curated: int = 
     """What one query takes of documents in their order, the first `curated` of which people chose."""
     rows = range(len(doc_ids))
     visits = pl.DataFrame({"query": 0, "row": rows, "counter": [int(r >= curated) for r in rows], "upto": negatives})
-    alike = Alike(pl.Series("doc_id", doc_ids), similarity, vectors)
-    found, thinned = walk(visits, np.array([r < curated for r in rows]), negatives, alike)
+    alike = NearDuplicateFilter(pl.Series("doc_id", doc_ids), similarity, vectors)
+    found, thinned = greedy_select(visits, np.array([r < curated for r in rows]), negatives, alike)
     return [doc_ids[place] for place in found], len(thinned)
 
 
@@ -43,7 +43,7 @@ def test_a_counter_that_is_full_leaves_its_rows_to_a_later_visit():
         schema=["query", "row", "counter", "upto"],
         orient="row",
     )
-    found, _ = walk(visits, np.zeros(3, np.bool_), 3, None)
+    found, _ = greedy_select(visits, np.zeros(3, np.bool_), 3, None)
     assert visits["row"][found].to_list() == [0, 1, 2]
     assert visits["counter"][found].to_list() == [1, 2, 2]
 
@@ -57,7 +57,9 @@ def test_vectors_are_fetched_only_as_deep_as_needed():
         return np.eye(500, dtype=np.float32)[[int(name[1:]) for name in frame["doc_id"]]]
 
     visits = pl.DataFrame({"query": 0, "row": range(500), "counter": 1, "upto": 4})
-    assert walk(visits, np.zeros(500, np.bool_), 4, Alike(pl.Series(names), 0.98, vectorise)).taken.tolist() == [
+    assert greedy_select(
+        visits, np.zeros(500, np.bool_), 4, NearDuplicateFilter(pl.Series(names), 0.98, vectorise)
+    ).picks.tolist() == [
         0,
         1,
         2,
@@ -104,8 +106,8 @@ def test_all_queries_in_step_equal_one_query_at_a_time(queries, points, curated,
     visits = [(q, 6 * q + row, counter, upto) for q, some in enumerate(queries) for row, counter, upto in some]
     frame = pl.DataFrame(visits, schema=["query", "row", "counter", "upto"], orient="row")
     ids = pl.Series([f"d{i}" for i in range(24)])
-    alike = Alike(ids, 0.9, lambda some: places[[int(name[1:]) for name in some["doc_id"]]])
-    found, thinned = walk(frame, np.array(curated), negatives, alike)
+    alike = NearDuplicateFilter(ids, 0.9, lambda some: places[[int(name[1:]) for name in some["doc_id"]]])
+    found, thinned = greedy_select(frame, np.array(curated), negatives, alike)
 
     def near(a: int, b: int) -> bool:
         apart = abs(points[a] - points[b])

@@ -4,10 +4,10 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from stages.mining.sampling.quotas import parsed, shares_of
-from stages.mining.sampling.sampler import choose
+from stages.mining.sampling.quotas import apportion, parse_quotas
+from stages.mining.sampling.sampler import select_negatives
 from stages.mining.sampling.stage import Params
-from stages.mining.sampling.strategies import pool_of
+from stages.mining.sampling.strategies import build_eligible_pool
 
 SOURCES = ("dense=2", "bm25=2", "random=1")
 
@@ -24,7 +24,7 @@ SOURCES = ("dense=2", "bm25=2", "random=1")
     ],
 )
 def test_shares_by_largest_remainder(total, parts, expected):
-    assert shares_of(total, parts) == expected
+    assert apportion(total, parts) == expected
 
 
 def chosen(params: Params, *survivors: tuple[str, float, str]) -> list[tuple[str, str]]:
@@ -35,7 +35,9 @@ def chosen(params: Params, *survivors: tuple[str, float, str]) -> list[tuple[str
     keys = pl.DataFrame({"doc_id": [d for d, _, _ in survivors] + ["p"]}).with_row_index("text_key")
     positives = pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "score": [1.0], "text_key": [len(survivors)]})
     positives = positives.cast({"text_key": pl.UInt32})
-    return choose(params, pool_of(frame, positives, keys, None))[0].select("doc_id", "band").rows()
+    return (
+        select_negatives(params, build_eligible_pool(frame, positives, keys, None))[0].select("doc_id", "band").rows()
+    )
 
 
 def test_each_source_gets_its_part():
@@ -92,7 +94,7 @@ def test_bands_within_each_source():
 
 
 def test_parsing():
-    assert parsed(["dense=4", "dense12=2"]) == [("dense", 4), ("dense12", 2)]
+    assert parse_quotas(["dense=4", "dense12=2"]) == [("dense", 4), ("dense12", 2)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stages.core import schemas
 from stages.mining.sampling import random_baseline
 from stages.mining.sampling import stage as sampling_stage
-from stages.mining.sampling.random_baseline import circle_of, drawn
+from stages.mining.sampling.random_baseline import build_text_hash_ring, sample_random_negatives
 from stages.mining.sampling.stage import Params
 from tests.unit.stages.mining.collection import table, tools, write
 
@@ -35,7 +35,7 @@ def of(frame: pl.DataFrame, query_id: str) -> list[list[str]]:
 
 def test_slices_are_full_disjoint_and_without_positives():
     truth = known(*((f"q{q}", q) for q in range(50)), ("q0", 77))
-    found = drawn(small(slice=4, slices=3), truth, circle_of(keys(100), 0))
+    found = sample_random_negatives(small(slice=4, slices=3), truth, build_text_hash_ring(keys(100), 0))
     for q in range(50):
         lines = of(found, f"q{q}")
         assert [len(line) for line in lines] == [4, 4, 4]
@@ -47,20 +47,23 @@ def test_slices_are_full_disjoint_and_without_positives():
 
 def test_every_query_draws_others_and_every_document_comes_up():
     truth = known(*((f"q{q}", q % 100) for q in range(1000)))
-    found = drawn(small(slice=8, slices=2), truth, circle_of(keys(100), 0))
+    found = sample_random_negatives(small(slice=8, slices=2), truth, build_text_hash_ring(keys(100), 0))
     counts = Counter(found["doc_id"])
     assert len(counts) == 100
     assert sum(counts.values()) == 16_000
     # 160 each; one part in four is what 16 places on the circle vary by: five times that is far
     assert max(counts.values()) < 360
     assert min(counts.values()) > 20
-    assert drawn(small(slice=8, slices=2), truth, circle_of(keys(100), 1)).rows() != found.rows()
+    assert (
+        sample_random_negatives(small(slice=8, slices=2), truth, build_text_hash_ring(keys(100), 1)).rows()
+        != found.rows()
+    )
 
 
 def test_one_document_more_changes_one_place():
     truth = known(*((f"q{q}", q) for q in range(60)))
-    before = drawn(small(slice=4, slices=3), truth, circle_of(keys(100), 0))
-    after = drawn(small(slice=4, slices=3), truth, circle_of(keys(101), 0))
+    before = sample_random_negatives(small(slice=4, slices=3), truth, build_text_hash_ring(keys(100), 0))
+    after = sample_random_negatives(small(slice=4, slices=3), truth, build_text_hash_ring(keys(101), 0))
     changed = 0
     for q in range(60):
         one, two = (set(frame.filter(pl.col("query_id") == f"q{q}")["doc_id"]) for frame in (before, after))
@@ -71,9 +74,9 @@ def test_one_document_more_changes_one_place():
 
 
 def test_too_few_documents_make_fewer_lines():
-    found = drawn(small(slice=4, slices=3), known(("a", 0)), circle_of(keys(7), 0))
+    found = sample_random_negatives(small(slice=4, slices=3), known(("a", 0)), build_text_hash_ring(keys(7), 0))
     assert [len(line) for line in of(found, "a")] == [4, 2]
-    assert drawn(small(), known(("a", 0)), circle_of(keys(1), 0)).is_empty()
+    assert sample_random_negatives(small(), known(("a", 0)), build_text_hash_ring(keys(1), 0)).is_empty()
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def test_the_lines(inputs, tmp_path):
 def test_the_block_changes_no_byte(inputs, tmp_path, monkeypatch):
     params = small(slice=3, slices=2)
     _, summary, content = run(params, inputs, tmp_path)
-    monkeypatch.setattr(random_baseline, "NEGATIVES_A_BLOCK", 1)
+    monkeypatch.setattr(random_baseline, "NEGATIVES_PER_BLOCK", 1)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
 
 

@@ -15,9 +15,9 @@ from stages.core import schemas
 from stages.core.errors import InputError
 from stages.mining.sampling import sampler
 from stages.mining.sampling import stage as sampling_stage
-from stages.mining.sampling.sampler import choose, pick_positives
+from stages.mining.sampling.sampler import pick_positives, select_negatives
 from stages.mining.sampling.stage import Params
-from stages.mining.sampling.strategies import pool_of
+from stages.mining.sampling.strategies import build_eligible_pool
 from tests.unit.stages.mining.collection import stand_in, table, tools, write
 
 SURVIVORS = dict.fromkeys(("query_id", "doc_id", "score", "reason", "source"), pl.String) | {"score": pl.Float32}
@@ -53,7 +53,7 @@ def inputs(tmp_path):
         ),
         qrels=table(schemas.QRELS),
         judged=table(
-            schemas.JUDGED,
+            schemas.QRELS_SCORED,
             ("a", "n5", 0, 0.1),
             ("a", "p1", 1, 0.5),
             ("a", "p2", 2, 0.75),
@@ -161,26 +161,40 @@ def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(in
 def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
     params = Params(negatives=2, sampling=sampling, thin_similarity=NO_THINNING)
     _, summary, content = run(params, inputs, tmp_path)
-    monkeypatch.setattr(sampler, "ROWS_A_BLOCK", rows)
+    monkeypatch.setattr(sampler, "SAMPLING_ROWS_PER_BLOCK", rows)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
-    monkeypatch.setattr(sampling_stage, "TEXTS", 1)  # and neither does in how many readings the corpus gives its texts
+    monkeypatch.setattr(
+        sampling_stage, "MAX_TEXT_BYTES", 1
+    )  # and neither does in how many readings the corpus gives its texts
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
 
 
 def test_a_text_is_held_for_as_many_blocks_as_there_is_room_for(tmp_path):
     with_texts_of_their_own = table(schemas.CORPUS, *((f"d{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
     found = write(tmp_path, corpus=with_texts_of_their_own)
-    assert sampling_stage.TEXTS / 1600 < sampling_stage.texts_at_once(found["corpus"]) < sampling_stage.TEXTS / 1500
+    assert (
+        sampling_stage.MAX_TEXT_BYTES / 1600
+        < sampling_stage.estimate_max_documents(found["corpus"])
+        < sampling_stage.MAX_TEXT_BYTES / 1500
+    )
     titled = table(schemas.CORPUS, *((f"d{i:03}", f"{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
     found = write(tmp_path, corpus=titled)
-    assert sampling_stage.TEXTS / 1650 < sampling_stage.texts_at_once(found["corpus"]) < sampling_stage.TEXTS / 1500
+    assert (
+        sampling_stage.MAX_TEXT_BYTES / 1650
+        < sampling_stage.estimate_max_documents(found["corpus"])
+        < sampling_stage.MAX_TEXT_BYTES / 1500
+    )
     found = write(tmp_path, corpus=table(schemas.CORPUS))
-    assert 0 < sampling_stage.texts_at_once(found["corpus"]) <= sampling_stage.TEXTS // sampling_stage.BESIDE
+    assert (
+        0
+        < sampling_stage.estimate_max_documents(found["corpus"])
+        <= sampling_stage.MAX_TEXT_BYTES // sampling_stage.DOCUMENT_OVERHEAD_BYTES
+    )
     side = pl.DataFrame({"doc_id": ["a", "b"]})
-    blocks = [sampler.Block(side, side.head(n), side.head(1), 0, side) for n in (1, 2, 1, 0)]
-    assert list(sampling_stage.gathered(blocks, 4)) == [blocks[:2], blocks[2:]]
-    assert list(sampling_stage.gathered(blocks, 0)) == [[block] for block in blocks]
-    assert list(sampling_stage.gathered([], 4)) == []
+    blocks = [sampler.SampledBlock(side, side.head(n), side.head(1), 0, side) for n in (1, 2, 1, 0)]
+    assert list(sampling_stage.group_blocks(blocks, 4)) == [blocks[:2], blocks[2:]]
+    assert list(sampling_stage.group_blocks(blocks, 0)) == [[block] for block in blocks]
+    assert list(sampling_stage.group_blocks([], 4)) == []
 
 
 def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, monkeypatch):
@@ -203,13 +217,13 @@ def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, m
             tmp_path,
             queries=table(schemas.QUERIES, *((q, f"the question {q}", "train", q) for q in queries)),
             corpus=table(schemas.CORPUS, *((d, f"text {random.integers(0, 14)}") for d in documents)),
-            judged=table(schemas.JUDGED, *((q, "d00", 1, 0.9) for q in queries)),
+            judged=table(schemas.QRELS_SCORED, *((q, "d00", 1, 0.9) for q in queries)),
             verdicts=table(schemas.VERDICTS, *rows),
             qrels=table(schemas.QRELS),
         ) | {"encoding": tmp_path / "encoding.json"}
-        monkeypatch.setattr(sampler, "AHEAD", 1_000)
+        monkeypatch.setattr(sampler, "CANDIDATES_PER_NEGATIVE", 1_000)
         expected = run(Params(negatives=4), found, tmp_path)
-        monkeypatch.setattr(sampler, "AHEAD", 1)
+        monkeypatch.setattr(sampler, "CANDIDATES_PER_NEGATIVE", 1)
         assert run(Params(negatives=4), found, tmp_path) == expected
         again += expected[1]["thinned"]
     assert again > 25
@@ -229,7 +243,9 @@ def test_a_text_that_is_a_positive_is_never_a_negative():
     positives = pick_positives(
         pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "relevance": [1], "score": [0.5]}), keys
     )
-    assert choose(Params(), pool_of(survivors, positives, keys, None))[0]["doc_id"].to_list() == ["m"]
+    assert select_negatives(Params(), build_eligible_pool(survivors, positives, keys, None))[0]["doc_id"].to_list() == [
+        "m"
+    ]
 
 
 def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id: str = "q") -> list[tuple[str, str]]:
@@ -242,7 +258,11 @@ def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id:
     )
     positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "score": [0.95], "text_key": [len(documents)]})
     positives = positives.cast({"text_key": pl.UInt64, "score": pl.Float32})
-    return choose(params, pool_of(survivors, positives, keys, None))[0].select("doc_id", "band").rows()
+    return (
+        select_negatives(params, build_eligible_pool(survivors, positives, keys, None))[0]
+        .select("doc_id", "band")
+        .rows()
+    )
 
 
 NINE = {f"d{i}": (1 - i / 10, "kept") for i in range(9)}
@@ -365,7 +385,7 @@ def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
     mined, summary, content = run(params, inputs | found, tmp_path)
     assert {line["query_id"]: line["neg_ids"] for line in mined} == {"a": ["n2"], "b": ["n1"], "e": ["n1"]}
     assert summary["hubs"] == {"most_used": 2, "capped": 1, "turned_away": 1}
-    monkeypatch.setattr(sampler, "ROWS_A_BLOCK", 1)
+    monkeypatch.setattr(sampler, "SAMPLING_ROWS_PER_BLOCK", 1)
     assert run(params, inputs | found, tmp_path)[2] == content
     # people's own choices count for nothing and are never turned away
     curated = table(schemas.VERDICTS, *(verdict(q, "n1", 0, 0.5, "negative", "curated") for q in "abe"))

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import xxhash
 
-from stages.mining.sampling.sampler import choose
+from stages.mining.sampling.sampler import select_negatives
 from stages.mining.sampling.stage import Params
-from stages.mining.sampling.strategies import ambiguous, categories_of, pool_of
+from stages.mining.sampling.strategies import build_eligible_pool, compute_simans_keys, find_positive_categories
 
 NAMES = ["query_id", "doc_id", "score", "reason", "source"]
 
@@ -25,11 +25,11 @@ def pool(
     known = pl.DataFrame({"query_id": [query_id] * 2, "doc_id": ["p2", "p"], "score": [10 * positive, positive]})
     known = known.cast({"score": pl.Float32}).join(keys, on="doc_id", maintain_order="left")
     found = categories and pl.DataFrame(list(categories.items()), schema=["doc_id", "category"], orient="row")
-    return pool_of(frame, known, keys, found)
+    return build_eligible_pool(frame, known, keys, found)
 
 
 def taken(params: Params, some: pl.DataFrame) -> list[str]:
-    return choose(params, some)[0]["doc_id"].to_list()
+    return select_negatives(params, some)[0]["doc_id"].to_list()
 
 
 def test_the_key_is_the_logarithm_of_an_exponential_time():
@@ -37,10 +37,10 @@ def test_the_key_is_the_logarithm_of_an_exponential_time():
     halves = pl.Series([1 << 63, 1 << 63], dtype=pl.UInt64)  # u = (2^51 + 0.5) / 2^52
     time = math.log(math.log(2))
     # a = 2, b = 0.25: 2 (-0.5 - 0.25)^2 = 1.125, 2 (1 - 0.25)^2 = 1.125
-    assert ambiguous(halves, rows, 2, 0.25).to_list() == pytest.approx([time + 1.125] * 2)
-    assert ambiguous(halves, rows, 2, 1.0).to_list() == pytest.approx([time + 4.5, time])
+    assert compute_simans_keys(halves, rows, 2, 0.25).to_list() == pytest.approx([time + 1.125] * 2)
+    assert compute_simans_keys(halves, rows, 2, 1.0).to_list() == pytest.approx([time + 4.5, time])
     ends = pl.Series([0, (1 << 64) - 1], dtype=pl.UInt64)
-    assert np.isfinite(ambiguous(ends, rows, 2, 0.25).to_numpy()).all()
+    assert np.isfinite(compute_simans_keys(ends, rows, 2, 0.25).to_numpy()).all()
 
 
 def test_the_draw_is_by_hash_and_by_the_lowest_positive():
@@ -108,4 +108,4 @@ def test_without_a_category_there_is_no_preference():
 def test_categories_of_positives():
     positives = pl.DataFrame({"query_id": ["q", "q", "r"], "doc_id": ["p", "p2", "x"]})
     categories = pl.DataFrame({"doc_id": ["p", "p2"], "category": ["books", "books"]})
-    assert categories_of(positives, categories).rows() == [("q", "books")]
+    assert find_positive_categories(positives, categories).rows() == [("q", "books")]

@@ -13,9 +13,17 @@ import pytest
 
 from stages.core.device import Dtype
 from stages.core.errors import InputError
-from stages.core.executor import InProcess, Item, Result, Worker
+from stages.core.executor import InProcessExecutor, ItemT, ResultT, Worker
 from stages.mining.verify import cross_encoder as teacher_module
-from stages.mining.verify.cross_encoder import Teacher, asked, band, measured, pair_hashes, shares, teacher_false
+from stages.mining.verify.cross_encoder import (
+    CrossEncoderVerifier,
+    collect_pairs_to_score,
+    flag_false_negatives,
+    hash_pairs,
+    join_verifier_scores,
+    select_uncertain,
+    sigmoid,
+)
 from stages.reranking import cross_encoder
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from tests.unit.stages.mining.collection import Said
@@ -37,26 +45,28 @@ def cross(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
     """The pairs of each call of the model."""
     calls: list[list[tuple[str, str]]] = []
-    plain = cross_encoder.score_passes
+    plain = cross_encoder.iter_pair_scores
 
     def counting(model, pairs, *given, **named):  # type: ignore[no-untyped-def]
         calls.append(list(pairs))
         return plain(model, pairs, *given, **named)
 
-    monkeypatch.setattr(cross_encoder, "score_passes", counting)
+    monkeypatch.setattr(cross_encoder, "iter_pair_scores", counting)
     return calls
 
 
-def teacher(model: Path | str, cache: Path, dtype: Dtype = "float32", max_length: int | None = 64) -> Teacher:
-    return Teacher(str(model), cache, "cpu", max_length, dtype, Said())
+def teacher(
+    model: Path | str, cache: Path, dtype: Dtype = "float32", max_length: int | None = 64
+) -> CrossEncoderVerifier:
+    return CrossEncoderVerifier(str(model), cache, "cpu", max_length, dtype, Said())
 
 
 def test_scores_are_the_logits(cross: Path, tmp_path: Path) -> None:
-    found = teacher(cross, tmp_path).scores(PAIRS)
+    found = teacher(cross, tmp_path).score_pairs(PAIRS)
     expected = cross_encoder.score_pairs(load_reranker(cross, "cpu", 64), PAIRS, "float32")
     assert np.array_equal(found, expected)
     assert found.dtype == np.float32
-    assert teacher(cross, tmp_path / "none").scores([]).shape == (0,)
+    assert teacher(cross, tmp_path / "none").score_pairs([]).shape == (0,)
     assert not (tmp_path / "none").exists()
 
 
@@ -64,43 +74,43 @@ def test_scores_are_the_logits(cross: Path, tmp_path: Path) -> None:
 def test_a_device_that_was_left_open_is_all_gpus(
     cross: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, found: str, shared: str
 ) -> None:
-    class Spy(InProcess):
-        def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+    class Spy(InProcessExecutor):
+        def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
             raise InputError(f"on {worker.device}")
 
     monkeypatch.setattr(teacher_module, "pick_device", {given: found}.__getitem__)
-    made = Teacher(str(cross), tmp_path, given, 64, "float32", Said(), Spy())
+    made = CrossEncoderVerifier(str(cross), tmp_path, given, 64, "float32", Said(), Spy())
     with pytest.raises(InputError, match=f"^on {shared}$"):
-        made.scores(PAIRS)
+        made.score_pairs(PAIRS)
 
 
 def test_a_pair_is_scored_once(cross: Path, tmp_path: Path, asked_for: list[list[tuple[str, str]]]) -> None:
     one = teacher(cross, tmp_path)
-    first = one.scores([*PAIRS[:50], *PAIRS[:50]])
+    first = one.score_pairs([*PAIRS[:50], *PAIRS[:50]])
     assert one.counts == {"scored": 50, "cached": 0}
     assert np.array_equal(first[:50], first[50:])
     other = teacher(cross, tmp_path)
-    again = other.scores(PAIRS[40:60])
+    again = other.score_pairs(PAIRS[40:60])
     assert other.counts == {"scored": 10, "cached": 10}
     assert np.array_equal(again[:10], first[40:50])
     assert [len(call) for call in asked_for] == [50, 10]
-    teacher(cross, tmp_path).scores(PAIRS[:60])
+    teacher(cross, tmp_path).score_pairs(PAIRS[:60])
     assert len(asked_for) == 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_score_does_not_hang_on_what_it_comes_with(cross: Path, tmp_path: Path, dtype: Dtype) -> None:
-    together = teacher(cross, tmp_path / "together", dtype).scores(PAIRS)
+    together = teacher(cross, tmp_path / "together", dtype).score_pairs(PAIRS)
     order = np.random.default_rng(0).permutation(len(PAIRS))
     pieces = teacher(cross, tmp_path / "pieces", dtype)
     for part in np.array_split(order, [1, 3, 90]):
-        assert np.array_equal(pieces.scores([PAIRS[i] for i in part]), together[part])
+        assert np.array_equal(pieces.score_pairs([PAIRS[i] for i in part]), together[part])
     assert len(np.unique(together)) > 100
 
 
 def test_the_longest_come_first(cross: Path, tmp_path: Path, asked_for: list[list[tuple[str, str]]]) -> None:
-    teacher(cross, tmp_path).scores(PAIRS)
-    counts = cross_encoder.token_counts(load_reranker(cross, "cpu", 64), asked_for[0])
+    teacher(cross, tmp_path).score_pairs(PAIRS)
+    counts = cross_encoder.count_pair_tokens(load_reranker(cross, "cpu", 64), asked_for[0])
     assert counts.tolist() == sorted(counts, reverse=True)
     assert (counts.min(), counts.max()) == (7, 48)
 
@@ -110,7 +120,7 @@ def test_other_weights_lengths_and_formats_have_scores_of_their_own(
 ) -> None:
     save_reranker(load_reranker(tiny_model, "cpu", seed=4), tmp_path / "other")
     scores = {
-        teacher(model, tmp_path / "cache", dtype, length).scores(PAIRS[30:31]).item()
+        teacher(model, tmp_path / "cache", dtype, length).score_pairs(PAIRS[30:31]).item()
         for model, dtype, length in (
             (cross, "float32", 64),
             (tmp_path / "other", "float32", 64),
@@ -123,7 +133,7 @@ def test_other_weights_lengths_and_formats_have_scores_of_their_own(
 
 
 def test_no_text_moves_from_query_to_document() -> None:
-    hashes = pair_hashes([("a", "bc"), ("ab", "c"), ("", "abc"), ("1:a", ""), ("a", "bc")])
+    hashes = hash_pairs([("a", "bc"), ("ab", "c"), ("", "abc"), ("1:a", ""), ("a", "bc")])
     assert len(np.unique(hashes, axis=0)) == 4
     assert np.array_equal(hashes[0], hashes[4])
 
@@ -134,20 +144,20 @@ def test_what_was_scored_before_a_kill_stays(cross: Path, tmp_path: Path) -> Non
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     on = teacher(cross, tmp_path)
-    found = on.scores(PAIRS)
+    found = on.score_pairs(PAIRS)
     assert 0 < on.counts["cached"] < len(PAIRS)
     assert on.counts["scored"] == len(PAIRS) - on.counts["cached"]
-    assert np.array_equal(found, teacher(cross, tmp_path / "undisturbed").scores(PAIRS))
+    assert np.array_equal(found, teacher(cross, tmp_path / "undisturbed").score_pairs(PAIRS))
 
 
 def test_a_damaged_file_is_said_and_scored_again(cross: Path, tmp_path: Path) -> None:
-    whole = teacher(cross, tmp_path).scores(PAIRS)
+    whole = teacher(cross, tmp_path).score_pairs(PAIRS)
     (segment,) = tmp_path.glob("*/*.npy")
     segment.write_bytes(segment.read_bytes()[:-3])
     said = Said()
-    again = Teacher(str(cross), tmp_path, "cpu", 64, "float32", said)
+    again = CrossEncoderVerifier(str(cross), tmp_path, "cpu", 64, "float32", said)
     assert "1 damaged files of scores were set aside" in said.lines[0]
-    assert np.array_equal(again.scores(PAIRS), whole)
+    assert np.array_equal(again.score_pairs(PAIRS), whole)
     assert again.counts["scored"] == len(PAIRS)
 
 
@@ -168,28 +178,28 @@ def test_a_score_that_is_no_number_is_refused(cross: Path, tmp_path: Path) -> No
     model.model.classifier.bias.data.fill_(NAN)
     save_reranker(model, tmp_path / "broken")
     with pytest.raises(InputError, match=r"the teacher broken gives no finite score .* Are its weights damaged"):
-        teacher(tmp_path / "broken", tmp_path / "cache").scores(PAIRS)
+        teacher(tmp_path / "broken", tmp_path / "cache").score_pairs(PAIRS)
     assert not list((tmp_path / "cache").glob("*/*.npy"))
 
 
 def test_the_band_by_hand() -> None:
     p = np.array([0.01, 0.02, 0.05, 0.2, 0.9, 0.95, NAN], np.float32)
-    assert band(p).tolist() == [False, True, True, True, True, False, False]
+    assert select_uncertain(p).tolist() == [False, True, True, True, True, False, False]
     # log odds -3.9, -2.9, -1.4, 2.2; of 0.1: -2.2
-    assert np.flatnonzero(band(p, most=2)).tolist() == [2, 3]
-    assert np.flatnonzero(band(p, most=1)).tolist() == [2]
-    assert np.flatnonzero(band(p, most=1, near=np.full(7, 0.8, np.float32))).tolist() == [4]
-    assert np.flatnonzero(band(p, 0.0, 1.0)).tolist() == [0, 1, 2, 3, 4, 5]
-    assert np.flatnonzero(band(np.full(4, 0.5, np.float32), most=3)).tolist() == [0, 1, 2]
+    assert np.flatnonzero(select_uncertain(p, max_candidates=2)).tolist() == [2, 3]
+    assert np.flatnonzero(select_uncertain(p, max_candidates=1)).tolist() == [2]
+    assert np.flatnonzero(select_uncertain(p, max_candidates=1, threshold=np.full(7, 0.8, np.float32))).tolist() == [4]
+    assert np.flatnonzero(select_uncertain(p, 0.0, 1.0)).tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.flatnonzero(select_uncertain(np.full(4, 0.5, np.float32), max_candidates=3)).tolist() == [0, 1, 2]
 
 
 def test_positives_of_the_queries_at_hand_are_asked_about_too() -> None:
     rows = pl.DataFrame({"query_id": ["b", "a", "a"], "doc_id": ["x", "y", "x"], "p": [0.1, 0.2, 0.3]})
     positives = pl.DataFrame({"query_id": ["a", "a", "c"], "doc_id": ["p", "q", "p"]})
-    pairs = asked(rows, positives)
+    pairs = collect_pairs_to_score(rows, positives)
     assert pairs.rows() == [("a", "p"), ("a", "q"), ("a", "x"), ("a", "y"), ("b", "x")]
     scored = pairs.with_columns(teacher_score=pl.Series([3.0, 1.0, 2.0, -1.0, 0.5]))
-    told = measured(rows.vstack(rows.head(1).with_columns(doc_id=pl.lit("z"))), positives, scored)
+    told = join_verifier_scores(rows.vstack(rows.head(1).with_columns(doc_id=pl.lit("z"))), positives, scored)
     assert told.select("query_id", "doc_id", "teacher_score", "teacher_lowest", "teacher_best").rows() == [
         ("b", "x", 0.5, None, None),
         ("a", "y", -1.0, 1.0, 3.0),
@@ -217,28 +227,28 @@ def test_positives_of_the_queries_at_hand_are_asked_about_too() -> None:
 def test_the_rules_by_hand(rule: str, value: float | None, expected: list[bool]) -> None:
     score = np.array([4, 3, 1, -1], np.float32)
     lowest, best = np.full(4, 2, np.float32), np.full(4, 4, np.float32)
-    assert teacher_false(rule, value, score, lowest, best).tolist() == expected  # type: ignore[arg-type]
+    assert flag_false_negatives(rule, value, score, lowest, best).tolist() == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rule", ["margin", "margin_max"])
 def test_a_margin_does_not_see_what_is_added_to_all_logits(rule: str) -> None:
     score, lowest, best = (np.array(side, np.float32) for side in ([4, 3, 1, -1], [2] * 4, [4] * 4))
-    plain = teacher_false(rule, 1.0, score, lowest, best)  # type: ignore[arg-type]
+    plain = flag_false_negatives(rule, 1.0, score, lowest, best)  # type: ignore[arg-type]
     assert plain.any()
-    assert np.array_equal(teacher_false(rule, 1.0, score - 9, lowest - 9, best - 9), plain)  # type: ignore[arg-type]
+    assert np.array_equal(flag_false_negatives(rule, 1.0, score - 9, lowest - 9, best - 9), plain)  # type: ignore[arg-type]
 
 
 def test_what_is_not_known_is_not_called_false() -> None:
     unknown, known = np.full(2, NAN, np.float32), np.array([9, 9], np.float32)
     for rule in ("margin", "perc", "abs"):
-        assert not teacher_false(rule, None, unknown, known, known).any()  # type: ignore[arg-type]
+        assert not flag_false_negatives(rule, None, unknown, known, known).any()  # type: ignore[arg-type]
     for rule in ("margin", "perc"):
-        assert not teacher_false(rule, None, known, unknown, unknown).any()  # type: ignore[arg-type]
-    assert teacher_false("abs", None, known, unknown, unknown).all()
+        assert not flag_false_negatives(rule, None, known, unknown, unknown).any()  # type: ignore[arg-type]
+    assert flag_false_negatives("abs", None, known, unknown, unknown).all()
 
 
 def test_shares_of_far_logits() -> None:
-    assert shares(np.array([-1e30, 0, 1e30], np.float32)).tolist() == [0.0, 0.5, 1.0]
+    assert sigmoid(np.array([-1e30, 0, 1e30], np.float32)).tolist() == [0.0, 0.5, 1.0]
 
 
 if __name__ == "__main__":
@@ -251,6 +261,6 @@ if __name__ == "__main__":
             if done > 120:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    plain = module.Buffer
-    module.Buffer = lambda store: plain(store, texts=40)  # type: ignore[assignment,misc]
-    Teacher(sys.argv[1], Path(sys.argv[2]), "cpu", 64, "float32", Deadly()).scores(PAIRS)
+    plain = module.BufferedVectorWriter
+    module.BufferedVectorWriter = lambda store: plain(store, max_texts=40)  # type: ignore[assignment,misc]
+    CrossEncoderVerifier(sys.argv[1], Path(sys.argv[2]), "cpu", 64, "float32", Deadly()).score_pairs(PAIRS)

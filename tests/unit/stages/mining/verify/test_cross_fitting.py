@@ -13,13 +13,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stages.core.schemas import CANDIDATES, CORPUS, Tools, write_table
+from stages.core.schemas import CANDIDATES, CORPUS, StageContext, write_table
 from stages.mining.verify import cross_fitting
-from stages.mining.verify.cross_fitting import Cross, Material, fold_of, lessons
+from stages.mining.verify.cross_fitting import CrossFitReranker, TrainingSet, assign_group_folds, build_training_queries
 from stages.mining.verify.stacking import auc
 from stages.reranking.cross_encoder import load_reranker, save_reranker, score_pairs
 from stages.training import trainer
-from stages.training.examples import Mined
+from stages.training.examples import MinedQuery
 from stages.training.stage import Params
 from tests.unit.stages.mining.collection import Said
 
@@ -55,23 +55,25 @@ def settings(model: Path | str) -> Params:
     )
 
 
-def cross(model: Path | str, folder: Path, said: Said, groups: dict[str, str] = GROUPS, **changed: Any) -> Cross:
+def cross(
+    model: Path | str, folder: Path, said: Said, groups: dict[str, str] = GROUPS, **changed: Any
+) -> CrossFitReranker:
     folder.mkdir(parents=True, exist_ok=True)
     documents = pl.DataFrame({"doc_id": list(TEXTS), "text": list(TEXTS.values())})
     write_table(documents, CORPUS, folder / "corpus.parquet")
     found = [(q, d, "dense", rank, 1 / rank) for q in RIGHT for rank, d in enumerate(WRONG, 1)]
     candidates = pl.DataFrame(found, schema=["query_id", "doc_id", "source", "rank", "score"], orient="row")
     write_table(candidates, CANDIDATES, folder / "candidates.parquet")
-    mined = tuple(Mined(q, f"find {q}", (d,), tuple(WRONG)) for q, d in RIGHT.items())
-    return Cross(
+    mined = tuple(MinedQuery(q, f"find {q}", (d,), tuple(WRONG)) for q, d in RIGHT.items())
+    return CrossFitReranker(
         settings(model).model_copy(update=changed),
         2,
-        Material(mined, TEXTS, groups),
+        TrainingSet(mined, TEXTS, groups),
         folder / "candidates.parquet",
         folder / "corpus.parquet",
         folder / "self",
         folder / "cache",
-        Tools(said, folder / "scratch", folder, folder / "logs"),
+        StageContext(said, folder / "scratch", folder, folder / "logs"),
     )
 
 
@@ -92,22 +94,24 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, Said]:
     folder, said = tmp_path_factory.mktemp("undisturbed"), Said()
-    return folder, cross(tiny_model, folder, said).scores(QUERY_IDS, PAIRS), said
+    return folder, cross(tiny_model, folder, said).score_pairs(QUERY_IDS, PAIRS), said
 
 
 def test_folds_hang_on_the_group_alone() -> None:
-    fold = fold_of(list(GROUPS.values()), 2)
+    fold = assign_group_folds(list(GROUPS.values()), 2)
     assert np.array_equal(fold[::2], fold[1::2])
-    assert np.array_equal(fold_of(list(GROUPS.values())[::-1], 2), fold[::-1])
-    thirds = np.bincount(fold_of([f"g{i}" for i in range(3000)], 3))
+    assert np.array_equal(assign_group_folds(list(GROUPS.values())[::-1], 2), fold[::-1])
+    thirds = np.bincount(assign_group_folds([f"g{i}" for i in range(3000)], 3))
     assert thirds.min() > 900
 
 
 def test_no_model_saw_a_group_that_it_scores(tiny_model: Path, tmp_path: Path) -> None:
     found = cross(tiny_model, tmp_path, Said())
-    for fold, lesson in enumerate(found.lessons):
+    for fold, lesson in enumerate(found.training_queries_by_fold):
         taught = {GROUPS[query.query_id] for query in lesson}
-        asked = {GROUPS[q] for q, f in zip(RIGHT, fold_of(list(GROUPS.values()), 2), strict=True) if f == fold}
+        asked = {
+            GROUPS[q] for q, f in zip(RIGHT, assign_group_folds(list(GROUPS.values()), 2), strict=True) if f == fold
+        }
         assert taught
         assert asked
         assert taught & asked == set()
@@ -120,9 +124,9 @@ def test_it_learns_and_each_fold_is_scored_by_the_other(undisturbed: tuple[Path,
     assert auc(scores, right) > 0.95
     assert [line for line in said.lines if "self-taught" in line] == [
         f"self-taught teacher {fold + 1} of 2: training on {n} questions"
-        for fold, n in enumerate(np.bincount(fold_of(list(GROUPS.values()), 2))[::-1])
+        for fold, n in enumerate(np.bincount(assign_group_folds(list(GROUPS.values()), 2))[::-1])
     ]
-    fold = fold_of([GROUPS[query_id] for query_id in QUERY_IDS], 2)
+    fold = assign_group_folds([GROUPS[query_id] for query_id in QUERY_IDS], 2)
     for number in range(2):
         model = load_reranker(folder / "self" / f"fold-{number}" / "reranker", "cpu", 32)
         here = np.flatnonzero(fold == number)
@@ -134,7 +138,7 @@ def test_trained_once_and_scored_once(tiny_model: Path, undisturbed: tuple[Path,
     folder, scores, _ = undisturbed
     said = Said()
     again = cross(tiny_model, folder, said)
-    assert np.array_equal(again.scores(QUERY_IDS[::-1], PAIRS[::-1]), scores[::-1])
+    assert np.array_equal(again.score_pairs(QUERY_IDS[::-1], PAIRS[::-1]), scores[::-1])
     assert said.lines == []
     assert again.counts["scored"] == 0
     assert again.counts["cached"] > 0
@@ -145,24 +149,24 @@ def test_a_changed_label_does_not_reach_its_own_score(
 ) -> None:
     _, scores, _ = undisturbed
     other = cross(tiny_model, tmp_path, Said())
-    fold = fold_of([GROUPS[query_id] for query_id in QUERY_IDS], 2)
+    fold = assign_group_folds([GROUPS[query_id] for query_id in QUERY_IDS], 2)
     turned = tuple(
         replace(query, positives=(WRONG[0],), negatives=tuple(WRONG[1:]))
-        if fold_of([GROUPS[query.query_id]], 2)[0] == 0
+        if assign_group_folds([GROUPS[query.query_id]], 2)[0] == 0
         else query
-        for query in other.material.mined
+        for query in other.training_set.queries
     )
-    changed = Cross(
+    changed = CrossFitReranker(
         other.params,
         2,
-        replace(other.material, mined=turned),
+        replace(other.training_set, queries=turned),
         tmp_path / "candidates.parquet",
         tmp_path / "corpus.parquet",
         tmp_path / "self",
         tmp_path / "cache",
-        Tools(Said(), tmp_path / "scratch", tmp_path, tmp_path / "logs"),
+        StageContext(Said(), tmp_path / "scratch", tmp_path, tmp_path / "logs"),
     )
-    found = changed.scores(QUERY_IDS, PAIRS)
+    found = changed.score_pairs(QUERY_IDS, PAIRS)
     assert np.array_equal(found[fold == 0], scores[fold == 0])
     assert not np.array_equal(found[fold == 1], scores[fold == 1])
 
@@ -180,7 +184,7 @@ def test_a_kill_changes_nothing(tiny_model: Path, tmp_path: Path, undisturbed: t
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     said = Said()
     on = cross(tiny_model, tmp_path, said)
-    assert np.array_equal(on.scores(QUERY_IDS, PAIRS), undisturbed[1])
+    assert np.array_equal(on.score_pairs(QUERY_IDS, PAIRS), undisturbed[1])
     assert on.counts["cached"] > 0, "the first fold's scores were there"
     assert not any("teacher 1 of 2" in line for line in said.lines)
     assert any("it goes on after step" in line for line in said.lines)
@@ -188,11 +192,11 @@ def test_a_kill_changes_nothing(tiny_model: Path, tmp_path: Path, undisturbed: t
 
 def test_documents_that_were_right_elsewhere_are_named(tiny_model: Path, tmp_path: Path) -> None:
     found = cross(tiny_model, tmp_path, Said())
-    fold = fold_of(list(GROUPS.values()), 2)
+    fold = assign_group_folds(list(GROUPS.values()), 2)
     mine = next(q for q, f in zip(RIGHT, fold, strict=True) if f == 0)
     same = next(q for q, f in zip(RIGHT, fold, strict=True) if f == 0 and q != mine)
     other = next(q for q, f in zip(RIGHT, fold, strict=True) if f == 1)
-    assert found.seen([mine] * 4, [RIGHT[mine], RIGHT[same], RIGHT[other], "w1"]).tolist() == [
+    assert found.is_training_positive([mine] * 4, [RIGHT[mine], RIGHT[same], RIGHT[other], "w1"]).tolist() == [
         False,
         False,
         True,
@@ -204,13 +208,16 @@ def test_too_few_questions_are_said_before_anything_is_trained(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = cross(tiny_model, tmp_path, Said())
-    fewest = min(len(lesson) for lesson in found.lessons)
-    assert found.unfit == (
-        f"{fewest} questions to train a fold on are too few, {cross_fitting.LEAST_QUERIES} are needed"
+    fewest = min(len(lesson) for lesson in found.training_queries_by_fold)
+    assert found.skip_reason == (
+        f"{fewest} questions to train a fold on are too few, {cross_fitting.MIN_QUERIES_PER_FOLD} are needed"
     )
-    monkeypatch.setattr(cross_fitting, "LEAST_QUERIES", fewest)
-    assert cross(tiny_model, tmp_path, Said()).unfit is None
-    assert [len(lesson) for lesson in cross(tiny_model, tmp_path, Said(), max_queries=7).lessons] == [7, 7]
+    monkeypatch.setattr(cross_fitting, "MIN_QUERIES_PER_FOLD", fewest)
+    assert cross(tiny_model, tmp_path, Said()).skip_reason is None
+    assert [len(lesson) for lesson in cross(tiny_model, tmp_path, Said(), max_queries=7).training_queries_by_fold] == [
+        7,
+        7,
+    ]
 
 
 def test_a_model_that_learned_nothing_is_named(tiny_model: Path, tmp_path: Path) -> None:
@@ -219,8 +226,8 @@ def test_a_model_that_learned_nothing_is_named(tiny_model: Path, tmp_path: Path)
     save_reranker(model, tmp_path / "flat")
     said = Said()
     still = cross(tmp_path / "flat", tmp_path, said, learning_rate=1e-12)
-    still.scores(QUERY_IDS, PAIRS)
-    assert len(still.collapsed) == 2
+    still.score_pairs(QUERY_IDS, PAIRS)
+    assert len(still.collapse_reasons) == 2
     assert any("self-taught teacher 1 tells nothing apart: the loss of epoch 2" in line for line in said.lines)
 
 
@@ -230,7 +237,7 @@ def test_lessons_by_hand() -> None:
     rows = [("a", f"n{i:02}", 1 - i / 100, 0.01 if i > 1 else 0.5) for i in range(30)]
     rows += [("a", "p1", 2.0, 0.0), ("b", "x", 0.5, 0.02), ("c", "x", 0.5, 0.03), ("d", "x", 0.5, 0.0)]
     table = pl.DataFrame(rows, schema=["query_id", "doc_id", "score", "p_false_negative"], orient="row")
-    found = lessons(queries, table, positives, seed=0)
+    found = build_training_queries(queries, table, positives, seed=0)
     # c has no safe negative, d no positive; n00 and n01 are suspects, p1 is right
     assert [(query.query_id, query.query, query.positives) for query in found] == [
         ("a", "A", ("p1", "p2")),
@@ -241,10 +248,10 @@ def test_lessons_by_hand() -> None:
     rest = found[0].negatives[8:]
     assert len(set(rest)) == 8
     assert set(rest) <= {f"n{i:02}" for i in range(10, 30)}
-    assert lessons(queries.reverse(), table.reverse(), positives.reverse(), seed=0) == found
-    assert lessons(queries, table, positives, seed=1)[0].negatives[8:] != rest
+    assert build_training_queries(queries.reverse(), table.reverse(), positives.reverse(), seed=0) == found
+    assert build_training_queries(queries, table, positives, seed=1)[0].negatives[8:] != rest
 
 
 if __name__ == "__main__":
     trainer.CHECKPOINT_STEPS = 2
-    cross(sys.argv[1], Path(sys.argv[2]), Deadly()).scores(QUERY_IDS, PAIRS)
+    cross(sys.argv[1], Path(sys.argv[2]), Deadly()).score_pairs(QUERY_IDS, PAIRS)

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stages.mining.verify.label_value import by_worth, worth
+from stages.mining.verify.label_value import compute_label_value, sort_by_label_value
 
 ROWS = pl.DataFrame(
     [
@@ -33,19 +33,19 @@ ROWS = pl.DataFrame(
 
 def test_what_a_verdict_is_worth() -> None:
     columns = [ROWS[name].to_numpy() for name in ("p_false_negative", "threshold", "emitted", "reached")]
-    assert worth(*columns).tolist() == [0.5, 0.125, 0.125, 0.125, 0, 0, 0, 0, 0, 0.75, 0.0625]
+    assert compute_label_value(*columns).tolist() == [0.5, 0.125, 0.125, 0.125, 0, 0, 0, 0, 0, 0.75, 0.0625]
 
 
 def test_worth_takes_padded_tables_too() -> None:
     table = np.full((2, 3), 0.5, np.float32)
     yes = np.ones((2, 3), np.bool_)
-    assert worth(table, table, yes, yes).tolist() == [[0.5] * 3] * 2
-    assert worth(table, table, ~yes, yes).tolist() == [[0.25] * 3] * 2
+    assert compute_label_value(table, table, yes, yes).tolist() == [[0.5] * 3] * 2
+    assert compute_label_value(table, table, ~yes, yes).tolist() == [[0.25] * 3] * 2
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_budget_goes_where_most_changes_ties_by_id_whatever_the_order(seed: int) -> None:
-    found = by_worth(ROWS.sample(fraction=1.0, shuffle=True, seed=seed))
+    found = sort_by_label_value(ROWS.sample(fraction=1.0, shuffle=True, seed=seed))
     assert found.select("query_id", "doc_id", "worth").rows() == [
         ("q2", "f", 0.75),
         ("q1", "a", 0.5),
@@ -57,4 +57,4 @@ def test_the_budget_goes_where_most_changes_ties_by_id_whatever_the_order(seed: 
 
 
 def test_no_rows_are_worth_nothing() -> None:
-    assert by_worth(ROWS.clear()).is_empty()
+    assert sort_by_label_value(ROWS.clear()).is_empty()

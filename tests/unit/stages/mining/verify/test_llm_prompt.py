@@ -5,40 +5,49 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.mining.verify import llm_prompt
-from stages.mining.verify.llm_prompt import Batch, batches, content, cut, pair_key, read_answer
+from stages.mining.verify.llm_prompt import (
+    JudgeRequest,
+    build_cache_key,
+    build_requests,
+    parse_completion,
+    parse_verdicts,
+    truncate_at_word,
+)
 
 
 def test_batches_are_of_one_query_and_begin_in_the_order_of_the_pairs() -> None:
     pairs = {"k1": ("q2", "a"), "k2": ("q1", "b"), "k3": ("q2", "c")}
-    assert batches(pairs) == [Batch("q2", ("a", "c"), ("k1", "k3")), Batch("q1", ("b",), ("k2",))]
+    assert build_requests(pairs) == [JudgeRequest("q2", ("a", "c"), ("k1", "k3")), JudgeRequest("q1", ("b",), ("k2",))]
 
 
 def test_batches_are_bounded_by_documents_and_by_characters() -> None:
-    many = {str(n): ("q", "text") for n in range(llm_prompt.DOCUMENTS * 2 + 1)}
-    assert [len(batch.keys) for batch in batches(many)] == [8, 8, 1]
+    many = {str(n): ("q", "text") for n in range(llm_prompt.MAX_DOCUMENTS_PER_REQUEST * 2 + 1)}
+    assert [len(batch.cache_keys) for batch in build_requests(many)] == [8, 8, 1]
     long = {str(n): ("q", "x" * 4_000) for n in range(4)} | {"small": ("q", "x")}
-    assert [batch.keys for batch in batches(long)] == [("0", "1", "2"), ("3", "small")]
+    assert [batch.cache_keys for batch in build_requests(long)] == [("0", "1", "2"), ("3", "small")]
     huge = {"a": ("q", "x" * 20_000), "b": ("q", "x")}
-    assert [batch.keys for batch in batches(huge)] == [("a",), ("b",)]
+    assert [batch.cache_keys for batch in build_requests(huge)] == [("a",), ("b",)]
 
 
 @given(st.lists(st.tuples(st.sampled_from("pqr"), st.text(max_size=6000)), max_size=30))
 def test_every_pair_is_in_one_batch(pairs: list[tuple[str, str]]) -> None:
     asked = {str(n): pair for n, pair in enumerate(pairs)}
-    made = batches(asked)
-    told = {key: (batch.query, text) for batch in made for key, text in zip(batch.keys, batch.documents, strict=True)}
+    made = build_requests(asked)
+    told = {
+        key: (batch.query, text) for batch in made for key, text in zip(batch.cache_keys, batch.documents, strict=True)
+    }
     assert told == asked
-    assert sum(len(batch.keys) for batch in made) == len(pairs)
+    assert sum(len(batch.cache_keys) for batch in made) == len(pairs)
 
 
 def test_a_batch_as_messages_and_one_of_it_alone() -> None:
-    batch = Batch("Was ist 水?", ("a", "b"), ("k1", "k2"))
-    rules, data = batch.messages()
-    assert (rules["role"], rules["content"], data["role"]) == ("system", llm_prompt.RULES, "user")
+    batch = JudgeRequest("Was ist 水?", ("a", "b"), ("k1", "k2"))
+    rules, data = batch.to_messages()
+    assert (rules["role"], rules["content"], data["role"]) == ("system", llm_prompt.SYSTEM_PROMPT, "user")
     assert data["content"] == (
         '{"query": "Was ist 水?", "documents": [{"document": 1, "text": "a"}, {"document": 2, "text": "b"}]}'
     )
-    assert batch.only(1) == Batch("Was ist 水?", ("b",), ("k2",))
+    assert batch.select_document(1) == JudgeRequest("Was ist 水?", ("b",), ("k2",))
 
 
 @pytest.mark.parametrize(
@@ -54,12 +63,12 @@ def test_a_batch_as_messages_and_one_of_it_alone() -> None:
     ],
 )
 def test_long_texts_are_cut_at_a_words_end(text: str, limit: int, expected: str) -> None:
-    assert cut(text, limit) == expected
+    assert truncate_at_word(text, limit) == expected
 
 
 @given(st.text(alphabet="ab \n", max_size=60), st.integers(1, 40))
 def test_a_cut_text_is_a_beginning_within_the_limit(text: str, limit: int) -> None:
-    short = cut(text, limit)
+    short = truncate_at_word(text, limit)
     assert text.startswith(short)
     assert len(short) <= limit
     assert short == text or len(short) >= limit // 2
@@ -91,13 +100,13 @@ GOOD = '{"verdicts": [{"document": 1, "relevant": true}, {"document": 2, "releva
     ],
 )
 def test_answers_are_found_whatever_stands_around_them(answer: str, expected: dict[int, bool]) -> None:
-    assert read_answer(answer, 2) == expected
+    assert parse_verdicts(answer, 2) == expected
 
 
 @given(st.text())
 def test_no_text_breaks_the_reading(text: str) -> None:
-    read_answer(text, 3)
-    content(text)
+    parse_verdicts(text, 3)
+    parse_completion(text)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +122,17 @@ def test_no_text_breaks_the_reading(text: str) -> None:
     ],
 )
 def test_the_content_of_a_completion(body: object, expected: str | None) -> None:
-    assert content(json.dumps(body)) == expected
+    assert parse_completion(json.dumps(body)) == expected
 
 
 def test_a_key_tells_pairs_models_and_rules_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [pair_key("m", "a", "bc"), pair_key("m", "ab", "c"), pair_key("ma", "", "bc"), pair_key("n", "a", "bc")]
-    assert pair_key("m", "a", "bc") == keys[0]
-    monkeypatch.setattr(llm_prompt, "RULES", "other rules")
-    keys.append(pair_key("m", "a", "bc"))
+    keys = [
+        build_cache_key("m", "a", "bc"),
+        build_cache_key("m", "ab", "c"),
+        build_cache_key("ma", "", "bc"),
+        build_cache_key("n", "a", "bc"),
+    ]
+    assert build_cache_key("m", "a", "bc") == keys[0]
+    monkeypatch.setattr(llm_prompt, "SYSTEM_PROMPT", "other rules")
+    keys.append(build_cache_key("m", "a", "bc"))
     assert len(set(keys)) == 5

@@ -12,7 +12,7 @@ from stages.core.errors import InputError
 from stages.mining import mask
 from stages.mining.verify import cross_encoder, llm_judge
 from stages.mining.verify import stage as verify_stage
-from stages.mining.verify.stage import NOT_RELEVANT, RELEVANT, Params
+from stages.mining.verify.stage import P_JUDGED_NOT_RELEVANT, P_JUDGED_RELEVANT, Params
 from tests.unit.stages.mining.collection import table, tools, write
 
 LOGIT = {"x": 2.0, "sure": 5.0, "good": 3.0, "bad": -4.0, "worse": -6.0}
@@ -26,7 +26,7 @@ class Reader:
     def __init__(self, *_: object) -> None:
         self.counts = {"scored": 0, "cached": 0}
 
-    def scores(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+    def score_pairs(self, pairs: list[tuple[str, str]]) -> np.ndarray:
         Reader.said = pairs
         self.counts["scored"] += len(pairs)
         return np.array([LOGIT[text] for _, text in pairs], np.float32)
@@ -40,30 +40,30 @@ class Court:
     def __init__(self, url: str, model: str, *_: object) -> None:
         self.summary = {"model": model}
 
-    def verdicts(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+    def judge_pairs(self, pairs: list[tuple[str, str]]) -> np.ndarray:
         Court.said = pairs
         return np.array([{"good": 1.0, "worse": np.nan}.get(text, 0.0) for _, text in pairs], np.float32)
 
 
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    monkeypatch.setattr(cross_encoder, "Teacher", Reader)
-    monkeypatch.setattr(llm_judge, "Judge", Court)
+    monkeypatch.setattr(cross_encoder, "CrossEncoderVerifier", Reader)
+    monkeypatch.setattr(llm_judge, "LLMJudge", Court)
     monkeypatch.setattr(verify_stage, "model_digest", lambda _: "digest")
     # of q's five candidates, three are to be emitted; good is likelier false than not and may be won back; t is of test
     p = {"sure": 0.95, "good": 0.6, "bad": 0.4, "worse": 0.1, "easy": 0.001}
     rows = [("q", doc, "dense", i + 1, 0.9 - 0.1 * i) for i, doc in enumerate(p)] + [("t", "good", "dense", 1, 0.9)]
-    evidence = table(schemas.EVIDENCE, *[(*row, *[None] * 5, p[row[1]]) for row in rows]).with_columns(
+    evidence = table(schemas.CANDIDATE_FEATURES, *[(*row, *[None] * 5, p[row[1]]) for row in rows]).with_columns(
         *(pl.lit(None, pl.Float32).alias(name) for name in schemas.FEATURES)
     )
     made = write(
         tmp_path,
         queries=table(schemas.QUERIES, ("q", "Question?", "train", "q"), ("t", "Tested?", "test", "t")),
         corpus=table(schemas.CORPUS, *((name, name) for name in sorted([*LOGIT, "easy"]))),
-        judged=table(schemas.JUDGED, ("q", "x", 1, 0.95), ("t", "x", 1, 0.95)),
+        judged=table(schemas.QRELS_SCORED, ("q", "x", 1, 0.95), ("t", "x", 1, 0.95)),
         evidence=evidence,
     )
-    schemas.write_table(table(schemas.TAUGHT), schemas.TAUGHT, tmp_path / "shown.parquet")
+    schemas.write_table(table(schemas.HOLDOUT_CANDIDATES), schemas.HOLDOUT_CANDIDATES, tmp_path / "shown.parquet")
     (tmp_path / "estimator.json").write_text(json.dumps({"source": "prior", "unfit": None, "models": {}}))
     return made | {"shown": tmp_path / "shown.parquet", "estimator": tmp_path / "estimator.json"}
 
@@ -73,7 +73,7 @@ def verified(inputs: dict[str, Path], folder: Path, **given: object) -> tuple[di
     out.mkdir(exist_ok=True)
     params = Params(**{"negatives": 3, "max_false_negatives": 0.3, **given})  # type: ignore[arg-type]
     summary = verify_stage.run(params, inputs, out, tools(folder))
-    found = schemas.read_table(out / "verified.parquet", schemas.VERIFIED)
+    found = schemas.read_table(out / "verified.parquet", schemas.VERIFIER_SCORES)
     assert found["query_id"].is_in(["q"]).all()
     return {row["doc_id"]: row for row in found.iter_rows(named=True)}, summary
 
@@ -105,10 +105,12 @@ def test_a_teacher_reads_what_is_in_doubt_and_the_positives(inputs: dict[str, Pa
 def test_the_teacher_s_own_rule_sets_aside(inputs: dict[str, Path], tmp_path: Path) -> None:
     found, _ = verified(inputs, tmp_path, teacher="some/model", teacher_rule="margin", teacher_threshold=0.5)
     assert [name for name, row in found.items() if row["teacher_false"]] == ["good"]  # 3 is not 0.5 below 2
-    evidence = schemas.scan_table(inputs["evidence"], schemas.EVIDENCE)
-    rows = verify_stage.heard(evidence, pl.scan_parquet(tmp_path / "out" / "verified.parquet")).collect()
-    judged = schemas.read_table(inputs["judged"], schemas.JUDGED)
-    reasons = mask.decided(mask.Params(mask="none"), rows, judged).filter(pl.col("query_id") == "q")
+    evidence = schemas.scan_table(inputs["evidence"], schemas.CANDIDATE_FEATURES)
+    rows = verify_stage.apply_verifier_scores(
+        evidence, pl.scan_parquet(tmp_path / "out" / "verified.parquet")
+    ).collect()
+    judged = schemas.read_table(inputs["judged"], schemas.QRELS_SCORED)
+    reasons = mask.assign_verdicts(mask.Params(mask="none"), rows, judged).filter(pl.col("query_id") == "q")
     assert dict(reasons.select("doc_id", "reason").iter_rows()) == {
         "sure": "kept", "good": "teacher", "bad": "kept", "worse": "kept", "easy": "kept",
     }  # fmt: skip
@@ -119,17 +121,17 @@ def test_a_judge_is_asked_where_its_verdict_changes_most(inputs: dict[str, Path]
     assert len(Court.said) == 3
     assert {text for _, text in Court.said} >= {"bad", "worse"}  # emitted with p 0.4 and 0.1
     assert found["bad"]["judge"] is False
-    assert found["bad"]["p_false_negative"] == pytest.approx(NOT_RELEVANT)
+    assert found["bad"]["p_false_negative"] == pytest.approx(P_JUDGED_NOT_RELEVANT)
     assert "worse" not in found  # no verdict
     assert summary["judge"] == {"model": "m"}
     found, _ = verified(inputs, tmp_path, judge="http://here/v1", judge_model="m", judge_budget=100)
-    assert found["good"]["p_false_negative"] == pytest.approx(RELEVANT)
+    assert found["good"]["p_false_negative"] == pytest.approx(P_JUDGED_RELEVANT)
 
 
 def test_both_are_heard(inputs: dict[str, Path], tmp_path: Path) -> None:
     found, _ = verified(inputs, tmp_path, teacher="some/model", judge="http://here/v1", judge_model="m")
     assert found["good"]["teacher_score"] == 3.0
-    assert found["good"]["p_false_negative"] == pytest.approx(RELEVANT)
+    assert found["good"]["p_false_negative"] == pytest.approx(P_JUDGED_RELEVANT)
     assert found["worse"]["p_false_negative"] == pytest.approx(0.1)
 
 
@@ -168,7 +170,7 @@ def test_a_table_whose_estimate_can_t_be_trusted_goes_on_and_says_that_nobody_is
     out.mkdir()
     summary = verify_stage.run(Params(**asked), inputs, out, given)  # type: ignore[arg-type]
     assert (Reader.said, Court.said) == ([], [])
-    assert schemas.read_table(out / "verified.parquet", schemas.VERIFIED).is_empty()
+    assert schemas.read_table(out / "verified.parquet", schemas.VERIFIER_SCORES).is_empty()
     assert summary == ({"pairs": 0, "unasked": "too odd"} if says else {"pairs": 0})
     lines = given.progress.lines  # type: ignore[attr-defined]
     assert len(lines) == (1 if says else 0)

@@ -8,19 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
 
-from stages.core.executor import InProcess
+from stages.core.executor import InProcessExecutor
 from stages.retrieval.exact import topk
-from stages.retrieval.exact.cpu_bfloat16 import _Tile
-from stages.retrieval.exact.scan import sweeps
+from stages.retrieval.exact.cpu_bfloat16 import _Bfloat16Tile
+from stages.retrieval.exact.scan import scan_batches
 
 NUMBERS = st.sampled_from(
     [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 1.0078125, -1.0078125, 2.0**-126, -(2.0**-126), 3e38, -3e38]
 )
 
 
-def tile(scores: list[list[float]]) -> _Tile:
+def tile(scores: list[list[float]]) -> _Bfloat16Tile:
     made = torch.tensor(scores).bfloat16()
-    return _Tile(made.view(torch.int16).numpy(), np.empty(made.shape, np.bool_))
+    return _Bfloat16Tile(made.view(torch.int16).numpy(), np.empty(made.shape, np.bool_))
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def tile(scores: list[list[float]]) -> _Tile:
     ],
 )
 def test_what_scores_more_passes(enough: float, passing: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topk, "MANY", 1)
-    found = tile([[-2, -0.5, 0, 0.0, 0.25, 3]]).above(np.array([enough], np.float32))
+    monkeypatch.setattr(topk, "MAX_HIT_SHARE", 1)
+    found = tile([[-2, -0.5, 0, 0.0, 0.25, 3]]).select_above(np.array([enough], np.float32))
     assert found is not None
     assert found[2].tolist() == passing
 
@@ -48,8 +48,8 @@ def test_what_scores_more_passes(enough: float, passing: list[float], monkeypatc
 )
 def test_bits_compare_as_the_numbers_do(scores: np.ndarray, enough: np.ndarray) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk, "MANY", 1)
-        found = tile(scores.tolist()).above(enough + np.float32(0))  # as entries have it, -0 is 0
+        patch.setattr(topk, "MAX_HIT_SHARE", 1)
+        found = tile(scores.tolist()).select_above(enough + np.float32(0))  # as entries have it, -0 is 0
     assert found is not None
     row, column = np.nonzero(scores > enough[:, None])
     assert {*zip(row.tolist(), column.tolist(), strict=True)} == {
@@ -60,11 +60,11 @@ def test_bits_compare_as_the_numbers_do(scores: np.ndarray, enough: np.ndarray) 
 
 def test_few_or_many_pass() -> None:
     scores = tile([[1.0] * 90 + [2.0] * 10])
-    assert scores.above(np.array([0.5], np.float32)) is None
-    found = scores.above(np.array([1.0], np.float32))
+    assert scores.select_above(np.array([0.5], np.float32)) is None
+    found = scores.select_above(np.array([1.0], np.float32))
     assert found is not None
     assert [part.tolist() for part in found] == [[0] * 10, list(range(90, 100)), [2.0] * 10]
-    columns, numbers = scores.best(slice(0, 1), 3)
+    columns, numbers = scores.select_top_k(slice(0, 1), 3)
     assert (columns.tolist(), numbers.tolist()) == (list(range(100)), [[1.0] * 90 + [2.0] * 10])
 
 
@@ -73,11 +73,11 @@ def test_torchs_threads_are_as_before() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        list(sweeps([asked], [corpus], 5, InProcess(), "cpu", "bfloat16"))
+        list(scan_batches([asked], [corpus], 5, InProcessExecutor(), "cpu", "bfloat16"))
         assert of_new_threads() == 3
-        broken = patch.object(_Tile, "above", side_effect=RuntimeError("broken"))
+        broken = patch.object(_Bfloat16Tile, "select_above", side_effect=RuntimeError("broken"))
         with broken, pytest.raises(RuntimeError, match="broken"):
-            list(sweeps([asked], [corpus], 5, InProcess(), "cpu", "bfloat16"))
+            list(scan_batches([asked], [corpus], 5, InProcessExecutor(), "cpu", "bfloat16"))
         assert of_new_threads() == 3
     finally:
         torch.set_num_threads(before)

@@ -13,30 +13,30 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from stages.core.errors import InputError
-from stages.core.executor import InProcess, Worker
+from stages.core.executor import InProcessExecutor, Worker
 from stages.retrieval.exact import cpu, scan, topk
 from stages.retrieval.exact import gpu as torch_sweep
-from stages.retrieval.exact.gpu import TorchSweep
-from stages.retrieval.exact.scan import Swept, sweeps
+from stages.retrieval.exact.gpu import TorchScanner
+from stages.retrieval.exact.scan import ScanResult, scan_batches
 from stages.retrieval.exact.scoring import pair_scores
-from stages.retrieval.exact.topk import Found
-from stages.retrieval.topk_cache import NONE, entries
+from stages.retrieval.exact.topk import BlockTopK
+from stages.retrieval.topk_cache import NO_HIT, pack_hits
 
 
 def in_blocks(documents: np.ndarray, size: int) -> list[np.ndarray]:
     return [documents[start : start + size] for start in range(0, len(documents), size)]
 
 
-class ByTorch(InProcess):
+class ByTorch(InProcessExecutor):
     """The GPU's worker, on the CPU's torch."""
 
     def map(self, worker: Worker[Any, Any], items: Iterable[Any]) -> Iterator[Any]:
-        made: partial[Any] = worker.make  # type: ignore[assignment]
-        assert (made.func, made.args[1], worker.device) == (TorchSweep, "cuda", "cuda")
-        return super().map(Worker(partial(TorchSweep, made.args[0], "cpu", made.args[2]), "cpu"), items)
+        made: partial[Any] = worker.factory  # type: ignore[assignment]
+        assert (made.func, made.args[1], worker.device) == (TorchScanner, "cuda", "cuda")
+        return super().map(Worker(partial(TorchScanner, made.args[0], "cpu", made.args[2]), "cpu"), items)
 
 
-def right(found: Swept, documents: np.ndarray, width: int) -> None:
+def right(found: ScanResult, documents: np.ndarray, width: int) -> None:
     """Each id is there once with its score, and no document that is left out scores more than one that is there."""
     every = found.queries @ documents.T
     assert found.ids.shape == (len(found.queries), min(width, len(documents)))
@@ -76,18 +76,18 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
     if rising:
         corpus[:, 0] = np.arange(documents)
     parts = [random.integers(-2, 3, (n, 3)).astype(np.float32) for n in queries]
-    engine, device = (ByTorch(), "cuda") if gpu else (InProcess(), "cpu")
+    engine, device = (ByTorch(), "cuda") if gpu else (InProcessExecutor(), "cpu")
     with pytest.MonkeyPatch.context() as given:
         for module in (scan, cpu):
-            given.setattr(module, "TILE", tile)
-        given.setattr(cpu, "_LEAST_ROWS", 2)
-        given.setattr(torch_sweep, "_SCORES", tile[0] * size)
-        given.setattr(topk, "_ROWS", 2)
-        found = list(sweeps(iter(parts), in_blocks(corpus, size), width, engine, device, dtype))
+            given.setattr(module, "TILE_SHAPE", tile)
+        given.setattr(cpu, "_MIN_QUERIES_PER_THREAD", 2)
+        given.setattr(torch_sweep, "_MAX_GPU_SCORES", tile[0] * size)
+        given.setattr(topk, "_MERGE_ROWS", 2)
+        found = list(scan_batches(iter(parts), in_blocks(corpus, size), width, engine, device, dtype))
     assert [len(one.queries) for one in found] == queries
     for one in found:
         right(one, corpus, width)
-        assert (one.off > 0).all()
+        assert (one.error_bound > 0).all()
 
 
 def test_a_sweep_at_its_real_sizes() -> None:
@@ -95,13 +95,13 @@ def test_a_sweep_at_its_real_sizes() -> None:
     random = np.random.default_rng(1)
     corpus, asked = (random.integers(-3, 4, (n, 8)).astype(np.float32) for n in (11_111, 1_500))
     corpus[-2_000:, 1] += 1
-    (found,) = sweeps([asked], in_blocks(corpus, 6_000), 40, InProcess())
+    (found,) = scan_batches([asked], in_blocks(corpus, 6_000), 40, InProcessExecutor())
     right(found, corpus, 40)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("engine", [InProcess(), ByTorch()])
-def test_no_score_is_farther_off_than_is_said(dtype: str, engine: InProcess) -> None:
+@pytest.mark.parametrize("engine", [InProcessExecutor(), ByTorch()])
+def test_no_score_is_farther_off_than_is_said(dtype: str, engine: InProcessExecutor) -> None:
     """Vectors of any length, some made to be rounded as far as can be, all in one direction; and of nothing."""
     random = np.random.default_rng(5)
     corpus, asked = (random.standard_normal((n, 48)).astype(np.float32) for n in (300, 60))
@@ -111,36 +111,36 @@ def test_no_score_is_farther_off_than_is_said(dtype: str, engine: InProcess) -> 
         vectors[:20] = worst * 2.0 ** random.integers(-3, 4, (20, 1))
         vectors[20] = 0
     device = "cuda" if isinstance(engine, ByTorch) else "cpu"
-    (found,) = sweeps([asked], in_blocks(corpus, 128), 300, engine, device, dtype)
+    (found,) = scan_batches([asked], in_blocks(corpus, 128), 300, engine, device, dtype)
     exact = pair_scores(np.repeat(asked, 300, axis=0), corpus[found.ids.ravel()]).reshape(60, 300)
     off = np.abs(found.scores.astype(np.float64) - exact)
-    assert (off <= found.off[:, None]).all()
+    assert (off <= found.error_bound[:, None]).all()
     lengths = np.linalg.norm(asked, axis=1) * np.linalg.norm(corpus, axis=1).max()
-    assert (found.off <= lengths * (1e-4 if dtype == "float32" else 2.0**-6) + 1e-29).all()
+    assert (found.error_bound <= lengths * (1e-4 if dtype == "float32" else 2.0**-6) + 1e-29).all()
     if dtype == "bfloat16":  # that it is needed: rounding all in one direction comes near it
-        assert (off[:20] / found.off[:20, None]).max() > 0.1
+        assert (off[:20] / found.error_bound[:20, None]).max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("small", [1e-15, 1e-22, 1e-25, 1e-38])
-@pytest.mark.parametrize("engine", [InProcess(), ByTorch()])
-def test_the_bound_holds_where_squares_vanish_in_float32(engine: InProcess, dtype: str, small: float) -> None:
+@pytest.mark.parametrize("engine", [InProcessExecutor(), ByTorch()])
+def test_the_bound_holds_where_squares_vanish_in_float32(engine: InProcessExecutor, dtype: str, small: float) -> None:
     device = "cuda" if isinstance(engine, ByTorch) else "cpu"
     random = np.random.default_rng(6)
     corpus, asked = (random.standard_normal((n, 32)).astype(np.float32) for n in (200, 50))
     for queries, documents in ((asked * small, corpus), (asked * 1e17, corpus * small)):
         queries, documents = queries.astype(np.float32), documents.astype(np.float32)
-        (found,) = sweeps([queries], [documents], 200, engine, device, dtype)
+        (found,) = scan_batches([queries], [documents], 200, engine, device, dtype)
         exact = pair_scores(np.repeat(queries, 200, axis=0), documents[found.ids.ravel()]).reshape(50, 200)
-        assert (np.abs(found.scores.astype(np.float64) - exact) <= found.off[:, None]).all()
+        assert (np.abs(found.scores.astype(np.float64) - exact) <= found.error_bound[:, None]).all()
 
 
 def test_a_whole_unit_of_the_last_place_is_reckoned_with() -> None:
     """All vectors are numbers of bfloat16, so that only the result is rounded: 256.875 to 257 and 257 to 256."""
     corpus = np.zeros((2_000, 2), np.float32)
     corpus[:, 0], corpus[:, 1], corpus[1_500, 1] = 256, 0.875, 1
-    (found,) = sweeps([np.ones((1, 2), np.float32)], [corpus], 5, InProcess(), "cpu", "bfloat16")
-    assert found.off[0] > 1
+    (found,) = scan_batches([np.ones((1, 2), np.float32)], [corpus], 5, InProcessExecutor(), "cpu", "bfloat16")
+    assert found.error_bound[0] > 1
 
 
 def test_few_queries_that_everything_passes_take_no_more_room_than_others() -> None:
@@ -159,7 +159,7 @@ def test_few_queries_that_everything_passes_take_no_more_room_than_others() -> N
 def most_held(asked: np.ndarray, corpus: np.ndarray) -> int:
     """Bytes that numpy held at most."""
     tracemalloc.start()
-    list(sweeps([asked], [corpus], 100, InProcess()))
+    list(scan_batches([asked], [corpus], 100, InProcessExecutor()))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return most
@@ -170,29 +170,29 @@ def test_the_threads_of_blas_are_as_before_where_several_sweep_at_once() -> None
     asked, corpus = (random.standard_normal((n, 64)).astype(np.float32) for n in (600, 9_000))
     before = [pool["num_threads"] for pool in threadpool_info()]
     with ThreadPoolExecutor(4) as threads:
-        for found in threads.map(lambda _: list(sweeps([asked], [corpus], 5, InProcess())), range(8)):
+        for found in threads.map(lambda _: list(scan_batches([asked], [corpus], 5, InProcessExecutor())), range(8)):
             assert len(found) == 1
     assert [pool["num_threads"] for pool in threadpool_info()] == before
 
 
 def test_a_later_block_is_only_asked_for_what_beats_the_ones_before() -> None:
-    part = scan._Part(2, 0.0, np.eye(2, dtype=np.float32))
+    part = scan._QueryBatchScan(2, 0.0, np.eye(2, dtype=np.float32))
     documents = np.array([[1, 4], [2, 5], [3, 6]], np.float32)
-    assert part.item(documents).least.tolist() == [-np.inf, -np.inf]
-    best = np.array([entries(np.array([1, 2]), np.array(found, np.float32)) for found in ([2, 3], [5, 6])])
-    part.add(Found(best, np.array([0.1, 0.4]), 3))
-    assert part.item(documents).least.tolist() == [2, 5]
-    more = np.array([entries(np.array([0]), np.array([2.5], np.float32)), [NONE]])
-    part.add(Found(np.concatenate([more, np.full((2, 1), NONE)], axis=1), np.array([0.2, 0.3]), 1))
-    found = part.swept()
+    assert part.make_task(documents).thresholds.tolist() == [-np.inf, -np.inf]
+    best = np.array([pack_hits(np.array([1, 2]), np.array(found, np.float32)) for found in ([2, 3], [5, 6])])
+    part.add_block(BlockTopK(best, np.array([0.1, 0.4]), 3))
+    assert part.make_task(documents).thresholds.tolist() == [2, 5]
+    more = np.array([pack_hits(np.array([0]), np.array([2.5], np.float32)), [NO_HIT]])
+    part.add_block(BlockTopK(np.concatenate([more, np.full((2, 1), NO_HIT)], axis=1), np.array([0.2, 0.3]), 1))
+    found = part.finish()
     assert (found.ids.tolist(), found.scores.tolist()) == ([[2, 3], [2, 1]], [[3, 2.5], [6, 5]])
-    assert found.off.tolist() == [0.2, 0.4]
+    assert found.error_bound.tolist() == [0.2, 0.4]
 
 
 def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
     random = np.random.default_rng(2)
     corpus, asked = (random.integers(-3, 4, (n, 4)).astype(np.float32) for n in (50, 40))
-    seen, above, fits = [], torch_sweep._TorchTile.above, [6]
+    seen, above, fits = [], torch_sweep._TorchTile.select_above, [6]
 
     def short(tile: Any, enough: np.ndarray) -> Any:
         seen.append(len(enough))
@@ -200,13 +200,16 @@ def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return above(tile, enough)
 
-    with patch.object(torch_sweep._TorchTile, "above", short), patch.object(torch_sweep, "_SCORES", 20 * 50):
-        (found,) = sweeps([asked], [corpus], 7, ByTorch(), "cuda")
+    with (
+        patch.object(torch_sweep._TorchTile, "select_above", short),
+        patch.object(torch_sweep, "_MAX_GPU_SCORES", 20 * 50),
+    ):
+        (found,) = scan_batches([asked], [corpus], 7, ByTorch(), "cuda")
         assert seen == [20, 10, 5, 5, 5, 5, 5, 5, 5, 5]
         right(found, corpus, 7)
         fits[0] = 0
         with pytest.raises(InputError, match="does not hold 50 vectors"):
-            list(sweeps([asked], [corpus], 7, ByTorch(), "cuda"))
+            list(scan_batches([asked], [corpus], 7, ByTorch(), "cuda"))
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -221,16 +224,16 @@ def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
 def test_a_machine_whose_memory_does_not_hold_a_block_is_an_input_error(dtype: str, error: Exception) -> None:
     corpus, asked = np.ones((50, 4), np.float32), np.ones((40, 4), np.float32)
     with (
-        patch.object(topk.Strip, "show", side_effect=error),
+        patch.object(topk.TopKBuffer, "update", side_effect=error),
         pytest.raises(InputError, match=r"memory of cpu does not hold 50 vectors.* lower block under \[mine\]\.$"),
     ):
-        list(sweeps([asked], [corpus], 7, InProcess(), "cpu", dtype))
+        list(scan_batches([asked], [corpus], 7, InProcessExecutor(), "cpu", dtype))
 
 
 def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> None:
     """Everything passes, so that it is merged at once; then the memory ends, after the first queries."""
     corpus, asked = np.arange(1, 201, dtype=np.float32)[:, None], np.ones((130, 1), np.float32)
-    best, failed = torch_sweep._TorchTile.best, []
+    best, failed = torch_sweep._TorchTile.select_top_k, []
 
     def short(tile: Any, rows: slice, width: int) -> Any:
         if rows.start == 64 and not failed:
@@ -238,15 +241,15 @@ def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> Non
             raise torch.OutOfMemoryError("CUDA out of memory")
         return best(tile, rows, width)
 
-    with patch.object(torch_sweep._TorchTile, "best", short):
-        (found,) = sweeps([asked], [corpus], 7, ByTorch(), "cuda")
+    with patch.object(torch_sweep._TorchTile, "select_top_k", short):
+        (found,) = scan_batches([asked], [corpus], 7, ByTorch(), "cuda")
     assert failed == [True]
     right(found, corpus, 7)
 
 
 def test_it_multiplies_in_float32_and_sums_in_it_whatever_the_process_allows() -> None:
     """TF32, and sums in bfloat16, are off by more than exact search reckons with."""
-    seen, above = [], torch_sweep._TorchTile.above
+    seen, above = [], torch_sweep._TorchTile.select_above
     matmul = torch.backends.cuda.matmul
 
     def look(tile: Any, enough: np.ndarray) -> Any:
@@ -256,8 +259,8 @@ def test_it_multiplies_in_float32_and_sums_in_it_whatever_the_process_allows() -
     torch.set_float32_matmul_precision("high")
     matmul.allow_bf16_reduced_precision_reduction = True
     try:
-        with patch.object(torch_sweep._TorchTile, "above", look):
-            list(sweeps([np.eye(3, dtype=np.float32)], [np.eye(3, dtype=np.float32)], 2, ByTorch(), "cuda"))
+        with patch.object(torch_sweep._TorchTile, "select_above", look):
+            list(scan_batches([np.eye(3, dtype=np.float32)], [np.eye(3, dtype=np.float32)], 2, ByTorch(), "cuda"))
         assert seen == [("highest", False)]
         assert (torch.get_float32_matmul_precision(), matmul.allow_bf16_reduced_precision_reduction) == ("high", True)
     finally:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.retrieval.exact import scoring
-from stages.retrieval.exact.scoring import highest_at, pair_scores, pair_scores_at
+from stages.retrieval.exact.scoring import max_pair_scores, pair_scores, pair_scores_at
 
 
 def test_a_pair_scores_the_same_alone_and_in_company() -> None:
@@ -48,5 +48,5 @@ def test_the_highest_of_each_run_is_that_of_all_its_pairs(
     every = pair_scores_at(asked, found, query, document)
     expected = [every[run == number].max() for number in np.unique(run)]
     for sparse in (0, 10**9):  # without the product, and with it
-        with patch.object(scoring, "_SPARSE", sparse):
-            assert highest_at(asked, found, query, document, run).tolist() == expected
+        with patch.object(scoring, "_MAX_PRODUCTS_PER_PAIR", sparse):
+            assert max_pair_scores(asked, found, query, document, run).tolist() == expected

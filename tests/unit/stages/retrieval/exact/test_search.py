@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import InputError
-from stages.core.executor import InProcess, Item, Result, Worker
+from stages.core.executor import InProcessExecutor, ItemT, ResultT, Worker
 from stages.retrieval.exact import search
 from stages.retrieval.exact.scoring import pair_scores
-from stages.retrieval.exact.search import best_above, best_of, each_top_k, exact_top_k
+from stages.retrieval.exact.search import exact_search, exact_search_batches, search_above, search_among
 
 
 def floats(rows: list[list[float]]) -> np.ndarray:
@@ -34,7 +34,7 @@ def naive(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[list[list
 
 def test_best_first_and_ties_by_id() -> None:
     documents = floats([[1, 0], [0, 1], [1, 0], [0.5, 0.5]])
-    ids, scores = exact_top_k(floats([[1, 0], [0, 2]]), [documents], 3)
+    ids, scores = exact_search(floats([[1, 0], [0, 2]]), [documents], 3)
     assert ids.tolist() == [[0, 2, 3], [1, 3, 0]]
     assert scores.tolist() == [[1, 1, 0.5], [2, 1, 0]]
     assert (ids.dtype, scores.dtype) == (np.int64, np.float32)
@@ -43,18 +43,18 @@ def test_best_first_and_ties_by_id() -> None:
 def test_more_ties_at_the_cut_than_the_margin() -> None:
     documents = np.repeat(floats([[0.5, 0], [1, 0]]), [1000, 3], axis=0)
     for size in (7, 1003):
-        ids, scores = exact_top_k(floats([[1, 0]]), in_blocks(documents, size), 5)
+        ids, scores = exact_search(floats([[1, 0]]), in_blocks(documents, size), 5)
         assert ids.tolist() == [[1000, 1001, 1002, 0, 1]]
         assert scores.tolist() == [[1, 1, 1, 0.5, 0.5]]
 
 
 def test_fewer_documents_than_asked_for() -> None:
-    ids, scores = exact_top_k(floats([[2]]), [floats([[3]])], 200)
+    ids, scores = exact_search(floats([[2]]), [floats([[3]])], 200)
     assert (ids.tolist(), scores.tolist()) == ([[0]], [[6]])
 
 
 def test_no_queries() -> None:
-    ids, scores = exact_top_k(np.empty((0, 2), np.float32), [floats([[1, 0]])], 3)
+    ids, scores = exact_search(np.empty((0, 2), np.float32), [floats([[1, 0]])], 3)
     assert len(ids) == len(scores) == 0
 
 
@@ -67,7 +67,7 @@ def test_the_blocked_search_equals_a_full_sort(data: st.DataObject) -> None:
     documents, queries = floats(data.draw(vectors)), floats(data.draw(vectors))[:4]
     k, margin, size = (data.draw(st.integers(1, 12)), data.draw(st.integers(0, 3)), data.draw(st.integers(1, 41)))
     dtype = data.draw(st.sampled_from(["float32", "bfloat16"]))
-    ids, scores = exact_top_k(queries, in_blocks(documents, size), k, margin, dtype=dtype)
+    ids, scores = exact_search(queries, in_blocks(documents, size), k, margin, dtype=dtype)
     expected_ids, expected_scores = naive(queries, documents, k)
     assert ids.tolist() == expected_ids
     assert scores.tolist() == expected_scores
@@ -81,10 +81,10 @@ def test_near_ties_give_the_same_bits_however_the_work_is_cut(seed: int, size: i
     base = random.standard_normal(96).astype(np.float32)
     documents = np.nextafter(base, np.float32(9), where=random.random((300, 96)) < 0.1, out=np.tile(base, (300, 1)))
     queries = random.standard_normal((40, 96)).astype(np.float32)
-    ids, scores = exact_top_k(queries, [documents], 10, margin=2)
+    ids, scores = exact_search(queries, [documents], 10, margin=2)
     assert ids.tolist() == naive(queries[:1], documents, 10)[0] + ids[1:].tolist()
     cut_ids, cut_scores = zip(
-        *(exact_top_k(queries[i : i + part], in_blocks(documents, size), 10, margin=2) for i in range(0, 40, part)),
+        *(exact_search(queries[i : i + part], in_blocks(documents, size), 10, margin=2) for i in range(0, 40, part)),
         strict=True,
     )
     assert np.concatenate(cut_ids).tobytes() == ids.tobytes()
@@ -95,7 +95,7 @@ def test_what_only_the_rounding_of_the_result_hides_is_found() -> None:
     """Numbers that bfloat16 holds: 256 + 0.875 is rounded up and 256 + 1 down."""
     documents = np.zeros((2_000, 2), np.float32)
     documents[:, 0], documents[:, 1], documents[1_500, 1] = 256, 0.875, 1
-    ids, scores = exact_top_k(np.ones((1, 2), np.float32), [documents], 1, dtype="bfloat16")
+    ids, scores = exact_search(np.ones((1, 2), np.float32), [documents], 1, dtype="bfloat16")
     assert (ids.tolist(), scores.tolist()) == ([[1_500]], [[257]])
 
 
@@ -108,10 +108,10 @@ def test_what_bfloat16_cannot_tell_apart_is_told_apart(seed: int, size: int, apa
     base = random.standard_normal(64)
     documents = (base + apart * random.standard_normal((300, 64))).astype(np.float32)
     queries = random.standard_normal((9, 64)).astype(np.float32)
-    expected = exact_top_k(queries, [documents], 10)
+    expected = exact_search(queries, [documents], 10)
     assert expected[0][:1].tolist() == naive(queries[:1], documents, 10)[0]
     for margin in (None, 0):
-        found = exact_top_k(queries, in_blocks(documents, size), 10, margin, dtype="bfloat16")
+        found = exact_search(queries, in_blocks(documents, size), 10, margin, dtype="bfloat16")
         assert [one.tobytes() for one in found] == [one.tobytes() for one in expected]
 
 
@@ -127,8 +127,8 @@ def test_the_best_above_a_score_equal_a_full_sort(data: st.DataObject, tile: tup
     # a score that stands there, one between, none and all
     least = [data.draw(st.sampled_from([*scores, 0.4, float("inf"), float("-inf")])) for scores in wanted[1]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "TILE", tile)
-        row, ids, scores = best_above(queries, in_blocks(documents, size), k, np.array(least, np.float32))
+        patch.setattr(search, "TILE_SHAPE", tile)
+        row, ids, scores = search_above(queries, in_blocks(documents, size), k, np.array(least, np.float32))
     expected = [
         (i, place, score)
         for i, (places, all_scores) in enumerate(zip(*wanted, strict=True))
@@ -162,7 +162,7 @@ class Counted:
 
 def test_a_block_and_the_next_are_held_and_no_more() -> None:
     blocks = Counted()
-    for _ in each_top_k([floats([[1, 0], [0, 1]])] * 3, blocks, 3):
+    for _ in exact_search_batches([floats([[1, 0], [0, 1]])] * 3, blocks, 3):
         assert blocks.alive == 0
     assert blocks.most == 2
 
@@ -171,7 +171,7 @@ def test_the_best_of_some_documents_with_gaps() -> None:
     documents = floats([[1, 0], [0, 1], [1, 0], [0.5, 0.5]])
     some = np.array([[-1, 3, 2], [-1, 1, -1]])
     for size in (1, 3, 4):
-        ids, scores = best_of(floats([[1, 0], [0, -2]]), in_blocks(documents, size), some, 2)
+        ids, scores = search_among(floats([[1, 0], [0, -2]]), in_blocks(documents, size), some, 2)
         assert ids.tolist() == [[2, 3], [1, -1]]
         assert scores.tolist() == [[1, 0.5], [-2, float("-inf")]]
 
@@ -182,16 +182,16 @@ def test_the_best_of_all_documents_are_the_exact_ones(seed: int, size: int, k: i
     random = np.random.default_rng(seed)
     documents, queries = (random.integers(-1, 2, (n, 2)).astype(np.float32) for n in (40, 5))
     everything = random.permuted(np.tile(np.arange(40), (5, 1)), axis=1)
-    ids, scores = best_of(queries, in_blocks(documents, size), everything, k)
-    wanted_ids, wanted_scores = exact_top_k(queries, [documents], k)
+    ids, scores = search_among(queries, in_blocks(documents, size), everything, k)
+    wanted_ids, wanted_scores = exact_search(queries, [documents], k)
     assert ids.tolist() == wanted_ids.tolist()
     assert scores.tobytes() == wanted_scores.tobytes()
 
 
-class Tf32(InProcess):
+class Tf32(InProcessExecutor):
     """Multiplies as NVIDIA's TF32 does: of a float32 only the first 10 bits after the leading one count."""
 
-    def map(self, worker: Worker[Item, Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         cut = (item._replace(queries=first_bits(item.queries), documents=first_bits(item.documents)) for item in items)  # type: ignore[attr-defined]
         yield from super().map(worker, cut)
 
@@ -205,7 +205,7 @@ def test_a_sweep_that_is_less_exact_than_it_says_is_refused(documents: int) -> N
     random = np.random.default_rng(0)
     queries, corpus = (random.standard_normal((n, 64)).astype(np.float32) for n in (20, documents))
     with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=1 does: unset it, or .* search_device = 'cpu'"):
-        list(each_top_k([queries], [corpus], 3, engine=Tf32()))
+        list(exact_search_batches([queries], [corpus], 3, executor=Tf32()))
     held = first_bits(queries), first_bits(corpus)  # numbers that lose nothing
-    [(ids, scores)] = each_top_k(held[:1], [held[1]], 3, engine=Tf32())
+    [(ids, scores)] = exact_search_batches(held[:1], [held[1]], 3, executor=Tf32())
     assert (ids.tolist(), scores.tolist()) == naive(*held, 3)
