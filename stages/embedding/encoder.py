@@ -22,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stages.core.arrays import Floats
 from stages.core.device import detect_device_type, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
 from stages.core.memory import is_oom
 from stages.core.model_files import model_digest, model_display_name, resolve_model
-
-Floats = npt.NDArray[np.float32]
 
 _ROW_MULTIPLE = 8
 """Row counts of matrix products are kept at multiples of this."""

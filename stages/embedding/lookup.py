@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stages.core.arrays import Floats
 from stages.core.schemas import document_text
-from stages.embedding.vector_store import Floats, Hashes, VectorStore, hash_texts
+from stages.embedding.vector_store import Hashes, VectorStore, hash_texts
 
 
 def read_encodings(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
+from stages.core.arrays import Bools, Floats
 from stages.core.errors import InputError
 from stages.core.executor import Worker, batch_by_size
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable_model_name, resolve_model
@@ -22,7 +23,6 @@ from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec,
 from stages.embedding.lookup import format_encoder_texts, read_encodings
 from stages.embedding.vector_store import (
     BufferedVectorWriter,
-    Floats,
     Hashes,
     VectorStore,
     hash_texts,
@@ -92,8 +92,6 @@ _MAX_COUNTED_CHARS = 2_048
 
 _ROLE_SCHEMAS = {"query": QUERIES, "document": CORPUS}
 _ROLE_TABLES = {"query": "queries", "document": "corpus"}
-
-RowMask = npt.NDArray[np.bool_]
 
 
 def key_extras(params: Params) -> dict[str, str]:
@@ -242,7 +240,7 @@ class EncodeWorker:
 
 def find_missing_texts(
     params: Params, inputs: Mapping[str, Path], store_root: Path
-) -> list[tuple[EncoderSpec, dict[str, RowMask]]]:
+) -> list[tuple[EncoderSpec, dict[str, Bools]]]:
     """What a run would have to encode: each encoder, and by role which rows of its table hold a text that is new to it.
 
     A text that comes several times is wanted once. `store_root` is the root of the vector store.
@@ -254,7 +252,7 @@ def find_missing_texts(
     return found
 
 
-def _find_new_rows(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Hashes, dict[str, RowMask]]:
+def _find_new_rows(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Hashes, dict[str, Bools]]:
     """The distinct texts of both roles; and by role, which rows hold a text that is not stored, each text once."""
     texts, first = unique_hashes(np.concatenate(list(hashes.values())))
     new = np.zeros(sum(map(len, hashes.values())), np.bool_)

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stages.core.arrays import Floats
 from stages.core.model_files import file_digest
 
 Hashes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 _KEY_DTYPE = np.dtype("S16")
 _MAX_MAPPED_BYTES = 512 << 20

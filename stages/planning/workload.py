@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from stages.core.arrays import Bools
 from stages.core.hashing import stable_hash
 from stages.core.model_files import resolve_model
 from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, read_table, scan_documents, scan_table
 from stages.embedding.encoder import EncoderSpec
 from stages.embedding.stage import Params as EncodeParams
-from stages.embedding.stage import RowMask, find_missing_texts
+from stages.embedding.stage import find_missing_texts
 from stages.planning.throughput import Floats, Ints
 
 SAMPLE = 1_000
@@ -109,7 +110,7 @@ def read(params: EncodeParams, base: str, inputs: Mapping[str, Path], vectors: P
 def _encoding(
     made: EncoderSpec,
     name: str,
-    new: Mapping[str, RowMask],
+    new: Mapping[str, Bools],
     inputs: Mapping[str, Path],
     vectors: Path,
     given: int | None,
@@ -133,7 +134,7 @@ def _encoding(
     )
 
 
-def _texts(path: Path, role: str, wanted: RowMask | None) -> list[str]:
+def _texts(path: Path, role: str, wanted: Bools | None) -> list[str]:
     """At most SAMPLE texts of the wanted rows of a table, by hash of their ids."""
     key, schema = ("query_id", QUERIES) if role == "query" else ("doc_id", CORPUS)
     ids = read_table(path, schema, [key])[key]

@@ -7,14 +7,14 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 from stages.core.executor import Executor
 from stages.core.schemas import CORPUS, read_table
 from stages.embedding.lookup import VectorLookup
-from stages.embedding.vector_store import Floats, Hashes
+from stages.embedding.vector_store import Hashes
 from stages.retrieval.exact.scoring import pair_scores
 from stages.retrieval.exact.search import exact_search_batches, search_above, search_among
-from stages.retrieval.results import Ints
 
 _MAX_VECTOR_VALUE = 1e17
 """Of a vector's figures. Sums of products of larger ones may lie beyond float32, where nothing can be ranked."""

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
-from stages.embedding.vector_store import Floats
-from stages.retrieval.results import Ints
 
 MIN_POINTS_PER_LIST = 39
 """Training vectors a list below which FAISS calls its clusters poor (ClusteringParameters.min_points_per_centroid)."""

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stages.core.arrays import Ints
 from stages.core.schemas import Progress, Summary
 from stages.retrieval.dense import DenseRetriever
-from stages.retrieval.results import Ints, SearchResults
+from stages.retrieval.results import SearchResults
 from stages.retrieval.topk_cache import (
     NO_HIT,
     PackedHits,

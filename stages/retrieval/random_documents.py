@@ -3,8 +3,9 @@
 import numpy as np
 import polars as pl
 
+from stages.core.arrays import Ints
 from stages.core.hashing import stable_hash
-from stages.retrieval.results import Ints, SearchResults
+from stages.retrieval.results import SearchResults
 
 
 class RandomDocuments:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from stages.core.arrays import Floats, Ints
 
 SOURCE_NAME_PATTERN = re.compile(r"dense|dense[2-9]|dense[1-9][0-9]+|bm25|random")
 _SOURCE_PATTERN = re.compile(rf"({SOURCE_NAME_PATTERN.pattern})(?::(?:([0-9]+)-)?([0-9]+))?")

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from pydantic import field_validator, model_validator
 
+from stages.core.arrays import Ints
 from stages.core.device import Dtype, detect_device_type, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
 from stages.core.hashing import seed_option
@@ -34,7 +35,7 @@ from stages.retrieval.faiss_index import check_factory, check_parameters
 from stages.retrieval.faiss_search import EXACT_INDEX_NAMES, FaissSearch, IndexSpec
 from stages.retrieval.incremental import IncrementalSearch
 from stages.retrieval.random_documents import RandomDocuments
-from stages.retrieval.results import CandidateSource, Ints, SearchResults, parse_sources
+from stages.retrieval.results import CandidateSource, SearchResults, parse_sources
 
 
 class Params(Base):

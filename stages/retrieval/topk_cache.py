@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stages.core.arrays import Floats, Ints
 from stages.core.model_files import file_digest
 from stages.embedding.vector_store import Hashes, write_bytes_atomically
-from stages.retrieval.results import Floats, Ints
 
 PackedHits = npt.NDArray[np.uint64]
 """Entries of lists as numbers whose rising order is the ranking: score falling, then place in the corpus."""

@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from stages.core.arrays import Floats
 from stages.core.hashing import stable_hash
 from stages.core.model_files import DEFAULT_ENCODER
 from stages.core.schemas import document_text
-from stages.embedding.encoder import Encoder, Floats, resolve_encoder_spec
+from stages.embedding.encoder import Encoder, resolve_encoder_spec
 from stages.embedding.stage import Params
 from stages.evaluation.metrics import Evaluator
 

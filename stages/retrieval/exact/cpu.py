@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from stages.embedding.vector_store import Floats
+from stages.core.arrays import Floats, Ints
 from stages.retrieval.exact.cpu_bfloat16 import Bfloat16Scorer
 from stages.retrieval.exact.scoring import float32_error_bound, max_norm
 from stages.retrieval.exact.topk import (
@@ -19,7 +19,6 @@ from stages.retrieval.exact.topk import (
     find_sparse_hits,
     translate_oom_errors,
 )
-from stages.retrieval.results import Ints
 from stages.retrieval.topk_cache import NO_HIT
 
 _THREAD_LIMIT_LOCK = Lock()

@@ -6,10 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from stages.embedding.vector_store import Floats
+from stages.core.arrays import Floats, Ints
 from stages.retrieval.exact.scoring import BFLOAT16_ROUNDING_UNITS, inner_product_error_bound, vector_norms
 from stages.retrieval.exact.topk import find_sparse_hits
-from stages.retrieval.results import Ints
 
 Bfloat16Bits = npt.NDArray[np.int16]
 """Numbers in bfloat16, bit by bit: the upper half of float32's."""

@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from stages.core.arrays import Doubles, Floats, Ints
 from stages.core.memory import is_oom
-from stages.embedding.vector_store import Floats
-from stages.retrieval.exact.scoring import BFLOAT16_ROUNDING_UNITS, Doubles, inner_product_error_bound
+from stages.retrieval.exact.scoring import BFLOAT16_ROUNDING_UNITS, inner_product_error_bound
 from stages.retrieval.exact.topk import MAX_HIT_SHARE, BlockTopK, ScanTask, TopKBuffer, translate_oom_errors
-from stages.retrieval.results import Ints
 from stages.retrieval.topk_cache import NO_HIT
 
 _MAX_GPU_SCORES = 2**26

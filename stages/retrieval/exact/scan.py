@@ -11,12 +11,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stages.core.arrays import Floats, Ints
 from stages.core.executor import Executor, Worker
-from stages.embedding.vector_store import Floats
 from stages.retrieval.exact.cpu import CpuScanner
 from stages.retrieval.exact.gpu import TorchScanner
 from stages.retrieval.exact.topk import TILE_SHAPE, BlockTopK, Scanner, ScanTask, kth_scores, partition_top_k
-from stages.retrieval.results import Ints
 from stages.retrieval.topk_cache import NO_HIT, unpack_documents, unpack_scores
 
 _BFLOAT16_ROUNDING = 2.0**-8

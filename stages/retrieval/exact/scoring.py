@@ -3,12 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 
-from stages.embedding.vector_store import Floats
-from stages.retrieval.results import Ints
-
-Doubles = npt.NDArray[np.float64]
+from stages.core.arrays import Doubles, Floats, Ints
 
 _RESCORE_BATCH_PAIRS = 512
 """Pairs scored at once: their vectors in float64 stay in the cache."""

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 from stages.core.executor import Executor, InProcessExecutor
-from stages.embedding.vector_store import Floats
 from stages.retrieval.exact.scan import DocumentBlocks, ScanResult, scan_batches
 from stages.retrieval.exact.scoring import float32_error_bound, max_norm, pair_scores_at
 from stages.retrieval.exact.topk import TILE_SHAPE
-from stages.retrieval.results import Ints
 from stages.retrieval.topk_cache import NO_HIT, pack_hits, unpack_documents, unpack_scores
 
 _FLOAT32_MARGIN = 32

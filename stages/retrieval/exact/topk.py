@@ -7,10 +7,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 from stages.core.memory import is_oom
-from stages.embedding.vector_store import Floats
-from stages.retrieval.results import Ints
 from stages.retrieval.topk_cache import NO_HIT, PackedHits, pack_hits, unpack_scores
 
 TILE_SHAPE = 1_024, 1_024

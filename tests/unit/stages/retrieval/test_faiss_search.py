@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 
 from pipeline.cli.progress import QuietProgress
+from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, StageContext, read_table, write_table
-from stages.embedding.vector_store import Floats, VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval import faiss_search
 from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.exact.scoring import pair_scores
 from stages.retrieval.faiss_index import FaissIndex
-from stages.retrieval.results import Ints
 from stages.retrieval.stage import Params, key_extras, run
 
 DOCUMENTS, ASKED, DIMENSION = 400, 30, 8
