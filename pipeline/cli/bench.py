@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.progress import make_progress
 from pipeline.executors.factory import open_executor
-from pipeline.workflow.artifact_store import Workspace, write_durably
+from pipeline.workflow.artifact_store import Workspace
+from stages.core.context import StageContext
 from stages.core.errors import InputError
-from stages.core.schemas import QRELS_SCORED, StageContext, read_table
+from stages.core.files import write_durably
+from stages.core.schemas import QRELS_SCORED, read_table
 
 if TYPE_CHECKING:
     from stages.mining.estimator.holdout import KeptPositives

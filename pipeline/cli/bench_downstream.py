@@ -13,7 +13,8 @@ from pipeline.cli.bench import mine_collection, require_unique_names
 from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.progress import make_progress
 from pipeline.workflow.artifact_store import Workspace, digest_json
-from stages.core.schemas import QRELS, StageContext, scan_documents, write_table
+from stages.core.context import StageContext
+from stages.core.schemas import QRELS, scan_documents, write_table
 
 if TYPE_CHECKING:
     from stages.bench.downstream import Params

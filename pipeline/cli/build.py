@@ -9,13 +9,14 @@ from typing import Any
 from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.progress import make_progress
 from pipeline.executors.factory import open_executor
-from pipeline.workflow.artifact_store import Artifact, Workspace, write_durably
+from pipeline.workflow.artifact_store import Artifact, Workspace
 from pipeline.workflow.config import PipelineSettings, load_settings, remember_flags, render_commented_toml
 from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
 from pipeline.workflow.remote_files import POINTER_FILE, fetch_files, find_cached_files, redact_url, upload_publication
 from pipeline.workflow.remote_tables import replace_stdin_tables
 from pipeline.workflow.runner import Runner
 from stages.core.errors import InputError
+from stages.core.files import write_durably
 from stages.training import distributed
 
 _NON_SETTING_OPTIONS = ("workspace", "config", "as_json", "verbose", "quiet", "engine", "ray_address")

@@ -7,23 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from stages.core.context import NullProgress
+
 _LINE_INTERVAL_SECONDS = 15.0
 
 
-class QuietProgress:
-    """Says nothing (-q)."""
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        """Nothing is shown."""
-
-    def log(self, message: str) -> None:
-        """Nothing is shown."""
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class LineProgress(QuietProgress):
+class LineProgress(NullProgress):
     """One timed line for each thing said, and every 15 seconds one on how far the work is (each second with -v)."""
 
     def __init__(self, verbose: bool = False) -> None:
@@ -48,7 +37,7 @@ class LineProgress(QuietProgress):
         print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
-class BarProgress(QuietProgress):
+class BarProgress(NullProgress):
     """A live bar with rate and time left under the lines that were said."""
 
     def __init__(self) -> None:
@@ -126,5 +115,5 @@ def _escape_markup(message: str) -> str:
 def make_progress(quiet: bool, verbose: bool) -> Any:
     """The right progress for this run: quiet, a live bar on a terminal, or plain lines elsewhere."""
     if quiet:
-        return QuietProgress()
+        return NullProgress()
     return BarProgress() if sys.stderr.isatty() else LineProgress(verbose)

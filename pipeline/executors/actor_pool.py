@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from pipeline.workflow.runner import get_library_version
+from stages.core.context import Progress
 from stages.core.errors import InputError, PrepError
 from stages.core.executor import Worker
-from stages.core.schemas import Progress
 
 _MAX_CPUS_PER_ACTOR = 4
 """An actor's at most: one process makes poor use of more."""

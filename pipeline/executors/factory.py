@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from stages.core.context import Progress
 from stages.core.errors import InputError
 from stages.core.executor import Executor
-from stages.core.schemas import Progress
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from contextlib import ExitStack, redirect_stdout
 from itertools import chain, islice
 
 from pipeline.executors.actor_pool import ActorPool
+from stages.core.context import Progress
 from stages.core.errors import InputError
 from stages.core.executor import ItemT, ResultT, Worker
-from stages.core.schemas import Progress
 
 
 class RayExecutor:

@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 
 from stages.core.errors import InputError, WorkspaceBusyError
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest, fsync_path, write_durably
 
 MANIFEST_FILE = "manifest.json"
 WORKSPACE_MARKER_FILE = "prep-workspace"
@@ -208,23 +208,3 @@ def has_valid_files(folder: Path, manifest: Mapping[str, Any]) -> bool:
         return all(file_digest(folder / name) == digest for name, digest in manifest["files"].items())
     except OSError:
         return False
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that it is either whole or absent, also after a power cut."""
-    partial = path.with_name(f".tmp-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    fsync_path(path.parent)
-
-
-def fsync_path(path: Path) -> None:
-    """Force a file or a folder's entries to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

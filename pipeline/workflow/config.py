@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from pipeline.workflow.artifact_store import Workspace, write_durably
+from pipeline.workflow.artifact_store import Workspace
 from pipeline.workflow.graph import GATE, PIPELINE
 from pipeline.workflow.option_dependencies import IgnoredOption, find_ignored_options
 from pipeline.workflow.remote_files import is_url, redact_url
 from stages.core.errors import InputError
+from stages.core.files import write_durably
 from stages.core.params import BaseParams, option
 
 REMEMBERED_LABEL = "remembered setting"

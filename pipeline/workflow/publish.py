@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.workflow.artifact_store import MANIFEST_FILE, Artifact, Workspace, digest_json, fsync_path, write_durably
+from pipeline.workflow.artifact_store import MANIFEST_FILE, Artifact, Workspace, digest_json
 from pipeline.workflow.graph import GATE, PIPELINE, PUBLISHED_OUTPUTS, STAGES_BY_NAME
 from pipeline.workflow.remote_files import find_stale_files
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest, fsync_path, write_durably
 
 PUBLICATION_FILE = "publication.json"
 REPORT_FILE = "report.html"

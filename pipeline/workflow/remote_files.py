@@ -14,9 +14,9 @@ from typing import Any
 
 import xxhash
 
-from pipeline.workflow.artifact_store import Workspace, digest_folder, write_durably
+from pipeline.workflow.artifact_store import Workspace, digest_folder
 from stages.core.errors import InputError
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest, write_durably
 
 URL_KEYS = ("tables", "corpus", "decisions")
 """The keys of [pairs] that may name URLs."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.workflow.artifact_store import Workspace
 from stages.core.errors import InputError
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest
 
 
 def replace_stdin_tables(workspace: Workspace, flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import Any
 
 from pipeline.workflow.artifact_store import Artifact, Workspace, digest_json
 from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME, Stage
+from stages.core.context import Progress, StageContext
 from stages.core.errors import InputError, QualityGateError
 from stages.core.executor import Executor, InProcessExecutor
 from stages.core.memory import peak_rss, reset_peak_rss
 from stages.core.model_files import model_digest, resolve_model
 from stages.core.params import BaseParams
-from stages.core.schemas import Progress, StageContext
 
 _KEY_FIELDS = ("version", "parameters", "identity", "inputs", "libraries")
 

@@ -15,10 +15,10 @@ import polars as pl
 
 from stages.bench.leak import RULE_PRESETS, build_candidate_matrix, select_by_preset, select_within_budgets
 from stages.core import schemas
+from stages.core.context import Summary
 from stages.core.errors import InputError
 from stages.core.hashing import stable_hash
 from stages.core.query_batches import sort_by_score
-from stages.core.schemas import Summary
 from stages.mining.estimator.validation import validate_on_holdout
 from stages.mining.mask import NEGATIVE, Params
 from stages.mining.risk_budget import Bools, Ints, PaddedCandidates, RiskSolution

@@ -19,12 +19,12 @@ from pydantic import field_validator
 from stages.bench import leak
 from stages.bench.leak import RULE_PRESETS, CandidateMatrix
 from stages.bench.split import BenchmarkSplit, sample_query_ids
+from stages.core.context import StageContext
 from stages.core.device import Device
 from stages.core.errors import InputError
 from stages.core.model_files import DEFAULT_ENCODER, resolve_model
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
-from stages.core.schemas import StageContext
 from stages.evaluation.bootstrap import run_paired_bootstrap
 from stages.evaluation.candidate_lists import CandidateLists
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores

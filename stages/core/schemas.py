@@ -1,16 +1,11 @@
-"""What stages hand to one another: table schemas, checked reading and writing, and what a stage is given to run."""
+"""The schemas of the tables that stages hand to one another, and checked reading and writing of these tables."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from stages.core.executor import Executor, InProcessExecutor
 
 
 def _schema(required: dict[str, pa.DataType], optional: dict[str, pa.DataType] | None = None) -> pa.Schema:
@@ -180,40 +175,3 @@ def document_text(columns: Sequence[str]) -> pl.Expr:
 def scan_documents(corpus: Path) -> pl.LazyFrame:
     """doc_id and text of a corpus file, as models read it."""
     return scan_table(corpus, CORPUS).select("doc_id", document_text(CORPUS.names))
-
-
-class Progress(Protocol):
-    """Where a stage says how far it is. Cheap to call: the receiver decides how often to show it."""
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        """`done` of `total` units (texts, queries, steps) so far, of `tokens` tokens in all where that is known.
-
-        `total` is None where it is not known.
-        """
-
-    def log(self, message: str) -> None:
-        """One line that a person should read: a choice made for them, or a loss."""
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What the pipeline lends a stage while it runs."""
-
-    progress: Progress
-    scratch_dir: Path
-    """A folder that outlives a kill: the next run of the same key finds it again. Deleted once the key is committed."""
-    vectors_dir: Path
-    """The root of the vector store (one folder an encoder in it)."""
-    logs_dir: Path
-    """For what holds times and therefore can't be part of an artifact, such as TensorBoard's event files."""
-    executor: Executor = dataclasses.field(default_factory=InProcessExecutor)
-    """What does the work that other processes and machines can share."""
-
-    @property
-    def scores_dir(self) -> Path:
-        """Beside the vectors: what a teacher or a judge said of a pair, for as long as the workspace lives."""
-        return self.vectors_dir.parent / "scores"
-
-
-Digest = Callable[[Path], str]
-Summary = dict[str, Any]

@@ -13,22 +13,17 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.core.arrays import Bools, Floats
+from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
 from stages.core.executor import Worker, batch_by_size
+from stages.core.files import write_durably
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable_model_name, resolve_model
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import CORPUS, QUERIES, StageContext, Summary, scan_table
+from stages.core.schemas import CORPUS, QUERIES, scan_table
 from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec, unsupported_similarity
 from stages.embedding.lookup import format_encoder_texts, read_encodings
-from stages.embedding.vector_store import (
-    BufferedVectorWriter,
-    Hashes,
-    VectorStore,
-    hash_texts,
-    unique_hashes,
-    write_bytes_atomically,
-)
+from stages.embedding.vector_store import BufferedVectorWriter, Hashes, VectorStore, hash_texts, unique_hashes
 
 
 class Params(Base):
@@ -330,4 +325,4 @@ def _write_encoder_json(spec: EncoderSpec, folder: Path) -> None:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
-        write_bytes_atomically(path, content.encode(), folder / "encoder.tmp")
+        write_durably(path, content.encode(), folder / "encoder.tmp")

@@ -9,7 +9,6 @@ there is overwritten by the next append.
 import io
 import itertools
 import mmap
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import xxhash
 
 from stages.core.arrays import Floats
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest, write_durably
 
 Hashes = npt.NDArray[np.uint8]
 
@@ -182,7 +181,7 @@ class VectorStore:
         content = buffer.getbuffer()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{xxhash.xxh3_128_hexdigest(content)}.npy"
-        write_bytes_atomically(path, content, self.folder / "segment.tmp")
+        write_durably(path, content, self.folder / "segment.tmp")
         return path
 
 
@@ -217,24 +216,6 @@ class BufferedVectorWriter:
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-
-
-def write_bytes_atomically(path: Path, content: bytes | memoryview, temporary: Path) -> None:
-    """Put `content` at `path` so that after a kill, a power cut or a full disk it is whole or not there."""
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # Numpy compares and sorts bytes strings of a fixed length as whole keys. Trailing zero bytes are padding to it, so two

@@ -7,10 +7,11 @@ from typing import Any
 
 import polars as pl
 
+from stages.core.context import StageContext, Summary
 from stages.core.device import Device
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import PER_QUERY_METRICS, QUERIES, StageContext, Summary, read_table, scan_documents
+from stages.core.schemas import PER_QUERY_METRICS, QUERIES, read_table, scan_documents
 from stages.evaluation import bootstrap
 from stages.evaluation.candidate_lists import build_candidate_lists
 from stages.evaluation.metrics import Evaluator, Metric

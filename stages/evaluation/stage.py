@@ -8,10 +8,11 @@ from typing import Any
 
 import polars as pl
 
+from stages.core.context import StageContext, Summary
 from stages.core.device import Device
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import PER_QUERY_METRICS, StageContext, Summary, scan_documents, write_table
+from stages.core.schemas import PER_QUERY_METRICS, scan_documents, write_table
 from stages.evaluation.bootstrap import MIN_GROUPS, run_paired_bootstrap
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores, select_fusion_weight

@@ -34,10 +34,10 @@ import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from stages.core import schemas
+from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
 from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches
-from stages.core.schemas import StageContext, Summary
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator import validation
 from stages.mining.risk_budget import RiskPolicy, RiskSolution

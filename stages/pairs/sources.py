@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.core.schemas import Progress
+from stages.core.context import Progress
 from stages.pairs.beir import CORPUS_COLUMNS, QUERY_COLUMNS, find_qrels_columns
 from stages.pairs.columns import choose_corpus_columns, choose_pair_columns, parse_split
 from stages.pairs.ingest import Ingester

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
+from stages.core.context import Summary
 from stages.core.errors import InputError
-from stages.core.schemas import SPLITS, Summary
+from stages.core.schemas import SPLITS
 
 _SPLIT_INDEX = {None: 0, "": 0, "train": 0, "dev": 1, "test": 2}
 MAX_COMPONENT_RATIO = 0.2

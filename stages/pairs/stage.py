@@ -10,11 +10,11 @@ from typing import Any, Literal, Self
 import polars as pl
 from pydantic import field_validator, model_validator
 
+from stages.core.context import NullProgress, Progress, StageContext, Summary
 from stages.core.errors import InputError
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import Progress, StageContext, Summary
 from stages.pairs.beir import beir_sources, find_beir_files
 from stages.pairs.columns import PAIR_ROLES
 from stages.pairs.ingest import Ingester
@@ -193,7 +193,7 @@ def build_pairs(frames: Any, params: Params | None = None) -> PairTables:
         out.mkdir()
         params = params or Params()
         corpora = _file_sources(params.corpus, "--corpus", params)
-        summary = _build_tables(params, PairSources(sources, corpora), out, Path(folder) / "scratch", _SilentProgress())
+        summary = _build_tables(params, PairSources(sources, corpora), out, Path(folder) / "scratch", NullProgress())
         tables = {path.stem: pl.read_parquet(path, memory_map=False) for path in out.iterdir()}
     return PairTables(**tables, summary=summary)
 
@@ -226,14 +226,6 @@ def format_funnel(summary: Summary) -> list[str]:
     wide = max(map(len, [*figures, mean]))
     lines = [f"{name:<{width}}  {figure:>{wide}}" for (name, _), figure in zip(rows, figures, strict=True)]
     return [*lines, f"{'positives a query':<{width}}  {mean:>{wide}}  (at most {per['max']})"]
-
-
-class _SilentProgress:
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        pass
-
-    def log(self, message: str) -> None:
-        pass
 
 
 def _file_sources(patterns: Sequence[str], flag: str, params: Params) -> list[TableSource]:

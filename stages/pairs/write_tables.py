@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from stages.core.context import Summary
 from stages.core.errors import InputError
-from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, SPLITS, Summary, write_table
+from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, SPLITS, write_table
 from stages.pairs.beir import resolve_id_qrels
 from stages.pairs.chunking import build_corpus_rows, chunk_documents, place_qrels_on_chunks
 from stages.pairs.deduplicate import deduplicate_document_keys, merge_duplicate_documents, replace_keys

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stages.core.context import Progress
 from stages.core.device import Dtype
 from stages.core.errors import InputError
 from stages.core.memory import peak_rss, reset_peak_rss
 from stages.core.model_files import resolve_model
-from stages.core.schemas import Progress
 from stages.mining.verify.stage import SELF_TRAINED
 from stages.planning import constants
 from stages.planning.cost_model import Settings

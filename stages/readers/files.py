@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.core.errors import InputError
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest
 from stages.readers.base import RowBatch, TableSource
 from stages.readers.csv import read_delimited
 from stages.readers.excel import read_excel, sheet_names

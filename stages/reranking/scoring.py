@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.core.schemas import Progress
+from stages.core.context import Progress
 from stages.reranking.cross_encoder import Dtype, TextPair
 from stages.retrieval.bm25 import Bm25
 

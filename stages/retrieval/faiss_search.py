@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 
 from stages.core.arrays import Floats, Ints
+from stages.core.context import Progress, Summary
 from stages.core.errors import InputError
 from stages.core.hashing import stable_hash
-from stages.core.schemas import Progress, Summary
 from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.faiss_index import MIN_POINTS_PER_LIST, FaissIndex
 from stages.retrieval.results import SearchResults

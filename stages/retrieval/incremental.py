@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xxhash
 
 from stages.core.arrays import Ints
-from stages.core.schemas import Progress, Summary
+from stages.core.context import Progress, Summary
 from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.results import SearchResults
 from stages.retrieval.topk_cache import (

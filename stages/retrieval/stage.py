@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pydantic import field_validator, model_validator
 
 from stages.core.arrays import Ints
+from stages.core.context import StageContext, Summary
 from stages.core.device import Dtype, detect_device_type, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
 from stages.core.hashing import seed_option
@@ -21,8 +22,6 @@ from stages.core.schemas import (
     QRELS,
     QRELS_SCORED,
     QUERIES,
-    StageContext,
-    Summary,
     open_parquet_writer,
     read_table,
     to_arrow_table,

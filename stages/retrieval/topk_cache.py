@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.core.arrays import Floats, Ints
-from stages.core.model_files import file_digest
-from stages.embedding.vector_store import Hashes, write_bytes_atomically
+from stages.core.files import file_digest, write_durably
+from stages.embedding.vector_store import Hashes
 
 PackedHits = npt.NDArray[np.uint64]
 """Entries of lists as numbers whose rising order is the ranking: score falling, then place in the corpus."""
@@ -142,7 +142,7 @@ class TopKWriter:
             metadata[name] = file_digest(partial)
             partial.replace(self._folder / f"{metadata[name]}.npy")
         content = json.dumps(metadata, indent=1).encode()
-        write_bytes_atomically(self._folder / "lists.json", content, self._folder / "lists.json.tmp")
+        write_durably(self._folder / "lists.json", content, self._folder / "lists.json.tmp")
         for path in self._folder.glob("*.npy"):
             if path.stem not in (metadata["documents"], metadata["lists"]):
                 path.unlink()

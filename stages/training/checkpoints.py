@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest, write_durably
 
 CHECKSUMS_FILE = "complete.json"
 """Written into a checkpoint after all else in it: file name -> digest."""
@@ -14,9 +14,7 @@ def complete_checkpoint(scratch: Path, step: int, best_step: int | None) -> None
     """Seal the checkpoint of `step`, then delete all others but that of step `best_step`."""
     folder = scratch / f"checkpoint-{step}"
     digests = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    temporary_path = folder / f"{CHECKSUMS_FILE}.tmp"
-    temporary_path.write_text(json.dumps(digests))
-    temporary_path.rename(folder / CHECKSUMS_FILE)
+    write_durably(folder / CHECKSUMS_FILE, json.dumps(digests))
     for other in scratch.glob("checkpoint-*"):
         if parse_checkpoint_step(other) not in (step, best_step):
             shutil.rmtree(other)

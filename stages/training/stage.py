@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from stages.core.context import StageContext, Summary
 from stages.core.device import Device
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, model_display_name, resolve_model
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
-from stages.core.schemas import StageContext, Summary, scan_documents
+from stages.core.schemas import scan_documents
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
 from stages.evaluation.metrics import Evaluator, average_metrics
 from stages.reranking.cross_encoder import Dtype, has_head, load_reranker, save_reranker, score_pairs

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.cli.progress import QuietProgress
+from stages.core.context import NullProgress, StageContext
 from stages.core.errors import InputError
-from stages.core.schemas import CORPUS, QRELS, QUERIES, StageContext, write_table
+from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
 from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval.stage import Params, run
 
@@ -70,7 +70,7 @@ def searched(folder: Path, params: Params) -> tuple[dict[str, Any], pl.DataFrame
     out.mkdir(exist_ok=True)
     shutil.rmtree(folder / "vectors/key/lists", ignore_errors=True)
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
-    tools = StageContext(QuietProgress(), folder / "scratch", folder / "vectors", folder / "logs")
+    tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     started, busy = time.perf_counter(), time.process_time()
     summary = run(params, inputs | {"encoding": folder / "encoding.json"}, out, tools)
     took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}

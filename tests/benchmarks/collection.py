@@ -22,10 +22,9 @@ def write(folder: Path, sizes: Sizes) -> Result:
     import numpy as np
     import polars as pl
 
-    from pipeline.cli.progress import QuietProgress
     from stages.core import schemas
+    from stages.core.context import NullProgress, StageContext
     from stages.core.model_files import DEFAULT_ENCODER
-    from stages.core.schemas import StageContext
     from stages.embedding import stage as embedding_stage
     from stages.embedding.encoder import resolve_encoder_spec
     from stages.embedding.vector_store import VectorStore, hash_texts
@@ -72,7 +71,7 @@ def write(folder: Path, sizes: Sizes) -> Result:
         rows_of = slice(start, start + ROWS)
         store.append(hash_texts(asked[rows_of], made.hash_prefix("query")), questions[rows_of])
     (folder / "encode").mkdir()
-    tools = StageContext(QuietProgress(), folder / "scratch", folder / "vectors", folder / "logs")
+    tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     inputs = {name: pairs / f"{name}.parquet" for name in ("queries", "corpus")}
     summary = embedding_stage.run(embedding_stage.Params(), inputs, folder / "encode", tools)
     assert summary["encoded"] == 0, "the stored vectors are not those that encode looks for"
@@ -107,10 +106,9 @@ def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out:
     import shutil
     import time
 
-    from pipeline.cli.progress import QuietProgress
     from pipeline.workflow.graph import STAGES_BY_NAME
+    from stages.core.context import NullProgress, StageContext
     from stages.core.memory import reset_peak_rss
-    from stages.core.schemas import StageContext
 
     seconds = {}
     if "search" in names:  # a search goes on from the last one's lists
@@ -128,7 +126,7 @@ def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out:
         inputs = {place.stem: place if place.exists() else folder / path for path, place in places.items()}
         started = time.perf_counter()
         reset_peak_rss()  # as the runner does
-        module.run(params, inputs, made, StageContext(QuietProgress(), scratch, folder / "vectors", out / "logs"))
+        module.run(params, inputs, made, StageContext(NullProgress(), scratch, folder / "vectors", out / "logs"))
         seconds[name] = round(time.perf_counter() - started, 3)
         shutil.rmtree(scratch)
     return seconds

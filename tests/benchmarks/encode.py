@@ -93,14 +93,13 @@ def ours(folder: Path, sizes: Sizes) -> Result:
 
     import sentence_transformers  # noqa: F401
 
-    from pipeline.cli.progress import QuietProgress
-    from stages.core.schemas import StageContext
+    from stages.core.context import NullProgress, StageContext
     from stages.embedding import stage as embedding_stage
 
     out = folder / "ours"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    tools = StageContext(QuietProgress(), out / "scratch", out / "vectors", out / "logs")
+    tools = StageContext(NullProgress(), out / "scratch", out / "vectors", out / "logs")
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus")}
     clock = Clock()
     embedding_stage.run(embedding_stage.Params(), inputs, out, tools)

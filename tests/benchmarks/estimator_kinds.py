@@ -19,7 +19,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 
 from pipeline.cli.progress import make_progress
-from stages.core.schemas import FEATURES, StageContext
+from stages.core.context import StageContext
+from stages.core.schemas import FEATURES
 from stages.mining.candidates.features import TRANSFERABLE_FEATURES
 from stages.mining.estimator import model as learned
 from stages.mining.verify import stacking

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.cli.progress import QuietProgress
-from stages.core.schemas import CORPUS, QRELS, QUERIES, StageContext, write_table
+from stages.core.context import NullProgress, StageContext
+from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
 from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval.stage import Params, run
 
@@ -54,7 +54,7 @@ def timed(folder: Path, depth: int, out: str) -> tuple[float, dict[str, Any]]:
     """Seconds of one run of the stage, and what it says of its lists."""
     (folder / out).mkdir(exist_ok=True)
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
-    tools = StageContext(QuietProgress(), folder / "scratch", folder / "vectors", folder / "logs")
+    tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     started = time.perf_counter()
     summary = run(Params(depth=depth), inputs | {"encoding": folder / "encoding.json"}, folder / out, tools)
     return time.perf_counter() - started, summary["lists"]["dense"]

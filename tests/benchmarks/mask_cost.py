@@ -16,7 +16,7 @@ import polars as pl
 from pipeline.cli.progress import make_progress
 from stages.bench.collections import read_judged_collection
 from stages.core import schemas
-from stages.core.schemas import StageContext
+from stages.core.context import StageContext
 from stages.embedding import stage as embedding_stage
 from stages.mining import mask
 from stages.mining.candidates import stage as candidates_stage

@@ -18,9 +18,10 @@ import polars as pl
 
 from pipeline.cli.progress import make_progress
 from stages.bench.collections import HoldoutCollection, read_holdout_collection, write_stage_inputs
+from stages.core.context import StageContext
 from stages.core.hashing import stable_hash
 from stages.core.model_files import DEFAULT_ENCODER
-from stages.core.schemas import QRELS_SCORED, StageContext, read_table, scan_documents
+from stages.core.schemas import QRELS_SCORED, read_table, scan_documents
 from stages.core.text import match_key
 from stages.embedding import stage as embedding_stage
 from stages.embedding.lookup import VectorLookup

@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli.progress import QuietProgress
 from pipeline.workflow.artifact_store import Artifact, Workspace
 from pipeline.workflow.config import load_settings
 from pipeline.workflow.runner import Runner
+from stages.core.context import NullProgress
 from tests.conftest import Project
 
 WORDS = ["tent", "boot", "refund", "parcel", "rope", "stove", "map", "card"]
@@ -35,7 +35,7 @@ def mined(folder: Path, work: Path, rows: list[tuple[str, str]], model: Path) ->
         f'[pairs]\ntables = ["faq.csv"]\n[encode]\nmodel = "{model}"\n'
         '[mine]\ndepth = 6\nmask = "perc_max"\nthreshold = 1.0\nduplicate_similarity = 2.0\nsampling = "random"\n'
     )
-    runner = Runner(workspace, load_settings(toml, workspace, None, {})[0].validate_params(), QuietProgress())
+    runner = Runner(workspace, load_settings(toml, workspace, None, {})[0].validate_params(), NullProgress())
     with workspace.lock():
         try:
             runner.build("compose")

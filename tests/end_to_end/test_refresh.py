@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 
 import pipeline.workflow.refresh
-from pipeline.cli.progress import QuietProgress
 from pipeline.workflow.artifact_store import Workspace
 from pipeline.workflow.config import load_settings
 from pipeline.workflow.publish import read_latest_publication
 from pipeline.workflow.runner import Runner
+from stages.core.context import NullProgress
 from stages.core.errors import InputError, QualityGateError
 from tests.conftest import ROOT, Project
 
@@ -253,18 +253,18 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
     before = str(workspace.current.readlink())
     params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].validate_params()
     real = pipeline.workflow.refresh.run_gate(
-        Runner(workspace, params, QuietProgress()), bring_all(workspace, params), current(workspace), False
+        Runner(workspace, params, NullProgress()), bring_all(workspace, params), current(workspace), False
     )
     assert real is not None
     assert real["verdict"] in ("better", "same", "worse")
     worse = {**real, "verdict": "worse", "low": -0.3, "high": -0.1, "difference": -0.2}
     monkeypatch.setattr(pipeline.workflow.refresh, "run_gate", lambda *_: worse)
     with pytest.raises(QualityGateError, match="worse than the published one"):
-        pipeline.workflow.refresh.refresh(Runner(workspace, params, QuietProgress()), 3, False)
+        pipeline.workflow.refresh.refresh(Runner(workspace, params, NullProgress()), 3, False)
     assert str(workspace.current.readlink()) == before
     assert "worse than the published one" in result(project, "status")["refused"]["why"]
     assert result(project, "gc", "--keep", "3")["artifacts"] == 0, "what was refused is kept, or it is made again"
-    forced = pipeline.workflow.refresh.refresh(Runner(workspace, params, QuietProgress()), 3, True)
+    forced = pipeline.workflow.refresh.refresh(Runner(workspace, params, NullProgress()), 3, True)
     assert forced.status == "published"
     assert str(workspace.current.readlink()) == forced.publication != before
     assert (project.work / before).exists()
@@ -278,7 +278,7 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
 
 def bring_all(workspace: Workspace, params):  # type: ignore[no-untyped-def]
     """Every stage's artifact."""
-    runner = Runner(workspace, params, QuietProgress())
+    runner = Runner(workspace, params, NullProgress())
     runner.build("evaluate")
     return runner.artifacts
 
@@ -327,7 +327,7 @@ def test_a_table_that_changes_while_it_is_read_is_refused(project: Project, monk
 
     monkeypatch.setattr(stages.pairs.stage, "run", slow)
     with workspace.lock(), pytest.raises(InputError, match=r"table:faq\.csv changed while it was read"):
-        Runner(workspace, params, QuietProgress()).build("pairs")
+        Runner(workspace, params, NullProgress()).build("pairs")
     assert workspace.list_artifacts("pairs") == []
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from stages.core.schemas import StageContext
+from stages.core.context import StageContext
 from stages.training import stage as training_stage
 from tests.conftest import Project, environment, new_project
 

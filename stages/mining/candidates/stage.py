@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 
 from stages.core import schemas
 from stages.core.arrays import Floats
-from stages.core.model_files import file_digest
+from stages.core.context import StageContext, Summary
+from stages.core.files import file_digest
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches, sort_by_score
-from stages.core.schemas import DENSE_SOURCE, StageContext, Summary
+from stages.core.schemas import DENSE_SOURCE
 from stages.mining.candidates import known_positives
 from stages.mining.candidates.documents import (
     DocumentVectoriser,

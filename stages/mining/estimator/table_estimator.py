@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 
 from stages.core import schemas
+from stages.core.context import Progress, Summary
 from stages.core.hashing import stable_hash
 from stages.core.query_batches import sort_by_score
-from stages.core.schemas import DENSE_SOURCE, FEATURES, Progress, Summary
+from stages.core.schemas import DENSE_SOURCE, FEATURES
 from stages.core.text import match_key, normalise
 from stages.embedding.lookup import VectorLookup
 from stages.mining.candidates import features

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stages.core.schemas import Summary
+from stages.core.context import Summary
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator import model
 from stages.mining.risk_budget import RiskSolution

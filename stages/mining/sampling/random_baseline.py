@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 
 from stages.core import schemas
+from stages.core.context import Summary
 from stages.core.hashing import stable_hash
 from stages.core.query_batches import iter_query_batches
-from stages.core.schemas import Summary
 from stages.mining.candidates.documents import compute_text_keys
 from stages.mining.candidates.known_positives import pool_positives
 from stages.mining.sampling.sampler import SampledBlock

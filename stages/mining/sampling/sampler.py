@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.core import schemas
+from stages.core.context import StageContext, Summary
 from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches
-from stages.core.schemas import StageContext, Summary
 from stages.mining.audit import checks
 from stages.mining.candidates.documents import DocumentVectoriser, compute_text_keys, make_document_vectoriser
 from stages.mining.sampling import hubness, near_duplicates, strategies

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from pydantic import field_validator, model_validator
 
 from stages.core import schemas
+from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
 from stages.core.hashing import seed_option
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
-from stages.core.schemas import StageContext, Summary
 from stages.mining.audit import checks
 from stages.mining.risk_budget import negatives_option
 from stages.mining.sampling import quotas

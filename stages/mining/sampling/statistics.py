@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from stages.core.schemas import Summary
+from stages.core.context import Summary
 from stages.mining.sampling.sampler import SampledBlock
 
 

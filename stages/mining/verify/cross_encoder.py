@@ -21,19 +21,13 @@ import polars as pl
 import xxhash
 from numpy.typing import NDArray
 
+from stages.core.context import Progress
 from stages.core.device import Dtype, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
 from stages.core.executor import Executor, InProcessExecutor, Worker, batch_by_size
+from stages.core.files import write_durably
 from stages.core.model_files import model_digest, model_display_name, portable_model_name, resolve_model
-from stages.core.schemas import Progress
-from stages.embedding.vector_store import (
-    BufferedVectorWriter,
-    Hashes,
-    VectorStore,
-    hash_texts,
-    unique_hashes,
-    write_bytes_atomically,
-)
+from stages.embedding.vector_store import BufferedVectorWriter, Hashes, VectorStore, hash_texts, unique_hashes
 from stages.mining import threshold_rules
 
 Floats = NDArray[np.float32]
@@ -155,7 +149,7 @@ class CrossEncoderVerifier:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             content = json.dumps({"model": self.name, **self.cache_key_parts}, indent=2, ensure_ascii=False) + "\n"
-            write_bytes_atomically(path, content.encode(), path.with_suffix(".tmp"))
+            write_durably(path, content.encode(), path.with_suffix(".tmp"))
 
 
 class PairBatch(NamedTuple):

@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stages.core.context import StageContext
 from stages.core.hashing import stable_hash
-from stages.core.schemas import StageContext
 from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier, Floats, TextPair
 from stages.reranking.cross_encoder import save_reranker
 from stages.training import stage as training_stage

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.context import Progress, Summary
 from stages.core.errors import InputError
-from stages.core.schemas import Progress, Summary
 from stages.mining.verify.llm_prompt import (
     RESPONSE_FORMAT,
     JudgeRequest,

@@ -9,8 +9,9 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.core import schemas
+from stages.core.context import StageContext
 from stages.core.query_batches import collect_query_batch, iter_query_batches
-from stages.core.schemas import StageContext, scan_documents
+from stages.core.schemas import scan_documents
 from stages.core.text import match_key, normalise
 from stages.mining import risk_budget
 from stages.mining.risk_budget import RiskPolicy, RiskSolution

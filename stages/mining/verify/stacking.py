@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.schemas import Summary
+from stages.core.context import Summary
 from stages.mining.estimator import model as learned
 from stages.mining.estimator.model import LogisticModel
 from stages.mining.verify.cross_encoder import Bools, Floats, log_odds, sigmoid

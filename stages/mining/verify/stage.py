@@ -16,11 +16,12 @@ import numpy as np
 import polars as pl
 
 from stages.core import schemas
+from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
 from stages.core.hashing import stable_hash
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, resolve_model
 from stages.core.params import option
-from stages.core.schemas import StageContext, Summary, scan_documents
+from stages.core.schemas import scan_documents
 from stages.mining.estimator.holdout import hold_out_one
 from stages.mining.risk_budget import Floats, RiskPolicy
 from stages.mining.verify.selection import PAIR_COLUMNS, VerifyInputs

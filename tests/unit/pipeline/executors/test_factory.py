@@ -2,16 +2,16 @@ import importlib.util
 
 import pytest
 
-from pipeline.cli.progress import QuietProgress
 from pipeline.executors.factory import open_executor
 from pipeline.executors.local import LocalExecutor
+from stages.core.context import NullProgress
 from stages.core.errors import InputError
 from tests.conftest import Project
 
 
 def test_a_command_without_the_flag_works_on_this_machine() -> None:
     for options in ({}, {"engine": "local", "ray_address": None}):
-        with open_executor(options, QuietProgress()) as engine:
+        with open_executor(options, NullProgress()) as engine:
             assert isinstance(engine, LocalExecutor)
 
 
@@ -35,6 +35,6 @@ def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else plain(name))
     with (
         pytest.raises(InputError, match=r"pip install 'prep\[ray\]'"),
-        open_executor({"engine": "ray", "ray_address": None}, QuietProgress()),
+        open_executor({"engine": "ray", "ray_address": None}, NullProgress()),
     ):
         pass

@@ -19,9 +19,10 @@ import pytest
 
 from pipeline.executors.actor_pool import WorkerActor, divide_node_resources, get_library_versions
 from pipeline.executors.ray import RayExecutor
+from stages.core.context import StageContext
 from stages.core.errors import InputError
 from stages.core.executor import Executor, InProcessExecutor, Worker
-from stages.core.schemas import CORPUS, QRELS, QUERIES, StageContext, write_table
+from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
 from stages.embedding import stage as embedding_stage
 from stages.mining.verify.cross_encoder import CrossEncoderVerifier
 from stages.reranking.cross_encoder import load_reranker, save_reranker

@@ -19,7 +19,7 @@ from pipeline.workflow.remote_files import (
     upload_publication,
 )
 from stages.core.errors import InputError
-from stages.core.model_files import file_digest
+from stages.core.files import file_digest
 from stages.readers.files import find_files
 from tests.objectstore import Store, serving
 

@@ -21,8 +21,9 @@ from stages.bench.downstream import (
 )
 from stages.bench.leak import CandidateMatrix, build_candidate_matrix
 from stages.bench.split import BenchmarkSplit
+from stages.core.context import StageContext
 from stages.core.errors import InputError
-from stages.core.schemas import CANDIDATES, StageContext
+from stages.core.schemas import CANDIDATES
 from stages.evaluation.candidate_lists import CandidateLists
 from tests.unit.stages.bench.test_leak import mined as two_questions
 from tests.unit.stages.mining.collection import Said, write

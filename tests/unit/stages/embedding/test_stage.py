@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from stages.core.context import StageContext
 from stages.core.errors import InputError
-from stages.core.schemas import CORPUS, QUERIES, StageContext, write_table
+from stages.core.schemas import CORPUS, QUERIES, write_table
 from stages.embedding import stage as embedding_stage
 from stages.embedding.encoder import EncoderSpec
 from stages.embedding.lookup import VectorLookup, format_encoder_texts, read_encodings

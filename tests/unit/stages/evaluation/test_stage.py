@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
+from stages.core.context import StageContext
 from stages.core.schemas import (
     CANDIDATES,
     CORPUS,
@@ -18,7 +19,6 @@ from stages.core.schemas import (
     QRELS,
     QRELS_SCORED,
     QUERIES,
-    StageContext,
     read_table,
     write_table,
 )

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
-from stages.core.schemas import StageContext
+from stages.core.context import StageContext
 
 
 class Said:

@@ -12,18 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
-from stages.core.schemas import (
-    ANSWERS,
-    CORPUS,
-    QRELS,
-    QUERIES,
-    REJECTS,
-    StageContext,
-    Summary,
-    document_text,
-    read_table,
-)
+from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, REJECTS, document_text, read_table
 from stages.core.text import normalise, text_id
 from stages.pairs import external_sort
 from stages.pairs.split import count_split_changes

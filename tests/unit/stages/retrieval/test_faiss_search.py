@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.cli.progress import QuietProgress
 from stages.core.arrays import Floats, Ints
+from stages.core.context import NullProgress, StageContext
 from stages.core.errors import InputError
-from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, StageContext, read_table, write_table
+from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, read_table, write_table
 from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval import faiss_search
 from stages.retrieval.dense import DenseRetriever
@@ -25,7 +25,7 @@ from stages.retrieval.stage import Params, key_extras, run
 DOCUMENTS, ASKED, DIMENSION = 400, 30, 8
 
 
-class Said(QuietProgress):
+class Said(NullProgress):
     """Progress that remembers what was said."""
 
     def __init__(self) -> None:

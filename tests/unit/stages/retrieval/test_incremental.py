@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli.progress import QuietProgress
-from stages.core.schemas import CORPUS, QRELS, QUERIES, StageContext, write_table
+from stages.core.context import NullProgress, StageContext
+from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
 from stages.embedding.vector_store import VectorStore, hash_texts
 from stages.retrieval import incremental
 from stages.retrieval.stage import Params, run
@@ -54,7 +54,7 @@ class World:
         write_table(pl.DataFrame(pairs, schema, orient="row"), QRELS, self.folder / "qrels.parquet")
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
         inputs["encoding"] = self.folder / "encoding.json"
-        tools = StageContext(QuietProgress(), self.folder / "scratch", self.store.parent, self.folder / "logs")
+        tools = StageContext(NullProgress(), self.folder / "scratch", self.store.parent, self.folder / "logs")
         summary = run(Params(depth=depth, block=7), inputs, self.folder / out, tools)
         told: dict[str, Any] = summary["lists"]["dense"]
         return told

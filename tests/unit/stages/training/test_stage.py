@@ -15,9 +15,10 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
 from stages.core.model_files import model_digest
-from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QUERIES, StageContext, Summary, write_table
+from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QUERIES, write_table
 from stages.evaluation.candidate_lists import CandidateLists
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from stages.training import losses, trainer

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stages.core.schemas import CANDIDATES, CORPUS, StageContext, write_table
+from stages.core.context import StageContext
+from stages.core.schemas import CANDIDATES, CORPUS, write_table
 from stages.mining.verify import cross_fitting
 from stages.mining.verify.cross_fitting import CrossFitReranker, TrainingSet, assign_group_folds, build_training_queries
 from stages.mining.verify.stacking import auc

@@ -1,0 +1,57 @@
+"""What a stage is given to run, beside its parameters and inputs, and what it returns."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.core.executor import Executor, InProcessExecutor
+
+Summary = dict[str, Any]
+"""What a stage returns: counts and choices, as JSON values. The manifest keeps it."""
+
+
+class Progress(Protocol):
+    """Receives how far a stage is. Calls are cheap: the receiver decides how often it shows something."""
+
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
+        """`done` of `total` units (texts, queries, steps) so far; `total` is None if it is unknown.
+
+        `tokens`: how many tokens these units held, if the stage counts them.
+        """
+
+    def log(self, message: str) -> None:
+        """One line for a person: a choice that was made for them, or a loss."""
+
+
+class NullProgress:
+    """Shows nothing."""
+
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
+        """Nothing is shown."""
+
+    def log(self, message: str) -> None:
+        """Nothing is shown."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What the pipeline lends a stage while it runs."""
+
+    progress: Progress
+    scratch_dir: Path
+    """A folder that survives a kill: the next run of the same key finds it again. Deleted once the key is committed."""
+    vectors_dir: Path
+    """The root of the vector store, with one folder for each encoder."""
+    logs_dir: Path
+    """For files that hold times, such as TensorBoard's event files; they can't be part of an artifact."""
+    executor: Executor = dataclasses.field(default_factory=InProcessExecutor)
+    """Runs the work that other processes and machines can share."""
+
+    @property
+    def scores_dir(self) -> Path:
+        """Beside the vectors: the verifier's scores and the LLM judge's verdicts, kept as long as the workspace."""
+        return self.vectors_dir.parent / "scores"
