@@ -1,4 +1,4 @@
-"""Text as prep compares it: normalisation, content ids, and a looser form for recognising restatements."""
+"""Text as prep compares it: normalisation, content ids, and keys that paraphrases of a query share."""
 
 import unicodedata
 
@@ -41,6 +41,17 @@ def text_id(text: str) -> str:
     return xxhash.xxh3_128_hexdigest(normalise(text).encode())
 
 
-def match_key(text: str) -> str:
-    """Case, punctuation and compatibility forms taken away (NFKC, casefold, words only): for restated questions."""
+def casefold_words(text: str) -> str:
+    """The words of a text without case, punctuation and compatibility forms (NFKC, then casefold), joined by spaces.
+
+    The result is empty if the text has no letter and no digit.
+    """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().translate(_WORD_CHARACTER_MAP).split())
+
+
+def match_key(query: str) -> str:
+    """A key that two queries share if they differ only in case, punctuation, white space or compatibility forms.
+
+    It is `casefold_words`, or `normalise` for a query without words, so that "?" and "!" stay two queries.
+    """
+    return casefold_words(query) or normalise(query)

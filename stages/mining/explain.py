@@ -14,7 +14,7 @@ import polars as pl
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.core.text import match_key, normalise
+from stages.core.text import match_key
 from stages.mining.risk_budget import MAX_P_FALSE_NEGATIVE
 from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName, describe_rule
 
@@ -170,8 +170,8 @@ def find_query(queries: pl.LazyFrame, id_or_text: str) -> dict[str, Any]:
     by_id = table.filter(pl.col("query_id") == id_or_text)
     if len(by_id):
         return by_id.row(0, named=True)
-    wanted_key = match_key(id_or_text) or normalise(id_or_text)
-    match_keys = pl.Series("form", [match_key(text) or normalise(text) for text in table["query"]], dtype=pl.String)
+    wanted_key = match_key(id_or_text)
+    match_keys = pl.Series("form", [match_key(text) for text in table["query"]], dtype=pl.String)
     for hits in (
         table.filter(match_keys == wanted_key),
         table.filter(match_keys.str.contains(wanted_key, literal=True)),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from stages.core.errors import InputError
-from stages.core.text import match_key
+from stages.core.text import casefold_words
 from stages.pairs.cells import CJK_RANGES
 
 _WORD = re.compile(f"[{CJK_RANGES}]|[^\\s{CJK_RANGES}]+")
@@ -41,10 +41,10 @@ def find_answer_chunks(chunks: Sequence[str], answers: Sequence[str]) -> list[in
     >>> holding(["It began in 1973.", "Oil rose."], ["in 1973"])
     [0]
     """
-    answer_keys = [(text, bool(re.search(f"[{CJK_RANGES}]", text))) for text in map(match_key, answers) if text]
+    answer_keys = [(text, bool(re.search(f"[{CJK_RANGES}]", text))) for text in map(casefold_words, answers) if text]
     found = []
     for index, chunk in enumerate(chunks):
-        text = f" {match_key(chunk)} "
+        text = f" {casefold_words(chunk)} "
         if any((answer if is_cjk else f" {answer} ") in text for answer, is_cjk in answer_keys):
             found.append(index)
     return found

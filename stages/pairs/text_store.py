@@ -73,7 +73,7 @@ class TextStore:
         """Hand what is new to the spills; to be called after every batch."""
         if self._new_queries:
             keys, texts = zip(*self._new_queries, strict=True)
-            restated = [xxhash.xxh3_64_intdigest((match_key(text) or text).encode()) for text in texts]
+            restated = [xxhash.xxh3_64_intdigest(match_key(text).encode()) for text in texts]
             columns = {
                 "key": upper_64_bits(keys),
                 "low": lower_64_bits(keys),

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from stages.core.text import UNSPACED_SCRIPTS, match_key
+from stages.core.text import UNSPACED_SCRIPTS, casefold_words
 from stages.retrieval.results import SearchResults
 
 _SCRIPT_RUN_PATTERN = re.compile(f"[{UNSPACED_SCRIPTS}]+|[^\\s{UNSPACED_SCRIPTS}]+")
@@ -28,7 +28,7 @@ def tokenise(text: str) -> list[str]:
     Character bigrams for Chinese, Japanese and Korean are what Lucene's CJKAnalyzer does; a run of one character
     stands for itself. Nothing is stemmed and no stop word removed, so every language is treated alike.
     """
-    form = match_key(text)
+    form = casefold_words(text)
     if form.isascii():
         return form.split()
     tokens: list[str] = []

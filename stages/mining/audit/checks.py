@@ -26,7 +26,7 @@ from stages.core.hashing import stable_hash
 from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches
 from stages.core.schemas import DENSE_SOURCE
-from stages.core.text import match_key, normalise
+from stages.core.text import match_key
 from stages.mining.audit.term_overlap import IdfOverlap
 from stages.mining.candidates.documents import DocumentVectoriser, make_document_vectoriser
 from stages.mining.candidates.features import ZScaler
@@ -267,7 +267,7 @@ def find_inconsistent(
     question's own other positives count as well. FAQs do have several right answers to one question: what is listed is
     unlike.
     """
-    match_keys = [match_key(text) or normalise(text) for text in queries["query"]]
+    match_keys = [match_key(text) for text in queries["query"]]
     query_match_keys = queries.select("query_id", pl.Series("form", match_keys, dtype=pl.String))
     pool = positives.join(query_match_keys, on="query_id")
     pool = pool.filter(pl.col("doc_id").n_unique().over("form") > 1)

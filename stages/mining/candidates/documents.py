@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.core.schemas import document_text
-from stages.core.text import match_key
+from stages.core.text import casefold_words
 
 if TYPE_CHECKING:
     from stages.embedding.lookup import VectorLookup
@@ -40,7 +40,7 @@ def write_match_keys(corpus: Path, path: Path) -> pa.Table:
     schema = pa.schema({"doc_id": pa.large_string(), "loose": pa.large_string()})
     with pa.ipc.new_file(path, schema) as writer:
         for ids, texts in iter_document_texts(corpus):
-            forms = pa.array([f" {match_key(text)} " for text in texts], pa.large_string())
+            forms = pa.array([f" {casefold_words(text)} " for text in texts], pa.large_string())
             writer.write_batch(pa.record_batch([pa.array(ids, pa.large_string()), forms], schema=schema))
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 

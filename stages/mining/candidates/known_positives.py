@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import polars as pl
 
-from stages.core.text import UNSPACED_SCRIPTS, match_key, normalise
+from stages.core.text import UNSPACED_SCRIPTS, casefold_words, match_key
 from stages.mining.candidates.documents import DocumentVectors
 from stages.retrieval.exact.scoring import pair_scores_at, vector_norms
 
@@ -27,7 +27,7 @@ def pool_positives(queries: pl.DataFrame, qrels: pl.DataFrame) -> pl.DataFrame:
     positive of another question, so no label of dev or test is learned. `qrels` needs query_id, doc_id, relevance;
     relevance above 0 is a positive.
     """
-    match_keys = [match_key(text) or normalise(text) for text in queries["query"]]
+    match_keys = [match_key(text) for text in queries["query"]]
     keyed_queries = queries.select("query_id", pl.Series("form", match_keys, dtype=pl.String))
     own = qrels.filter(pl.col("relevance") > 0).select("query_id", "doc_id")
     restated = keyed_queries.filter(pl.len().over("form") > 1)
@@ -49,7 +49,7 @@ def select_answer_strings(answers: pl.DataFrame, min_chars: int) -> pl.DataFrame
     """
     found = []
     for query_id, answer in answers.select("query_id", "answer").unique().sort("query_id", "answer").iter_rows():
-        answer_key = match_key(answer)
+        answer_key = casefold_words(answer)
         if _display_width(answer_key) >= min_chars and answer_key not in _GENERIC_ANSWERS:
             found.append((query_id, answer_key if _UNSPACED_PATTERN.search(answer_key) else f" {answer_key} "))
     return pl.DataFrame(found, schema={"query_id": pl.String, "needle": pl.String}, orient="row").unique(

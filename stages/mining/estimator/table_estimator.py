@@ -12,7 +12,7 @@ from stages.core.context import Progress, Summary
 from stages.core.hashing import stable_hash
 from stages.core.query_batches import sort_by_score
 from stages.core.schemas import DENSE_SOURCE, FEATURES
-from stages.core.text import match_key, normalise
+from stages.core.text import match_key
 from stages.embedding.lookup import VectorLookup
 from stages.mining.candidates import features
 from stages.mining.candidates.document_score_stats import DocumentScoreStats
@@ -62,7 +62,7 @@ class FalseNegativeEstimator:
         self._pooled_positives = pooled_positives
         self._vectorise = vectorise
         self._anchors = qrels_scored.filter(pl.col("relevance") > 0).drop("relevance").sort("query_id", "doc_id")
-        match_keys = [match_key(text) or normalise(text) for text in queries["query"]]
+        match_keys = [match_key(text) for text in queries["query"]]
         self._match_keys = dict(zip(queries["query_id"], match_keys, strict=True))
         # dev and test teach nothing; nor does a question that is there twice: what is hidden of it, its other row owns
         unique_queries = queries.with_columns(pl.Series("form", match_keys, dtype=pl.String)).filter(

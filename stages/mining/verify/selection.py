@@ -12,7 +12,7 @@ from stages.core import schemas
 from stages.core.context import StageContext
 from stages.core.query_batches import collect_query_batch, iter_query_batches
 from stages.core.schemas import scan_documents
-from stages.core.text import match_key, normalise
+from stages.core.text import match_key
 from stages.mining import risk_budget
 from stages.mining.risk_budget import RiskPolicy, RiskSolution
 
@@ -54,7 +54,7 @@ class VerifyInputs:
     def compute_match_keys(self, rows: pl.DataFrame) -> list[str]:
         """The questions of rows (query_id) by their loose form, as the estimate's folds go by."""
         texts = self.queries.select("query_id", "query").iter_rows()
-        match_keys = {query_id: match_key(text) or normalise(text) for query_id, text in texts}
+        match_keys = {query_id: match_key(text) for query_id, text in texts}
         return [match_keys[query_id] for query_id in rows["query_id"]]
 
     def read_pair_texts(self, pairs: pl.DataFrame) -> list[tuple[str, str]]:
