@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.progress import make_progress
 from pipeline.workflow.artifact_store import Workspace, digest_json
 from stages.core.context import StageContext
+from stages.core.libraries import get_library_versions
 from stages.core.schemas import QRELS, scan_documents, write_table
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _train_or_load(
         "version": [downstream.VERSION, training_stage.VERSION],
         "parameters": training.model_dump(mode="json", exclude=training.fields_with_mark("unkeyed")),
         "identity": training_stage.key_extras(training),
-        "libraries": {name: version(name) for name in TRAINING_LIBRARIES},
+        "libraries": get_library_versions(TRAINING_LIBRARIES),
         "lessons": digest_json(
             [[queries[g.query_id], [texts[d] for d in g.documents], g.labels] for groups in epochs for g in groups]
         ),

@@ -85,11 +85,12 @@ def build_stage(target: str, options: Mapping[str, Any]) -> CommandResult:
 
 def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
     """The whole road, published."""
-    from pipeline.workflow.refresh import refresh as run
+    from pipeline.report.page import render_report
+    from pipeline.workflow.refresh import refresh
 
     with open_session(options, "refresh") as (runner, settings):
         refresh_params = settings.validate_refresh_params()
-        refreshed = run(runner, refresh_params.keep, force)
+        refreshed = refresh(runner, refresh_params.keep, force, render_report)
         is_uploaded, upload_error = False, None
         try:
             is_uploaded = bool(refresh_params.publish_to) and upload_publication(
@@ -173,7 +174,7 @@ def format_summary(stage: str, artifact: Artifact, accepted_share: float | None 
         table = ResultTable(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)
         return [table, *validation.describe_estimate(summary.get("estimate"))]
     if stage == "evaluate":
-        from pipeline.report.quality import describe_result, list_advice
+        from stages.evaluation.conclusions import describe_result, list_advice
         from stages.evaluation.stage import format_metrics_table
 
         metrics = json.loads((artifact.folder / "metrics.json").read_text())

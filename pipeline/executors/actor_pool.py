@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from pipeline.workflow.runner import get_library_version
 from stages.core.context import Progress
 from stages.core.errors import InputError, PrepError
 from stages.core.executor import Worker
+from stages.core.libraries import get_library_versions
 
 _MAX_CPUS_PER_ACTOR = 4
 """An actor's at most: one process makes poor use of more."""
@@ -17,7 +17,7 @@ _ITEMS_PER_ACTOR = 2
 """Items that an actor has in hand, so that it need not wait for the next."""
 _MAX_ATTEMPTS = 3
 """Actors that an item may cost before it is taken for the cause."""
-_SYNCHRONISED_LIBRARIES = ("prep", "faiss-cpu", "numpy", "sentence-transformers", "tokenizers", "torch", "transformers")
+SYNCHRONISED_LIBRARIES = ("prep", "faiss-cpu", "numpy", "sentence-transformers", "tokenizers", "torch", "transformers")
 """Must be the same everywhere, or vectors could differ in their last bits."""
 
 
@@ -82,6 +82,7 @@ class ActorPool:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         actor_class = ray.remote(WorkerActor)
+        expected_versions = get_library_versions(SYNCHRONISED_LIBRARIES)
         gpu = self._worker.device.startswith("cuda")
         nodes = [node for node in ray.nodes() if node["Alive"]]
         for node in nodes:
@@ -89,7 +90,7 @@ class ActorPool:
             for resources in divide_node_resources(node["Resources"], gpu):
                 actor = actor_class.options(scheduling_strategy=strategy, **resources).remote(self._worker_ref)
                 self._actors.append(actor)
-                self._in_flight[actor.check_versions.remote(get_library_versions())] = _ActorTask(actor, None, None)
+                self._in_flight[actor.check_versions.remote(expected_versions)] = _ActorTask(actor, None, None)
         if not self._actors:
             raise InputError(
                 f"none of the {len(nodes)} nodes of the Ray cluster offers a {'GPU' if gpu else 'CPU'}: "
@@ -162,7 +163,7 @@ class WorkerActor:
 
     def check_versions(self, expected: dict[str, str]) -> InputError | None:
         """Whether this node has the libraries of the process that runs `prep`."""
-        found = get_library_versions()
+        found = get_library_versions(SYNCHRONISED_LIBRARIES)
         if found == expected:
             return None
         both = ((name, found.get(name, "absent"), expected.get(name, "absent")) for name in found | expected)
@@ -190,11 +191,6 @@ def _kill_actor(actor: Any) -> None:
 
     with suppress(Exception):  # it, or the cluster, may be gone by now
         ray.kill(actor)
-
-
-def get_library_versions() -> dict[str, str]:
-    """The libraries that shape a result, as they are installed here."""
-    return {name: get_library_version(name) for name in _SYNCHRONISED_LIBRARIES}
 
 
 def _get_first_error_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.report.charts import Dot, render_dot_plot
 from pipeline.report.html import Html, escape_html, format_count, join_lines, render_note, render_section, render_table
-from stages.evaluation.bootstrap import MIN_GROUPS
+from stages.evaluation.conclusions import HEADLINE_METRICS, describe_result, explain_interval
 
 Metrics = Mapping[str, Any]
 
@@ -16,7 +16,6 @@ ROW_LABELS = {
     "reranker": "trained reranker",
     "fused": "fused",
 }
-HEADLINE_METRICS = ("nDCG@10", "MRR@10")
 
 
 def render_headline(metrics: Metrics) -> Html:
@@ -48,63 +47,9 @@ def render_headline(metrics: Metrics) -> Html:
     return join_lines(
         [
             *out,
-            render_note(counted, explain_interval(tests.get("reranker", {}).get(HEADLINE_METRICS[0]), lists["groups"])),
+            render_note(counted, explain_interval(metrics)),
         ]
     )
-
-
-def describe_result(metrics: Metrics) -> str:
-    """The page's first sentence, which claims no more than the intervals of nDCG@10 bear."""
-    if metrics["collapse"]:
-        return "The reranker collapsed: it tells documents apart no longer"
-    if not metrics["test"]:
-        return "There are no test questions, so nothing is known of the reranker's quality"
-    found = {
-        row: classify_difference(metrics["tests"]["test"].get(row, {}).get(HEADLINE_METRICS[0]))
-        for row in ("reranker", "fused")
-    }
-    if found["reranker"] == "unknown":
-        return "There are too few test questions to tell whether the reranker is better"
-    if found["reranker"] != "unclear":
-        return f"The trained reranker ranks {found['reranker']} than the embedder"
-    if found["fused"] == "better":
-        return "Fused with the embedder the trained reranker ranks better; alone, it is not clearly better"
-    return "No clear difference between the trained reranker and the embedder"
-
-
-def list_advice(metrics: Metrics) -> list[str]:
-    """What to do about a reranker that ranks worse than the embedder alone; empty where it does not."""
-    found = {
-        row: classify_difference(metrics["tests"]["test"].get(row, {}).get(HEADLINE_METRICS[0]))
-        for row in ("reranker", "fused")
-    }
-    if found["reranker"] != "worse":
-        return []
-    told = ["Do not rank with it alone: it has learned too little from these questions."]
-    if metrics["untrained_head"]:
-        told.append("Its base had no ranking head. Give more questions, or a base that ranks already ([train] base).")
-    if found["fused"] != "worse":
-        told.append("Fused with the embedder's score it does no clear harm.")
-    return told
-
-
-def classify_difference(test: Mapping[str, float | None] | None) -> str:
-    """better, worse or unclear, by whether the interval leaves out 0; unknown where there is no interval."""
-    if test is None or test["low"] is None or test["high"] is None:
-        return "unknown"
-    return "better" if test["low"] > 0 else "worse" if test["high"] < 0 else "unclear"
-
-
-def explain_interval(test: Mapping[str, float | None] | None, n_groups: int) -> str:
-    """What the interval of the trained reranker means."""
-    told = f"The trained reranker's interval of {HEADLINE_METRICS[0]}"
-    return {
-        "better": f"{told} leaves out 0: luck is an unlikely explanation.",
-        "worse": f"{told} leaves out 0: the loss is unlikely to be luck.",
-        "unclear": f"{told} holds 0: the difference may be luck. More test questions would narrow it.",
-        "unknown": f"With {format_count(n_groups, 'group')} no difference can be told from luck; {MIN_GROUPS} are "
-        f"the least.",
-    }[classify_difference(test)]
 
 
 def render_metric(value: float, test: Mapping[str, float | None] | None, is_highlighted: bool) -> Html:

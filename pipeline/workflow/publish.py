@@ -51,17 +51,14 @@ def is_current_complete(workspace: Workspace) -> bool:
     return report.is_file() and file_digest(report) == published["report"]
 
 
-def publish(workspace: Workspace, artifacts: Mapping[str, Artifact]) -> str:
+def publish(workspace: Workspace, artifacts: Mapping[str, Artifact], report_html: str) -> str:
     """Make a publication of these artifacts and swap `current` to it in one atomic step; returns its name.
 
     A publication holds links into runs/, so it costs nothing and a repaired artifact repairs it. One that a killed
     run had finished, but not yet swapped in, is used as it is.
     """
-    from pipeline.report.page import render_report
-
     workspace.published.mkdir(exist_ok=True)
     keys = {name: artifact.key for name, artifact in artifacts.items()}
-    report_html = render_report(artifacts)
     short_digest = digest_json(keys)[:8]
     current = workspace.current.readlink().name if workspace.current.is_symlink() else ""
     unfinished = [

@@ -1,6 +1,7 @@
 """A refresh: everything brought up to date, the new reranker held against the published one, then published."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from pipeline.workflow.publish import (
 from pipeline.workflow.runner import Runner
 from stages.core.errors import QualityGateError
 
+ReportRenderer = Callable[[Mapping[str, Artifact]], str]
+"""Artifact of each stage -> the HTML of the report; called only if something is published."""
+
 
 @dataclass(frozen=True)
 class RefreshResult:
@@ -28,7 +32,7 @@ class RefreshResult:
     n_moved_queries: int
 
 
-def refresh(runner: Runner, keep: int, force: bool) -> RefreshResult:
+def refresh(runner: Runner, keep: int, force: bool, render_report: ReportRenderer) -> RefreshResult:
     """The whole road once; raises `QualityGateError` and leaves `current` as it is where the new reranker is not fit.
 
     `keep` publications stay, the new one included. `force` publishes a reranker that is worse than the published one
@@ -36,7 +40,7 @@ def refresh(runner: Runner, keep: int, force: bool) -> RefreshResult:
     """
     workspace = runner.workspace
     try:
-        outcome = _publish_if_accepted(runner, force)
+        outcome = _publish_if_accepted(runner, force, render_report)
     except QualityGateError as refusal:
         record_refusal(workspace, {name: artifact.key for name, artifact in runner.artifacts.items()}, str(refusal))
         workspace.log_event(event="refused", why=str(refusal))
@@ -50,7 +54,7 @@ def refresh(runner: Runner, keep: int, force: bool) -> RefreshResult:
     return outcome
 
 
-def _publish_if_accepted(runner: Runner, force: bool) -> RefreshResult:
+def _publish_if_accepted(runner: Runner, force: bool, render_report: ReportRenderer) -> RefreshResult:
     workspace = runner.workspace
     artifacts = {stage.name: runner.build(stage.name) for stage in PIPELINE}
     published = read_latest_publication(workspace)
@@ -69,9 +73,8 @@ def _publish_if_accepted(runner: Runner, force: bool) -> RefreshResult:
             "`current` is untouched; --force publishes it all the same."
         )
     n_moved_queries = count_moved_queries(workspace, published, artifacts["pairs"])
-    return RefreshResult(
-        "published", f"published/{publish(workspace, artifacts)}", runner.executed_stages, verdict, n_moved_queries
-    )
+    publication = f"published/{publish(workspace, artifacts, render_report(artifacts))}"
+    return RefreshResult("published", publication, runner.executed_stages, verdict, n_moved_queries)
 
 
 def run_gate(

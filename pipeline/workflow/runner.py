@@ -1,7 +1,6 @@
 """Runs stages by key: a committed artifact of the same key is a hit; anything else is run, checked and committed."""
 
 import errno
-import importlib.metadata
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME, Stage
 from stages.core.context import Progress, StageContext
 from stages.core.errors import InputError, QualityGateError
 from stages.core.executor import Executor, InProcessExecutor
+from stages.core.libraries import get_library_versions
 from stages.core.memory import peak_rss, reset_peak_rss
 from stages.core.model_files import model_digest, resolve_model
 from stages.core.params import BaseParams
@@ -211,16 +211,8 @@ def collect_key_fields(
             for path in stage.select_inputs(params)
         }
         | dict(external_digests),
-        "libraries": {name: get_library_version(name) for name in stage.libraries},
+        "libraries": get_library_versions(stage.libraries),
     }
-
-
-def get_library_version(library: str) -> str:
-    """The version of a library, or "absent"."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:  # faiss-gpu in the place of faiss-cpu, say
-        return "absent"
 
 
 def describe_key_changes(manifest: Mapping[str, Any], key_fields: Mapping[str, Any]) -> tuple[str, ...]:

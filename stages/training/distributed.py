@@ -19,6 +19,7 @@ from typing import Any
 
 from stages.core.errors import InputError
 from stages.core.files import file_digest
+from stages.core.libraries import get_library_versions
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -194,8 +195,6 @@ def convert_peer_errors() -> Iterator[None]:
 
 def _init_process_group() -> None:
     """Be one of a torch process group, if not yet; raises `InputError` where the libraries are others than rank 0's."""
-    from importlib.metadata import version
-
     import torch
     import torch.distributed as dist
 
@@ -209,7 +208,7 @@ def _init_process_group() -> None:
             world_size=get_world_size(),
             timeout=_COLLECTIVE_TIMEOUT,
         )
-        here = {name: version(name) for name in _CHECKED_LIBRARIES}
+        here = get_library_versions(_CHECKED_LIBRARIES)
         wanted = broadcast_object(here)
     if wrong := ", ".join(f"{name} {here[name]}, not {wanted[name]}" for name in here if here[name] != wanted[name]):
         raise InputError(f"{socket.gethostname()} has {wrong}: install the same versions on every machine.")

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 import pipeline.workflow.refresh
+from pipeline.report.page import render_report
 from pipeline.workflow.artifact_store import Workspace
 from pipeline.workflow.config import load_settings
 from pipeline.workflow.publish import read_latest_publication
@@ -260,11 +261,11 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
     worse = {**real, "verdict": "worse", "low": -0.3, "high": -0.1, "difference": -0.2}
     monkeypatch.setattr(pipeline.workflow.refresh, "run_gate", lambda *_: worse)
     with pytest.raises(QualityGateError, match="worse than the published one"):
-        pipeline.workflow.refresh.refresh(Runner(workspace, params, NullProgress()), 3, False)
+        pipeline.workflow.refresh.refresh(Runner(workspace, params, NullProgress()), 3, False, render_report)
     assert str(workspace.current.readlink()) == before
     assert "worse than the published one" in result(project, "status")["refused"]["why"]
     assert result(project, "gc", "--keep", "3")["artifacts"] == 0, "what was refused is kept, or it is made again"
-    forced = pipeline.workflow.refresh.refresh(Runner(workspace, params, NullProgress()), 3, True)
+    forced = pipeline.workflow.refresh.refresh(Runner(workspace, params, NullProgress()), 3, True, render_report)
     assert forced.status == "published"
     assert str(workspace.current.readlink()) == forced.publication != before
     assert (project.work / before).exists()

@@ -28,22 +28,39 @@ HEAVY = {
 }
 
 
-def imported(path: Path) -> set[str]:
-    """The top-level names that a module imports anywhere in it, inside functions too."""
+def list_imported_modules(path: Path) -> set[str]:
+    """The modules that a module imports anywhere in it, inside functions too."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add((node.module or "").split(".")[0])
+            names.add(node.module or "")
     return names
 
 
 def test_stages_never_import_the_pipeline() -> None:
     modules = list((ROOT / "stages").rglob("*.py"))
     assert len(modules) > 10
-    assert [path for path in modules if "pipeline" in imported(path)] == []
+    assert [p for p in modules if "pipeline" in {name.split(".")[0] for name in list_imported_modules(p)}] == []
+
+
+ALLOWED_PACKAGES = {
+    "cli": {"cli", "executors", "report", "workflow"},
+    "executors": {"executors"},
+    "report": {"report", "workflow"},
+    "workflow": {"workflow"},
+}
+"""Folder of pipeline/ -> those of its folders that it may import."""
+
+
+def test_the_folders_of_the_pipeline_import_one_another_one_way() -> None:
+    assert ALLOWED_PACKAGES.keys() == {path.parent.name for path in ROOT.glob("pipeline/*/__init__.py")}
+    for package, allowed in ALLOWED_PACKAGES.items():
+        for path in (ROOT / "pipeline" / package).rglob("*.py"):
+            imported = [name.split(".") for name in list_imported_modules(path) if name.startswith("pipeline")]
+            assert {parts[1] for parts in imported} <= allowed, path
 
 
 def test_init_files_are_empty() -> None:

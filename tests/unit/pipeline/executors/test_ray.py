@@ -17,11 +17,12 @@ import polars as pl
 import psutil
 import pytest
 
-from pipeline.executors.actor_pool import WorkerActor, divide_node_resources, get_library_versions
+from pipeline.executors.actor_pool import SYNCHRONISED_LIBRARIES, WorkerActor, divide_node_resources
 from pipeline.executors.ray import RayExecutor
 from stages.core.context import StageContext
 from stages.core.errors import InputError
 from stages.core.executor import Executor, InProcessExecutor, Worker
+from stages.core.libraries import get_library_versions
 from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
 from stages.embedding import stage as embedding_stage
 from stages.mining.verify.cross_encoder import CrossEncoderVerifier
@@ -242,16 +243,15 @@ def test_a_cluster_that_is_not_there_is_said(project: Project) -> None:
 
 def test_a_node_with_other_libraries_is_not_fit() -> None:
     actor = WorkerActor(Worker(partial(squares, "")))
-    assert actor.check_versions(get_library_versions()) is None
-    said = str(actor.check_versions({**get_library_versions(), "torch": "0.1"}))
-    assert f"has torch {get_library_versions()['torch']}, not 0.1" in said
+    here = get_library_versions(SYNCHRONISED_LIBRARIES)
+    assert actor.check_versions(here) is None
+    said = str(actor.check_versions({**here, "torch": "0.1"}))
+    assert f"has torch {here['torch']}, not 0.1" in said
     assert "numpy" not in said
     for name in ("prep", "tokenizers", "faiss-cpu"):
-        assert f"has {name} {get_library_versions()[name]}, not 0.1: install" in str(
-            actor.check_versions({**get_library_versions(), name: "0.1"})
-        )
-    fewer = {name: version for name, version in get_library_versions().items() if name != "prep"}
-    assert f"has prep {get_library_versions()['prep']}, not absent: install" in str(actor.check_versions(fewer))
+        assert f"has {name} {here[name]}, not 0.1: install" in str(actor.check_versions({**here, name: "0.1"}))
+    fewer = {name: version for name, version in here.items() if name != "prep"}
+    assert f"has prep {here['prep']}, not absent: install" in str(actor.check_versions(fewer))
 
 
 @pytest.mark.parametrize(
@@ -278,5 +278,6 @@ def test_faiss_gpu_may_stand_in_the_place_of_faiss_cpu(monkeypatch: pytest.Monke
         return plain(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert get_library_versions()["faiss-cpu"] == "absent"
-    assert WorkerActor(Worker(partial(squares, ""))).check_versions(get_library_versions()) is None
+    here = get_library_versions(SYNCHRONISED_LIBRARIES)
+    assert here["faiss-cpu"] == "absent"
+    assert WorkerActor(Worker(partial(squares, ""))).check_versions(here) is None

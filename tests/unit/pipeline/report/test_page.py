@@ -14,7 +14,7 @@ from pipeline.report.charts import Dot, Marker, Series, compute_ticks, render_do
 from pipeline.report.examples import sample_queries
 from pipeline.report.html import MAX_TEXT_CHARS, Html, escape_html, render_table, truncate_text
 from pipeline.report.page import describe_mask_rule, render_report
-from pipeline.report.quality import describe_result, format_difference, list_advice
+from pipeline.report.quality import format_difference
 from pipeline.workflow.artifact_store import Artifact
 from pipeline.workflow.graph import PIPELINE
 from stages.core.schemas import CORPUS, QRELS_SCORED, QUERIES, VERDICTS, write_table
@@ -324,23 +324,6 @@ def test_too_few_groups_are_said(build: Build) -> None:
     assert "+0.083 too few groups" in told
 
 
-@pytest.mark.parametrize(
-    ("reranker", "fused", "says"),
-    [
-        (compared(0.1, 0.05, 0.2), compared(0.1, 0.05, 0.2), "The trained reranker ranks better than the embedder"),
-        (compared(-0.1, -0.2, -0.05), compared(0.1, 0.05, 0.2), "The trained reranker ranks worse than the embedder"),
-        (compared(0.1, -0.1, 0.2), compared(0.1, 0.05, 0.2), "alone, it is not clearly better"),
-        (compared(0.1, 0.0, 0.2), compared(0.1, 0.0, 0.2), "No clear difference"),
-        (compared(0.1, None, None, None), compared(0.1, None, None, None), "too few test questions"),
-    ],
-)
-def test_the_headline_claims_what_the_interval_bears(reranker: Any, fused: Any, says: str) -> None:
-    tests = {"reranker": {"nDCG@10": reranker}, "fused": {"nDCG@10": fused}}
-    metrics: dict[str, Any] = {"collapse": None, "test": {"embedder": {}}, "tests": {"test": tests}}
-    assert says in describe_result(metrics)
-    assert "collapsed" in describe_result(metrics | {"collapse": "all scores are alike"})
-
-
 def test_a_difference_in_words() -> None:
     assert format_difference(compared(0.0834, 0.0514, 0.1137)) == ["+0.083", "[+0.051, +0.114]", "p = 0.002"]
     assert format_difference(compared(-0.01, -0.02, 0.0, 0.0004)) == ["-0.010", "[-0.020, +0.000]", "p < 0.001"]
@@ -403,15 +386,6 @@ def test_bars_stack_to_their_counts() -> None:
     ]
     assert 'x1="25%"' in found
     assert Reader(found).texts[-2:] == ["n 4", "i 1"]
-
-
-def test_advice_is_given_where_the_reranker_is_worse_alone() -> None:
-    worse, unclear = {"low": -0.3, "high": -0.1}, {"low": -0.1, "high": 0.1}
-    tests = {"test": {"reranker": {"nDCG@10": worse}, "fused": {"nDCG@10": unclear}}}
-    told = list_advice({"tests": tests, "untrained_head": True})
-    assert len(told) == 3
-    assert "[train] base" in told[1]
-    assert list_advice({"tests": {"test": {"reranker": {"nDCG@10": unclear}}}, "untrained_head": True}) == []
 
 
 def test_what_the_learned_mask_set_aside_is_near_its_threshold_by_its_probability(build: Build) -> None:

@@ -1,0 +1,66 @@
+"""What metrics.json says of the trained reranker, in sentences that claim no more than the intervals support."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.evaluation.bootstrap import MIN_GROUPS
+
+HEADLINE_METRICS = ("nDCG@10", "MRR@10")
+"""The metrics that are shown large; the first one decides."""
+
+Test = Mapping[str, float | None]
+"""A row against the embedder by one metric: "difference", its interval "low" and "high", and "p"."""
+
+
+def describe_result(metrics: Mapping[str, Any]) -> str:
+    """The result on the test split in one sentence, without a full stop."""
+    if metrics["collapse"]:
+        return "The reranker collapsed: it no longer tells documents apart"
+    if not metrics["test"]:
+        return "There are no test questions, so nothing is known of the reranker's quality"
+    found = _classify_rows(metrics)
+    if found["reranker"] == "unknown":
+        return "There are too few test questions to tell whether the reranker is better"
+    if found["reranker"] != "unclear":
+        return f"The trained reranker ranks {found['reranker']} than the embedder"
+    if found["fused"] == "better":
+        return "Fused with the embedder the trained reranker ranks better; alone, it is not clearly better"
+    return "No clear difference between the trained reranker and the embedder"
+
+
+def list_advice(metrics: Mapping[str, Any]) -> list[str]:
+    """What to do about a reranker that ranks worse than the embedder alone; empty if it does not."""
+    found = _classify_rows(metrics)
+    if found["reranker"] != "worse":
+        return []
+    advice = ["Do not rank with it alone: it learned too little from these questions."]
+    if metrics["untrained_head"]:
+        advice.append("Its base had no ranking head. Give more questions, or a base that ranks already ([train] base).")
+    if found["fused"] != "worse":
+        advice.append("Fused with the embedder's score it does no clear harm.")
+    return advice
+
+
+def classify_difference(test: Test | None) -> str:
+    """better or worse if the interval leaves out 0, else unclear; unknown without an interval."""
+    if test is None or test["low"] is None or test["high"] is None:
+        return "unknown"
+    return "better" if test["low"] > 0 else "worse" if test["high"] < 0 else "unclear"
+
+
+def explain_interval(metrics: Mapping[str, Any]) -> str:
+    """What the trained reranker's interval on the test split means."""
+    n_groups = metrics["lists"]["test"]["groups"]
+    interval = f"The trained reranker's interval of {HEADLINE_METRICS[0]}"
+    return {
+        "better": f"{interval} leaves out 0: chance is an unlikely explanation.",
+        "worse": f"{interval} leaves out 0: the loss is unlikely to be chance.",
+        "unclear": f"{interval} holds 0: the difference may be chance. More test questions would narrow it.",
+        "unknown": f"With {n_groups:,} group{'' if n_groups == 1 else 's'} no difference can be told from chance; at "
+        f"least {MIN_GROUPS} are needed.",
+    }[_classify_rows(metrics)["reranker"]]
+
+
+def _classify_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
+    tests = metrics["tests"]["test"]
+    return {row: classify_difference(tests.get(row, {}).get(HEADLINE_METRICS[0])) for row in ("reranker", "fused")}
