@@ -218,9 +218,9 @@ class BufferedVectorWriter:
         self.flush()
 
 
-# Numpy compares and sorts bytes strings of a fixed length as whole keys. Trailing zero bytes are padding to it, so two
-# digests of 16 bytes are equal to it exactly when they are equal.
 def hash_keys(hashes: Hashes) -> npt.NDArray[np.bytes_]:
+    """Hashes, uint8 [n, 16], as numpy byte strings [n], which numpy compares and sorts as whole keys."""
+    # numpy ignores trailing zero bytes, but strings of one length are equal to it exactly if they are equal
     return np.ascontiguousarray(hashes).view(_KEY_DTYPE).reshape(-1)
 
 

@@ -12,18 +12,16 @@ import xxhash
 from stages.core.arrays import Ints
 from stages.core.context import Progress, Summary
 from stages.retrieval.dense import DenseRetriever
-from stages.retrieval.results import SearchResults
-from stages.retrieval.topk_cache import (
+from stages.retrieval.exact.packed_hits import (
     NO_HIT,
     PackedHits,
-    TopKCache,
-    TopKWriter,
     pack_hits,
-    read_topk_cache,
     remap_hits,
     unpack_documents,
     unpack_scores,
 )
+from stages.retrieval.results import SearchResults
+from stages.retrieval.topk_cache import TopKCache, TopKWriter, read_topk_cache
 
 _FULL_SEARCH_QUERIES = 16_384
 """Queries searched in full at once, at most: enough to multiply matrices at full speed."""

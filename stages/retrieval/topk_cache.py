@@ -8,46 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.core.arrays import Floats, Ints
+from stages.core.arrays import Ints
 from stages.core.files import file_digest, write_durably
-from stages.embedding.vector_store import Hashes
-
-PackedHits = npt.NDArray[np.uint64]
-"""Entries of lists as numbers whose rising order is the ranking: score falling, then place in the corpus."""
-NO_HIT = np.uint64(2**64 - 1)
-"""What fills a list that is shorter than others; after every entry (its score would not be a number)."""
-_DOCUMENT_BITS = np.uint64(2**32 - 1)
-
-
-def pack_hits(documents: Ints, scores: Floats) -> PackedHits:
-    """Documents at `documents` (below 2^32) with their scores, finite or infinite, as entries; -0 and 0 are one
-    score."""
-    bits = (scores + np.float32(0)).view(np.uint32)  # -0 + 0 = 0
-    descending = np.where(bits >> np.uint32(31), bits, ~(bits | np.uint32(1 << 31)))
-    return descending.astype(np.uint64) << np.uint64(32) | documents.astype(np.uint64)
-
-
-def unpack_documents(hits: PackedHits) -> Ints:
-    """The documents' places."""
-    return (hits & _DOCUMENT_BITS).astype(np.int64)
-
-
-def unpack_scores(hits: PackedHits) -> Floats:
-    """The documents' scores, to the bit."""
-    descending = (hits >> np.uint64(32)).astype(np.uint32)
-    bits = np.where(descending >> np.uint32(31), descending, ~descending & np.uint32((1 << 31) - 1))
-    return bits.view(np.float32)
-
-
-def remap_hits(hits: PackedHits, new_positions: Ints) -> PackedHits:
-    """The entries with place p turned into `to[p]`, in which -1 stands for a document that is gone: NONE, as NONE is.
-
-    Order is not restored: sort the result.
-    """
-    is_hit = hits != NO_HIT
-    target = np.full(hits.shape, -1)
-    target[is_hit] = new_positions[unpack_documents(hits[is_hit])]
-    return np.where(target < 0, NO_HIT, hits & ~_DOCUMENT_BITS | np.maximum(target, 0).astype(np.uint64))
+from stages.embedding.vector_store import Hashes, hash_keys
+from stages.retrieval.exact.packed_hits import NO_HIT, PackedHits
 
 
 class TopKCache:
@@ -61,11 +25,6 @@ class TopKCache:
         """What the corpus held, in its order: whatever identifies a document and its vector, 16 bytes each."""
         self._records = records
         self._order = np.argsort(records["query"], kind="stable")
-
-    @property
-    def width(self) -> int:
-        """Entries a row."""
-        return int(self._records.dtype["list"].shape[0])
 
     def find_rows(self, query_hashes: Hashes) -> Ints:
         """The rows of queries given by the hash of their text: int64 [n], -1 where there is none."""
@@ -147,7 +106,3 @@ class TopKWriter:
             if path.stem not in (metadata["documents"], metadata["lists"]):
                 path.unlink()
         return TopKCache(document_keys, np.load(self._folder / f"{metadata['lists']}.npy", mmap_mode="r"))
-
-
-def hash_keys(hashes: Hashes) -> npt.NDArray[np.bytes_]:
-    return np.ascontiguousarray(hashes).view("S16").reshape(-1)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from stages.core.arrays import Floats, Ints
 from stages.retrieval.exact.cpu_bfloat16 import Bfloat16Scorer
+from stages.retrieval.exact.packed_hits import NO_HIT
 from stages.retrieval.exact.scoring import float32_error_bound, max_norm
 from stages.retrieval.exact.topk import (
     TILE_SHAPE,
@@ -19,7 +20,6 @@ from stages.retrieval.exact.topk import (
     find_sparse_hits,
     translate_oom_errors,
 )
-from stages.retrieval.topk_cache import NO_HIT
 
 _THREAD_LIMIT_LOCK = Lock()
 """Threads of libraries are limited for the whole process: two that did so at once would leave it limited."""

@@ -6,9 +6,9 @@ import numpy as np
 
 from stages.core.arrays import Doubles, Floats, Ints
 from stages.core.memory import is_oom
+from stages.retrieval.exact.packed_hits import NO_HIT
 from stages.retrieval.exact.scoring import BFLOAT16_ROUNDING_UNITS, inner_product_error_bound
 from stages.retrieval.exact.topk import MAX_HIT_SHARE, BlockTopK, ScanTask, TopKBuffer, translate_oom_errors
-from stages.retrieval.topk_cache import NO_HIT
 
 _MAX_GPU_SCORES = 2**26
 """Scores that a GPU computes at once: 256 MB in float32."""

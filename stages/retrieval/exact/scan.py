@@ -15,8 +15,8 @@ from stages.core.arrays import Floats, Ints
 from stages.core.executor import Executor, Worker
 from stages.retrieval.exact.cpu import CpuScanner
 from stages.retrieval.exact.gpu import TorchScanner
+from stages.retrieval.exact.packed_hits import NO_HIT, unpack_documents, unpack_scores
 from stages.retrieval.exact.topk import TILE_SHAPE, BlockTopK, Scanner, ScanTask, kth_scores, partition_top_k
-from stages.retrieval.topk_cache import NO_HIT, unpack_documents, unpack_scores
 
 _BFLOAT16_ROUNDING = 2.0**-8
 """The most, relatively, that rounding to bfloat16 changes a number: half of what lies between 1 and the next one."""

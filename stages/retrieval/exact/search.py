@@ -13,10 +13,10 @@ import numpy as np
 from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 from stages.core.executor import Executor, InProcessExecutor
+from stages.retrieval.exact.packed_hits import NO_HIT, pack_hits, unpack_documents, unpack_scores
 from stages.retrieval.exact.scan import DocumentBlocks, ScanResult, scan_batches
 from stages.retrieval.exact.scoring import float32_error_bound, max_norm, pair_scores_at
 from stages.retrieval.exact.topk import TILE_SHAPE
-from stages.retrieval.topk_cache import NO_HIT, pack_hits, unpack_documents, unpack_scores
 
 _FLOAT32_MARGIN = 32
 """Documents swept beyond k, so that rounding and short ties at the cut are settled without a second sweep."""

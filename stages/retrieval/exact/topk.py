@@ -10,7 +10,7 @@ import numpy.typing as npt
 from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 from stages.core.memory import is_oom
-from stages.retrieval.topk_cache import NO_HIT, PackedHits, pack_hits, unpack_scores
+from stages.retrieval.exact.packed_hits import NO_HIT, PackedHits, pack_hits, unpack_scores
 
 TILE_SHAPE = 1_024, 1_024
 """Queries and documents multiplied at once: 4 MB of scores, which stay in the cache until they were looked at."""

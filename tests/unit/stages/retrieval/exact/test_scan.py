@@ -17,10 +17,10 @@ from stages.core.executor import InProcessExecutor, Worker
 from stages.retrieval.exact import cpu, scan, topk
 from stages.retrieval.exact import gpu as torch_sweep
 from stages.retrieval.exact.gpu import TorchScanner
+from stages.retrieval.exact.packed_hits import NO_HIT, pack_hits
 from stages.retrieval.exact.scan import ScanResult, scan_batches
 from stages.retrieval.exact.scoring import pair_scores
 from stages.retrieval.exact.topk import BlockTopK
-from stages.retrieval.topk_cache import NO_HIT, pack_hits
 
 
 def in_blocks(documents: np.ndarray, size: int) -> list[np.ndarray]:
