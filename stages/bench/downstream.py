@@ -9,7 +9,7 @@ pairs and steps, seeds, and each seed's new head.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,12 +33,10 @@ from stages.mining import risk_budget
 from stages.mining.risk_budget import Bools, Doubles, PaddedCandidates
 from stages.reranking.cross_encoder import TextPair
 from stages.training import examples
-from stages.training import stage as training_stage
 from stages.training.distillation import build_distillation_groups
 from stages.training.examples import TrainingGroup, build_epoch_groups
-
-if TYPE_CHECKING:
-    from stages.training.trainer import TrainingHistory
+from stages.training.params import Params as TrainParams
+from stages.training.params import TrainingHistory
 
 VERSION = 1
 
@@ -92,9 +90,9 @@ class Params(BaseParams):
             raise ValueError(f"there is no rule {unknown[0]!r}; there are {', '.join(DOWNSTREAM_RULES)}")
         return tuple(dict.fromkeys(given))
 
-    def build_training_params(self, seed: int) -> training_stage.Params:
+    def build_training_params(self, seed: int) -> TrainParams:
         """How the student of one seed is trained."""
-        return training_stage.Params(
+        return TrainParams(
             base=self.student,
             negatives=self.negatives,
             epochs=self.epochs,
@@ -200,7 +198,7 @@ def build_rule_training_sets(
 
 
 def build_training_epochs(
-    mined_queries: Sequence[examples.MinedQuery], candidates: Path, params: training_stage.Params
+    mined_queries: Sequence[examples.MinedQuery], candidates: Path, params: TrainParams
 ) -> list[list[TrainingGroup]]:
     """The groups of all epochs in the order of training, those of distillation first."""
     n_distill_epochs = params.distill_epochs or 0
@@ -219,18 +217,16 @@ def train_and_score(
     queries: Mapping[str, str],
     texts: Mapping[str, str],
     pairs: Sequence[TextPair],
-    params: training_stage.Params,
+    params: TrainParams,
     context: StageContext,
-) -> tuple[NDArray[np.float32], "TrainingHistory"]:
+) -> tuple[NDArray[np.float32], TrainingHistory]:
     """Train one student and score `pairs` [n] with it; goes on from the checkpoint in the scratch
     folder."""
     from stages.reranking.cross_encoder import has_head, load_reranker, score_pairs
     from stages.training.trainer import train_on_groups
 
     folder = resolve_model(params.base)
-    rate = params.learning_rate or (
-        training_stage.CROSS_ENCODER_LEARNING_RATE if has_head(folder) else training_stage.NEW_HEAD_LEARNING_RATE
-    )
+    rate = params.resolve_learning_rate(has_new_head=not has_head(folder))
     model = load_reranker(folder, params.device, params.max_length, params.dropout, params.seed)
     history = train_on_groups(model, epochs, queries, texts, params, rate, None, context)
     if history.best_checkpoint:

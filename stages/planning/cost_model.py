@@ -235,7 +235,7 @@ def _evaluate(table: Table, settings: Settings, machine: Machine) -> Prediction:
 
 def lessons(params: Any, machine: Machine) -> int:
     """Epochs of [train] in which a new head learns the retriever's scores."""
-    return int(machine.fresh_head) if params.distill_epochs is None else int(params.distill_epochs)
+    return int(params.resolve_distill_epochs(machine.fresh_head))
 
 
 def scored(table: Table, model: Model, pairs: int, max_length: int) -> float:

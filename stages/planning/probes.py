@@ -18,7 +18,7 @@ from stages.planning.workload import Encoding, Table
 from stages.reranking.cross_encoder import Dtype, load_reranker, score_pairs
 
 if TYPE_CHECKING:
-    from stages.training.stage import Params as TrainParams
+    from stages.training.params import Params as TrainParams
 
 SECONDS = 6.0
 """What one probe should take; a model so large that one text takes longer is measured once."""

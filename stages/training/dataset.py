@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCollator
 from torch.utils.data import BatchSampler
 
 from stages.training.examples import TrainingGroup
-
-if TYPE_CHECKING:
-    from stages.training.stage import Params
+from stages.training.params import Params
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class TrainingData:
     epoch_groups: Sequence[Sequence[TrainingGroup]]
     queries: Mapping[str, str]
     texts: Mapping[str, str]
-    params: "Params"
+    params: Params
     learning_rate: float
 
     @property

@@ -8,107 +8,32 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from stages.core.context import StageContext, Summary
-from stages.core.device import Device
-from stages.core.model_files import DEFAULT_ENCODER, model_digest, model_display_name, resolve_model
-from stages.core.params import BaseParams as BaseParams
-from stages.core.params import option
+from stages.core.device import Dtype
+from stages.core.model_files import model_digest, model_display_name, resolve_model
 from stages.core.schemas import scan_documents
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
 from stages.evaluation.metrics import Evaluator, average_metrics
-from stages.reranking.cross_encoder import Dtype, has_head, load_reranker, save_reranker, score_pairs
+from stages.reranking.cross_encoder import has_head, load_reranker, save_reranker, score_pairs
 from stages.training.distillation import build_distillation_groups, compute_distillation_chance_loss
 from stages.training.examples import MinedQuery, TrainingGroup, build_epoch_groups, read_mined_queries
+from stages.training.params import DevEvaluation, TrainingHistory
+from stages.training.params import Params as Params
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-    from stages.training.trainer import DevEvaluation, TrainingHistory
-
 VERSION = 7
 
 DEV_METRICS = ("nDCG@10", "MRR@10")
-NEW_HEAD_LEARNING_RATE, CROSS_ENCODER_LEARNING_RATE = 1e-4, 2e-5
 CHANCE_LOSS_MARGIN = 0.005
 """A kept epoch whose loss is within this share of chance's has learned nothing."""
 MIN_SCORE_RANGE = 1e-4
 """Logits of all candidates of a query that lie closer together than this are alike."""
-
-
-class Params(BaseParams):
-    """[train]"""
-
-    # the content behind the name enters the key through `key_extras`
-    base: str = option(
-        DEFAULT_ENCODER,
-        "model to start from, by folder or Hugging Face id: a cross-encoder (one output), or an encoder, whose body "
-        "gets a new head",
-        is_model=True,
-        exclude_from_key=True,
-    )
-    loss: Literal["listwise", "pointwise"] = option(
-        "listwise",
-        "listwise: softmax cross-entropy of the positive within its group, which learns an order; pointwise: binary "
-        "cross-entropy of each pair, whose scores are probabilities, but needs negatives as hard as those met in use",
-    )
-    positives: int = option(
-        1, "positives drawn from each query an epoch, each for a group of its own; other epochs draw others", ge=1
-    )
-    negatives: int = option(
-        7, "negatives in a group, drawn anew each epoch from those mined; a query with fewer gives all it has", ge=1
-    )
-    epochs: int = option(2, "times that every query is seen", ge=1)
-    distill_epochs: int | None = option(
-        None,
-        "epochs before those, in which the model learns to score each query's candidates as the retriever does. "
-        "Left out: 1 where the head is new, which a small table has too few judgements for; 0 for a "
-        "cross-encoder",
-        ge=0,
-    )
-    learning_rate: float | None = option(
-        None,
-        f"peak learning rate. Left out: {NEW_HEAD_LEARNING_RATE:g} where the head is new, "
-        f"{CROSS_ENCODER_LEARNING_RATE:g} for a cross-encoder, "
-        "which has less to learn and more to lose",
-        gt=0,
-        lt=1,
-    )
-    batch_size: int = option(
-        8, "groups a step, over all processes where there are several; more is steadier and takes more memory", ge=1
-    )
-    max_length: int = option(
-        256, "tokens of query and document together; the longer of the two is cut. Time and memory grow with it", ge=8
-    )
-    warmup: float = option(0.1, "share of the steps over which the learning rate rises to its peak", ge=0, lt=1)
-    weight_decay: float = option(0.01, "AdamW's weight decay", ge=0)
-    dropout: float = option(
-        0.0,
-        "dropout rate in all layers; 0 trains half as fast again, since attention's fast kernel has none",
-        ge=0,
-        lt=1,
-    )
-    dtype: Dtype = option(
-        "auto",
-        "bfloat16 or float32 for matrix products (weights stay float32); auto: bfloat16 where the device is fast at it",
-    )
-    max_queries: int = option(
-        0, "train on at most this many queries, drawn by a hash of seed and query id; 0: all", ge=0
-    )
-    dev_queries: int = option(
-        200, "dev queries that the figures after each epoch are taken on, drawn so too; 0: all", ge=0
-    )
-    dev_top_k: int = option(20, "the retriever's best documents of each dev query, which are reranked for them", ge=1)
-    gradient_checkpointing: bool = option(
-        False, "compute activations again in the backward pass: a third slower, in far less memory"
-    )
-    seed: int = option(42, "seed of the new head and of every draw", ge=0, lt=2**32)
-    device: Device = option(
-        "auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", exclude_from_key=True
-    )
 
 
 def key_extras(params: Params) -> dict[str, str]:
@@ -169,7 +94,7 @@ class TrainingResult:
     """The first so many of `epoch_groups` are of the retriever's scores."""
     chance_losses: list[float]
     """The loss of each epoch if nothing were told apart."""
-    history: "TrainingHistory"
+    history: TrainingHistory
 
 
 def train_reranker(
@@ -178,7 +103,7 @@ def train_reranker(
     texts: Mapping[str, str],
     candidates_path: Path,
     corpus_path: Path,
-    evaluate_dev: "DevEvaluation | None",
+    evaluate_dev: DevEvaluation | None,
     context: StageContext,
 ) -> TrainingResult:
     """Train on `mined_queries`, whose documents' `texts` are given by id, from the last checkpoint in the scratch
@@ -193,7 +118,7 @@ def train_reranker(
         build_epoch_groups(mined_queries, e, params.positives, params.negatives, params.seed)
         for e in range(params.epochs)
     ]
-    n_distill_epochs = int(has_new_head) if params.distill_epochs is None else params.distill_epochs
+    n_distill_epochs = params.resolve_distill_epochs(has_new_head)
     distillation_groups = build_distillation_groups(
         candidates_path, mined_queries, n_distill_epochs, params.positives, 1 + params.negatives, params.seed
     )
@@ -209,7 +134,7 @@ def train_reranker(
                 corpus_path, {d for groups in distillation_groups for group in groups for d in group.documents}
             ),
         }
-    learning_rate = params.learning_rate or (NEW_HEAD_LEARNING_RATE if has_new_head else CROSS_ENCODER_LEARNING_RATE)
+    learning_rate = params.resolve_learning_rate(has_new_head)
     model = load_reranker(folder, params.device, params.max_length, params.dropout, params.seed)
     if params.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -244,7 +169,7 @@ def train_reranker(
     )
 
 
-def build_dev_evaluation(dev_lists: CandidateLists, corpus_path: Path, dtype: Dtype) -> "DevEvaluation":
+def build_dev_evaluation(dev_lists: CandidateLists, corpus_path: Path, dtype: Dtype) -> DevEvaluation:
     """A function of a model that reranks `dev_lists`: gives FIGURES, and as "spread" the widest range of a query's
     logits."""
     pairs = dev_lists.lists.join(
@@ -266,7 +191,7 @@ def build_dev_evaluation(dev_lists: CandidateLists, corpus_path: Path, dtype: Dt
 
 
 def detect_training_collapse(
-    history: "TrainingHistory", chance_losses: Sequence[float], n_distill_epochs: int
+    history: TrainingHistory, chance_losses: Sequence[float], n_distill_epochs: int
 ) -> str | None:
     """Why the model that is kept tells nothing apart, in plain words; None where it does.
 

@@ -9,9 +9,9 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -30,29 +30,14 @@ from stages.training.checkpoints import complete_checkpoint, find_last_checkpoin
 from stages.training.dataset import EpochBatchSampler, GroupCollator, TrainingData, build_dataset
 from stages.training.examples import TrainingGroup
 from stages.training.losses import GroupLoss
+from stages.training.params import DevEvaluation, Params, TrainingHistory
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-    from stages.training.stage import Params
-
 CHECKPOINT_STEPS = 50
 """Steps that a kill may cost."""
 LOG_STEPS = 10
-
-DevEvaluation = Callable[["CrossEncoder"], dict[str, float]]
-
-
-class TrainingHistory(NamedTuple):
-    """What training said of itself."""
-
-    n_steps: int
-    """Steps that were taken, over all epochs."""
-    epoch_records: list[dict[str, Any]]
-    """{"epoch" from 1, "loss": mean over its steps or None where it was no number, the figures of `evaluate_dev`...}"""
-    best_epoch: int
-    best_checkpoint: Path | None
-    """The folder of the best epoch's weights, in the scratch folder; None where no epoch came through."""
 
 
 def train_on_groups(
@@ -60,7 +45,7 @@ def train_on_groups(
     epoch_groups: Sequence[Sequence[TrainingGroup]],
     queries: Mapping[str, str],
     texts: Mapping[str, str],
-    params: "Params",
+    params: Params,
     learning_rate: float,
     evaluate_dev: DevEvaluation | None,
     context: StageContext,
@@ -238,7 +223,7 @@ class _ScheduleCallback(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop, control.should_save = True, False
 
 
-def _build_arguments(model: "CrossEncoder", params: "Params", learning_rate: float, scratch: Path) -> Any:
+def _build_arguments(model: "CrossEncoder", params: Params, learning_rate: float, scratch: Path) -> Any:
     cpu = model.device.type == "cpu"
     if not cpu:
         # to be set before the first matrix product, or two runs on a GPU differ

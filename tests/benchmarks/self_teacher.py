@@ -37,7 +37,7 @@ from stages.mining.verify.cross_encoder import (
 )
 from stages.pairs.split import MAX_COMPONENT_RATIO, find_components
 from stages.retrieval import stage as retrieval_stage
-from stages.training.stage import Params
+from stages.training.params import Params
 
 ROOT = Path(__file__).parent.parent.parent
 MARGINS: tuple[tuple[VerifierRule, float], ...] = tuple(

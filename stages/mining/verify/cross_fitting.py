@@ -27,6 +27,7 @@ from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVeri
 from stages.reranking.cross_encoder import save_reranker
 from stages.training import stage as training_stage
 from stages.training.examples import MinedQuery, sample_ids, subsample_queries
+from stages.training.params import Params as TrainParams
 
 NEGATIVES_PER_QUERY = 16
 """Of a question, to draw from."""
@@ -60,7 +61,7 @@ class CrossFitReranker:
 
     def __init__(
         self,
-        params: training_stage.Params,
+        params: TrainParams,
         n_folds: int,
         training_set: TrainingSet,
         candidates: Path,

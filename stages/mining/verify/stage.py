@@ -248,7 +248,7 @@ def extract_score_arrays(scored_rows: pl.DataFrame) -> tuple[Floats, Floats, Flo
 def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScorer | None, str]:
     """The teacher, or why there is none."""
     from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier
-    from stages.training import stage as training_stage
+    from stages.training.params import Params as TrainParams
 
     assert params.teacher
     cache_folder = verify_inputs.context.scores_dir
@@ -273,7 +273,7 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
     candidates = safe_candidates.select(*PAIR_COLUMNS, "score", "p_false_negative").filter(
         pl.col("query_id").is_in(train_queries["query_id"].implode())
     )
-    train_params = training_stage.Params(
+    train_params = TrainParams(
         base=params.teacher_base, epochs=1, max_length=params.teacher_max_length, max_queries=SELF_TRAINED_MAX_QUERIES
     )
     training_queries = build_training_queries(
