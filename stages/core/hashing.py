@@ -1,14 +1,20 @@
-"""Random numbers that do not hang on position: the same key always draws the same, whatever else comes or goes."""
+"""Hashes of texts, and random numbers that depend on a key and never on its position."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from stages.core.params import option
 
+Hashes = npt.NDArray[np.uint8]
+"""Digests of texts, 16 bytes each: [n, 16]."""
+
 
 def stable_hash(seed: int, purpose: str, key: str) -> int:
-    """64 bits for `key`, as good as independent of those for any other key, purpose or seed."""
+    """A random 64-bit number for `key`: independent, in practice, of those of other keys, purposes and seeds."""
     return xxhash.xxh3_64_intdigest(f"{seed}:{purpose}:{key}".encode())
 
 
@@ -20,3 +26,21 @@ def seed_option(exclude_from_key: bool = False) -> Any:
         exclude_from_key=exclude_from_key,
         ge=0,
     )
+
+
+def hash_texts(texts: Iterable[str], prefix: str = "") -> Hashes:
+    """xxh3-128 of `prefix + text` for each text: uint8 [n, 16]."""
+    digests = b"".join(xxhash.xxh3_128_digest((prefix + text).encode()) for text in texts)
+    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+
+
+def unique_hashes(hashes: Hashes) -> tuple[Hashes, npt.NDArray[np.int64]]:
+    """The distinct rows of uint8 [n, 16] in byte order, and the position of each one's first occurrence."""
+    keys, first = np.unique(hash_keys(hashes), return_index=True)
+    return np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16), first
+
+
+def hash_keys(hashes: Hashes) -> npt.NDArray[np.bytes_]:
+    """Hashes, uint8 [n, 16], as numpy byte strings [n], which numpy compares and sorts as whole keys."""
+    # numpy ignores trailing zero bytes, but strings of one length are equal to it exactly if they are equal
+    return np.ascontiguousarray(hashes).view("S16").reshape(-1)

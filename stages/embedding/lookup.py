@@ -9,8 +9,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.core.arrays import Floats
+from stages.core.hashing import Hashes, hash_texts
 from stages.core.schemas import document_text
-from stages.embedding.vector_store import Hashes, VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 
 
 def read_encodings(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import io
 import itertools
 import mmap
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,28 +18,14 @@ import xxhash
 
 from stages.core.arrays import Floats
 from stages.core.files import file_digest, write_durably
+from stages.core.hashing import Hashes, hash_keys, unique_hashes
 
-Hashes = npt.NDArray[np.uint8]
-
-_KEY_DTYPE = np.dtype("S16")
 _MAX_MAPPED_BYTES = 512 << 20
 """Bytes of segments that may stay in a process's memory once they were read. Of a larger store they are let go at once:
 the system holds them all the same while it has room, but they do not count as this process's."""
 
 _COPY_BATCH_VECTORS = 2_048
 """Vectors copied at once: what lies between a segment and its copy stays in the cache."""
-
-
-def hash_texts(texts: Iterable[str], prefix: str = "") -> Hashes:
-    """xxh3-128 of `salt + text` for each text: uint8 [n, 16]."""
-    digests = b"".join(xxhash.xxh3_128_digest((prefix + text).encode()) for text in texts)
-    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
-
-
-def unique_hashes(hashes: Hashes) -> tuple[Hashes, npt.NDArray[np.int64]]:
-    """The distinct rows of uint8 [n, 16] in byte order, and where each first stood."""
-    keys, first = np.unique(hash_keys(hashes), return_index=True)
-    return _key_bytes(keys), first
 
 
 class VectorStore:
@@ -88,7 +73,7 @@ class VectorStore:
         new = first[~self.contains(hashes[first])]
         if not len(new):
             return 0
-        records = np.empty(len(new), dtype=[("hash", _KEY_DTYPE), ("vector", "<f4", (vectors.shape[1],))])
+        records = np.empty(len(new), dtype=[("hash", "S16"), ("vector", "<f4", (vectors.shape[1],))])
         records["hash"] = hash_keys(hashes[new])
         records["vector"] = vectors[new]
         self._open_segment(self._write_segment(records))
@@ -155,7 +140,7 @@ class VectorStore:
     def _build_index(self) -> None:
         """Sorted distinct hashes, and for each its place in the segments laid end to end."""
         self._segment_starts = np.cumsum([0] + [len(segment) for segment in self._segments])
-        keys = [np.empty(0, _KEY_DTYPE)]
+        keys = [np.empty(0, "S16")]
         for segment in self._segments:
             keys.append(segment["hash"].copy())
             self._release_pages(segment)
@@ -216,13 +201,3 @@ class BufferedVectorWriter:
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-
-
-def hash_keys(hashes: Hashes) -> npt.NDArray[np.bytes_]:
-    """Hashes, uint8 [n, 16], as numpy byte strings [n], which numpy compares and sorts as whole keys."""
-    # numpy ignores trailing zero bytes, but strings of one length are equal to it exactly if they are equal
-    return np.ascontiguousarray(hashes).view(_KEY_DTYPE).reshape(-1)
-
-
-def _key_bytes(keys: npt.NDArray[np.bytes_]) -> Hashes:
-    return np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 16)

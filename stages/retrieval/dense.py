@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 from stages.core.executor import Executor
+from stages.core.hashing import Hashes
 from stages.core.schemas import CORPUS, read_table
 from stages.embedding.lookup import VectorLookup
-from stages.embedding.vector_store import Hashes
 from stages.retrieval.exact.scoring import pair_scores
 from stages.retrieval.exact.search import exact_search_batches, search_above, search_among
 

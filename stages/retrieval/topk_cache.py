@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from stages.core.arrays import Ints
 from stages.core.files import file_digest, write_durably
-from stages.embedding.vector_store import Hashes, hash_keys
+from stages.core.hashing import Hashes, hash_keys
 from stages.retrieval.exact.packed_hits import NO_HIT, PackedHits
 
 

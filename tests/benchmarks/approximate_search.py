@@ -20,8 +20,9 @@ import polars as pl
 
 from stages.core.context import NullProgress, StageContext
 from stages.core.errors import InputError
+from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
-from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 from stages.retrieval.stage import Params, run
 
 INDEXES = ("IVF1024,Flat", "IVF1024,PQ48", "IVF1024,PQ48,RFlat k_factor_rf=4")

@@ -24,10 +24,11 @@ def write(folder: Path, sizes: Sizes) -> Result:
 
     from stages.core import schemas
     from stages.core.context import NullProgress, StageContext
+    from stages.core.hashing import hash_texts
     from stages.core.model_files import DEFAULT_ENCODER
     from stages.embedding import stage as embedding_stage
     from stages.embedding.encoder import resolve_encoder_spec
-    from stages.embedding.vector_store import VectorStore, hash_texts
+    from stages.embedding.vector_store import VectorStore
 
     random = np.random.default_rng(0)
     queries, documents, dimension = sizes["queries"], sizes["documents"], sizes["dimension"]

@@ -19,8 +19,9 @@ import numpy as np
 import polars as pl
 
 from stages.core.context import NullProgress, StageContext
+from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
-from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 from stages.retrieval.stage import Params, run
 
 

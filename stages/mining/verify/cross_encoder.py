@@ -26,8 +26,9 @@ from stages.core.device import Dtype, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
 from stages.core.executor import Executor, InProcessExecutor, Worker, batch_by_size
 from stages.core.files import write_durably
+from stages.core.hashing import Hashes, hash_texts, unique_hashes
 from stages.core.model_files import model_digest, model_display_name, portable_model_name, resolve_model
-from stages.embedding.vector_store import BufferedVectorWriter, Hashes, VectorStore, hash_texts, unique_hashes
+from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 from stages.mining import threshold_rules
 
 Floats = NDArray[np.float32]

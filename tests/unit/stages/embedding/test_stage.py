@@ -12,12 +12,13 @@ import pytest
 
 from stages.core.context import StageContext
 from stages.core.errors import InputError
+from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, QUERIES, write_table
 from stages.embedding import stage as embedding_stage
 from stages.embedding.encoder import EncoderSpec
 from stages.embedding.lookup import VectorLookup, format_encoder_texts, read_encodings
 from stages.embedding.stage import Params, is_valid, key_extras, run
-from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 
 
 class Said:

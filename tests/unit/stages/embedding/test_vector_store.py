@@ -6,8 +6,9 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.core.hashing import hash_texts, unique_hashes
 from stages.embedding import vector_store
-from stages.embedding.vector_store import BufferedVectorWriter, VectorStore, hash_texts, unique_hashes
+from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 
 
 def hashes_of(*texts: str) -> np.ndarray:

@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
+from stages.core.hashing import hash_texts
 from stages.embedding.encoder import resolve_encoder_spec
 from stages.embedding.stage import Params, find_missing_texts
-from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 from stages.planning.workload import counted, limit_of, read
 
 

@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from stages.core.errors import InputError
+from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, write_table
 from stages.embedding.lookup import VectorLookup
-from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 from stages.retrieval.dense import DenseRetriever, _check_vectors
 
 

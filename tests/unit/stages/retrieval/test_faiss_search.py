@@ -14,8 +14,9 @@ import pytest
 from stages.core.arrays import Floats, Ints
 from stages.core.context import NullProgress, StageContext
 from stages.core.errors import InputError
+from stages.core.hashing import hash_texts
 from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, read_table, write_table
-from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 from stages.retrieval import faiss_search
 from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.exact.scoring import pair_scores

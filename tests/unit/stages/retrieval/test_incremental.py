@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.core.context import NullProgress, StageContext
+from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
-from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 from stages.retrieval import incremental
 from stages.retrieval.stage import Params, run
 

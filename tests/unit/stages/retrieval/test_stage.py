@@ -11,8 +11,9 @@ import pytest
 from stages.core.context import StageContext
 from stages.core.device import detect_device_type
 from stages.core.errors import InputError
+from stages.core.hashing import hash_texts
 from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, read_table, write_table
-from stages.embedding.vector_store import VectorStore, hash_texts
+from stages.embedding.vector_store import VectorStore
 from stages.retrieval import stage as search_module
 from stages.retrieval.stage import Params, choose_device_and_dtype, run
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.embedding.vector_store import hash_texts
+from stages.core.hashing import hash_texts
 from stages.retrieval.exact.packed_hits import NO_HIT, pack_hits
 from stages.retrieval.topk_cache import TopKWriter, read_topk_cache
 
