@@ -154,7 +154,7 @@ def counted(folder: Path, texts: Sequence[str], second: Sequence[str] | None = N
         return np.empty(0, np.int64)
     from transformers import AutoTokenizer
 
-    from stages.core.device import silence_huggingface_logging
+    from stages.core.library_logging import silence_huggingface_logging
 
     with silence_huggingface_logging():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.core.device import Dtype as Dtype
-from stages.core.device import autocast, pick_device, silence_huggingface_logging
+from stages.core.device import autocast, pick_device
 from stages.core.errors import InputError
+from stages.core.library_logging import silence_huggingface_logging
 
 if TYPE_CHECKING:
     import torch

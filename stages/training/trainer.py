@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from stages.core.context import StageContext
-from stages.core.device import silence_huggingface_logging
+from stages.core.library_logging import silence_huggingface_logging
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from stages.training import distributed
 from stages.training.checkpoints import complete_checkpoint, find_last_checkpoint, parse_checkpoint_step

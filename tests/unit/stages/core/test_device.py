@@ -22,7 +22,7 @@ def test_what_is_no_device_is_refused_with_what_is(params: type) -> None:
     for device in ("auto", "cpu", "mps", "cuda", "cuda:3"):
         assert params(device=device).device == device
     for device in ("foo", "", "CPU", "cuda:", "cuda:x", "meta"):
-        with pytest.raises(ValidationError, match="there are auto, cpu, cuda, cuda:0"):
+        with pytest.raises(ValidationError, match="the devices are auto, cpu, cuda, cuda:0"):
             params(device=device)
 
 
@@ -37,7 +37,7 @@ def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [pick_device(device) for device in ("auto", "cuda", "cuda:1")] == ["cuda:0", "cuda", "cuda:1"]
-    with pytest.raises(InputError, match="torch can use 2 such GPUs"):
+    with pytest.raises(InputError, match="torch finds 2 CUDA GPUs"):
         pick_device("cuda:2")
 
 

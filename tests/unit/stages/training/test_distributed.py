@@ -51,7 +51,7 @@ def test_a_launcher_says_which_process_this_is(launched: pytest.MonkeyPatch) -> 
     launched.setattr("torch.cuda.device_count", lambda: 1)
     assert distributed.pick_local_device("cuda") == "cuda:0"
     launched.setenv("LOCAL_RANK", "1")
-    with pytest.raises(InputError, match="'cuda:1': torch can use 1 such GPUs"):
+    with pytest.raises(InputError, match="'cuda:1'"):
         distributed.pick_local_device("cuda")
     launched.setenv("RANK", "two")
     with pytest.raises(InputError, match="RANK = 'two' is no number"):
