@@ -9,7 +9,7 @@ import polars as pl
 from stages.bench.collections import HoldoutCollection, read_judged_collection
 from stages.core.errors import InputError
 from stages.core.hashing import stable_hash
-from stages.core.text import casefold_words
+from stages.core.text import match_key
 from stages.mining.estimator.holdout import hold_out_positives
 from stages.pairs.split import SplitConstraints, SplitRatios, assign_splits
 
@@ -71,7 +71,7 @@ def assign_benchmark_split(queries: pl.DataFrame, positives: pl.DataFrame, seed:
     positive_edges = positives.join(queries.with_row_index("question"), on="query_id").join(
         documents.to_frame().with_row_index("document"), on="doc_id"
     )
-    match_keys = pl.Series([casefold_words(query) for query in queries["query"]])
+    match_keys = pl.Series([match_key(query) for query in queries["query"]])
     edges = (positive_edges["question"].cast(pl.Int64).to_numpy(), positive_edges["document"].cast(pl.Int64).to_numpy())
     constraints = SplitConstraints(len(ids), match_keys.rank("dense").cast(pl.Int64).to_numpy(), edges, None)
 

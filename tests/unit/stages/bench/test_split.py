@@ -36,6 +36,12 @@ def test_questions_that_share_a_positive_or_a_wording_stay_together() -> None:
     assert 0 < found["test"].sum() < 90
 
 
+def test_queries_without_words_are_not_paraphrases_of_one_another() -> None:
+    queries = pl.DataFrame({"query_id": ["a", "b", "c"], "query": ["?", "!", "..."]})
+    found, _ = assign_benchmark_split(queries, pairs(("a", "d1"), ("b", "d2"), ("c", "d3")), seed=0)
+    assert found["group"].n_unique() == 3
+
+
 def grades() -> list[tuple[str, str, int]]:
     """Thirty questions with four positives each of their own, and a document that is judged wrong for all."""
     own = [(f"q{i:02}", f"d{i:02}{letter}", 1) for i in range(30) for letter in "abcd"]
