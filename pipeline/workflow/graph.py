@@ -71,7 +71,7 @@ PIPELINE = (
     ),
     Stage(
         name="evidence",
-        module="stages.mining.candidates.stage",
+        module="stages.mining.candidate_features",
         section="mine",
         inputs=(
             "pairs/queries.parquet",

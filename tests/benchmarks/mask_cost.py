@@ -18,8 +18,7 @@ from stages.bench.collections import read_judged_collection
 from stages.core import schemas
 from stages.core.context import StageContext
 from stages.embedding import stage as embedding_stage
-from stages.mining import mask
-from stages.mining.candidates import stage as candidates_stage
+from stages.mining import candidate_features, mask
 from stages.mining.sampling import stage as sampling_stage
 from stages.mining.verify import stage as verify_stage
 from stages.retrieval import stage as retrieval_stage
@@ -63,7 +62,7 @@ def main() -> None:
 
     run(embedding_stage, embedding_stage.Params(), "encoding.json")
     run(retrieval_stage, retrieval_stage.Params(), "candidates.parquet", "judged.parquet")
-    run(candidates_stage, candidates_stage.Params(), "evidence.parquet", "shown.parquet", "estimator.json")
+    run(candidate_features, candidate_features.Params(), "evidence.parquet", "shown.parquet", "estimator.json")
     run(verify_stage, verify_stage.Params(), "verified.parquet", "taught.parquet")
     for chosen in (mask.Params(), mask.Params(max_false_negatives=0.01), mask.Params(mask="perc")):
         run(mask, chosen, "verdicts.parquet")

@@ -11,13 +11,12 @@ from pipeline.workflow.option_dependencies import (
     find_ignored_options,
 )
 from stages.core.params import BaseParams
-from stages.mining import mask
-from stages.mining.candidates import stage as candidates_stage
+from stages.mining import candidate_features, mask
 from stages.mining.sampling import stage as sampling_stage
 from stages.mining.verify import stage as verify_stage
 
 MODELS: dict[str, type[BaseParams]] = {
-    "evidence": candidates_stage.Params,
+    "evidence": candidate_features.Params,
     "verify": verify_stage.Params,
     "mask": mask.Params,
     "compose": sampling_stage.Params,

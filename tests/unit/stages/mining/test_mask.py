@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.mining import mask
-from stages.mining.candidates import stage as candidates_stage
+from stages.mining import candidate_features, mask
+from stages.mining.candidates.merge import merge_sources
 from stages.mining.mask import Params
 from stages.mining.verify import stage as verify_stage
 from tests.unit.stages.mining.collection import stand_in, table, tools, write
@@ -69,7 +69,7 @@ def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     lent = tools(tmp_path)
-    candidates_stage.run(candidates_stage.Params(estimate=False, **(look or {})), inputs, out, lent)
+    candidate_features.run(candidate_features.Params(estimate=False, **(look or {})), inputs, out, lent)
     seen = {name: out / file for name, file in FILES.items()}
     verify_stage.run(verify_stage.Params(), inputs | seen, out, lent)
     summary = mask.run(Params(**{"mask": "perc"} | given), inputs | seen, out, lent)
@@ -159,7 +159,7 @@ def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_pos
     ],
 )
 def test_parameters(given, kept, inputs, tmp_path):
-    look = {name: given[name] for name in given if name in candidates_stage.Params.model_fields}
+    look = {name: given[name] for name in given if name in candidate_features.Params.model_fields}
     found, _ = verdicts(inputs, tmp_path, look, **{name: given[name] for name in given if name not in look})
     mine = found.filter((pl.col("query_id") == "a") & (pl.col("reason") == "kept"))
     assert set(mine["doc_id"]) == kept
@@ -176,7 +176,7 @@ def test_a_rule_that_needs_no_positive_judges_every_query(inputs, tmp_path):
 def test_the_block_changes_no_verdict(rows, inputs, tmp_path, monkeypatch):
     expected, summary = verdicts(inputs, tmp_path)
     monkeypatch.setattr(mask, "MASK_ROWS_PER_BLOCK", rows)
-    monkeypatch.setattr(candidates_stage, "CANDIDATE_ROWS_PER_BLOCK", rows)
+    monkeypatch.setattr(candidate_features, "CANDIDATE_ROWS_PER_BLOCK", rows)
     found, again = verdicts(inputs, tmp_path)
     assert found.equals(expected)
     assert again == summary
@@ -221,7 +221,7 @@ def test_a_pair_that_several_sources_found_is_one_row():
         ("q", "c", "random", 2, 0.0),
         ("r", "c", "random", 7, 0.0),
     )
-    rows = candidates_stage.merge_sources(found, lambda pairs: np.array([0.1, 0.2], np.float32)[: len(pairs)])
+    rows = merge_sources(found, lambda pairs: np.array([0.1, 0.2], np.float32)[: len(pairs)])
     assert rows.rows() == [
         ("q", "a", "dense", 1, pytest.approx(0.9)),
         ("q", "b", "dense+bm25", 2, 0.5),
@@ -229,7 +229,7 @@ def test_a_pair_that_several_sources_found_is_one_row():
         ("r", "c", "random", 7, pytest.approx(0.2)),
     ]
     alone = found.head(2)
-    assert candidates_stage.merge_sources(alone, lambda pairs: pytest.fail("nothing to measure")).equals(alone)
+    assert merge_sources(alone, lambda pairs: pytest.fail("nothing to measure")).equals(alone)
 
 
 @pytest.mark.parametrize("given", [{"mask": "learned"}, {"relabel": "positive"}, {"relabel": "weight"}])

@@ -6,25 +6,19 @@ and p_false_negative with the features behind it (`stages.mining.estimator.model
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.core import schemas
-from stages.core.arrays import Floats
 from stages.core.context import StageContext, Summary
 from stages.core.files import file_digest
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches, sort_by_score
-from stages.core.schemas import DENSE_SOURCE
 from stages.mining.candidates import known_positives
 from stages.mining.candidates.documents import (
     DocumentVectoriser,
@@ -33,7 +27,8 @@ from stages.mining.candidates.documents import (
     make_document_vectoriser,
     write_match_keys,
 )
-from stages.retrieval.exact.scoring import pair_scores
+from stages.mining.candidates.known_facts import KnownFacts, add_known_facts
+from stages.mining.candidates.merge import make_dense_scorer, merge_sources
 
 if TYPE_CHECKING:
     from stages.embedding.lookup import VectorLookup
@@ -133,18 +128,6 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     return {"pairs": n_pairs, "estimated": estimator.summary if estimator else None}
 
 
-@dataclass(frozen=True)
-class KnownFacts:
-    """What is known of the whole collection before any score is looked at."""
-
-    positives: pl.DataFrame
-    """query_id, doc_id, own: `known.united_positives`."""
-    duplicate_docs: pl.DataFrame
-    """doc_id, text_key of the documents whose text another one has too: `documents.compute_text_keys`."""
-    answer_strings: pl.DataFrame
-    """query_id, needle: `known.usable_answers`."""
-
-
 def _fit_estimator(
     inputs: Mapping[str, Path],
     vectors: "VectorLookup",
@@ -155,79 +138,3 @@ def _fit_estimator(
     from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 
     return FalseNegativeEstimator(inputs, vectors, vectorise, facts.positives, context.progress)
-
-
-def merge_sources(candidates: pl.DataFrame, score_pairs: Callable[[pl.DataFrame], Floats]) -> pl.DataFrame:
-    """One row a pair of CANDIDATES that several sources may have found.
-
-    Its source is their names joined by "+", in their order; its rank that of the first encoder, or else the best of
-    another; its score that of the first encoder, by which the rules measure: `score_pairs` gives it for pairs
-    (query_id, doc_id) that this one did not find.
-    """
-    if candidates["source"].is_in([DENSE_SOURCE]).all():
-        return candidates
-    first = pl.col("source") == DENSE_SOURCE
-    rows = candidates.group_by("query_id", "doc_id", maintain_order=True).agg(
-        source=pl.col("source").str.join("+"),
-        rank=pl.coalesce(pl.col("rank").filter(first).first(), pl.col("rank").min()),
-        score=pl.col("score").filter(first).first(),
-    )
-    unscored = rows.filter(pl.col("score").is_null()).select("query_id", "doc_id")
-    measured = unscored.with_columns(measured=pl.Series(score_pairs(unscored), dtype=pl.Float32))
-    rows = rows.join(measured, on=["query_id", "doc_id"], how="left", maintain_order="left")
-    return rows.with_columns(score=pl.coalesce("score", "measured")).drop("measured")
-
-
-def make_dense_scorer(
-    queries: pl.DataFrame, vectors: "VectorLookup", vectorise: DocumentVectoriser
-) -> Callable[[pl.DataFrame], Floats]:
-    """A function from pairs (query_id, doc_id) to their scores by the first encoder [n], as search computes them."""
-    hashes = vectors.hash_queries(queries)
-    places = queries.select("query_id").with_row_index("place")
-
-    def score_pairs(pairs: pl.DataFrame) -> Floats:
-        if pairs.is_empty():
-            return np.empty(0, np.float32)
-        asked = pairs.join(places, on="query_id", how="left", maintain_order="left")["place"].to_numpy()
-        return pair_scores(vectors.read(hashes[asked]), vectorise(pairs))
-
-    return score_pairs
-
-
-def add_known_facts(
-    candidates: pl.DataFrame,
-    qrels_scored: pl.DataFrame,
-    positives: pl.DataFrame,
-    facts: KnownFacts,
-    documents: DocumentVectors,
-    match_keys: pa.Table | None = None,
-) -> pl.DataFrame:
-    """Some queries' candidates and curated negatives with what is known of them.
-
-    `candidates`, `qrels_scored` and `positives` hold all rows of these queries, as their contracts and
-    `KnownFacts` say; `documents` are at least theirs; `match_keys` (doc_id, loose) is needed where `truth.needles` has
-    rows. Columns: those of EVIDENCE up to positive_similarity.
-    """
-    pair = ["query_id", "doc_id"]
-    curated = qrels_scored.filter(pl.col("relevance") == 0).select(*pair, "score", curated=pl.lit(True))
-    not_retrieved = curated.join(candidates, on=pair, how="anti").select(
-        *pair, source=pl.lit("curated"), rank=pl.lit(0, pl.Int32), score="score"
-    )
-    rows = pl.concat([candidates.select(not_retrieved.columns), not_retrieved])
-    rows = known_positives.add_positive_similarity(rows, positives, documents)
-    rows = rows.join(positives, on=pair, how="left").join(curated.drop("score"), on=pair, how="left")
-    texts = (
-        positives.join(facts.duplicate_docs, on="doc_id")
-        .select("query_id", "text_key", same_text=pl.lit(True))
-        .unique()
-    )
-    rows = rows.join(facts.duplicate_docs, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")
-    if not len(facts.answer_strings) or match_keys is None:
-        return rows.drop("text_key")
-    open_rows = rows.filter(pl.col("own").is_null() & pl.col("curated").is_null())
-    open_rows = open_rows.join(facts.answer_strings, on="query_id", how="semi")
-    texts_of = match_keys.filter(pc.is_in(match_keys["doc_id"], open_rows["doc_id"].unique().to_arrow()))
-    with_answer = known_positives.find_documents_with_answer(
-        open_rows, facts.answer_strings, pl.DataFrame(pl.from_arrow(texts_of))
-    )
-    return rows.join(with_answer.with_columns(contains_answer=pl.lit(True)), on=pair, how="left").drop("text_key")
