@@ -164,7 +164,7 @@ def format_summary(stage: str, artifact: Artifact, accepted_share: float | None 
 
         return ["", *format_funnel(summary)]
     if stage == "mask":
-        from stages.mining.estimator import validation
+        from stages.mining.explain import describe_estimate
 
         rows = [
             [verdict, reason, f"{n:,}"]
@@ -172,7 +172,7 @@ def format_summary(stage: str, artifact: Artifact, accepted_share: float | None 
             for reason, n in reasons.items()
         ]
         table = ResultTable(f"mask: {summary['rule']}", ["verdict", "reason", "candidates"], rows)
-        return [table, *validation.describe_estimate(summary.get("estimate"))]
+        return [table, *describe_estimate(summary.get("estimate"))]
     if stage == "evaluate":
         from stages.evaluation.conclusions import describe_result, list_advice
         from stages.evaluation.stage import format_metrics_table

@@ -167,7 +167,7 @@ def _shorten(text: str, max_chars: int = 160) -> str:
 def calibrate_mask(options: Mapping[str, Any]) -> CommandResult:
     """What each budget of false negatives, and each fixed rule, would give on this table's candidates."""
     from stages.bench.calibration import compute_tradeoffs
-    from stages.mining.estimator import validation
+    from stages.mining.explain import describe_estimate
 
     with open_session(options, "mine") as (runner, _):  # on the mask alone, so that nothing else takes it for a setting
         params: Any = runner.params["mask"]
@@ -190,7 +190,7 @@ def calibrate_mask(options: Mapping[str, Any]) -> CommandResult:
             "(95 %: the luck of the questions, not of the model), and found where positives were hidden:",
             ResultTable("learned mask, by the share that you accept", ["max_false_negatives", *header], budgets),
             ResultTable("fixed rules, on the same candidates", ["rule", *header], rules),
-            *validation.describe_estimate(mask_summary["estimate"]),
+            *describe_estimate(mask_summary["estimate"]),
         ],
     )
 

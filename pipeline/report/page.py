@@ -25,7 +25,7 @@ from pipeline.report.quality import render_headline, render_quality
 from pipeline.workflow.artifact_store import Artifact
 from pipeline.workflow.graph import STAGES_BY_NAME
 from stages.core.schemas import SPLITS
-from stages.mining.estimator import validation
+from stages.mining.explain import describe_estimate
 from stages.mining.mask import NEGATIVE, REASON_PRECEDENCE, RULE_PLACEHOLDER
 from stages.mining.threshold_rules import THRESHOLD_RULES, describe_rule
 
@@ -112,10 +112,7 @@ def render_negatives(artifacts: Mapping[str, Artifact], score_histogram: evidenc
         ),
         render_table(["reason", "verdict", "candidates", "share"], [("", make_verdict_rows(mask))]),
         render_fill_rate(sampling_summary),
-        *(
-            render_note(line[0].upper() + line[1:] + ".")
-            for line in validation.describe_estimate(mask.summary.get("estimate"))
-        ),
+        *(render_note(line[0].upper() + line[1:] + ".") for line in describe_estimate(mask.summary.get("estimate"))),
     ]
     if score_histogram:
         title = "Candidates of train questions, by the retriever's score"

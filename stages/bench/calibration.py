@@ -19,8 +19,9 @@ from stages.core.context import Summary
 from stages.core.errors import InputError
 from stages.core.hashing import stable_hash
 from stages.core.query_batches import sort_by_score
-from stages.mining.estimator.validation import validate_on_holdout
-from stages.mining.mask import NEGATIVE, Params
+from stages.mining.holdout_validation import validate_on_holdout
+from stages.mining.mask import NEGATIVE
+from stages.mining.params import Params
 from stages.mining.risk_budget import Bools, Ints, PaddedCandidates, RiskSolution
 
 CALIBRATION_BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -31,7 +32,7 @@ CALIBRATION_BOOTSTRAP_SAMPLES = 500
 
 def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, Any]:
     """`budgets` and `rules`, a line each: expected, low, high, hardness, fill, and check, which says what was found
-    again of positives that were hidden (`validation.validate_on_holdout`); and how many questions they are of.
+    again of positives that were hidden (`holdout_validation`); and how many questions they are of.
 
     `inputs` holds the files queries, judged, verdicts and shown of the learned mask of `params`. Only what the
     mask leaves to a rule is looked at: known positives, documents with the answer and the like are no rule's business.

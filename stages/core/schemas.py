@@ -15,6 +15,9 @@ def _schema(required: dict[str, pa.DataType], optional: dict[str, pa.DataType] |
 
 _STR = pa.large_string()
 
+PAIR_COLUMNS = ["query_id", "doc_id"]
+"""The key of every table with a row for each pair of query and document."""
+
 QUERIES = _schema({"query_id": _STR, "query": _STR, "split": _STR, "group": _STR})
 CORPUS = _schema({"doc_id": _STR, "text": _STR}, {"title": _STR, "category": _STR, "group": _STR})
 """By doc_id. Pairs writes titles and texts normalised (`stages.core.text.normalise`), so equal ones are equal byte for

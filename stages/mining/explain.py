@@ -34,6 +34,8 @@ _REASON_TEXTS = {
     "learned": "may answer: {p}, {accepted}{likeness}",
     "kept": "passed every check",
 }
+BENCHMARK_FALSE_NEGATIVE_RATE = "0 to 5.1 % (median 1.6 %)"
+"""`prep bench negatives stackfaq bioasq policyqa medquad medquad_liveqa covid_faq --left one`."""
 _NUMERIC_FIELDS = ("score", "threshold", "positive_similarity", "rank", "weight")
 _MINED_SCHEMA = {"query_id": pl.String(), "pos_ids": pl.List(pl.String), "neg_ids": pl.List(pl.String)}
 
@@ -158,6 +160,44 @@ def format_probability(p: float) -> str:
     if p < 0.0001:
         return "under 0.01%"
     return f"{p:.1%}" if p >= 0.01 else f"{p:.2%}"
+
+
+def describe_estimate(estimate: Mapping[str, Any] | None) -> list[str]:
+    """How it is known how many of the negatives are false, for a person; `estimate` is of the mask's summary."""
+    if not estimate:
+        return []
+    if estimate["unfit"]:
+        return [f"how many negatives are false can't be told on this table: {estimate['unfit']}"]
+    if check := estimate["check"]:
+        return [
+            f"checked on {check['questions']:,} questions of this table by hiding positives, each judged by a model "
+            f"that did not see it: expected {check['expected']:.2%} false negatives, found "
+            f"{format_observed_rate(check)} of "
+            f"{check['negatives']:,} negatives",
+            *_warn_above_accepted(check),
+        ]
+    return [
+        "the estimate of false negatives is not checked on this table, where too few questions have several positives: "
+        f"it is the shipped prior's alone, which gave {BENCHMARK_FALSE_NEGATIVE_RATE} where 2 % were accepted, on "
+        f"collections new to it"
+    ]
+
+
+def format_observed_rate(check: Mapping[str, Any]) -> str:
+    """The observed share of a check with its interval, and how many hidden positives it rests on."""
+    if not check["hidden"]:
+        return "none"
+    return f"{check['observed']:.2%} [{check['low']:.2%}, {check['high']:.2%}], {check['hidden']:,} hidden positives"
+
+
+def _warn_above_accepted(check: Mapping[str, Any]) -> list[str]:
+    """Where more was found than is accepted, and not by luck alone, that has to be said."""
+    if check["accepted"] is None or check["low"] <= check["accepted"]:
+        return []
+    return [
+        f"that is more than the {check['accepted']:.1%} that you accept: the estimate is too hopeful here. Lower "
+        "max_false_negatives; `prep calibrate` shows what is found at each"
+    ]
 
 
 def find_query(queries: pl.LazyFrame, id_or_text: str) -> dict[str, Any]:

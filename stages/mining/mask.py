@@ -25,24 +25,21 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import model_validator
 
 from stages.core import schemas
 from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
-from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches
 from stages.mining import risk_budget, threshold_rules
-from stages.mining.estimator import validation
-from stages.mining.risk_budget import RiskPolicy, RiskSolution
-from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName
-from stages.mining.verify.stage import apply_verifier_scores
+from stages.mining.holdout_validation import validate_on_holdout
+from stages.mining.params import Params as Params
+from stages.mining.risk_budget import RiskSolution
+from stages.mining.threshold_rules import RuleName
 
 VERSION = 7
 
@@ -65,55 +62,11 @@ REASON_PRECEDENCE = (
     (RULE_PLACEHOLDER, IGNORED),
 )
 
+VERIFIER_COLUMNS = {"teacher_score": pl.Float32, "teacher_false": pl.Boolean, "judge": pl.Boolean}
+"""What a teacher and a judge say of a pair."""
+
 MASK_ROWS_PER_BLOCK = 500_000
 """Pairs looked at together; bounds memory and changes no result."""
-
-
-class Params(RiskPolicy):
-    """How candidates are told from possible positives."""
-
-    mask: RuleName = option(
-        "learned",
-        "Rule that sets candidates aside as possible positives. learned: too likely a false negative for how hard it "
-        "is, by a model of all that is known (max_false_negatives); where that can't be trusted, perc, said. perc: "
-        "above threshold x the lowest positive's score (NV-Retriever TopK-PercPos); margin: less than threshold below "
-        "it (TopK-MarginPos); perc_max, margin_max: the same on the best positive; abs: a score above threshold "
-        "(TopK-Abs); infonce: more than threshold above the lowest positive (SWIFT); window: a rank outside the window "
-        "(FlagEmbedding); none: no rule.",
-    )
-    threshold: float | None = option(
-        None,
-        "A fixed rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
-        allow_inf_nan=False,
-    )
-    window_start: int = option(
-        10, "window: so many of the first ranks are skipped, as in FlagEmbedding's 10-210.", ge=0
-    )
-    window_end: int = option(210, "window: the last rank that may be a negative, as in FlagEmbedding's 10-210.", ge=1)
-    relabel: Literal["no", "positive", "weight"] = option(
-        "no",
-        "What becomes of what the rule sets aside. no: it is left out; positive: what is a false negative with a "
-        "probability of at least `min_probability` becomes a positive of the query in training (as in RLHN); "
-        "weight: it stays a "
-        "negative that counts as much as it is likely to be one (neg_weights in mined.jsonl).",
-    )
-    above: float = option(0.9, "The probability from which on relabel makes a positive.", gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _check_consistency(self) -> Self:
-        if self.threshold is not None:
-            if THRESHOLD_RULES[self.mask].default_threshold is None:
-                raise ValueError(f"mask = {self.mask!r} has no threshold: remove it, or choose another mask")
-            if self.mask in ("perc", "perc_max") and not 0 < self.threshold <= 2:
-                raise ValueError(f"threshold = {self.threshold} for {self.mask}: it is a share, such as 0.95")
-        if self.window_start >= self.window_end:
-            raise ValueError(f"window_start = {self.window_start} leaves no rank before window_end = {self.window_end}")
-        return self
-
-    @property
-    def effective_threshold(self) -> float | None:
-        """The rule's number: as given, else the source's; None for a rule that has none."""
-        return THRESHOLD_RULES[self.mask].default_threshold if self.threshold is None else self.threshold
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
@@ -168,13 +121,24 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             "accepted": rule.max_false_negatives if solution else None,
             "price": solution.lambda_ if solution else None,
             "ceiling": round(solution.max_p, 5) if solution else None,
-            "check": validation.validate_on_holdout(rule, solution, holdout_candidates),
+            "check": validate_on_holdout(rule, solution, holdout_candidates),
         }
     if params.relabel == "positive" and not estimator["unfit"] and not counts["relabelled"]:
         context.progress.log(explain_no_relabels(params.above, max_ignored_p))
     for line in list_warnings(summary):
         context.progress.log(line)
     return summary
+
+
+def apply_verifier_scores(candidate_features: pl.LazyFrame, verifier_scores: pl.LazyFrame) -> pl.LazyFrame:
+    """`candidate_features` with teacher_score, teacher_false and judge, and p_false_negative as it is after these."""
+    if verifier_scores.head(1).collect().is_empty():  # a join with nothing takes longer than to read the evidence
+        return candidate_features.with_columns(
+            pl.lit(None, kind).alias(name) for name, kind in VERIFIER_COLUMNS.items()
+        )
+    updates = verifier_scores.select(*schemas.PAIR_COLUMNS, *VERIFIER_COLUMNS, after="p_false_negative")
+    rows = candidate_features.join(updates, on=schemas.PAIR_COLUMNS, how="left", maintain_order="left")
+    return rows.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
 
 
 def assign_verdicts(

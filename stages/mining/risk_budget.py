@@ -11,14 +11,13 @@ moves it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from stages.core.params import BaseParams, option
 from stages.core.query_batches import collect_query_batch, map_query_batches
+from stages.mining.params import RiskPolicy
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -30,31 +29,6 @@ LAMBDAS: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 
 _BUDGET_QUERIES_PER_BATCH = 1_024
 """Queries looked at together at every price: their candidates stay in the cache."""
-
-
-def negatives_option() -> Any:
-    """The parameter `negatives`: mask and compose both go by it."""
-    return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", ge=1)
-
-
-class RiskPolicy(BaseParams):
-    """What of a query's candidates may be emitted: verify and mask both go by it."""
-
-    max_false_negatives: float = option(
-        0.02,
-        "learned: the share of false ones that you accept among the negatives written, as expected.",
-        gt=0,
-        lt=1,
-    )
-    negatives: int = negatives_option()
-    # Looked at with MiniLM on medical FAQs: from 0.98 up texts differ in a detail at most, below begin true negatives
-    # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
-    duplicate_similarity: float = option(
-        0.98,
-        "Set documents aside whose vector has at least this cosine with a positive's; above 1 switches it off.",
-        gt=0,
-        le=2,
-    )
 
 
 @dataclass(frozen=True)

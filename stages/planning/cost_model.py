@@ -16,7 +16,7 @@ from stages.mining.candidates.features import MAX_POSITIVE_QUERIES
 from stages.mining.estimator.model import N_HOLDOUT_ROUNDS
 from stages.mining.estimator.table_estimator import MAX_TABLE_MODEL_QUERIES
 from stages.mining.verify.cross_fitting import MIN_QUERIES_PER_FOLD
-from stages.mining.verify.stage import SELF_TRAINED, SELF_TRAINED_MAX_QUERIES
+from stages.mining.verify.params import SELF_TRAINED, SELF_TRAINED_MAX_QUERIES
 from stages.planning import constants
 from stages.planning.machine import Machine, Model
 from stages.planning.throughput import KNOWN

@@ -12,7 +12,7 @@ from stages.core.device import Dtype
 from stages.core.errors import InputError
 from stages.core.memory import peak_rss, reset_peak_rss
 from stages.core.model_files import resolve_model
-from stages.mining.verify.stage import SELF_TRAINED
+from stages.mining.verify.params import SELF_TRAINED
 from stages.planning import constants
 from stages.planning.cost_model import Settings
 from stages.planning.cpu_benchmark import taken

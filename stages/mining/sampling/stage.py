@@ -20,7 +20,7 @@ from stages.core.hashing import seed_option
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
 from stages.mining.audit import checks
-from stages.mining.risk_budget import negatives_option
+from stages.mining.params import negatives_option
 from stages.mining.sampling import quotas
 from stages.mining.sampling.random_baseline import RandomNegatives
 from stages.mining.sampling.sampler import NegativeSampler, SampledBlock

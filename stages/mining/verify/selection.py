@@ -14,7 +14,8 @@ from stages.core.query_batches import collect_query_batch, iter_query_batches
 from stages.core.schemas import scan_documents
 from stages.core.text import match_key
 from stages.mining import risk_budget
-from stages.mining.risk_budget import RiskPolicy, RiskSolution
+from stages.mining.params import RiskPolicy
+from stages.mining.risk_budget import RiskSolution
 
 VERIFY_ROWS_PER_BLOCK = 1_000_000
 """Pairs looked at together; bounds memory and changes no result."""

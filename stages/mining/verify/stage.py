@@ -10,20 +10,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
 
 from stages.core import schemas
+from stages.core.arrays import Floats
 from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
 from stages.core.hashing import stable_hash
-from stages.core.model_files import DEFAULT_ENCODER, model_digest, resolve_model
-from stages.core.params import option
+from stages.core.model_files import model_digest, resolve_model
 from stages.core.schemas import scan_documents
 from stages.mining.estimator.holdout import hold_out_one
-from stages.mining.risk_budget import Floats, RiskPolicy
+from stages.mining.params import RiskPolicy
+from stages.mining.verify.params import SELF_TRAINED, SELF_TRAINED_MAX_QUERIES
+from stages.mining.verify.params import Params as Params
 from stages.mining.verify.selection import PAIR_COLUMNS, VerifyInputs
 
 if TYPE_CHECKING:
@@ -31,63 +33,8 @@ if TYPE_CHECKING:
 
 VERSION = 2
 
-VERIFIER_COLUMNS = {"teacher_score": pl.Float32, "teacher_false": pl.Boolean, "judge": pl.Boolean}
-"""What a teacher and a judge say of a pair."""
-
-SELF_TRAINED = "self"
-SELF_TRAINED_MAX_QUERIES = 2_000
-"""Questions that a fold of a self-taught teacher learns from at most."""
 P_JUDGED_RELEVANT, P_JUDGED_NOT_RELEVANT = 0.98, 0.01
 """p_false_negative after a judge's verdict: it errs now and then."""
-
-
-class Params(RiskPolicy):
-    """Who is asked for a second opinion."""
-
-    # the weights enter the key through `key_extras`
-    teacher: str | None = option(
-        None,
-        "Cross-encoder that reads the candidates in doubt, by folder or Hugging Face id; self: small rerankers trained "
-        "on this table, each for the questions that it did not see. In doubt is what the learned mask might emit. Left "
-        "out: none.",
-        is_model=True,
-        exclude_from_key=True,
-    )
-    teacher_rule: Literal["none", "margin", "margin_max", "perc", "perc_max", "abs"] = option(
-        "none",
-        "Sets aside what the teacher itself takes for a positive, by the rule of that name on its scores (margin: "
-        "logits; perc, abs: their sigmoid). Without it, its scores only enter p_false_negative.",
-    )
-    teacher_threshold: float | None = option(
-        None, "The teacher_rule's number; left out: margin 0, perc 0.95, abs 0.7.", allow_inf_nan=False
-    )
-    teacher_budget: int = option(
-        0, "Candidates that a teacher may be asked about, nearest to doubt first; 0: all.", ge=0
-    )
-    teacher_max_length: int = option(256, "Tokens of query and document together that a teacher reads.", ge=8)
-    teacher_base: str = option(
-        DEFAULT_ENCODER,
-        "With teacher = self: the model that these rerankers start from.",
-        is_model=True,
-        exclude_from_key=True,
-    )
-    folds: int = option(
-        2, "With teacher = self: so many rerankers, each scores one part and learns from the others.", ge=2
-    )
-    judge: str | None = option(
-        None, "URL of an OpenAI-compatible API that is asked about candidates, such as http://localhost:8000/v1.",
-        exclude_from_key=True,
-    )  # fmt: skip
-    judge_model: str | None = option(None, "Name of the model behind judge.")
-    judge_budget: int = option(
-        1000, "Pairs that the judge is asked about, those whose verdict changes most; each is paid for once.",
-        ge=1,
-    )  # fmt: skip
-
-    @classmethod
-    def fields_with_mark(cls, mark: str) -> set[str]:
-        """The limits enter the key through `key_extras` too: where nobody is asked, they shape nothing here."""
-        return super().fields_with_mark(mark) | (set(RiskPolicy.model_fields) if mark == "unkeyed" else set())
 
 
 def key_extras(params: Params) -> dict[str, str]:
@@ -133,17 +80,6 @@ def is_valid(inputs: Mapping[str, Path], out: Path, context: StageContext) -> bo
     """Has the judge answered whatever it was asked? Where not, it is asked again in the next run."""
     summary = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["summary"]
     return not summary.get("judge", {}).get("failed")
-
-
-def apply_verifier_scores(candidate_features: pl.LazyFrame, verifier_scores: pl.LazyFrame) -> pl.LazyFrame:
-    """`candidate_features` with teacher_score, teacher_false and judge, and p_false_negative as it is after these."""
-    if verifier_scores.head(1).collect().is_empty():  # a join with nothing takes longer than to read the evidence
-        return candidate_features.with_columns(
-            pl.lit(None, kind).alias(name) for name, kind in VERIFIER_COLUMNS.items()
-        )
-    updates = verifier_scores.select(*PAIR_COLUMNS, *VERIFIER_COLUMNS, after="p_false_negative")
-    rows = candidate_features.join(updates, on=PAIR_COLUMNS, how="left", maintain_order="left")
-    return rows.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
 
 
 class PairScorer(Protocol):

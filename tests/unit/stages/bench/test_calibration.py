@@ -8,11 +8,11 @@ import pytest
 
 from stages.bench.calibration import compute_tradeoffs, summarise_selection
 from stages.core import schemas
-from stages.mining.estimator.validation import validate_on_holdout
-from stages.mining.mask import Params
+from stages.mining.holdout_validation import validate_on_holdout
+from stages.mining.params import Params
 from stages.mining.risk_budget import PaddedCandidates
 from tests.unit.stages.mining.collection import table, write
-from tests.unit.stages.mining.estimator.test_validation import taught
+from tests.unit.stages.mining.test_holdout_validation import taught
 
 
 def lists(score: list[list[float]], p: list[list[float]], room: int) -> PaddedCandidates:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.mining.params import RiskPolicy
 from stages.mining.risk_budget import (
     LAMBDAS,
     PaddedCandidates,
-    RiskPolicy,
     compute_risk_limits,
     estimate_score_scale,
     evaluate_lambdas,

@@ -12,7 +12,8 @@ from stages.core.errors import InputError
 from stages.mining import mask
 from stages.mining.verify import cross_encoder, llm_judge
 from stages.mining.verify import stage as verify_stage
-from stages.mining.verify.stage import P_JUDGED_NOT_RELEVANT, P_JUDGED_RELEVANT, Params
+from stages.mining.verify.params import Params
+from stages.mining.verify.stage import P_JUDGED_NOT_RELEVANT, P_JUDGED_RELEVANT
 from tests.unit.stages.mining.collection import table, tools, write
 
 LOGIT = {"x": 2.0, "sure": 5.0, "good": 3.0, "bad": -4.0, "worse": -6.0}
@@ -106,9 +107,7 @@ def test_the_teacher_s_own_rule_sets_aside(inputs: dict[str, Path], tmp_path: Pa
     found, _ = verified(inputs, tmp_path, teacher="some/model", teacher_rule="margin", teacher_threshold=0.5)
     assert [name for name, row in found.items() if row["teacher_false"]] == ["good"]  # 3 is not 0.5 below 2
     evidence = schemas.scan_table(inputs["evidence"], schemas.CANDIDATE_FEATURES)
-    rows = verify_stage.apply_verifier_scores(
-        evidence, pl.scan_parquet(tmp_path / "out" / "verified.parquet")
-    ).collect()
+    rows = mask.apply_verifier_scores(evidence, pl.scan_parquet(tmp_path / "out" / "verified.parquet")).collect()
     judged = schemas.read_table(inputs["judged"], schemas.QRELS_SCORED)
     reasons = mask.assign_verdicts(mask.Params(mask="none"), rows, judged).filter(pl.col("query_id") == "q")
     assert dict(reasons.select("doc_id", "reason").iter_rows()) == {

@@ -1,6 +1,5 @@
 """Check: what a mask does with false negatives whose label is known, the positives that the estimate did not see."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,15 @@ import polars as pl
 from stages.core.context import Summary
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator import model
+from stages.mining.params import Params
 from stages.mining.risk_budget import RiskSolution
 
 HOLDOUT_BOOTSTRAP_SAMPLES = 500
-BENCHMARK_FALSE_NEGATIVE_RATE = "0 to 5.1 % (median 1.6 %)"
-"""`prep bench negatives stackfaq bioasq policyqa medquad medquad_liveqa covid_faq --left one`."""
 
 
-def validate_on_holdout(params: Any, solution: RiskSolution | None, holdout_candidates: pl.DataFrame) -> Summary | None:
+def validate_on_holdout(
+    params: Params, solution: RiskSolution | None, holdout_candidates: pl.DataFrame
+) -> Summary | None:
     """What the mask of `params` writes for the questions of `holdout_candidates` (TAUGHT), each judged by a
     fold that did not see
     it: how many negatives and how many hidden positives among them, the expected share of false ones and the observed
@@ -78,41 +78,3 @@ def validate_on_holdout(params: Any, solution: RiskSolution | None, holdout_cand
 
 def _false_negative_rate(n_false: Any, n_others: Any) -> Any:
     return np.minimum(n_false / np.maximum(n_others, 1), 1.0)
-
-
-def describe_estimate(estimate: Mapping[str, Any] | None) -> list[str]:
-    """How it is known how many of the negatives are false, for a person; `estimate` is of the mask's summary."""
-    if not estimate:
-        return []
-    if estimate["unfit"]:
-        return [f"how many negatives are false can't be told on this table: {estimate['unfit']}"]
-    if check := estimate["check"]:
-        return [
-            f"checked on {check['questions']:,} questions of this table by hiding positives, each judged by a model "
-            f"that did not see it: expected {check['expected']:.2%} false negatives, found "
-            f"{format_observed_rate(check)} of "
-            f"{check['negatives']:,} negatives",
-            *_warn_above_accepted(check),
-        ]
-    return [
-        "the estimate of false negatives is not checked on this table, where too few questions have several positives: "
-        f"it is the shipped prior's alone, which gave {BENCHMARK_FALSE_NEGATIVE_RATE} where 2 % were accepted, on "
-        f"collections new to it"
-    ]
-
-
-def format_observed_rate(check: Mapping[str, Any]) -> str:
-    """The observed share of a check with its interval, and how many hidden positives it rests on."""
-    if not check["hidden"]:
-        return "none"
-    return f"{check['observed']:.2%} [{check['low']:.2%}, {check['high']:.2%}], {check['hidden']:,} hidden positives"
-
-
-def _warn_above_accepted(check: Mapping[str, Any]) -> list[str]:
-    """Where more was found than is accepted, and not by luck alone, that has to be said."""
-    if check["accepted"] is None or check["low"] <= check["accepted"]:
-        return []
-    return [
-        f"that is more than the {check['accepted']:.1%} that you accept: the estimate is too hopeful here. Lower "
-        "max_false_negatives; `prep calibrate` shows what is found at each"
-    ]

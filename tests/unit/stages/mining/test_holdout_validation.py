@@ -4,8 +4,9 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
-from stages.mining.estimator.validation import describe_estimate, validate_on_holdout
-from stages.mining.mask import Params
+from stages.mining.explain import describe_estimate
+from stages.mining.holdout_validation import validate_on_holdout
+from stages.mining.params import Params
 from stages.mining.risk_budget import RiskSolution
 from tests.unit.stages.mining.collection import table
 

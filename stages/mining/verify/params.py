@@ -1,0 +1,60 @@
+"""Parameters of the step that verifies uncertain candidates."""
+
+from typing import Literal
+
+from stages.core.model_files import DEFAULT_ENCODER
+from stages.core.params import option
+from stages.mining.params import RiskPolicy
+
+SELF_TRAINED = "self"
+SELF_TRAINED_MAX_QUERIES = 2_000
+"""Questions that a fold of a self-taught teacher learns from at most."""
+
+
+class Params(RiskPolicy):
+    """Who is asked for a second opinion."""
+
+    # the weights enter the key through `key_extras`
+    teacher: str | None = option(
+        None,
+        "Cross-encoder that reads the candidates in doubt, by folder or Hugging Face id; self: small rerankers trained "
+        "on this table, each for the questions that it did not see. In doubt is what the learned mask might emit. Left "
+        "out: none.",
+        is_model=True,
+        exclude_from_key=True,
+    )
+    teacher_rule: Literal["none", "margin", "margin_max", "perc", "perc_max", "abs"] = option(
+        "none",
+        "Sets aside what the teacher itself takes for a positive, by the rule of that name on its scores (margin: "
+        "logits; perc, abs: their sigmoid). Without it, its scores only enter p_false_negative.",
+    )
+    teacher_threshold: float | None = option(
+        None, "The teacher_rule's number; left out: margin 0, perc 0.95, abs 0.7.", allow_inf_nan=False
+    )
+    teacher_budget: int = option(
+        0, "Candidates that a teacher may be asked about, nearest to doubt first; 0: all.", ge=0
+    )
+    teacher_max_length: int = option(256, "Tokens of query and document together that a teacher reads.", ge=8)
+    teacher_base: str = option(
+        DEFAULT_ENCODER,
+        "With teacher = self: the model that these rerankers start from.",
+        is_model=True,
+        exclude_from_key=True,
+    )
+    folds: int = option(
+        2, "With teacher = self: so many rerankers, each scores one part and learns from the others.", ge=2
+    )
+    judge: str | None = option(
+        None, "URL of an OpenAI-compatible API that is asked about candidates, such as http://localhost:8000/v1.",
+        exclude_from_key=True,
+    )  # fmt: skip
+    judge_model: str | None = option(None, "Name of the model behind judge.")
+    judge_budget: int = option(
+        1000, "Pairs that the judge is asked about, those whose verdict changes most; each is paid for once.",
+        ge=1,
+    )  # fmt: skip
+
+    @classmethod
+    def fields_with_mark(cls, mark: str) -> set[str]:
+        """The limits enter the key through `key_extras` too: where nobody is asked, they shape nothing here."""
+        return super().fields_with_mark(mark) | (set(RiskPolicy.model_fields) if mark == "unkeyed" else set())
