@@ -82,7 +82,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "goals": {}, "works": {}}
     print(f"{found['machine']}, {given.threads} threads, {given.turns} turns", file=sys.stderr)
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
-    for name in given.select_document:
+    for name in given.only:
         work = work_of(name)
         if work.gpu and detect_device_type() != "cuda":
             found["works"][name] = {"about": work.about, "goals": {}, "not_run": NO_GPU}

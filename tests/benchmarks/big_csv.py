@@ -1,4 +1,4 @@
-"""How much memory and time a large CSV takes: writes one, runs the pairs stage on it in a process of its own.
+"""Peak memory and time of the pairs stage on a large CSV: writes one and runs the stage in a process of its own.
 
 python -m tests.benchmarks.big_csv --gigabytes 5
 """
@@ -17,18 +17,13 @@ from pathlib import Path
 _STAGE = """
 import json, sys
 from pathlib import Path
-from stages.pairs import build as pairs
-from stages.core.schemas import Tools
+from stages.core.context import NullProgress, StageContext
+from stages.pairs import stage
 
-class Quiet:
-    def advance(self, done, total, unit, tokens=0): pass
-    def say(self, message): pass
-
-folder = Path(sys.argv[1])
-(folder / "out").mkdir()
-tools = Tools(Quiet(), folder / "scratch", folder, folder)
-summary = pairs.run(pairs.Params(tables=(str(folder / "big.csv"),)), {}, folder / "out", tools)
-print(json.dumps(summary))
+table, folder = sys.argv[1:]
+(Path(folder) / "out").mkdir()
+context = StageContext(NullProgress(), Path(folder) / "scratch", Path(folder), Path(folder))
+print(json.dumps(stage.run(stage.Params(tables=(table,)), {}, Path(folder) / "out", context)))
 """
 
 
@@ -69,7 +64,9 @@ def main() -> None:
         )
         size = (folder / "big.csv").stat().st_size
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", _STAGE, name], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", _STAGE, str(folder / "big.csv"), name], capture_output=True, text=True, check=False
+        )
         seconds = time.perf_counter() - start
         if done.returncode:
             sys.exit(done.stderr)

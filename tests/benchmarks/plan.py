@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=60, help="train questions")
     parser.add_argument("--cpu", action="store_true", help="go by CPU time, on one thread")
     given = parser.parse_args()
-    for name in given.select_document:
+    for name in given.only:
         found = ratios(name, given.data.absolute(), given.folder.absolute(), given.queries, given.cpu)
         print(json.dumps(found), flush=True)
 

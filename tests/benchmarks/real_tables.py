@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--folder", type=Path, default=Path("real-tables"), help="where the workspaces are made")
     given = parser.parse_args()
-    for name in given.select_document:
+    for name in given.only:
         print(json.dumps(refresh(name, given.data.absolute(), given.folder.absolute())), flush=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << 20)
     print(json.dumps({"peak memory of the largest process, GiB": round(peak, 2)}))

@@ -104,3 +104,12 @@ def test_goals_name_sides_that_are_there() -> None:
         work = work_of(name)
         assert {goal.over for goal in work.goals} | {goal.under for goal in work.goals} - {None} <= set(work.sides)
         assert work.scaled <= set(work.sizes)
+
+
+def test_the_pairs_stage_takes_the_large_csv_that_the_benchmark_writes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.big_csv", "--gigabytes", "0.0005", "--folder", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "1,000 rows, 500 documents" in done.stdout
+    assert list(tmp_path.iterdir()) == []
