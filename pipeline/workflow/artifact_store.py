@@ -39,6 +39,11 @@ class Artifact:
         summary: dict[str, Any] = self.manifest["summary"]
         return summary
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stage did all that it was asked; what is not complete is made again."""
+        return bool(self.summary.get("complete", True))
+
     def digest_output(self, output: str) -> str:
         """The digest of one output, a file or a folder."""
         files: dict[str, str] = self.manifest["files"]
@@ -66,6 +71,7 @@ class Workspace:
         self.published = root / "published"
         self.current = root / "current"
         self.vectors = root / "vectors"
+        self.scores = root / "scores"
         self.scratch = root / "scratch"
         self.logs = root / "logs"
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.workflow.artifact_store import Workspace
-from pipeline.workflow.graph import GATE, PIPELINE
+from pipeline.workflow.graph import STAGES
 from pipeline.workflow.option_dependencies import IgnoredOption, find_ignored_options
 from pipeline.workflow.remote_files import is_url, redact_url
 from stages.core.errors import InputError
@@ -51,7 +51,7 @@ def list_section_fields(models: Sequence[type[BaseParams]]) -> dict[str, FieldIn
 def list_section_models() -> dict[str, list[type[BaseParams]]]:
     """Section of prep.toml -> the Params classes whose fields are its keys, in pipeline order."""
     models: dict[str, list[type[BaseParams]]] = {}
-    for stage in (*PIPELINE, GATE):
+    for stage in STAGES:
         models.setdefault(stage.section, []).append(stage.load_module().Params)
     models["refresh"].append(RefreshParams)
     return models
@@ -86,9 +86,7 @@ class PipelineSettings:
 
     def validate_params(self) -> dict[str, BaseParams]:
         """Stage name -> its checked Params. Raises `InputError` naming the section, the key and the value."""
-        found = {
-            stage.name: self.validate_section(stage.section, stage.load_module().Params) for stage in (*PIPELINE, GATE)
-        }
+        found = {stage.name: self.validate_section(stage.section, stage.load_module().Params) for stage in STAGES}
         if problems := [self._describe_ignored(one) for one in find_ignored_options(found) if self._is_mistake(one)]:
             raise InputError("\n".join(problems))
         return found

@@ -1,43 +1,12 @@
-"""The pipeline as data: each stage, what it reads, what it writes, and where its parameters stand in prep.toml."""
+"""The whole program as data: each step, what it reads, what it writes, and what it keeps beside its results.
 
-import importlib
-from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING
+Functions are named as "module:function", so that this file imports no step and `prep --help` stays fast. A test
+resolves each.
+"""
 
-if TYPE_CHECKING:
-    from stages.core.params import BaseParams
+from pipeline.workflow.stage import Stage, Store
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One step. `inputs` are files of upstream stages as "stage/file"; the stage is given them by their stem."""
-
-    name: str
-    module: str
-    section: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    libraries: tuple[str, ...]
-    model_inputs: tuple[tuple[str, str, str], ...] = ()
-    """Models that are inputs too: (name of the input, stage and parameter that name the model)."""
-
-    def load_module(self) -> ModuleType:
-        """The module that holds the stage's Params, VERSION and run."""
-        return importlib.import_module(self.module)
-
-    def select_inputs(self, params: "BaseParams") -> tuple[str, ...]:
-        """The inputs under these parameters: a stage's `skipped_inputs` says which of them it would leave unread."""
-        skip = getattr(self.load_module(), "skipped_inputs", None)
-        skipped = skip(params) if skip else frozenset()
-        return tuple(path for path in self.inputs if path not in skipped)
-
-    def list_upstream_stages(self, params: "BaseParams") -> tuple[str, ...]:
-        """The names of the stages that this one then reads from, each once, in order."""
-        return tuple(dict.fromkeys(path.split("/")[0] for path in self.select_inputs(params)))
-
-
-PIPELINE = (
+STAGES = (
     Stage(
         name="pairs",
         module="stages.pairs.stage",
@@ -52,6 +21,9 @@ PIPELINE = (
             "rejects.parquet",
         ),
         libraries=("polars", "pyarrow"),
+        key_extras="stages.pairs.stage:key_extras",
+        volatile_key_extras=frozenset({"sql"}),
+        writes=(Store.SCRATCH,),
     ),
     Stage(
         name="encode",
@@ -60,6 +32,10 @@ PIPELINE = (
         inputs=("pairs/queries.parquet", "pairs/corpus.parquet"),
         outputs=("encoding.json", "texts.npy"),
         libraries=(),
+        key_extras="stages.embedding.stage:key_extras",
+        is_valid="stages.embedding.stage:has_all_vectors",
+        reads=(Store.VECTORS,),
+        writes=(Store.VECTORS,),
     ),
     Stage(
         name="search",
@@ -68,6 +44,9 @@ PIPELINE = (
         inputs=("pairs/queries.parquet", "pairs/corpus.parquet", "pairs/qrels.parquet", "encode/encoding.json"),
         outputs=("candidates.parquet", "judged.parquet"),
         libraries=("faiss-cpu", "numpy", "pyarrow", "scipy"),
+        key_extras="stages.retrieval.stage:key_extras",
+        reads=(Store.VECTORS, Store.TOP_K_LISTS),
+        writes=(Store.TOP_K_LISTS,),
     ),
     Stage(
         name="evidence",
@@ -83,6 +62,9 @@ PIPELINE = (
         ),
         outputs=("evidence.parquet", "shown.parquet", "estimator.json"),
         libraries=("polars", "pyarrow", "scipy", "scikit-learn"),
+        key_extras="stages.mining.candidate_features:key_extras",
+        reads=(Store.VECTORS,),
+        writes=(Store.SCRATCH,),
     ),
     Stage(
         name="verify",
@@ -99,6 +81,10 @@ PIPELINE = (
         ),
         outputs=("verified.parquet", "taught.parquet"),
         libraries=("polars", "pyarrow", "scikit-learn", "torch", "transformers", "sentence-transformers"),
+        key_extras="stages.mining.verify.stage:key_extras",
+        reads=(Store.SCORES,),
+        writes=(Store.SCORES, Store.SCRATCH, Store.LOGS),
+        is_resumable=True,
     ),
     Stage(
         name="mask",
@@ -119,17 +105,20 @@ PIPELINE = (
         name="compose",
         module="stages.mining.sampling.stage",
         section="mine",
-        inputs=(
-            "pairs/queries.parquet",
-            "pairs/corpus.parquet",
-            "pairs/qrels.parquet",
-            "pairs/decided.parquet",
-            "search/judged.parquet",
-            "mask/verdicts.parquet",
-            "encode/encoding.json",
-        ),
+        inputs=("pairs/queries.parquet", "pairs/corpus.parquet"),
+        optional_inputs={
+            "pairs/qrels.parquet": lambda params: params.sampling == "slices",
+            "pairs/decided.parquet": lambda params: bool(params.drop_positives),
+            "search/judged.parquet": lambda params: params.sampling != "slices",
+            "mask/verdicts.parquet": lambda params: params.sampling != "slices",
+            "encode/encoding.json": lambda params: (
+                params.sampling != "slices" and (params.thin_similarity <= 1 or bool(params.drop_positives))
+            ),
+        },
         outputs=("mined.jsonl",),
         libraries=("polars",),
+        key_extras="stages.mining.sampling.stage:key_extras",
+        reads=(Store.VECTORS,),
     ),
     Stage(
         name="train",
@@ -144,6 +133,9 @@ PIPELINE = (
         ),
         outputs=("reranker", "training.json"),
         libraries=("torch", "transformers", "sentence-transformers", "accelerate", "tokenizers"),
+        key_extras="stages.training.stage:key_extras",
+        writes=(Store.SCRATCH, Store.LOGS),
+        is_resumable=True,
     ),
     Stage(
         name="evaluate",
@@ -162,27 +154,28 @@ PIPELINE = (
         model_inputs=(("base", "train", "base"),),
         libraries=("torch", "transformers", "sentence-transformers", "scipy", "ir-measures", "polars"),
     ),
-)
-
-GATE = Stage(
-    name="gate",
-    module="stages.evaluation.regression_gate",
-    section="refresh",
-    inputs=(
-        "pairs/queries.parquet",
-        "pairs/corpus.parquet",
-        "pairs/qrels.parquet",
-        "search/candidates.parquet",
-        "search/judged.parquet",
-        "evaluate/metrics.json",
-        "evaluate/per_query.parquet",
+    Stage(
+        name="gate",
+        module="stages.evaluation.regression_gate",
+        section="refresh",
+        inputs=(
+            "pairs/queries.parquet",
+            "pairs/corpus.parquet",
+            "pairs/qrels.parquet",
+            "search/candidates.parquet",
+            "search/judged.parquet",
+            "evaluate/metrics.json",
+            "evaluate/per_query.parquet",
+        ),
+        published_inputs={"old": "train/reranker", "old_queries": "pairs/queries.parquet"},
+        outputs=("gate.json",),
+        libraries=("torch", "transformers", "sentence-transformers", "ir-measures", "polars"),
     ),
-    outputs=("gate.json",),
-    libraries=("torch", "transformers", "sentence-transformers", "ir-measures", "polars"),
 )
-"""Run by a refresh only, where a reranker is published already; its input "old" is that one."""
+STAGES_BY_NAME = {stage.name: stage for stage in STAGES}
 
-STAGES_BY_NAME = {stage.name: stage for stage in PIPELINE}
+PIPELINE = tuple(stage for stage in STAGES if not stage.published_inputs)
+"""The steps of every run; the others compare its results with a publication."""
 
 PUBLISHED_OUTPUTS = (
     "compose/mined.jsonl",

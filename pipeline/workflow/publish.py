@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.workflow.artifact_store import MANIFEST_FILE, Artifact, Workspace, digest_json
-from pipeline.workflow.graph import GATE, PIPELINE, PUBLISHED_OUTPUTS, STAGES_BY_NAME
+from pipeline.workflow.graph import PIPELINE, PUBLISHED_OUTPUTS, STAGES, STAGES_BY_NAME
 from pipeline.workflow.remote_files import find_stale_files
 from stages.core.files import file_digest, fsync_path, write_durably
 
@@ -117,7 +117,9 @@ def collect_garbage(workspace: Workspace, keep: int, include_side_stores: bool =
     used = {(stage, key) for artifacts in retained for stage, key in artifacts.items()}
     if not retained:  # nothing is published yet: the newest artifact of each stage is work in progress, not litter
         used = {(stage.name, a.key) for stage in PIPELINE for a in workspace.list_artifacts(stage.name)[:1]}
-    used |= {(GATE.name, a.key) for a in workspace.list_artifacts(GATE.name)[:keep]}
+    for stage in STAGES:
+        if stage.published_inputs:  # a comparison with a publication, which no publication names
+            used |= {(stage.name, a.key) for a in workspace.list_artifacts(stage.name)[:keep]}
     encoders = {
         name
         for stage, key in used
@@ -129,8 +131,7 @@ def collect_garbage(workspace: Workspace, keep: int, include_side_stores: bool =
         "artifacts": [
             p
             for p in workspace.runs.glob("*/[!.]*")
-            if (p.parent.name, p.name) not in used
-            and (include_side_stores or p.parent.name in STAGES_BY_NAME | {GATE.name: GATE})
+            if (p.parent.name, p.name) not in used and (include_side_stores or p.parent.name in STAGES_BY_NAME)
         ],
         "encoders": [p for p in workspace.vectors.glob("[!.]*") if include_side_stores and p.name not in encoders],
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.workflow.artifact_store import Artifact, Workspace, read_manifest
-from pipeline.workflow.graph import GATE, PIPELINE
+from pipeline.workflow.graph import PIPELINE
 from pipeline.workflow.publish import (
     collect_garbage,
     is_current_complete,
@@ -96,13 +96,7 @@ def run_gate(
     if old.digest_output("reranker") == artifacts["train"].digest_output("reranker"):
         return None
     pairs = runner.workspace.find_artifact("pairs", published["artifacts"]["pairs"]) or artifacts["pairs"]
-    gate_artifact = runner.run_stage(
-        GATE,
-        runner.params[GATE.name],
-        artifacts,
-        {"old": old.folder / "reranker", "old_queries": pairs.folder / "queries.parquet"},
-        {"old": old.digest_output("reranker"), "old_queries": pairs.digest_output("queries.parquet")},
-    )
+    gate_artifact = runner.build("gate", {"train": old, "pairs": pairs})
     verdict: dict[str, Any] = json.loads((gate_artifact.folder / "gate.json").read_text(encoding="utf-8"))
     return verdict
 

@@ -3,13 +3,14 @@
 import errno
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.workflow.artifact_store import Artifact, Workspace, digest_json
-from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME, Stage
+from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
+from pipeline.workflow.stage import Stage, Store, resolve_function
 from stages.core.context import Progress, StageContext
 from stages.core.errors import InputError, QualityGateError
 from stages.core.executor import Executor, InProcessExecutor
@@ -31,6 +32,16 @@ class StageStatus:
     artifact: Artifact | None
 
 
+@dataclass(frozen=True)
+class ResolvedInput:
+    """An input of a stage: what the stage and the manifest call it, where it lies, and the digest of its content."""
+
+    name: str
+    label: str
+    path: Path
+    digest: str
+
+
 class Runner:
     """Brings stages of one workspace up to date under one set of parameters (stage name -> its Params)."""
 
@@ -48,14 +59,17 @@ class Runner:
         self.artifacts: dict[str, Artifact] = {}
         self.executed_stages: list[str] = []
 
-    def build(self, name: str) -> Artifact:
-        """Bring one stage, and first whatever is upstream of it, up to date. Raises `QualityGateError` on a
-        collapse."""
+    def build(self, name: str, published: Mapping[str, Artifact] | None = None) -> Artifact:
+        """Bring one stage up to date, and first whatever is upstream of it.
+
+        `published`: the artifacts of the current publication, for a stage with `published_inputs`. Raises
+        `QualityGateError` if the trained reranker collapsed.
+        """
         if name in self.artifacts:
             return self.artifacts[name]
         stage = STAGES_BY_NAME[name]
         upstream = {source: self.build(source) for source in stage.list_upstream_stages(self.params[name])}
-        artifact = self.run_stage(stage, self.params[name], upstream)
+        artifact = self._run_stage(stage, upstream, published or {})
         self.artifacts[name] = artifact
         if artifact.summary.get("collapse"):
             raise QualityGateError(
@@ -64,23 +78,16 @@ class Runner:
             )
         return artifact
 
-    def run_stage(
-        self,
-        stage: Stage,
-        params: BaseParams,
-        upstream: Mapping[str, Artifact],
-        external_inputs: Mapping[str, Path] | None = None,
-        external_digests: Mapping[str, str] | None = None,
-    ) -> Artifact:
-        """Run one stage unless its key is committed. `external_inputs` are inputs from outside the graph, with their
-        digests."""
-        inputs = self._collect_input_paths(stage, params, upstream) | dict(external_inputs or {})
-        key_fields = self._collect_key_fields(stage, params, upstream, external_digests)
+    def _run_stage(self, stage: Stage, upstream: Mapping[str, Artifact], published: Mapping[str, Artifact]) -> Artifact:
+        """Run one stage unless its key is committed."""
+        params = self.params[stage.name]
+        inputs = self._resolve_inputs(stage, upstream, published)
+        key_fields = collect_key_fields(stage, params, inputs)
         key = digest_json({"stage": stage.name, **key_fields})
         context = self._make_context(stage, key)
-        cached = self._find_valid_artifact(stage, key, inputs)
+        cached = self._find_valid_artifact(stage, key, context)
         if cached:
-            shutil.rmtree(context.scratch_dir, ignore_errors=True)  # a kill may have come right after the commit
+            _delete_scratch(context)  # a kill may have come right after the commit
             self.workspace.log_event(event="hit", stage=stage.name, key=key)
             return cached
         if self.workspace.get_artifact_folder(stage.name, key).exists():
@@ -92,14 +99,14 @@ class Runner:
         reset_peak_rss()
         try:
             with self.workspace.create_build_folder(stage.name, key) as out:
-                context.scratch_dir.mkdir(parents=True, exist_ok=True)
-                summary = stage.load_module().run(params, inputs, out, context)
+                if context.scratch:
+                    context.scratch.mkdir(parents=True, exist_ok=True)
+                summary = stage.load_module().run(params, {one.name: one.path for one in inputs}, out, context)
                 missing = [name for name in stage.outputs if not (out / name).exists()]
                 if missing:
                     raise RuntimeError(f"stage {stage.name} did not write {missing}")
-                self._require_unchanged(
-                    stage, key_fields, self._collect_key_fields(stage, params, upstream, external_digests)
-                )
+                inputs_after = self._resolve_inputs(stage, upstream, published)
+                _require_unchanged(stage, key_fields, collect_key_fields(stage, params, inputs_after))
                 artifact = self.workspace.commit_artifact(
                     stage.name, key, out, {"stage": stage.name, **key_fields, "summary": summary}
                 )
@@ -109,7 +116,7 @@ class Runner:
             if disk_error := make_disk_full_error(error, self.workspace.root):
                 raise disk_error from error
             raise
-        shutil.rmtree(context.scratch_dir, ignore_errors=True)
+        _delete_scratch(context)
         seconds = round(time.monotonic() - started, 3)
         self.workspace.log_event(
             event="done", stage=stage.name, key=key, seconds=seconds, memory=peak_rss(), summary=summary
@@ -117,50 +124,38 @@ class Runner:
         self.progress.log(f"{stage.name}: done in {seconds:.1f} s")
         return artifact
 
-    def _find_valid_artifact(self, stage: Stage, key: str, inputs: Mapping[str, Path]) -> Artifact | None:
-        """The committed artifact of this key, if it is whole, and what it stands for outside its folder is too."""
+    def _find_valid_artifact(self, stage: Stage, key: str, context: StageContext) -> Artifact | None:
+        """The artifact of this key, if it is committed, complete, and the stores hold what it refers to."""
         found = self.workspace.find_artifact(stage.name, key)
-        is_valid = getattr(stage.load_module(), "is_valid", None)
-        if found and is_valid and not is_valid(inputs, found.folder, self._make_context(stage, key)):
+        if not found or not found.is_complete:
+            return None
+        if stage.is_valid and not resolve_function(stage.is_valid)(found.folder, context):
             return None
         return found
 
-    def _collect_input_paths(
-        self, stage: Stage, params: BaseParams, upstream: Mapping[str, Artifact]
-    ) -> dict[str, Path]:
-        models = {
-            name: resolve_model(getattr(self.params[source], field)) for name, source, field in stage.model_inputs
-        }
-        return {Path(path).stem: _locate_output(path, upstream) for path in stage.select_inputs(params)} | models
-
-    def _collect_key_fields(
-        self,
-        stage: Stage,
-        params: BaseParams,
-        upstream: Mapping[str, Artifact],
-        external_digests: Mapping[str, str] | None = None,
-    ) -> dict[str, Any]:
-        models = {n: model_digest(resolve_model(getattr(self.params[s], field))) for n, s, field in stage.model_inputs}
-        return collect_key_fields(stage, params, upstream, {**models, **(external_digests or {})})
+    def _resolve_inputs(
+        self, stage: Stage, upstream: Mapping[str, Artifact], published: Mapping[str, Artifact]
+    ) -> list[ResolvedInput]:
+        files = [
+            _resolve_output(Path(path).stem, path, path, upstream)
+            for path in stage.select_inputs(self.params[stage.name])
+        ]
+        files += [_resolve_output(name, name, path, published) for name, path in stage.published_inputs.items()]
+        for name, source, field in stage.model_inputs:
+            folder = resolve_model(getattr(self.params[source], field))
+            files.append(ResolvedInput(name, name, folder, model_digest(folder)))
+        return files
 
     def _make_context(self, stage: Stage, key: str) -> StageContext:
-        return StageContext(
-            progress=self.progress,
-            scratch_dir=self.workspace.scratch / f"{stage.name}-{key}",
-            vectors_dir=self.workspace.vectors,
-            logs_dir=self.workspace.logs / stage.name / key,
-            executor=self.executor,
-        )
-
-    def _require_unchanged(self, stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Raise `InputError` where a table or a model changed while it was read: the result fits neither state.
-
-        The rows of a database are left out: they are read at one moment, and a busy one changes all the time.
-        """
-        changed = {n for n in before["identity"] if n != "sql" and before["identity"][n] != after["identity"].get(n)}
-        changed |= {n for n in before["inputs"] if before["inputs"][n] != after["inputs"].get(n)}
-        if changed:
-            raise InputError(f"{stage.name}: {', '.join(sorted(changed))} changed while it was read. Run again.")
+        """What the stage is lent: the folders of those stores that the graph declares for it."""
+        folders = {
+            Store.SCRATCH: self.workspace.scratch / f"{stage.name}-{key}",
+            Store.VECTORS: self.workspace.vectors,
+            Store.LOGS: self.workspace.logs / stage.name / key,
+            Store.SCORES: self.workspace.scores,
+        }
+        declared = {store.value: folder for store, folder in folders.items() if store in stage.stores}
+        return StageContext(self.progress, executor=self.executor, **declared)
 
     def get_status(self) -> list[StageStatus]:
         """How every stage stands, without running any: "prep status"."""
@@ -175,12 +170,9 @@ class Runner:
                 statuses.append(StageStatus(stage.name, state, (f"{', '.join(stale_upstream)} first",), previous))
                 continue
             try:
-                key_fields = self._collect_key_fields(stage, params, fresh)
-                found = self._find_valid_artifact(
-                    stage,
-                    digest_json({"stage": stage.name, **key_fields}),
-                    self._collect_input_paths(stage, params, fresh),
-                )
+                key_fields = collect_key_fields(stage, params, self._resolve_inputs(stage, fresh, {}))
+                key = digest_json({"stage": stage.name, **key_fields})
+                found = self._find_valid_artifact(stage, key, self._make_context(stage, key))
             except InputError as error:
                 statuses.append(StageStatus(stage.name, "stale" if previous else "absent", (str(error),), previous))
                 continue
@@ -196,23 +188,24 @@ class Runner:
         return statuses
 
 
-def collect_key_fields(
-    stage: Stage, params: BaseParams, upstream: Mapping[str, Artifact], external_digests: Mapping[str, str]
-) -> dict[str, Any]:
+def collect_key_fields(stage: Stage, params: BaseParams, inputs: Iterable[ResolvedInput]) -> dict[str, Any]:
     """Everything that shapes a stage's result, in words; its hash is the artifact's key."""
-    module = stage.load_module()
-    key_extras = getattr(module, "key_extras", None)
     return {
-        "version": module.VERSION,
+        "version": stage.load_module().VERSION,
         "parameters": params.model_dump(mode="json", exclude=params.fields_with_mark("unkeyed")),
-        "identity": key_extras(params) if key_extras else {},
-        "inputs": {
-            path: upstream[path.split("/")[0]].digest_output(path.split("/", 1)[1])
-            for path in stage.select_inputs(params)
-        }
-        | dict(external_digests),
+        "identity": resolve_function(stage.key_extras)(params) if stage.key_extras else {},
+        "inputs": {one.label: one.digest for one in inputs},
         "libraries": get_library_versions(stage.libraries),
     }
+
+
+def _require_unchanged(stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise `InputError` if a table or a model changed while it was read: the result fits neither state."""
+    extras = before["identity"].keys() - stage.volatile_key_extras
+    changed = {name for name in extras if before["identity"][name] != after["identity"].get(name)}
+    changed |= {name for name in before["inputs"] if before["inputs"][name] != after["inputs"].get(name)}
+    if changed:
+        raise InputError(f"{stage.name}: {', '.join(sorted(changed))} changed while it was read. Run again.")
 
 
 def describe_key_changes(manifest: Mapping[str, Any], key_fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -248,6 +241,13 @@ def make_disk_full_error(error: BaseException, root: Path) -> InputError | None:
     )
 
 
-def _locate_output(path: str, upstream: Mapping[str, Artifact]) -> Path:
-    stage, name = path.split("/", 1)
-    return upstream[stage].folder / name
+def _resolve_output(name: str, label: str, path: str, artifacts: Mapping[str, Artifact]) -> ResolvedInput:
+    """The input `name` from "step/file" among `artifacts`."""
+    step, output = path.split("/", 1)
+    artifact = artifacts[step]
+    return ResolvedInput(name, label, artifact.folder / output, artifact.digest_output(output))
+
+
+def _delete_scratch(context: StageContext) -> None:
+    if context.scratch:
+        shutil.rmtree(context.scratch, ignore_errors=True)

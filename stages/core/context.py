@@ -39,19 +39,41 @@ class NullProgress:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What the pipeline lends a stage while it runs."""
+    """What the pipeline lends a stage while it runs: only the folders that the graph declares for the stage.
+
+    Each folder is read through its property (`scratch_dir`, ...), which raises `RuntimeError` if it is not declared.
+    """
 
     progress: Progress
-    scratch_dir: Path
-    """A folder that survives a kill: the next run of the same key finds it again. Deleted once the key is committed."""
-    vectors_dir: Path
-    """The root of the vector store, with one folder for each encoder."""
-    logs_dir: Path
-    """For files that hold times, such as TensorBoard's event files; they can't be part of an artifact."""
+    scratch: Path | None = None
+    vectors: Path | None = None
+    logs: Path | None = None
     executor: Executor = dataclasses.field(default_factory=InProcessExecutor)
     """Runs the work that other processes and machines can share."""
+    scores: Path | None = None
+
+    @property
+    def scratch_dir(self) -> Path:
+        """A folder that survives a kill: the next run of the same key finds it again. Deleted after the commit."""
+        return _require_declared("scratch", self.scratch)
+
+    @property
+    def vectors_dir(self) -> Path:
+        """The root of the vector store, with one folder for each encoder."""
+        return _require_declared("vectors", self.vectors)
+
+    @property
+    def logs_dir(self) -> Path:
+        """For files that hold times, such as TensorBoard's event files; they can't be part of an artifact."""
+        return _require_declared("logs", self.logs)
 
     @property
     def scores_dir(self) -> Path:
-        """Beside the vectors: the verifier's scores and the LLM judge's verdicts, kept as long as the workspace."""
-        return self.vectors_dir.parent / "scores"
+        """The verifier's scores and the LLM judge's verdicts, kept as long as the workspace."""
+        return _require_declared("scores", self.scores)
+
+
+def _require_declared(name: str, folder: Path | None) -> Path:
+    if folder is None:
+        raise RuntimeError(f"the store {name} is not declared for this stage in pipeline/workflow/graph.py")
+    return folder

@@ -256,10 +256,10 @@ def _find_new_rows(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Ha
     return texts, dict(zip(hashes, np.split(new, [len(hashes["query"])]), strict=True))
 
 
-def is_valid(inputs: Mapping[str, Path], out: Path, context: StageContext) -> bool:
-    """Do the vector stores still hold, undamaged, every vector that this artifact stands for?"""
-    parts = read_encodings(out / "encoding.json")
-    texts = np.split(np.load(out / "texts.npy"), np.cumsum([part["texts"] for part in parts])[:-1])
+def has_all_vectors(folder: Path, context: StageContext) -> bool:
+    """Whether the vector store holds, undamaged, every vector that the artifact in `folder` refers to."""
+    parts = read_encodings(folder / "encoding.json")
+    texts = np.split(np.load(folder / "texts.npy"), np.cumsum([part["texts"] for part in parts])[:-1])
     stores = [VectorStore(context.vectors_dir / part["encoder"]) for part in parts]
     return all(
         not store.damaged_segments and bool(store.contains(hashes).all())

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.cli.main import prep
 from pipeline.workflow.config import list_section_models
-from pipeline.workflow.graph import GATE, PIPELINE, PUBLISHED_OUTPUTS
+from pipeline.workflow.graph import PIPELINE, PUBLISHED_OUTPUTS, STAGES
+from pipeline.workflow.stage import Store, resolve_function
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
@@ -82,7 +83,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert set(loaded.split()) & HEAVY == set()
 
 
-@pytest.mark.parametrize("stage", [*PIPELINE, GATE], ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_every_stage_keeps_the_contract(stage) -> None:  # type: ignore[no-untyped-def]
     module = stage.load_module()
     assert isinstance(module.VERSION, int)
@@ -92,20 +93,42 @@ def test_every_stage_keeps_the_contract(stage) -> None:  # type: ignore[no-untyp
 
 
 def test_stages_import_nothing_heavy_before_they_run() -> None:
-    script = "import sys, importlib\n" + "\n".join(f"importlib.import_module({s.module!r})" for s in [*PIPELINE, GATE])
+    script = "import sys, importlib\n" + "\n".join(f"importlib.import_module({s.module!r})" for s in STAGES)
     script += "\nprint(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert set(loaded) & {"torch", "transformers", "sentence_transformers", "faiss", "sklearn", "pandas"} == set()
 
 
 def test_the_graph_is_consistent() -> None:
-    made: set[str] = set()
-    for stage in PIPELINE:
-        assert set(stage.inputs) <= made, f"{stage.name} reads what no stage before it writes"
-        made |= {f"{stage.name}/{output}" for output in stage.outputs}
-        stems = [Path(path).stem for path in stage.inputs]
-        assert len(stems) == len(set(stems))
-    assert set(PUBLISHED_OUTPUTS) <= made
+    outputs: set[str] = set()
+    for stage in STAGES:
+        inputs = [*stage.inputs, *stage.optional_inputs]
+        assert set(inputs) <= outputs, f"{stage.name} reads what no stage before it writes"
+        assert set(stage.published_inputs.values()) <= outputs
+        names = [Path(path).stem for path in inputs] + [*stage.published_inputs]
+        names += [name for name, _, _ in stage.model_inputs]
+        assert len(names) == len(set(names)), f"{stage.name} is given two inputs under one name"
+        outputs |= {f"{stage.name}/{output}" for output in stage.outputs}
+    assert set(PUBLISHED_OUTPUTS) <= outputs
+    assert [stage.name for stage in STAGES if stage not in PIPELINE] == ["gate"]
+
+
+def test_a_store_is_read_after_it_is_written() -> None:
+    written: set[Store] = set()
+    for stage in STAGES:
+        written |= set(stage.writes)
+        assert set(stage.reads) <= written, stage.name
+    assert written == set(Store)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_what_the_graph_names_is_there(stage) -> None:  # type: ignore[no-untyped-def]
+    for reference in (stage.key_extras, stage.is_valid):
+        assert reference is None or callable(resolve_function(reference))
+    params = stage.load_module().Params()
+    assert set(stage.select_inputs(params)) >= set(stage.inputs)
+    for _, source, field in stage.model_inputs:
+        assert field in next(one for one in STAGES if one.name == source).load_module().Params.model_fields
 
 
 def test_a_key_that_two_stages_of_a_section_go_by_means_the_same() -> None:

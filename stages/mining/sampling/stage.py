@@ -147,17 +147,6 @@ class Params(BaseParams):
         return self.slice * self.slices if self.sampling == "slices" else self.negatives
 
 
-def skipped_inputs(params: Params) -> frozenset[str]:
-    """The inputs that these parameters leave unread: what makes them need not run."""
-    if params.sampling == "slices":
-        return frozenset(
-            {"pairs/decided.parquet", "search/judged.parquet", "mask/verdicts.parquet", "encode/encoding.json"}
-        )
-    vectors = {"encode/encoding.json"} if params.thin_similarity > 1 and not params.drop_positives else set()
-    decided = set() if params.drop_positives else {"pairs/decided.parquet"}
-    return frozenset({"pairs/qrels.parquet"} | vectors | decided)
-
-
 def key_extras(params: Params) -> dict[str, str]:
     """The audit's parameter, where something is dropped by it."""
     return {"audit_rank": str(params.audit_rank)} if "buried" in params.drop_positives else {}

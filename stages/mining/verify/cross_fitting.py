@@ -147,8 +147,8 @@ class CrossFitReranker:
         )
         context = replace(
             self._context,
-            scratch_dir=model_folder.parent / "training",
-            logs_dir=self._context.logs_dir / model_folder.parent.name,
+            scratch=model_folder.parent / "training",
+            logs=self._context.logs_dir / model_folder.parent.name,
         )
         context.scratch_dir.mkdir(parents=True, exist_ok=True)
         trained = training_stage.train_reranker(

@@ -70,16 +70,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             rows, holdout, verifier_scores, summary["teacher"] = apply_verifier(params, rows, holdout, verify_inputs)
         if params.judge:
             rows, summary["judge"] = apply_llm_judge(params, rows, verify_inputs)
+            if summary["judge"]["failed"]:  # the next run asks again
+                summary["complete"] = False
         verifier_scores = build_verifier_scores(rows, verifier_scores)
     schemas.write_table(verifier_scores, schemas.VERIFIER_SCORES, out / "verified.parquet")
     schemas.write_table(holdout, schemas.HOLDOUT_CANDIDATES, out / "taught.parquet")
     return {"pairs": verifier_scores.height, **summary}
-
-
-def is_valid(inputs: Mapping[str, Path], out: Path, context: StageContext) -> bool:
-    """Has the judge answered whatever it was asked? Where not, it is asked again in the next run."""
-    summary = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["summary"]
-    return not summary.get("judge", {}).get("failed")
 
 
 class PairScorer(Protocol):

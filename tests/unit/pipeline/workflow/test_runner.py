@@ -2,8 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
-from pipeline.workflow.graph import STAGES_BY_NAME
+import pytest
+
+from pipeline.workflow.artifact_store import Workspace
+from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
+from pipeline.workflow.runner import Runner
+from stages.core.context import NullProgress
 from stages.mining.sampling.stage import Params
 from tests.conftest import Project
 
@@ -32,7 +38,8 @@ def sliced(project: Project, **given: int) -> None:
 def test_slices_need_no_model_and_what_comes_after_still_works(project: Project) -> None:
     sliced(project, slice=4, slices=2, depth=20)
     assert ran(project, "mine-negatives") == ["pairs", "compose"]
-    assert states(project) == dict.fromkeys(STAGES_BY_NAME, "absent") | {"pairs": "fresh", "compose": "fresh"}
+    fresh = ("pairs", "compose")
+    assert states(project) == {stage.name: "fresh" if stage.name in fresh else "absent" for stage in PIPELINE}
     assert ran(project, "mine-negatives") == []
     (path,) = project.work.glob("runs/compose/*/mined.jsonl")
     mined = [json.loads(line) for line in path.read_text().splitlines()]
@@ -61,6 +68,32 @@ def test_stages_upstream_are_those_that_are_read() -> None:
     )
 
 
+def test_a_stage_is_given_the_stores_that_it_declares_and_no_others(tmp_path: Path) -> None:
+    runner = Runner(Workspace(tmp_path), {}, NullProgress())
+    context = runner._make_context(STAGES_BY_NAME["verify"], "key")
+    assert context.scores_dir == tmp_path / "scores"
+    assert context.scratch_dir == tmp_path / "scratch" / "verify-key"
+    assert context.logs_dir == tmp_path / "logs" / "verify" / "key"
+    with pytest.raises(RuntimeError, match="vectors"):
+        _ = context.vectors_dir
+    context = runner._make_context(STAGES_BY_NAME["search"], "key")
+    assert context.vectors_dir == tmp_path / "vectors"
+    for read in (lambda: context.scratch_dir, lambda: context.logs_dir, lambda: context.scores_dir):
+        with pytest.raises(RuntimeError, match="not declared"):
+            read()
+
+
+def test_a_result_that_is_not_complete_is_made_again(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    runner = Runner(workspace, {}, NullProgress())
+    verify = STAGES_BY_NAME["verify"]
+    for key, summary in (("whole", {"pairs": 3}), ("part", {"pairs": 3, "complete": False})):
+        with workspace.create_build_folder("verify", key) as out:
+            workspace.commit_artifact("verify", key, out, {"summary": summary})
+        found = runner._find_valid_artifact(verify, key, runner._make_context(verify, key))
+        assert (found is not None) == (key == "whole")
+
+
 def test_a_search_that_changes_leaves_slices_as_they_are(project: Project) -> None:
     sliced(project)
     assert ran(project, "mine-negatives") == ["pairs", "compose"]
@@ -68,7 +101,7 @@ def test_a_search_that_changes_leaves_slices_as_they_are(project: Project) -> No
     refused = project.prep("mine-negatives", "--mask", "none", "--depth", "7")
     assert refused.returncode == 2
     assert "--mask = 'none' does not count with sampling = 'slices'" in refused.stderr
-    _, *others = list(STAGES_BY_NAME)[: list(STAGES_BY_NAME).index("compose") + 1]
+    _, *others = [stage.name for stage in PIPELINE[: PIPELINE.index(STAGES_BY_NAME["compose"]) + 1]]
     assert ran(project, "mine-negatives", "--sampling", "top") == others
 
 

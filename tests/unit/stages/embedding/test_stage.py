@@ -17,7 +17,7 @@ from stages.core.schemas import CORPUS, QUERIES, write_table
 from stages.embedding import stage as embedding_stage
 from stages.embedding.encoder import EncoderSpec
 from stages.embedding.lookup import VectorLookup, format_encoder_texts, read_encodings
-from stages.embedding.stage import Params, is_valid, key_extras, run
+from stages.embedding.stage import Params, has_all_vectors, key_extras, run
 from stages.embedding.vector_store import VectorStore
 
 
@@ -258,15 +258,15 @@ def test_damage_in_the_store_is_noticed_and_mended(
 ) -> None:
     out = fresh(tmp_path / "one")
     run(Params(), inputs, out, tools)
-    assert is_valid(inputs, out, tools)
+    assert has_all_vectors(out, tools)
     (segment,) = tools.vectors_dir.glob("*/*.npy")
     segment.write_bytes(segment.read_bytes()[:-1])
     assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 4
     assert tools.progress.lines[1:2] == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
-    assert is_valid(inputs, out, tools)
+    assert has_all_vectors(out, tools)
     segment.write_bytes(b"")
-    assert not is_valid(inputs, out, tools)
-    assert not is_valid(inputs, out, tools)
+    assert not has_all_vectors(out, tools)
+    assert not has_all_vectors(out, tools)
 
 
 def test_the_encoders_folder_says_what_it_is(
@@ -324,10 +324,10 @@ def test_damage_in_any_store_is_noticed(
 ) -> None:
     out = fresh(tmp_path / "out")
     run(Params(more_models=(str(tiny_model),)), inputs, out, tools)
-    assert is_valid(inputs, out, tools)
+    assert has_all_vectors(out, tools)
     (segment,) = (tools.vectors_dir / read_encodings(out / "encoding.json")[which]["encoder"]).glob("*.npy")
     segment.write_bytes(b"")
-    assert not is_valid(inputs, out, tools)
+    assert not has_all_vectors(out, tools)
 
 
 def test_the_same_encoder_twice_is_refused(tiny_model: Path) -> None:

@@ -28,7 +28,7 @@ class Said:
 
 def tools(folder: Path) -> StageContext:
     (folder / "scratch").mkdir(exist_ok=True)
-    return StageContext(progress=Said(), scratch_dir=folder / "scratch", vectors_dir=folder, logs_dir=folder)
+    return StageContext(Said(), folder / "scratch", folder, folder, scores=folder / "scores")
 
 
 def table(schema: Any, *rows: tuple[Any, ...]) -> pl.DataFrame:

@@ -39,11 +39,13 @@ class Court:
     said: list[tuple[str, str]]
 
     def __init__(self, url: str, model: str, *_: object) -> None:
-        self.summary = {"model": model}
+        self.summary = {"model": model, "failed": 0}
 
     def judge_pairs(self, pairs: list[tuple[str, str]]) -> np.ndarray:
         Court.said = pairs
-        return np.array([{"good": 1.0, "worse": np.nan}.get(text, 0.0) for _, text in pairs], np.float32)
+        verdicts = np.array([{"good": 1.0, "worse": np.nan}.get(text, 0.0) for _, text in pairs], np.float32)
+        self.summary["failed"] = int(np.isnan(verdicts).sum())
+        return verdicts
 
 
 @pytest.fixture
@@ -122,7 +124,8 @@ def test_a_judge_is_asked_where_its_verdict_changes_most(inputs: dict[str, Path]
     assert found["bad"]["judge"] is False
     assert found["bad"]["p_false_negative"] == pytest.approx(P_JUDGED_NOT_RELEVANT)
     assert "worse" not in found  # no verdict
-    assert summary["judge"] == {"model": "m"}
+    assert summary["judge"] == {"model": "m", "failed": 1}
+    assert summary["complete"] is False  # "worse" is asked again in the next run
     found, _ = verified(inputs, tmp_path, judge="http://here/v1", judge_model="m", judge_budget=100)
     assert found["good"]["p_false_negative"] == pytest.approx(P_JUDGED_RELEVANT)
 
