@@ -175,6 +175,7 @@ class Workspace:
             build_folder / MANIFEST_FILE,
             json.dumps({**full_manifest, "digest": digest_json(full_manifest)}, indent=1, ensure_ascii=False),
         )
+        _apply_umask(build_folder)
         target = self.get_artifact_folder(stage, key)
         if target.exists():
             for path in sorted(
@@ -196,6 +197,15 @@ class Workspace:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 line = "\n" + line  # a kill or a full disk cut the line before short
             file.write((line + "\n").encode())
+
+
+def _apply_umask(build_folder: Path) -> None:
+    """Give all files and folders the permissions that the umask gives new ones: some libraries write for the owner
+    alone (safetensors: 0600), and services under other accounts read what is published."""
+    file_mode = (build_folder / MANIFEST_FILE).stat().st_mode
+    folder_mode = build_folder.stat().st_mode
+    for path in build_folder.rglob("*"):
+        path.chmod(folder_mode if path.is_dir() else file_mode)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

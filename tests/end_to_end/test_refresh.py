@@ -35,9 +35,19 @@ def result(project: Project, *arguments: str) -> dict:  # type: ignore[type-arg]
     return found
 
 
+def read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def test_a_publication_holds_what_readers_use(finished: Path) -> None:
     current = finished / "current"
     assert str(current.readlink()).startswith("published/")
+    # read by services under other accounts: safetensors and its like write for the owner alone
+    published = [*current.resolve().rglob("*"), *(finished / "runs").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in published if path.is_file()} == {0o666 & ~read_umask()}
+    assert (current / "reranker" / "model.safetensors").is_file()
     metrics = json.loads((current / "metrics.json").read_text())
     for split in ("dev", "test"):
         assert set(metrics[split]) == {"bm25", "embedder", "base_reranker", "reranker", "fused"}

@@ -62,6 +62,22 @@ def test_a_damaged_artifact_is_not_found_and_a_commit_mends_it(tmp_path: Path, d
     assert workspace.find_artifact("pairs", "k1") is not None
 
 
+def test_a_committed_artifact_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    before = os.umask(0o027)
+    try:
+        with workspace.create_build_folder("train", "k1") as out:
+            (out / "reranker").mkdir(mode=0o700)
+            (out / "reranker" / "model.safetensors").touch(mode=0o600)
+            (out / "training.json").touch()
+            folder = workspace.commit_artifact("train", "k1", out, {"summary": {}}).folder
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(folder).as_posix(): path.stat().st_mode & 0o777 for path in folder.rglob("*")}
+    assert modes.pop("reranker") == folder.stat().st_mode & 0o777 == 0o750
+    assert modes == dict.fromkeys(("reranker/model.safetensors", "training.json", MANIFEST_FILE), 0o640)
+
+
 def test_what_others_put_into_an_artifact_is_no_damage(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     (committed(workspace) / "model" / "model.onnx").write_text("somebody's export")
