@@ -9,6 +9,7 @@ import xxhash
 from stages.core import schemas
 from stages.core.errors import InputError
 from stages.core.hashing import stable_hash
+from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.estimator.holdout import KeptPositives, hold_out_positives
 
 
@@ -57,8 +58,7 @@ def read_judged_collection(folder: Path) -> JudgedCollection:
         qrels = qrels.with_columns(relevance=pl.lit(1))
     judgements = qrels.select("query_id", "doc_id", pl.col("relevance").cast(pl.Int32))
     judgements = judgements.join(queries, on="query_id", how="semi").join(corpus, on="doc_id", how="semi")
-    pair = ["query_id", "doc_id"]
-    judgements = judgements.sort(*pair, "relevance").unique(pair, keep="last", maintain_order=True)
+    judgements = judgements.sort(*PAIR_COLUMNS, "relevance").unique(PAIR_COLUMNS, keep="last", maintain_order=True)
     min_relevance = 2 if (judgements["relevance"].max() or 0) >= 3 else 1  # type: ignore[operator]
     lines = "\n".join(f"{query}\t{doc}\t{grade}" for query, doc, grade in judgements.iter_rows())
     optional = [name for name in ("title", "category") if name in corpus.columns]
@@ -67,7 +67,7 @@ def read_judged_collection(folder: Path) -> JudgedCollection:
         queries.select("query_id", "query").sort("query_id"),
         corpus.select("doc_id", "text", *optional).sort("doc_id"),
         judgements.filter(pl.col("relevance") >= min_relevance),
-        judgements.filter(pl.col("relevance") == 0).select(pair),
+        judgements.filter(pl.col("relevance") == 0).select(PAIR_COLUMNS),
     )
 
 

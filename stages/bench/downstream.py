@@ -25,6 +25,7 @@ from stages.core.errors import InputError
 from stages.core.model_files import DEFAULT_ENCODER, resolve_model
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
+from stages.core.schemas import PAIR_COLUMNS
 from stages.evaluation.bootstrap import run_paired_bootstrap
 from stages.evaluation.candidate_lists import CandidateLists
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores
@@ -240,7 +241,7 @@ def compute_test_metrics(candidate_lists: CandidateLists, scores: pl.DataFrame) 
 
     `scores` holds query_id, doc_id, reranker. Fused with the retriever's scores half and half, as no dev chooses.
     """
-    table = candidate_lists.lists.join(scores, on=["query_id", "doc_id"], how="left", maintain_order="left")
+    table = candidate_lists.lists.join(scores, on=PAIR_COLUMNS, how="left", maintain_order="left")
     table = table.with_columns(fused=fuse_scores(table, DEFAULT_FUSION_WEIGHT))
     return np.concatenate(
         [evaluate_score_column(candidate_lists, table, name) for name in ("reranker", "fused")], axis=1

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stages.bench.collections import HoldoutCollection
 from stages.core.errors import InputError
+from stages.core.schemas import PAIR_COLUMNS
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator import model
 from stages.mining.risk_budget import Bools, Floats, PaddedCandidates, RiskSolution
@@ -90,11 +91,10 @@ def build_candidate_matrix(
     ids = rows.select(pl.col("query_id").unique(maintain_order=True))
     score = rows["score"].to_numpy()
     candidates, at = risk_budget.pad_by_query(query, score, p_false_negative, np.full(len(ids), n_negatives))
-    pair = ["query_id", "doc_id"]
     masks = []
     for pairs in (held_out_positives, nonrelevant, near_positives):
-        marked_pairs = rows.select(pair).clear() if pairs is None else pairs.select(pair)
-        is_marked = rows.join(marked_pairs.with_columns(held=True), on=pair, how="left", maintain_order="left")["held"]
+        marked_pairs = (rows.clear() if pairs is None else pairs).select(*PAIR_COLUMNS, is_marked=pl.lit(True))
+        is_marked = rows.join(marked_pairs, on=PAIR_COLUMNS, how="left", maintain_order="left")["is_marked"]
         masks.append(_scatter_to_matrix(is_marked.fill_null(False).to_numpy(), candidates.eligible.shape, at))
     positives = qrels_scored.filter(pl.col("relevance") > 0).group_by("query_id")
     positive_scores = ids.join(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import polars as pl
 
 from stages.core.hashing import stable_hash
-from stages.core.schemas import CANDIDATES, QRELS, QRELS_SCORED, QUERIES, read_table, scan_table
+from stages.core.schemas import CANDIDATES, PAIR_COLUMNS, QRELS, QRELS_SCORED, QUERIES, read_table, scan_table
 
 LISTS = ("dev", "test", "dev_forced", "test_forced")
 
@@ -40,7 +40,7 @@ def build_top_k_lists(candidates: pl.DataFrame, qrels: pl.DataFrame, top_k: int)
     return (
         candidates.filter(pl.col("rank") <= top_k)
         .sort("query_id", "rank")
-        .join(qrels, on=["query_id", "doc_id"], how="left", maintain_order="left")
+        .join(qrels, on=PAIR_COLUMNS, how="left", maintain_order="left")
         .select("query_id", "doc_id", pl.col("relevance").fill_null(0), embedder="score")
     )
 
@@ -55,7 +55,7 @@ def force_positives(lists: pl.DataFrame, qrels_scored: pl.DataFrame) -> pl.DataF
     is_positive = pl.col("relevance") > 0
     missing_positives = (
         qrels_scored.filter(is_positive)
-        .join(lists, on=["query_id", "doc_id"], how="anti")
+        .join(lists, on=PAIR_COLUMNS, how="anti")
         .join(lists.select("query_id").unique(), on="query_id", how="semi")
         .select("query_id", "doc_id", "relevance", embedder="score", kept=pl.lit(1))
     )

@@ -11,7 +11,7 @@ from stages.core.context import StageContext, Summary
 from stages.core.device import Device
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import PER_QUERY_METRICS, QUERIES, read_table, scan_documents
+from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, QUERIES, read_table, scan_documents
 from stages.evaluation import bootstrap
 from stages.evaluation.candidate_lists import build_candidate_lists
 from stages.evaluation.metrics import Evaluator, Metric
@@ -73,9 +73,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             seed=0,
             progress=context.progress,
         )
-        ranked = candidate_lists.lists.join(
-            pairs.with_columns(score=pl.Series(next(old_scores))), on=["query_id", "doc_id"]
-        )
+        ranked = candidate_lists.lists.join(pairs.with_columns(score=pl.Series(next(old_scores))), on=PAIR_COLUMNS)
         verdict = compare_rerankers(new_metrics, Evaluator(candidate_lists.qrels, [params.measure])(ranked), params)
     (out / "gate.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     return verdict

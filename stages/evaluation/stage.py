@@ -12,7 +12,7 @@ from stages.core.context import StageContext, Summary
 from stages.core.device import Device
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
-from stages.core.schemas import PER_QUERY_METRICS, scan_documents, write_table
+from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, scan_documents, write_table
 from stages.evaluation.bootstrap import MIN_GROUPS, run_paired_bootstrap
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores, select_fusion_weight
@@ -93,7 +93,7 @@ def compute_metrics(
     `scores` holds every pair of `candidate_lists` once: query_id, doc_id, bm25, base_reranker, reranker.
     """
     names = list_metric_names(params.top_k)
-    scored_candidates = candidate_lists.lists.join(scores, on=["query_id", "doc_id"], how="left", maintain_order="left")
+    scored_candidates = candidate_lists.lists.join(scores, on=PAIR_COLUMNS, how="left", maintain_order="left")
     weight, chosen_on = select_fusion_weight(scored_candidates.filter(pl.col("list") == "dev"), candidate_lists.qrels)
     scored_candidates = scored_candidates.with_columns(fused=fuse_scores(scored_candidates, weight))
     query_metrics = compute_query_metrics(scored_candidates, candidate_lists, names)

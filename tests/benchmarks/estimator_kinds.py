@@ -20,11 +20,11 @@ from sklearn.isotonic import IsotonicRegression
 
 from pipeline.cli.progress import make_progress
 from stages.core.context import StageContext
-from stages.core.schemas import FEATURES
+from stages.core.schemas import FEATURES, PAIR_COLUMNS
 from stages.mining.candidates.features import TRANSFERABLE_FEATURES
 from stages.mining.estimator import model as learned
 from stages.mining.verify import stacking
-from tests.benchmarks.self_teacher import PAIR, ROOT, suspects_of
+from tests.benchmarks.self_teacher import ROOT, suspects_of
 
 NAMES = (*FEATURES, "prior")
 RISES = dict.fromkeys(NAMES, 1) | {"log_rank": -1} | dict.fromkeys(("hub", "stands_out", "log_anchors", "like_top"), 0)
@@ -97,7 +97,7 @@ def main() -> None:
         finally:
             progress.close()
         hidden = rows.join(
-            collection.held_out_positives.with_columns(hidden=True), on=PAIR, how="left", maintain_order="left"
+            collection.held_out_positives.with_columns(hidden=True), on=PAIR_COLUMNS, how="left", maintain_order="left"
         )
         labels, questions = hidden["hidden"].is_not_null().to_numpy(), rows["query_id"].to_list()
         word = suspects.model.pretrained_model.predict_log_odds(found[:, : len(TRANSFERABLE_FEATURES)])

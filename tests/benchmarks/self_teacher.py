@@ -21,7 +21,7 @@ from stages.bench.collections import HoldoutCollection, read_holdout_collection,
 from stages.core.context import StageContext
 from stages.core.hashing import stable_hash
 from stages.core.model_files import DEFAULT_ENCODER
-from stages.core.schemas import QRELS_SCORED, read_table, scan_documents
+from stages.core.schemas import PAIR_COLUMNS, QRELS_SCORED, read_table, scan_documents
 from stages.core.text import match_key
 from stages.embedding import stage as embedding_stage
 from stages.embedding.lookup import VectorLookup
@@ -43,7 +43,6 @@ ROOT = Path(__file__).parent.parent.parent
 MARGINS: tuple[tuple[VerifierRule, float], ...] = tuple(
     (rule, value) for rule in ("margin", "margin_max") for value in (-1.0, 0.0, 0.5, 1.0, 2.0)
 )
-PAIR = ["query_id", "doc_id"]
 
 
 def groups(collection: HoldoutCollection) -> dict[str, str]:
@@ -52,7 +51,9 @@ def groups(collection: HoldoutCollection) -> dict[str, str]:
     place = {query_id: i for i, query_id in enumerate(ids)}
     forms, documents = ({}, {})  # type: ignore[var-annotated]
     form = np.array([forms.setdefault(match_key(text), len(forms)) for text in collection.queries["query"]])
-    every = pl.concat([collection.known_positives.select(PAIR), collection.held_out_positives.select(PAIR)])
+    every = pl.concat(
+        [collection.known_positives.select(PAIR_COLUMNS), collection.held_out_positives.select(PAIR_COLUMNS)]
+    )
     owner = np.array([place[query_id] for query_id in every["query_id"]])
     document = np.array([documents.setdefault(doc_id, len(documents)) for doc_id in every["doc_id"]])
     same = np.arange(len(ids)), form
@@ -74,7 +75,7 @@ def suspects_of(
     vectors = VectorLookup(inputs["encoding"], tools.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
     judged = read_table(inputs["judged"], QRELS_SCORED)
-    own = judged.filter(pl.col("relevance") > 0).select(*PAIR, own=pl.lit(True))
+    own = judged.filter(pl.col("relevance") > 0).select(*PAIR_COLUMNS, own=pl.lit(True))
     return (
         collection,
         inputs,
@@ -88,8 +89,10 @@ def prepared(folder: Path, work: Path, most: int, tools: StageContext) -> dict[s
     rows, found = suspects.collect_candidates(collection.held_out_positives)
     p = suspects.predict_probability(rows, found)
     hidden = collection.held_out_positives.with_columns(hidden=True)
-    rows = rows.select(*PAIR, "score").with_columns(p_false_negative=pl.Series(p))
-    rows = rows.join(hidden, on=PAIR, how="left", maintain_order="left").with_columns(pl.col("hidden").fill_null(False))
+    rows = rows.select(*PAIR_COLUMNS, "score").with_columns(p_false_negative=pl.Series(p))
+    rows = rows.join(hidden, on=PAIR_COLUMNS, how="left", maintain_order="left").with_columns(
+        pl.col("hidden").fill_null(False)
+    )
     texts = dict(scan_documents(inputs["corpus"]).collect().iter_rows())
     return {"collection": collection, "rows": rows, "inputs": inputs, "texts": texts, "source": suspects.summary}
 
@@ -120,7 +123,7 @@ def tried(
     """One size: train, score the band of some questions, judge."""
     collection, rows = found["collection"], found["rows"]
     started = time.monotonic()
-    known = collection.known_positives.select(PAIR)
+    known = collection.known_positives.select(PAIR_COLUMNS)
     mined = cross_fitting.build_training_queries(
         collection.queries.filter(pl.col("split") == "train"), rows, known, params.seed
     )
@@ -136,7 +139,7 @@ def tried(
     pairs = collect_pairs_to_score(unsure, known).join(
         collection.queries.select("query_id", "query"), on="query_id", how="left"
     )
-    pairs = pairs.sort(PAIR)
+    pairs = pairs.sort(PAIR_COLUMNS)
     texts = [(query, found["texts"][doc_id]) for query, doc_id in zip(pairs["query"], pairs["doc_id"], strict=True)]
     scores = cross.score_pairs(pairs["query_id"].to_list(), texts)
     table = join_verifier_scores(unsure, known, pairs.with_columns(teacher_score=pl.Series(scores)))

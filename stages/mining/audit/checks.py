@@ -25,7 +25,7 @@ from stages.core import schemas
 from stages.core.hashing import stable_hash
 from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches
-from stages.core.schemas import DENSE_SOURCE
+from stages.core.schemas import DENSE_SOURCE, PAIR_COLUMNS
 from stages.core.text import match_key
 from stages.mining.audit.term_overlap import IdfOverlap
 from stages.mining.candidates.documents import DocumentVectoriser, make_document_vectoriser
@@ -54,7 +54,6 @@ _POSITIVES_PER_BATCH = 20_000
 _N_SIMILARITY_SAMPLE = 1_024
 """Documents drawn by hash whose pairs tell how alike any two are."""
 
-_PAIR_COLUMNS = ["query_id", "doc_id"]
 POSITIVE_RANKS_SCHEMA = {
     "query_id": pl.String, "doc_id": pl.String, "rank": pl.Int32, "score": pl.Float32, "best": pl.Float32,
     "above_chance": pl.Float64,
@@ -99,7 +98,7 @@ def find_label_issues(
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
     qrels_scored = schemas.scan_table(inputs["judged"], schemas.QRELS_SCORED)
     verdicts = schemas.scan_table(inputs["verdicts"], schemas.VERDICTS)
-    verdicts = verdicts.select(*_PAIR_COLUMNS, "source", "rank", "score", "verdict")
+    verdicts = verdicts.select(*PAIR_COLUMNS, "source", "rank", "score", "verdict")
     n_documents = pq.read_metadata(inputs["corpus"]).num_rows
     n_rows = pq.read_metadata(inputs["verdicts"]).num_rows
     term_overlap = CorpusIdfOverlap(queries, schemas.scan_documents(inputs["corpus"]))
@@ -125,7 +124,7 @@ def find_label_issues(
         found.append(find_inconsistent(positives, queries, vectorise, similarity_scaler))
     table = pl.concat([pl.DataFrame(schema=FINDINGS_SCHEMA), *found], how="diagonal")
     label_overrides = schemas.read_table(inputs["decided"], schemas.QRELS)
-    table = table.join(label_overrides, on=_PAIR_COLUMNS, how="anti", maintain_order="left")
+    table = table.join(label_overrides, on=PAIR_COLUMNS, how="anti", maintain_order="left")
     query_splits = queries.select("query_id", "split")
     table = (
         table.select(list(FINDINGS_SCHEMA))
@@ -157,15 +156,15 @@ def compute_positive_ranks(qrels_scored: pl.DataFrame, candidates: pl.DataFrame,
         schema={"n": pl.Int64, "shift": pl.Float64, "shrink": pl.Float64},
         orient="row",
     )
-    positives = qrels_scored.filter(pl.col("relevance") > 0).select(*_PAIR_COLUMNS, "score")
-    ranked = positives.join(dense.select(*_PAIR_COLUMNS, "rank"), on=_PAIR_COLUMNS, how="left").join(
+    positives = qrels_scored.filter(pl.col("relevance") > 0).select(*PAIR_COLUMNS, "score")
+    ranked = positives.join(dense.select(*PAIR_COLUMNS, "rank"), on=PAIR_COLUMNS, how="left").join(
         list_stats, on="query_id", how="left"
     )
     z = (pl.col("score").cast(pl.Float64) - pl.col("mean")) / pl.col("deviation")
     ranked = ranked.join(tails, on="n", how="left").with_columns(
         above_chance=pl.when(pl.col("deviation") > 0).then(z * pl.col("shrink") + pl.col("shift"))
     )
-    return ranked.select(list(POSITIVE_RANKS_SCHEMA)).sort(_PAIR_COLUMNS)
+    return ranked.select(list(POSITIVE_RANKS_SCHEMA)).sort(PAIR_COLUMNS)
 
 
 def truncated_normal_moments(share: float) -> tuple[float, float]:
@@ -199,7 +198,7 @@ def find_low_ranked(positives: pl.DataFrame, max_rank: int, term_overlap: "Corpu
             (pl.col("words") * 100).round().cast(pl.Int64),
         ),
     )
-    return found.with_columns(finding=pl.lit(LOW_RANKED), explanation=explanation).sort("above_chance", *_PAIR_COLUMNS)
+    return found.with_columns(finding=pl.lit(LOW_RANKED), explanation=explanation).sort("above_chance", *PAIR_COLUMNS)
 
 
 def find_outranking_negatives(positives: pl.DataFrame, candidates: pl.DataFrame, n_negatives: int) -> pl.DataFrame:
@@ -216,8 +215,8 @@ def find_outranking_negatives(positives: pl.DataFrame, candidates: pl.DataFrame,
         hardest.group_by("query_id").agg(n=pl.len(), last=pl.col("score").min()).filter(pl.col("n") == n_negatives)
     )
     outranked = positives.join(lowest_negative, on="query_id").filter(pl.col("last") > pl.col("score"))
-    pairs = outranked.select(_PAIR_COLUMNS).join(hardest.select("query_id", against="doc_id"), on="query_id")
-    return pairs.sort(*_PAIR_COLUMNS, "against")
+    pairs = outranked.select(PAIR_COLUMNS).join(hardest.select("query_id", against="doc_id"), on="query_id")
+    return pairs.sort(*PAIR_COLUMNS, "against")
 
 
 def find_outranked(positives: pl.DataFrame, outranking: pl.DataFrame, term_overlap: "CorpusIdfOverlap") -> pl.DataFrame:
@@ -228,22 +227,20 @@ def find_outranked(positives: pl.DataFrame, outranking: pl.DataFrame, term_overl
     right; with the words it is 0.6% and 1.4%, and 3.7% of medquad (mask learned, 7 negatives). A rule that takes
     negatives from below the positive only, as perc does, leaves nothing to list.
     """
-    low_overlap = term_overlap.add_overlap(positives.join(outranking, on=_PAIR_COLUMNS, how="semi")).filter(
+    low_overlap = term_overlap.add_overlap(positives.join(outranking, on=PAIR_COLUMNS, how="semi")).filter(
         pl.col("words") < MAX_TERM_OVERLAP
     )
-    rivals = outranking.join(low_overlap.select(_PAIR_COLUMNS), on=_PAIR_COLUMNS, how="semi")
-    negative_overlap = term_overlap.add_overlap(
-        rivals.select("query_id", doc_id="against").unique().sort(_PAIR_COLUMNS)
-    )
+    rivals = outranking.join(low_overlap.select(PAIR_COLUMNS), on=PAIR_COLUMNS, how="semi")
+    negative_overlap = term_overlap.add_overlap(rivals.select("query_id", doc_id="against").unique().sort(PAIR_COLUMNS))
     rivals = rivals.join(
         negative_overlap.select("query_id", against="doc_id", held="words"), on=["query_id", "against"]
     )
     best_negative = (
-        rivals.sort(*_PAIR_COLUMNS, "held", "against", descending=[False, False, True, False])
-        .group_by(_PAIR_COLUMNS, maintain_order=True)
+        rivals.sort(*PAIR_COLUMNS, "held", "against", descending=[False, False, True, False])
+        .group_by(PAIR_COLUMNS, maintain_order=True)
         .agg(pl.col("against").first(), negatives=pl.len(), least=pl.col("held").min(), most=pl.col("held").first())
     )
-    found = low_overlap.join(best_negative, on=_PAIR_COLUMNS).filter(pl.col("least") > pl.col("words"))
+    found = low_overlap.join(best_negative, on=PAIR_COLUMNS).filter(pl.col("least") > pl.col("words"))
     explanation = pl.format(
         "all of the {} hardest negatives score above it ({}) and hold more of the question's particular words: {}% "
         "here, up to {}% there: is one of them the right answer?",
@@ -253,7 +250,7 @@ def find_outranked(positives: pl.DataFrame, outranking: pl.DataFrame, term_overl
         (pl.col("most") * 100).round().cast(pl.Int64),
     )
     return found.with_columns(finding=pl.lit(OUTRANKED), explanation=explanation).sort(
-        "words", "above_chance", *_PAIR_COLUMNS
+        "words", "above_chance", *PAIR_COLUMNS
     )
 
 
@@ -292,7 +289,7 @@ def find_inconsistent(
     )
     return (
         found.with_columns(finding=pl.lit(INCONSISTENT), explanation=explanation)
-        .sort("similarity", *_PAIR_COLUMNS)
+        .sort("similarity", *PAIR_COLUMNS)
         .drop("form", "asked", "shared")
     )
 

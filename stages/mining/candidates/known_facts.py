@@ -6,6 +6,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.candidates import known_positives
 from stages.mining.candidates.documents import DocumentVectors
 
@@ -36,14 +37,13 @@ def add_known_facts(
     `KnownFacts` say; `documents` are at least theirs; `match_keys` (doc_id, loose) is needed where `truth.needles` has
     rows. Columns: those of EVIDENCE up to positive_similarity.
     """
-    pair = ["query_id", "doc_id"]
-    curated = qrels_scored.filter(pl.col("relevance") == 0).select(*pair, "score", curated=pl.lit(True))
-    not_retrieved = curated.join(candidates, on=pair, how="anti").select(
-        *pair, source=pl.lit("curated"), rank=pl.lit(0, pl.Int32), score="score"
+    curated = qrels_scored.filter(pl.col("relevance") == 0).select(*PAIR_COLUMNS, "score", curated=pl.lit(True))
+    not_retrieved = curated.join(candidates, on=PAIR_COLUMNS, how="anti").select(
+        *PAIR_COLUMNS, source=pl.lit("curated"), rank=pl.lit(0, pl.Int32), score="score"
     )
     rows = pl.concat([candidates.select(not_retrieved.columns), not_retrieved])
     rows = known_positives.add_positive_similarity(rows, positives, documents)
-    rows = rows.join(positives, on=pair, how="left").join(curated.drop("score"), on=pair, how="left")
+    rows = rows.join(positives, on=PAIR_COLUMNS, how="left").join(curated.drop("score"), on=PAIR_COLUMNS, how="left")
     texts = (
         positives.join(facts.duplicate_docs, on="doc_id")
         .select("query_id", "text_key", same_text=pl.lit(True))
@@ -58,4 +58,6 @@ def add_known_facts(
     with_answer = known_positives.find_documents_with_answer(
         open_rows, facts.answer_strings, pl.DataFrame(pl.from_arrow(texts_of))
     )
-    return rows.join(with_answer.with_columns(contains_answer=pl.lit(True)), on=pair, how="left").drop("text_key")
+    return rows.join(with_answer.with_columns(contains_answer=pl.lit(True)), on=PAIR_COLUMNS, how="left").drop(
+        "text_key"
+    )

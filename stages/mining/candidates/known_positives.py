@@ -6,6 +6,7 @@ import unicodedata
 import numpy as np
 import polars as pl
 
+from stages.core.schemas import PAIR_COLUMNS
 from stages.core.text import UNSPACED_SCRIPTS, casefold_words, match_key
 from stages.mining.candidates.documents import DocumentVectors
 from stages.retrieval.exact.scoring import pair_scores_at, vector_norms
@@ -32,7 +33,7 @@ def pool_positives(queries: pl.DataFrame, qrels: pl.DataFrame) -> pl.DataFrame:
     own = qrels.filter(pl.col("relevance") > 0).select("query_id", "doc_id")
     restated = keyed_queries.filter(pl.len().over("form") > 1)
     pooled = own.join(restated, on="query_id").select("form", "doc_id").unique()
-    borrowed = restated.join(pooled, on="form").join(own, on=["query_id", "doc_id"], how="anti")
+    borrowed = restated.join(pooled, on="form").join(own, on=PAIR_COLUMNS, how="anti")
     parts = [
         own.with_columns(own=pl.lit(True)),
         borrowed.select("query_id", "doc_id", own=pl.lit(False)),

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from stages.core.arrays import Floats
-from stages.core.schemas import DENSE_SOURCE
+from stages.core.schemas import DENSE_SOURCE, PAIR_COLUMNS
 from stages.mining.candidates.documents import DocumentVectoriser
 from stages.retrieval.exact.scoring import pair_scores
 
@@ -32,7 +32,7 @@ def merge_sources(candidates: pl.DataFrame, score_pairs: Callable[[pl.DataFrame]
     )
     unscored = rows.filter(pl.col("score").is_null()).select("query_id", "doc_id")
     measured = unscored.with_columns(measured=pl.Series(score_pairs(unscored), dtype=pl.Float32))
-    rows = rows.join(measured, on=["query_id", "doc_id"], how="left", maintain_order="left")
+    rows = rows.join(measured, on=PAIR_COLUMNS, how="left", maintain_order="left")
     return rows.with_columns(score=pl.coalesce("score", "measured")).drop("measured")
 
 

@@ -11,7 +11,7 @@ from stages.core import schemas
 from stages.core.context import Progress, Summary
 from stages.core.hashing import stable_hash
 from stages.core.query_batches import sort_by_score
-from stages.core.schemas import DENSE_SOURCE, FEATURES
+from stages.core.schemas import DENSE_SOURCE, FEATURES, PAIR_COLUMNS
 from stages.core.text import match_key
 from stages.embedding.lookup import VectorLookup
 from stages.mining.candidates import features
@@ -29,7 +29,6 @@ from stages.mining.estimator import model as learned
 from stages.mining.estimator.holdout import hold_out_one
 from stages.retrieval.bm25 import Bm25
 
-PAIR = ["query_id", "doc_id"]
 MAX_TABLE_MODEL_QUERIES = 1_000
 """Questions with several positives that the table's own model learns from, drawn by hash."""
 N_SCALER_DOCUMENTS = 1_024
@@ -115,7 +114,7 @@ class FalseNegativeEstimator:
             .hstack(figures)
             .with_columns(p_false_negative=pl.Series(p, dtype=pl.Float32))
         )
-        return rows.join(estimates, on=["query_id", "doc_id"], how="left")
+        return rows.join(estimates, on=PAIR_COLUMNS, how="left")
 
     def predict_probability(self, rows: pl.DataFrame, feature_values: Floats) -> Floats:
         """p_false_negative [n] of rows (query_id) with features [n, len(FEATURES)]."""
@@ -170,7 +169,7 @@ class FalseNegativeEstimator:
         )
         rows = (
             self._collect_rows(kept, hidden)
-            .join(hidden.select("query_id", "doc_id", "hidden"), on=PAIR, how="left", maintain_order="left")
+            .join(hidden.select("query_id", "doc_id", "hidden"), on=PAIR_COLUMNS, how="left", maintain_order="left")
             .join(score_range, on="query_id", how="left", maintain_order="left")
             .with_columns(pl.col("hidden").fill_null(False), turn=pl.lit(round_index, pl.Int32))
         )
@@ -184,9 +183,11 @@ class FalseNegativeEstimator:
             self._candidates.filter(pl.col("source") == DENSE_SOURCE).join(asked, on="query_id", how="semi").collect()
         )
         left_out = (
-            self._pooled_positives if hidden is None else self._pooled_positives.join(hidden, on=PAIR, how="anti")
+            self._pooled_positives
+            if hidden is None
+            else self._pooled_positives.join(hidden, on=PAIR_COLUMNS, how="anti")
         )
-        return sort_by_score(found.join(left_out, on=PAIR, how="anti")).with_columns(listed=pl.lit(True))
+        return sort_by_score(found.join(left_out, on=PAIR_COLUMNS, how="anti")).with_columns(listed=pl.lit(True))
 
     def _compute_features(self, rows: pl.DataFrame, positives: pl.DataFrame) -> Floats:
         documents = DocumentVectors.load(pl.concat([rows["doc_id"], positives["doc_id"]]), self._vectorise)

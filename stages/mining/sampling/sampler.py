@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stages.core import schemas
 from stages.core.context import StageContext, Summary
 from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches
+from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.audit import checks
 from stages.mining.candidates.documents import DocumentVectoriser, compute_text_keys, make_document_vectoriser
 from stages.mining.sampling import hubness, near_duplicates, strategies
@@ -110,9 +111,9 @@ class NegativeSampler:
             for table in (self._qrels_scored, self._survivors, self._relabelled_positives)
         )
         known_positives = qrels_scored.filter(pl.col("relevance") > 0).select("query_id", "doc_id", "score")
-        flagged_positives = known_positives.join(self._flagged_positives, on=["query_id", "doc_id"])
+        flagged_positives = known_positives.join(self._flagged_positives, on=PAIR_COLUMNS)
         known_positives = pl.concat(
-            [known_positives.join(self._flagged_positives, on=["query_id", "doc_id"], how="anti"), relabelled_positives]
+            [known_positives.join(self._flagged_positives, on=PAIR_COLUMNS, how="anti"), relabelled_positives]
         )
         if weight := self._params.positive_weight:
             kept = flagged_positives.select(*known_positives.columns, weight=pl.lit(weight)).unique(

@@ -28,6 +28,7 @@ from stages.core.executor import Executor, InProcessExecutor, Worker, batch_by_s
 from stages.core.files import write_durably
 from stages.core.hashing import Hashes, hash_texts, unique_hashes
 from stages.core.model_files import model_digest, model_display_name, portable_model_name, resolve_model
+from stages.core.schemas import PAIR_COLUMNS
 from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 from stages.mining import threshold_rules
 
@@ -229,9 +230,8 @@ def collect_pairs_to_score(rows: pl.DataFrame, positives: pl.DataFrame) -> pl.Da
 
     The positives are asked about too, so that margins are the teacher's own.
     """
-    pair = ["query_id", "doc_id"]
-    query_positives = positives.select(pair).join(rows.select("query_id").unique(), on="query_id", how="semi")
-    return pl.concat([rows.select(pair), query_positives]).unique().sort(pair)
+    query_positives = positives.select(PAIR_COLUMNS).join(rows.select("query_id").unique(), on="query_id", how="semi")
+    return pl.concat([rows.select(PAIR_COLUMNS), query_positives]).unique().sort(PAIR_COLUMNS)
 
 
 def join_verifier_scores(rows: pl.DataFrame, positives: pl.DataFrame, scored: pl.DataFrame) -> pl.DataFrame:
@@ -240,13 +240,14 @@ def join_verifier_scores(rows: pl.DataFrame, positives: pl.DataFrame, scored: pl
     `scored` (query_id, doc_id, teacher_score) is of `collect_pairs_to_score`; lowest and best are those of the query's
     `positives`.
     """
-    pair = ["query_id", "doc_id"]
     positive_range = (
-        scored.join(positives.select(pair), on=pair, how="semi")
+        scored.join(positives.select(PAIR_COLUMNS), on=PAIR_COLUMNS, how="semi")
         .group_by("query_id")
         .agg(teacher_lowest=pl.col("teacher_score").min(), teacher_best=pl.col("teacher_score").max())
     )
-    joined = rows.join(scored.select(*pair, "teacher_score"), on=pair, how="left", maintain_order="left")
+    joined = rows.join(
+        scored.select(*PAIR_COLUMNS, "teacher_score"), on=PAIR_COLUMNS, how="left", maintain_order="left"
+    )
     return joined.join(positive_range, on="query_id", how="left", maintain_order="left")
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stages.core.context import StageContext
 from stages.core.hashing import stable_hash
+from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier, Floats, TextPair
 from stages.reranking.cross_encoder import save_reranker
 from stages.training import stage as training_stage
@@ -186,9 +187,7 @@ def build_training_queries(
     which the 8 that the retriever scores highest are taken and 8 drawn by hash. `positives`: query_id, doc_id.
     """
     order = ["query_id", "score", "doc_id"]
-    safe_negatives = candidates.join(positives, on=["query_id", "doc_id"], how="anti").filter(
-        pl.col("p_false_negative") <= max_p
-    )
+    safe_negatives = candidates.join(positives, on=PAIR_COLUMNS, how="anti").filter(pl.col("p_false_negative") <= max_p)
     negatives_by_query = (
         safe_negatives.sort(order, descending=[False, True, False])
         .group_by("query_id", maintain_order=True)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from stages.core import schemas
 from stages.core.context import StageContext
 from stages.core.query_batches import collect_query_batch, iter_query_batches
-from stages.core.schemas import scan_documents
+from stages.core.schemas import PAIR_COLUMNS, scan_documents
 from stages.core.text import match_key
 from stages.mining import risk_budget
 from stages.mining.params import RiskPolicy
@@ -19,7 +19,6 @@ from stages.mining.risk_budget import RiskSolution
 
 VERIFY_ROWS_PER_BLOCK = 1_000_000
 """Pairs looked at together; bounds memory and changes no result."""
-PAIR_COLUMNS = ["query_id", "doc_id"]
 
 
 @dataclass

@@ -21,12 +21,12 @@ from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
 from stages.core.hashing import stable_hash
 from stages.core.model_files import model_digest, resolve_model
-from stages.core.schemas import scan_documents
+from stages.core.schemas import PAIR_COLUMNS, scan_documents
 from stages.mining.estimator.holdout import hold_out_one
 from stages.mining.params import RiskPolicy
 from stages.mining.verify.params import SELF_TRAINED, SELF_TRAINED_MAX_QUERIES
 from stages.mining.verify.params import Params as Params
-from stages.mining.verify.selection import PAIR_COLUMNS, VerifyInputs
+from stages.mining.verify.selection import VerifyInputs
 
 if TYPE_CHECKING:
     from stages.mining.verify.cross_encoder import CrossEncoderVerifier
