@@ -17,7 +17,7 @@ from stages.bench.leak import RULE_PRESETS, build_candidate_matrix, select_by_pr
 from stages.core import schemas
 from stages.core.context import Summary
 from stages.core.errors import InputError
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.query_batches import sort_by_score
 from stages.mining.holdout_validation import validate_on_holdout
 from stages.mining.mask import NEGATIVE
@@ -38,10 +38,8 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
     mask leaves to a rule is looked at: known positives, documents with the answer and the like are no rule's business.
     """
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "split"])
-    train_queries = queries.filter(pl.col("split") == "train")["query_id"].to_list()
-    sampled_queries = sorted(train_queries, key=lambda query: (stable_hash(0, "calibrate", query), query))[
-        :CALIBRATION_QUERIES
-    ]
+    train_queries = queries.filter(pl.col("split") == "train")["query_id"]
+    sampled_queries = sample_by_hash(train_queries, CALIBRATION_QUERIES, "calibrate")
     verdicts = schemas.scan_table(inputs["verdicts"], schemas.VERDICTS)
     is_left_to_rule = (pl.col("verdict") == NEGATIVE) & (pl.col("reason") != "curated") | (
         pl.col("reason") == "learned"

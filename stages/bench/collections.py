@@ -8,7 +8,7 @@ import xxhash
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.estimator.holdout import KeptPositives, hold_out_positives
 
@@ -81,10 +81,7 @@ def read_holdout_collection(
     """
     judged_collection = read_judged_collection(folder)
     positives = hold_out_positives(judged_collection.positives, seed, "bench", keep)
-    multi_positive_queries = positives.filter("hidden")["query_id"].unique().to_list()
-    sampled_queries = sorted(multi_positive_queries, key=lambda query: (stable_hash(seed, "bench", query), query))[
-        :max_queries
-    ]
+    sampled_queries = sample_by_hash(positives.filter("hidden")["query_id"], max_queries, "bench", seed)
     is_sampled = pl.col("query_id").is_in(sampled_queries)
     split = pl.when(is_sampled).then(pl.lit("train")).otherwise(pl.lit("test"))
     return HoldoutCollection(

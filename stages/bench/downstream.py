@@ -18,10 +18,11 @@ from pydantic import field_validator
 
 from stages.bench import leak
 from stages.bench.leak import RULE_PRESETS, CandidateMatrix
-from stages.bench.split import BenchmarkSplit, sample_query_ids
+from stages.bench.split import BenchmarkSplit
 from stages.core.context import StageContext
 from stages.core.device import Device
 from stages.core.errors import InputError
+from stages.core.hashing import sample_by_hash
 from stages.core.model_files import DEFAULT_ENCODER, resolve_model
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
@@ -170,7 +171,7 @@ def build_rule_training_sets(
     keep, selections = select_on_common_queries(matrix, params.rule, params.max_false_negatives)
     common_queries = ids.filter(pl.Series(keep))
     is_sampled = common_queries.is_in(
-        sample_query_ids(common_queries.to_list(), params.train_queries, params.seed)
+        sample_by_hash(common_queries, params.train_queries, "downstream", params.seed)
     ).to_numpy()
     if is_sampled.sum() < 2:
         raise InputError(

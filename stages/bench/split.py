@@ -1,6 +1,5 @@
 """A judged collection as a trial of negatives: questions to train on, with half hidden, and to test on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import polars as pl
 
 from stages.bench.collections import HoldoutCollection, read_judged_collection
 from stages.core.errors import InputError
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.text import match_key
 from stages.mining.estimator.holdout import hold_out_positives
 from stages.pairs.split import SplitConstraints, SplitRatios, assign_splits
@@ -43,7 +42,7 @@ def read_benchmark_split(folder: Path, seed: int) -> BenchmarkSplit:
         )
     positives = judged_collection.positives.join(test_queries, on="query_id", how="anti", maintain_order="left")
     positives = hold_out_positives(positives, seed, "bench")
-    mined_queries = set(sample_query_ids(positives["query_id"].unique().to_list(), MAX_MINED_QUERIES, seed))
+    mined_queries = set(sample_by_hash(positives["query_id"], MAX_MINED_QUERIES, "downstream", seed))
     split = pl.when("test").then(pl.lit("test")).when(pl.col("query_id").is_in(mined_queries)).then(pl.lit("train"))
     is_mined = pl.col("query_id").is_in(mined_queries)
     collection = HoldoutCollection(
@@ -88,8 +87,3 @@ def assign_benchmark_split(queries: pl.DataFrame, positives: pl.DataFrame, seed:
     return queries.with_columns(
         test=pl.Series(assignment.split_index == 2), group=pl.Series(units, dtype=pl.String)
     ), assignment.notes
-
-
-def sample_query_ids(ids: Sequence[str], size: int, seed: int) -> list[str]:
-    """`size` of the ids, drawn by hash."""
-    return sorted(ids, key=lambda query: (stable_hash(seed, "downstream", query), query))[:size]

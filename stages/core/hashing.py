@@ -1,5 +1,6 @@
 """Hashes of texts, and random numbers that depend on a key and never on its position."""
 
+import heapq
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,14 @@ Hashes = npt.NDArray[np.uint8]
 def stable_hash(seed: int, purpose: str, key: str) -> int:
     """A random 64-bit number for `key`: independent, in practice, of those of other keys, purposes and seeds."""
     return xxhash.xxh3_64_intdigest(f"{seed}:{purpose}:{key}".encode())
+
+
+def sample_by_hash(ids: Iterable[str], n: int, purpose: str, seed: int = 0) -> list[str]:
+    """At most `n` of the ids, each once, those with the smallest `stable_hash` first.
+
+    An id stays in the sample when others come or go, as far as `n` allows.
+    """
+    return heapq.nsmallest(n, dict.fromkeys(ids), key=lambda one: (stable_hash(seed, purpose, one), one))
 
 
 def seed_option(exclude_from_key: bool = False) -> Any:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.schemas import CANDIDATES, PAIR_COLUMNS, QRELS, QRELS_SCORED, QUERIES, read_table, scan_table
 
 LISTS = ("dev", "test", "dev_forced", "test_forced")
@@ -26,10 +26,8 @@ def sample_evaluation_queries(
     )
     if not max_queries or eligible_queries.height <= max_queries:
         return eligible_queries, eligible_queries.height
-    hashes = [stable_hash(seed, "evaluate", query_id) for query_id in eligible_queries["query_id"]]
-    hash_column = pl.Series("draw", hashes, dtype=pl.UInt64)
-    sampled_queries = eligible_queries.with_columns(hash_column).sort("draw", "query_id").head(max_queries).drop("draw")
-    return sampled_queries.sort("query_id"), eligible_queries.height
+    sampled_ids = sample_by_hash(eligible_queries["query_id"], max_queries, "evaluate", seed)
+    return eligible_queries.filter(pl.col("query_id").is_in(sampled_ids)), eligible_queries.height
 
 
 def build_top_k_lists(candidates: pl.DataFrame, qrels: pl.DataFrame, top_k: int) -> pl.DataFrame:

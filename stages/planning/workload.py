@@ -1,6 +1,5 @@
 """What a table has for the stages to do: its counts, and a sample of how long its texts are."""
 
-import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from stages.core.arrays import Bools
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.model_files import resolve_model
 from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, read_table, scan_documents, scan_table
 from stages.embedding.encoder import EncoderSpec
@@ -139,7 +138,7 @@ def _texts(path: Path, role: str, wanted: Bools | None) -> list[str]:
     key, schema = ("query_id", QUERIES) if role == "query" else ("doc_id", CORPUS)
     ids = read_table(path, schema, [key])[key]
     ids = ids if wanted is None else ids.filter(pl.Series(wanted, dtype=pl.Boolean))
-    drawn = heapq.nsmallest(SAMPLE, ids, key=lambda one: (stable_hash(0, "plan", one), one))
+    drawn = sample_by_hash(ids, SAMPLE, "plan")
     rows = (scan_table(path, schema).select(key, text="query") if role == "query" else scan_documents(path)).filter(
         pl.col(key).is_in(pl.Series(drawn, dtype=pl.String).implode())
     )

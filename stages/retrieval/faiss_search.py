@@ -8,7 +8,7 @@ import polars as pl
 from stages.core.arrays import Floats, Ints
 from stages.core.context import Progress, Summary
 from stages.core.errors import InputError
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.faiss_index import MIN_POINTS_PER_LIST, FaissIndex
 from stages.retrieval.results import SearchResults
@@ -179,5 +179,5 @@ def _compute_recall(exact: Ints, found: Ints) -> float:
 
 def _sample_positions_by_hash(ids: pl.Series, n: int, seed: int, purpose: str) -> Ints:
     """The places, rising, of `n` of the ids (all where there are fewer), drawn by hash."""
-    draws = np.array([stable_hash(seed, purpose, one) for one in ids], np.uint64)
-    return np.sort(np.argsort(draws, kind="stable")[:n])
+    sampled_ids = pl.Series(sample_by_hash(ids, n, purpose, seed), dtype=pl.String)
+    return np.flatnonzero(ids.is_in(sampled_ids.implode()).to_numpy())

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from stages.core.hashing import sample_by_hash
 from stages.core.schemas import CANDIDATES, scan_table
-from stages.training.examples import MinedQuery, TrainingGroup, sample_ids, shuffle_groups
+from stages.training.examples import MinedQuery, TrainingGroup, shuffle_groups
 
 N_TOP_CANDIDATES = 16
 """Half of a group's documents come from this many best candidates, where the order matters, half from the rest."""
@@ -92,8 +93,11 @@ def sample_ranks(n_candidates: int, n_ranks: int, seed: int, purpose: str) -> li
     head."""
     all_ranks = [str(place) for place in range(n_candidates)]
     top_ranks, lower_ranks = all_ranks[:N_TOP_CANDIDATES], all_ranks[N_TOP_CANDIDATES:]
-    sampled_lower_ranks = sample_ids(lower_ranks, max(n_ranks // 2, n_ranks - len(top_ranks)), seed, purpose)
+    sampled_lower_ranks = sample_by_hash(lower_ranks, max(n_ranks // 2, n_ranks - len(top_ranks)), purpose, seed)
     return sorted(
         int(place)
-        for place in (*sample_ids(top_ranks, n_ranks - len(sampled_lower_ranks), seed, purpose), *sampled_lower_ranks)
+        for place in (
+            *sample_by_hash(top_ranks, n_ranks - len(sampled_lower_ranks), purpose, seed),
+            *sampled_lower_ranks,
+        )
     )

@@ -1,6 +1,5 @@
 """Training groups: what mined.jsonl holds, and each epoch's seeded choice of positives and negatives from it."""
 
-import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import InputError
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash, stable_hash
 
 _MINED_FIELDS = ("query", "pos_ids", "neg_ids", "pos_weights", "neg_weights")
 
@@ -79,10 +78,9 @@ def read_mined_queries(path: Path, max_queries: int, seed: int) -> tuple[list[Mi
 
 def subsample_queries(mined_queries: Sequence[MinedQuery], max_queries: int, seed: int) -> list[MinedQuery]:
     """At most `max_queries` queries, those of the smallest hash of (seed, query_id); 0: all."""
-    sort_keys = {query.query_id: stable_hash(seed, "sample", query.query_id) for query in mined_queries}
-    return heapq.nsmallest(
-        max_queries or len(mined_queries), mined_queries, key=lambda query: (sort_keys[query.query_id], query.query_id)
-    )
+    queries_by_id = {query.query_id: query for query in mined_queries}
+    sampled_ids = sample_by_hash(queries_by_id, max_queries or len(queries_by_id), "sample", seed)
+    return [queries_by_id[query_id] for query_id in sampled_ids]
 
 
 def merge_mined_rows(query_id: str, rows: Sequence[Mapping[str, Any]]) -> MinedQuery:
@@ -116,9 +114,9 @@ def build_epoch_groups(
     """
     groups: list[TrainingGroup] = []
     for query in mined_queries:
-        for positive in sample_ids(query.positives, n_positives, seed, f"{epoch}:positive:{query.query_id}"):
-            sampled_negatives = sample_ids(
-                query.negatives, n_negatives, seed, f"{epoch}:negative:{query.query_id}:{positive}"
+        for positive in sample_by_hash(query.positives, n_positives, f"{epoch}:positive:{query.query_id}", seed):
+            sampled_negatives = sample_by_hash(
+                query.negatives, n_negatives, f"{epoch}:negative:{query.query_id}:{positive}", seed
             )
             documents = (positive, *sampled_negatives)
             weights = tuple(query.weights.get(doc_id, 1.0) for doc_id in documents) if query.weights else ()
@@ -132,9 +130,3 @@ def shuffle_groups(groups: Sequence[TrainingGroup], epoch: int, seed: int) -> li
         group: stable_hash(seed, f"{epoch}:order", f"{group.query_id}:{group.documents[0]}") for group in groups
     }
     return sorted(groups, key=lambda group: (sort_keys[group], group.query_id, group.documents))
-
-
-def sample_ids(ids: Sequence[str], max_ids: int, seed: int, purpose: str) -> list[str]:
-    """At most `max_ids` of `ids`, none twice, by a hash of (seed, purpose, id)."""
-    sort_keys = {doc_id: stable_hash(seed, purpose, doc_id) for doc_id in ids}
-    return heapq.nsmallest(max_ids, sort_keys, key=lambda doc_id: (sort_keys[doc_id], doc_id))

@@ -19,7 +19,7 @@ import polars as pl
 from pipeline.cli.progress import make_progress
 from stages.bench.collections import HoldoutCollection, read_holdout_collection, write_stage_inputs
 from stages.core.context import StageContext
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.model_files import DEFAULT_ENCODER
 from stages.core.schemas import PAIR_COLUMNS, QRELS_SCORED, read_table, scan_documents
 from stages.core.text import match_key
@@ -131,8 +131,7 @@ def tried(
     cross = cross_fitting.CrossFitReranker(
         params, folds, material, found["inputs"]["candidates"], found["inputs"]["corpus"], work, work / "scores", tools
     )
-    ids = rows["query_id"].unique().to_list()
-    drawn = sorted(ids, key=lambda query_id: (stable_hash(0, "self teacher", query_id), query_id))[:questions]
+    drawn = sample_by_hash(rows["query_id"], questions, "self teacher")
     unsure = rows.filter(
         pl.Series(select_uncertain(rows["p_false_negative"].to_numpy())) & pl.col("query_id").is_in(drawn)
     )
@@ -144,7 +143,12 @@ def tried(
     scores = cross.score_pairs(pairs["query_id"].to_list(), texts)
     table = join_verifier_scores(unsure, known, pairs.with_columns(teacher_score=pl.Series(scores)))
     fresh = ~cross.is_training_positive(table["query_id"].to_list(), table["doc_id"].to_list())
-    line: dict[str, Any] = {"set": collection.name, "questions": len(drawn), "of": len(ids), "pairs": len(pairs)}
+    line: dict[str, Any] = {
+        "set": collection.name,
+        "questions": len(drawn),
+        "of": rows["query_id"].n_unique(),
+        "pairs": len(pairs),
+    }
     line |= {
         "trained_on": [len(lesson) for lesson in cross.training_queries_by_fold],
         "collapsed": cross.collapse_reasons,

@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.core import schemas
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches
 from stages.core.schemas import DENSE_SOURCE, PAIR_COLUMNS
@@ -118,8 +118,8 @@ def find_label_issues(
         found.append(find_outranked(positives, pl.concat(outranking_parts), term_overlap))
     if INCONSISTENT in kinds:
         vectorise = make_document_vectoriser(inputs["corpus"], VectorLookup(inputs["encoding"], vector_root))
-        ids = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id"])["doc_id"].to_list()
-        sampled_ids = sorted(ids, key=lambda doc_id: (stable_hash(0, "pair", doc_id), doc_id))[:_N_SIMILARITY_SAMPLE]
+        ids = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id"])["doc_id"]
+        sampled_ids = sample_by_hash(ids, _N_SIMILARITY_SAMPLE, "pair")
         similarity_scaler = ZScaler.fit(vectorise(pl.DataFrame({"doc_id": sampled_ids})))
         found.append(find_inconsistent(positives, queries, vectorise, similarity_scaler))
     table = pl.concat([pl.DataFrame(schema=FINDINGS_SCHEMA), *found], how="diagonal")

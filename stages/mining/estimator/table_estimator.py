@@ -1,6 +1,5 @@
 """Suspects: the estimate of false negatives over whole tables: gathers what its model needs, learns from the table."""
 
-import heapq
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import polars as pl
 
 from stages.core import schemas
 from stages.core.context import Progress, Summary
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.query_batches import sort_by_score
 from stages.core.schemas import DENSE_SOURCE, FEATURES, PAIR_COLUMNS
 from stages.core.text import match_key
@@ -35,6 +34,8 @@ N_SCALER_DOCUMENTS = 1_024
 """Documents drawn by hash whose pairs tell how alike any two are."""
 MAX_TABLE_WEIGHT_FOR_SHIFT_CHECK = 0.9
 """A table whose own model has so much of the say is not asked whether it is like those of the prior."""
+SHIFT_CHECK_QUERIES = 200
+"""Queries, sampled by hash, whose candidates are compared with those that the pretrained model was fitted on."""
 MAX_FEATURE_SHIFT = 3.0
 """A feature whose mean lies so many of the prior's standard deviations off is out of what the prior has seen."""
 
@@ -147,8 +148,8 @@ class FalseNegativeEstimator:
     ) -> tuple[learned.BlendedModel, pl.DataFrame, Floats]:
         """The estimator; the rows it was taught with (TAUGHT without p), and their features."""
         several = self._training_positives.filter(pl.len().over("query_id") > 1)
-        drawn = sorted(several["query_id"].unique().to_list(), key=lambda query: (stable_hash(0, "fit", query), query))
-        some = several.filter(pl.col("query_id").is_in(drawn[:MAX_TABLE_MODEL_QUERIES]))
+        sampled_ids = sample_by_hash(several["query_id"], MAX_TABLE_MODEL_QUERIES, "fit")
+        some = several.filter(pl.col("query_id").is_in(sampled_ids))
         rounds = [self._build_holdout_round(hold_out_one(some, turn), turn) for turn in range(learned.N_HOLDOUT_ROUNDS)]
         rows, found = pl.concat([rows for rows, _ in rounds]), np.concatenate([found for _, found in rounds])
         match_keys = [self._match_keys[query_id] for query_id in rows["query_id"]]
@@ -199,10 +200,8 @@ class FalseNegativeEstimator:
             return "no question has a positive"
         if self.model.table_weight > MAX_TABLE_WEIGHT_FOR_SHIFT_CHECK:
             return None
-        some = sorted(
-            self._anchors["query_id"].unique().to_list(), key=lambda query: (stable_hash(0, "look", query), query)
-        )
-        _, table = self.collect_candidates(pl.DataFrame({"query_id": some[:200]}))
+        sampled_ids = sample_by_hash(self._anchors["query_id"], SHIFT_CHECK_QUERIES, "look")
+        _, table = self.collect_candidates(pl.DataFrame({"query_id": sampled_ids}))
         if not len(table):
             return "there is no candidate beside the positives"
         shift = self.model.pretrained_model.compute_feature_shift(table)
@@ -233,12 +232,10 @@ def build_feature_context(
         .group_by("doc_id", maintain_order=True)
         .head(features.MAX_POSITIVE_QUERIES)
     )
-    probe_numbers = [
-        query_numbers["query"].to_list()[i]
-        for i in _sample_by_hash(query_numbers["query_id"].to_list(), features.N_PROBE_QUERIES, "probe")
-    ]
-    sampled_documents = doc_ids.gather(_sample_by_hash(doc_ids.to_list(), N_SCALER_DOCUMENTS, "pair")).to_frame()
-    probes = vectors.read(hashes[probe_numbers])
+    number_by_id = dict(query_numbers.iter_rows())
+    probe_ids = sample_by_hash(number_by_id, features.N_PROBE_QUERIES, "probe")
+    sampled_doc_ids = pl.Series("doc_id", sample_by_hash(doc_ids, N_SCALER_DOCUMENTS, "pair"), dtype=pl.String)
+    probes = vectors.read(hashes[[number_by_id[query_id] for query_id in probe_ids]])
     return FeatureContext(
         query_numbers,
         doc_ids,
@@ -248,11 +245,6 @@ def build_feature_context(
             find_id_rows(positive_queries["doc_id"], doc_ids), positive_queries["owner"].to_numpy(), len(doc_ids)
         ),
         DocumentScoreStats(len(doc_ids), probes),
-        ZScaler.fit(vectorise(sampled_documents)),
+        ZScaler.fit(vectorise(sampled_doc_ids.to_frame())),
         ZScaler.fit(probes),
     )
-
-
-def _sample_by_hash(ids: list[str], n: int, purpose: str) -> list[int]:
-    """The places of `n` ids, drawn by hash, in the order of the draw."""
-    return heapq.nsmallest(n, range(len(ids)), key=lambda i: (stable_hash(0, purpose, ids[i]), ids[i]))

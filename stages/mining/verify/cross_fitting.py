@@ -22,12 +22,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.core.context import StageContext
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash, stable_hash
 from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier, Floats, TextPair
 from stages.reranking.cross_encoder import save_reranker
 from stages.training import stage as training_stage
-from stages.training.examples import MinedQuery, sample_ids, subsample_queries
+from stages.training.examples import MinedQuery, subsample_queries
 from stages.training.params import Params as TrainParams
 
 NEGATIVES_PER_QUERY = 16
@@ -209,7 +209,7 @@ def build_training_queries(
             tuple(own),
             (
                 *others[: NEGATIVES_PER_QUERY // 2],
-                *sample_ids(others[NEGATIVES_PER_QUERY // 2 :], NEGATIVES_PER_QUERY // 2, seed, f"self:{query_id}"),
+                *sample_by_hash(others[NEGATIVES_PER_QUERY // 2 :], NEGATIVES_PER_QUERY // 2, f"self:{query_id}", seed),
             ),
         )
         for query_id, query, own, others in joined.iter_rows()

@@ -19,7 +19,7 @@ from stages.core import schemas
 from stages.core.arrays import Floats
 from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
-from stages.core.hashing import stable_hash
+from stages.core.hashing import sample_by_hash
 from stages.core.model_files import model_digest, resolve_model
 from stages.core.schemas import PAIR_COLUMNS, scan_documents
 from stages.mining.estimator.holdout import hold_out_one
@@ -194,10 +194,8 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
 
     candidate_features = schemas.scan_table(verify_inputs.paths["evidence"], schemas.CANDIDATE_FEATURES)
     train_queries = verify_inputs.queries.filter(pl.col("split") == "train")
-    sampled_ids = sorted(train_queries["query_id"].to_list(), key=lambda query: (stable_hash(0, "self", query), query))
-    train_queries = train_queries.filter(
-        pl.col("query_id").is_in(sampled_ids[: params.folds * SELF_TRAINED_MAX_QUERIES])
-    )
+    sampled_ids = sample_by_hash(train_queries["query_id"], params.folds * SELF_TRAINED_MAX_QUERIES, "self")
+    train_queries = train_queries.filter(pl.col("query_id").is_in(sampled_ids))
     is_known_positive = pl.any_horizontal(pl.col(flag).fill_null(False) for flag in ("same_text", "contains_answer"))
     safe_candidates = candidate_features.filter(
         (pl.col("p_false_negative") <= MIN_UNCERTAIN_P) & pl.col("own").is_null() & ~is_known_positive
