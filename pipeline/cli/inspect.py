@@ -38,9 +38,7 @@ def report_status(options: Mapping[str, Any]) -> CommandResult:
             }
             | {"folder": str(folder) if folder else None}
         )
-    parts: list[str | ResultTable] = [
-        ResultTable(f"{workspace.root}", ["stage", "state", "age", "why"], rows, frozenset({"why"}))
-    ]
+    parts: list[str | ResultTable] = [ResultTable(f"{workspace.root}", ["stage", "state", "age", "why"], rows)]
     data: dict[str, Any] = {"stages": stages, "published": None, "refused": read_refusal(workspace)}
     published = read_latest_publication(workspace)
     if published is None:
@@ -117,7 +115,7 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> CommandResul
         [
             f"{found['query_id']} ({found['split']}): {found['query']}",
             *describe_query(found, frame, negatives, policy),
-            ResultTable("", header, rows, frozenset({"text", "why"})),
+            ResultTable("", header, rows),
             *([f"{left:,} more candidates: --top {len(others)} shows all"] if left > 0 else []),
         ],
     )
@@ -261,7 +259,7 @@ def audit_positives(
         ]
         if rows:
             title = f"{name}: the first {len(rows)} of {n:,}, worst first"
-            parts.append(ResultTable(title, header, rows, frozenset({"question", "positive", "why"})))
+            parts.append(ResultTable(title, header, rows))
     if out:
         marked = ": fill in its label, positive or negative, and name it as `decisions` under [pairs]"
         parts.append(f"wrote {out}{'' if out.suffix.lower() == '.parquet' else marked}")
