@@ -28,7 +28,7 @@ def test_text_gets_the_width_that_numbers_leave() -> None:
 def test_long_columns_share_what_is_left_and_give_what_they_do_not_need() -> None:
     table = ResultTable("", ["n", "short", "long"], [["1,234", "x" * 20, "y" * 90]])
     assert fit_column_widths(table, 101) == [5, 20, 70]
-    assert fit_column_widths(table, 41) == [5, 14, 16]
+    assert fit_column_widths(table, 41) == [5, 15, 15]
 
 
 def test_a_table_without_rows_is_as_wide_as_its_header() -> None:
