@@ -111,13 +111,13 @@ def mine_collection(collection: Any, encoder: str, n_negatives: int, context: St
 
     inputs = write_stage_inputs(collection, context.scratch_dir)
     embedding_stage.run(embedding_stage.Params(model=encoder), inputs, context.scratch_dir, context)
-    inputs["encoding"] = context.scratch_dir / "encoding.json"
+    inputs["encoder"] = context.scratch_dir / "encoder.json"
     retrieval_stage.run(retrieval_stage.Params(), inputs, context.scratch_dir, context)
-    inputs |= {name: context.scratch_dir / f"{name}.parquet" for name in ("candidates", "judged")}
-    vectors = VectorLookup(inputs["encoding"], context.vectors_dir)
+    inputs |= {name: context.scratch_dir / f"{name}.parquet" for name in ("candidates", "qrels_scored")}
+    vectors = VectorLookup(inputs["encoder"], context.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
-    judged = read_table(inputs["judged"], QRELS_SCORED)
-    positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", own=pl.lit(True))
+    judged = read_table(inputs["qrels_scored"], QRELS_SCORED)
+    positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", positive_kind=pl.lit("own"))
     estimator = FalseNegativeEstimator(
         inputs, vectors, vectorise, positives, context.progress, excluded_digest=collection.digest
     )
@@ -168,7 +168,8 @@ def format_leak_report(reports: dict[str, Any], medians: dict[str, float]) -> li
         parts.append(
             ResultTable(
                 f"{name}: {found['queries']:,} questions, {found['hidden']:,} positives hidden; learned from "
-                f"{found['learned']['source']}{'; perc would be used here' if found['learned']['unfit'] else ''}",
+                f"{found['learned']['source']}"
+                f"{'; perc would be used here' if found['learned']['unreliable_reason'] else ''}",
                 ["rule", "leak", "rows", "hardness", "fill", "near", "judged", "learned, as hard"],
                 rows,
             )

@@ -127,7 +127,7 @@ def _train_or_load(
     key_fields = {
         "version": [downstream.VERSION, training_stage.VERSION],
         "parameters": training.model_dump(mode="json", exclude=training.fields_with_mark("unkeyed")),
-        "identity": training_stage.key_extras(training),
+        "key_extras": training_stage.key_extras(training),
         "libraries": get_library_versions(TRAINING_LIBRARIES),
         "lessons": digest_json(
             [[queries[g.query_id], [texts[d] for d in g.documents], g.labels] for groups in epochs for g in groups]

@@ -145,15 +145,17 @@ def format_gate_verdict(verdict: Mapping[str, Any]) -> str:
     if verdict["difference"] is None:
         return "against the published reranker: there is no test question to compare on"
     sure = "" if verdict["low"] is None else f" [{verdict['low']:+.4f}, {verdict['high']:+.4f}]"
-    change = f"{verdict['old']:.4f} -> {verdict['new']:.4f}, difference {verdict['difference']:+.4f}{sure}"
-    return f"against the published reranker: {verdict['measure']} {change}: {verdict['verdict']}"
+    change = (
+        f"{verdict['published_mean']:.4f} -> {verdict['new_mean']:.4f}, difference {verdict['difference']:+.4f}{sure}"
+    )
+    return f"against the published reranker: {verdict['metric']} {change}: {verdict['verdict']}"
 
 
 def get_accepted_share(runner: Runner) -> float | None:
     """The share of false negatives that the learned mask accepted; None where another rule was used."""
     mask = runner.artifacts.get("mask")
     estimate = mask and mask.summary.get("estimate")
-    return estimate["accepted"] if estimate else None
+    return estimate["max_false_negatives"] if estimate else None
 
 
 def format_summary(stage: str, artifact: Artifact, accepted_share: float | None = None) -> list[str | ResultTable]:
@@ -178,19 +180,21 @@ def format_summary(stage: str, artifact: Artifact, accepted_share: float | None 
         from stages.evaluation.stage import format_metrics_table
 
         metrics = json.loads((artifact.folder / "metrics.json").read_text())
-        lists = metrics["lists"]["test"]
-        title = f"test: {lists['queries']:,} questions, the retriever's best {metrics['parameters']['top_k']} reranked"
+        lists = metrics["candidate_lists"]["test"]
+        title = (
+            f"test: {lists['n_queries']:,} questions, the retriever's best {metrics['parameters']['top_k']} reranked"
+        )
         header, *rows = format_metrics_table(metrics) or [["test: no questions"]]
         return [ResultTable(title, header, rows), f"{describe_result(metrics)}.", *list_advice(metrics)]
     values = {name: value for name, value in summary.items() if value is not None}
-    false_negative_share = values.pop("false_negatives", None)
+    false_negative_share = values.pop("expected_false_negative_rate", None)
     line = f"{stage}: " + ", ".join(f"{name.replace('_', ' ')} {_format_value(v)}" for name, v in values.items())
     expected = (
         []
         if false_negative_share is None
         else [
             format_expected_false_negatives(
-                false_negative_share, summary["negatives"], summary["weighted"], accepted_share
+                false_negative_share, summary["negatives"], summary["n_weighted_negatives"], accepted_share
             )
         ]
     )

@@ -21,6 +21,7 @@ def report_status(options: Mapping[str, Any]) -> CommandResult:
     from pipeline.workflow.publish import read_latest_publication, read_refusal
 
     workspace = Workspace(options["workspace"])
+    workspace.require_current_layout()
     settings, _ = load_settings(options["config"], workspace, None, {})
     settings.local_paths = find_cached_files(workspace, settings.sections.get("pairs", {}))
     runner = Runner(workspace, settings.validate_params(), make_progress(True, False))
@@ -51,7 +52,7 @@ def report_status(options: Mapping[str, Any]) -> CommandResult:
         parts.append(f"published: {workspace.current.resolve().name}, {format_age(modified_at)} old")
         parts += [f"damaged or missing: {path}; the next `prep refresh` makes it again" for path in broken]
     if data["refused"]:
-        parts.append(f"not published: {data['refused']['why']}")
+        parts.append(f"not published: {data['refused']['reason']}")
         parts.append(
             f"  its figures: "
             f"{workspace.get_artifact_folder('evaluate', data['refused']['artifacts'].get('evaluate', '-'))}"
@@ -81,21 +82,27 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> CommandResul
     """One query with its positives and its judged candidates."""
     from stages.mining.explain import MaskSummary, describe_query, load_query_view
 
-    files = {"queries": "pairs", "corpus": "pairs", "judged": "search", "evidence": "evidence", "verified": "verify"}
+    files = {
+        "queries": "pairs",
+        "corpus": "pairs",
+        "qrels_scored": "search",
+        "features": "features",
+        "verifier_scores": "verify",
+    }
     artifacts = load_mask_artifacts(options)
     inputs = {
         stem: artifacts[stage].folder / f"{stem}.parquet" for stem, stage in {**files, "verdicts": "mask"}.items()
     }
-    if "compose" in artifacts:
-        inputs["mined"] = artifacts["compose"].folder / "mined.jsonl"
+    if "sample" in artifacts:
+        inputs["mined"] = artifacts["sample"].folder / "mined.jsonl"
     mask_summary, mask_params = artifacts["mask"].summary, artifacts["mask"].manifest["parameters"]
     policy = MaskSummary(
         mask_summary["rule"],
         mask_summary["threshold"],
         (mask_params["window_start"], mask_params["window_end"]),
         mask_params["max_false_negatives"],
-        artifacts["compose"].summary["false_negatives"] if "compose" in artifacts else None,
-        mask_summary["estimate"]["unfit"] if mask_summary["rule"] != mask_params["mask"] else None,
+        artifacts["sample"].summary["expected_false_negative_rate"] if "sample" in artifacts else None,
+        mask_summary["estimate"]["unreliable_reason"] if mask_summary["rule"] != mask_params["mask"] else None,
     )
     found, frame, negatives = load_query_view(query, inputs, policy.rule)
     documents = frame.to_dicts()
@@ -127,18 +134,19 @@ def load_mask_artifacts(options: Mapping[str, Any]) -> dict[str, Artifact]:
     from pipeline.workflow.publish import read_latest_publication
 
     workspace = Workspace(options["workspace"])
+    workspace.require_current_layout()
     settings, _ = load_settings(options["config"], workspace, None, {})
     settings.local_paths = find_cached_files(workspace, settings.sections.get("pairs", {}))
     runner = Runner(workspace, settings.validate_params(), make_progress(True, False))
     fresh = {s.stage: s.artifact for s in runner.get_status() if s.state == "fresh" and s.artifact}
-    needed = {"pairs", "search", "evidence", "verify", "mask"}
-    if {*needed, "compose"} <= fresh.keys():
+    needed = {"pairs", "search", "features", "verify", "mask"}
+    if {*needed, "sample"} <= fresh.keys():
         return fresh
     try:
         with open_session(options, None) as (runner, _):
             runner.build("mask")
             try:
-                runner.build("compose")
+                runner.build("sample")
             except InputError as error:  # that nothing is left to compose is what a person may want to look into
                 runner.progress.log(f"mined.jsonl is not written: {error}")
     except WorkspaceBusyError:
@@ -175,8 +183,10 @@ def calibrate_mask(options: Mapping[str, Any]) -> CommandResult:
         folders = {name: artifact.folder for name, artifact in runner.artifacts.items()}
         mask_summary = runner.artifacts["mask"].summary
         if mask_summary["rule"] != "learned":
-            raise InputError(f"the learned mask can't be trusted on this table: {mask_summary['estimate']['unfit']}")
-        files = {"queries": "pairs", "judged": "search", "verdicts": "mask", "shown": "evidence"}
+            raise InputError(
+                f"the learned mask can't be trusted on this table: {mask_summary['estimate']['unreliable_reason']}"
+            )
+        files = {"queries": "pairs", "qrels_scored": "search", "verdicts": "mask", "holdout_candidates": "features"}
         found = compute_tradeoffs({name: folders[stage] / f"{name}.parquet" for name, stage in files.items()}, learned)
     header = ["expected", "95 %", "hardness", "fill", "found"]
     budgets = [[f"{row['max_false_negatives']:.1%}", *_format_calibration_row(row)] for row in found["budgets"]]
@@ -194,8 +204,8 @@ def calibrate_mask(options: Mapping[str, Any]) -> CommandResult:
 
 
 def _format_calibration_row(row: Mapping[str, Any]) -> list[str]:
-    again = row["check"]
-    found = f"{again['observed']:.2%} ({again['hidden']:,})" if again else "not checked"
+    again = row["holdout_validation"]
+    found = f"{again['observed']:.2%} ({again['n_held_out']:,})" if again else "not checked"
     if row["expected"] is None:
         return ["", "", "", "0.0%", found]
     interval = f"[{row['low']:.2%}, {row['high']:.2%}]"
@@ -221,12 +231,18 @@ def audit_positives(
             raise InputError(
                 f"--out {out} is there already, and may hold what somebody decided. --force overwrites it."
             )
-    files = {"queries": "pairs", "corpus": "pairs", "decided": "pairs", "judged": "search", "verdicts": "mask"}
+    files = {
+        "queries": "pairs",
+        "corpus": "pairs",
+        "label_overrides": "pairs",
+        "qrels_scored": "search",
+        "verdicts": "mask",
+    }
     with open_session(options, "mine") as (runner, _):
         runner.build("mask")
         inputs = {name: runner.artifacts[at].folder / f"{name}.parquet" for name, at in files.items()}
-        inputs["encoding"] = runner.artifacts["encode"].folder / "encoding.json"
-        given: Any = runner.params["compose"]
+        inputs["encoder"] = runner.artifacts["encode"].folder / "encoder.json"
+        given: Any = runner.params["sample"]
         found, n_positives = stage.find_label_issues(
             inputs, runner.workspace.vectors, given.audit_rank, given.negatives
         )
@@ -236,7 +252,7 @@ def audit_positives(
         write_findings(table, out)
     by_finding = ", ".join(f"{name} {n:,}" for name, n in summary["counts"].items())
     summary_line = (
-        f"{summary['flagged']:,} of {n_positives:,} positives ({summary['share']:.2%}) deserve a look: {by_finding}"
+        f"{summary['n_flagged']:,} of {n_positives:,} positives ({summary['share']:.2%}) deserve a look: {by_finding}"
     )
     if max_share is not None and summary["share"] > max_share:
         raise QualityGateError(

@@ -178,7 +178,7 @@ def mine_negatives_command(**options: Any) -> None:
     """
     from pipeline.cli.build import build_stage
 
-    print_result(options, build_stage("compose", options))
+    print_result(options, build_stage("sample", options))
 
 
 @register_command("train", "train the reranker on them", "train")
@@ -246,7 +246,7 @@ def plan_command(files: tuple[str, ...], until: str, gpu: str | None, gpus: int,
 
     \b
     Examples:  prep plan
-               prep plan --until compose
+               prep plan --until sample
                prep plan faq.csv --gpu h100 --gpus 4
                prep plan --compare
     """
@@ -319,8 +319,8 @@ def calibrate_command(**options: Any) -> None:
 def audit_command(top: int, out: Path | None, max_share: float | None, force: bool, **options: Any) -> None:
     """List positives that may be wrong, or can't be understood by themselves; nothing is changed.
 
-    buried: the retriever scores it like any document; outscored: its hardest negatives are all ahead of it;
-    contradicting: the same question has other positives, and none is like it. Fill in the label column of what --out
+    low_ranked: the retriever scores it like any document; outranked: its hardest negatives are all ahead of it;
+    inconsistent: the same question has other positives, and none is like it. Fill in the label column of what --out
     writes (positive or negative; empty is undecided), and name the file as `decisions` under [pairs]: every later run
     honours it. --drop-positives leaves what is listed out of the training file.
 

@@ -62,7 +62,9 @@ def compute_score_histogram(artifacts: Mapping[str, Artifact]) -> ScoreHistogram
     train = _read_train_queries(artifacts).lazy()
     verdicts = scan_table(artifacts["mask"].folder / "verdicts.parquet", VERDICTS)
     verdicts = verdicts.join(train, on="query_id", how="semi").select("verdict", pl.col("score").cast(pl.Float64))
-    judged = scan_table(artifacts["search"].folder / "judged.parquet", QRELS_SCORED).filter(pl.col("relevance") > 0)
+    judged = scan_table(artifacts["search"].folder / "qrels_scored.parquet", QRELS_SCORED).filter(
+        pl.col("relevance") > 0
+    )
     positives = (
         judged.join(train, on="query_id", how="semi").select(pl.col("score").cast(pl.Float64)).collect()["score"]
     )
@@ -89,12 +91,12 @@ def sample_queries(artifacts: Mapping[str, Artifact]) -> list[ExampleQuery]:
     sampled = train.with_columns(draw).sort("draw", "query_id").head(N_EXAMPLE_QUERIES)
     verdicts = _read_rows_of_queries(sampled, artifacts["mask"].folder / "verdicts.parquet", VERDICTS)
     verdicts = verdicts.unique(["query_id", "doc_id"], keep="first", maintain_order=True)
-    judged = _read_rows_of_queries(sampled, artifacts["search"].folder / "judged.parquet", QRELS_SCORED)
+    judged = _read_rows_of_queries(sampled, artifacts["search"].folder / "qrels_scored.parquet", QRELS_SCORED)
     wanted = pl.concat([verdicts["doc_id"], judged["doc_id"]]).unique().implode()
     corpus = scan_table(artifacts["pairs"].folder / "corpus.parquet", CORPUS).select("doc_id", "text")
     texts = corpus.filter(pl.col("doc_id").is_in(wanted)).collect()
     rule = artifacts["mask"].summary["rule"]
-    mined = _read_mined_negatives(artifacts["compose"], set(sampled["query_id"]))
+    mined = _read_mined_negatives(artifacts["sample"], set(sampled["query_id"]))
     out = []
     for query_id, text in sampled.select("query_id", "query").iter_rows():
         mine = pl.col("query_id") == query_id

@@ -31,13 +31,13 @@ from stages.mining.threshold_rules import THRESHOLD_RULES, describe_rule
 
 REASON_TEXTS = {
     "known_positive": "is a positive of the question",
-    "repeated_question": "is a positive of a question that says the same",
+    "repeated_query": "is a positive of a question that says the same",
     "same_text": "has the text of a positive",
-    "curated": "was judged not relevant by people",
+    "curated_negative": "was judged not relevant by people",
     "contains_answer": "holds a known answer of the question",
     "near_duplicate": "is nearly the same as a positive",
-    "judged": "answers the question, as the judge says",
-    "teacher": "is taken for a positive by the teacher",
+    "llm_judge": "answers the question, as the judge says",
+    "verifier": "is taken for a positive by the teacher",
     "no_positive": "the rule has no positive to measure from",
     "relabelled": "became a positive: it is one by all that is known",
     "weighted": "does not pass the rule, and is kept with a weight",
@@ -65,13 +65,13 @@ def render_funnel(summary: Mapping[str, Any]) -> Html:
     rows = [("rows in", rows_in, rows_in)]
     rows += [(f"  {reason}", -lost, rows_in) for reason, lost in sorted(summary["rejected"].items())]
     rows += [("rows used", summary["rows_used"], rows_in)]
-    rows += [("  merged into an equal question", summary["merged_questions"], rows_in)]
+    rows += [("  merged into an equal question", summary["merged_queries"], rows_in)]
     rows += [("questions", queries, queries)]
     rows += [(f"  {split}", summary["splits"].get(split, 0), queries) for split in SPLITS]
     rows += [("documents", summary["documents"], 0)]
     for name, key in (
         ("  in chunks", "chunks"),
-        ("  positive on two sides of the split", "shared_documents"),
+        ("  positive on two sides of the split", "documents_across_splits"),
         ("curated negatives", "curated_negatives"),
     ):
         rows += [(name, summary[key], 0)] if summary[key] else []
@@ -100,9 +100,11 @@ def _format_funnel_label(name: str) -> str:
 
 def render_negatives(artifacts: Mapping[str, Artifact], score_histogram: evidence.ScoreHistogram | None) -> Html:
     """What the mask did, how full the groups are, and where the scores lie."""
-    mask, sampling_summary = artifacts["mask"], artifacts["compose"].summary
-    encoder = str(artifacts["encode"].summary["encoder"]).rstrip("/").rsplit("/", 1)[-1]
-    found = ", ".join(f"{n:,} by {name}" for name, n in sorted(artifacts["search"].summary["by_source"].items()))
+    mask, sampling_summary = artifacts["mask"], artifacts["sample"].summary
+    encoder = str(artifacts["encode"].summary["model"]).rstrip("/").rsplit("/", 1)[-1]
+    found = ", ".join(
+        f"{n:,} by {name}" for name, n in sorted(artifacts["search"].summary["candidates_by_source"].items())
+    )
     out: list[str] = [
         render_note(
             f"Candidates are documents found for the questions, of every split: {found} (dense goes by {encoder}).",
@@ -177,22 +179,22 @@ def describe_mask_rule(mask: Artifact) -> str:
 
 def render_fill_rate(sampling_summary: Mapping[str, Any]) -> Html:
     """The fill rate and the hardness, in a paragraph."""
-    if sampling_summary["fill"] is None:
+    if sampling_summary["fill_rate"] is None:
         return render_note("No train question has a positive, so there is nothing to compose.")
-    none = sampling_summary["left_out"]["no negatives"]
+    none = sampling_summary["skipped_queries"]["no_negatives"]
     told = (
-        f"Of the {sampling_summary['asked']} negatives asked for each question, {sampling_summary['fill']:.1%} were "
-        f"found: "
+        f"Of the {sampling_summary['n_requested']} negatives asked for each question, "
+        f"{sampling_summary['fill_rate']:.1%} were found: "
         f"{sampling_summary['negatives']:,} for {format_count(sampling_summary['queries'], 'train question')}, of "
         f"which "
-        f"{sampling_summary['short']:,} got fewer than asked for. "
+        f"{sampling_summary['n_underfilled']:,} got fewer than asked for. "
     )
     if none:
         told += f"{format_count(none, 'further question')} got none and {'is' if none == 1 else 'are'} not trained on. "
     if sampling_summary["hardness"] is not None:
         told += f"The mean retriever score of the negatives (their hardness) is {sampling_summary['hardness']:.3f}. "
-    if sampling_summary.get("false_negatives") is not None:
-        told += f"Of these, {sampling_summary['false_negatives']:.2%} are expected to be false."
+    if sampling_summary.get("expected_false_negative_rate") is not None:
+        told += f"Of these, {sampling_summary['expected_false_negative_rate']:.2%} are expected to be false."
     return Html(f"<p>{escape_html(told.strip())}</p>")
 
 

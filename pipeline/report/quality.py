@@ -20,13 +20,13 @@ ROW_LABELS = {
 
 def render_headline(metrics: Metrics) -> Html:
     """What the test split says, in one sentence, with its figures."""
-    rows, tests, lists = metrics["test"], metrics["tests"]["test"], metrics["lists"]["test"]
+    rows, tests, lists = metrics["test"], metrics["comparisons"]["test"], metrics["candidate_lists"]["test"]
     out: list[str] = [
         Html('<p class="kicker">prep: report of a refresh</p>'),
         Html(f"<h1>{escape_html(describe_result(metrics))}</h1>"),
     ]
-    if metrics["collapse"]:
-        out.append(Html(f'<p class="warning">{escape_html(metrics["collapse"])}</p>'))
+    if metrics["collapse_reason"]:
+        out.append(Html(f'<p class="warning">{escape_html(metrics["collapse_reason"])}</p>'))
     if not rows:
         told = "The test split holds no question with a positive, so the reranker was not tested. "
         return join_lines([*out, render_note(told + "Give test a share (--test) or mark rows as test, and refresh.")])
@@ -37,10 +37,12 @@ def render_headline(metrics: Metrics) -> Html:
         bodies.append([name, *cells])
     head = ["", *(("→ " if row != "embedder" else "") + ROW_LABELS[row] for row in shown)]
     out.append(render_table(head, [("", bodies)], "headline"))
-    sample = f", a sample of {lists['sampled_from']:,}" if lists["sampled_from"] > lists["queries"] else ""
+    sample = (
+        f", a sample of {lists['n_queries_available']:,}" if lists["n_queries_available"] > lists["n_queries"] else ""
+    )
     counted = (
-        f"Means over {format_count(lists['queries'], 'test question')} in "
-        f"{format_count(lists['groups'], 'independent group')}{sample}; 1 is a perfect ranking. In small print the "
+        f"Means over {format_count(lists['n_queries'], 'test question')} in "
+        f"{format_count(lists['n_groups'], 'independent group')}{sample}; 1 is a perfect ranking. In small print the "
         f"difference "
         "to the embedder, its 95% interval (paired bootstrap by group) and p."
     )
@@ -74,7 +76,7 @@ def format_difference(test: Mapping[str, float | None]) -> list[str]:
 def render_quality(metrics: Metrics) -> Html:
     """Every row of the evaluation: a plot of the headline's metrics, and all figures in a table."""
     split = "test" if metrics["test"] else "dev"
-    rows, lists, top_k = metrics[split], metrics["lists"][split], metrics["parameters"]["top_k"]
+    rows, lists, top_k = metrics[split], metrics["candidate_lists"][split], metrics["parameters"]["top_k"]
     if not rows:
         return render_section("Ranking quality", render_note("Neither test nor dev holds a question with a positive."))
     out: list[str] = [
@@ -87,9 +89,9 @@ def render_quality(metrics: Metrics) -> Html:
         )
     ]
     for name in HEADLINE_METRICS:
-        tests = {row: found[name] for row, found in metrics["tests"][split].items()}
+        tests = {row: found[name] for row, found in metrics["comparisons"][split].items()}
         out.append(render_dot_plot(f"{name}, {split}", _make_dots(rows, name, tests), rows["embedder"][name]))
-    forced = metrics["forced"]
+    forced = metrics["positives_forced"]
     named = [("test", metrics["test"]), ("dev", metrics["dev"])]
     named += [(f"{name}, positives forced in", forced[name]) for name in ("test", "dev")]
     names = list(rows["embedder"])
@@ -99,7 +101,7 @@ def render_quality(metrics: Metrics) -> Html:
         if found
     ]
     out.append(render_table(["", *names], bodies))
-    weight, chosen_on = metrics["fusion"]["weight"], metrics["fusion"]["chosen_on"]
+    weight, chosen_on = metrics["fusion"]["weight"], metrics["fusion"]["selected_on"]
     out.append(
         render_note(
             "With the positives forced in, positives that the retriever missed take the place of the last documents of "
@@ -107,7 +109,7 @@ def render_quality(metrics: Metrics) -> Html:
             f"Fused: {weight:.2f} × the reranker's score + {1 - weight:.2f} × the embedder's, both standardised; the "
             + ("weight was chosen on dev." if chosen_on else "weight is the default, as there is no dev split."),
             "The base reranker's head was never trained: its figures are those of chance."
-            if metrics.get("untrained_head")
+            if metrics.get("base_has_new_head")
             else "The base reranker is the model before training.",
         )
     )

@@ -18,7 +18,11 @@ from stages.core.files import file_digest, fsync_path, write_durably
 
 MANIFEST_FILE = "manifest.json"
 WORKSPACE_MARKER_FILE = "prep-workspace"
-"""A file that says that a folder is ours: what has none and holds other things is never swept or collected."""
+"""A file that marks a folder as a workspace and holds the version of its layout. A folder that holds other files and no
+marker is never changed."""
+LAYOUT_VERSION = "2"
+"""The names of steps, files and columns. Version 1 (prep 0.1) wrote an empty marker."""
+_LAYOUT_1_STEPS = ("evidence", "compose")
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Workspace:
         self.published = root / "published"
         self.current = root / "current"
         self.vectors = root / "vectors"
-        self.scores = root / "scores"
+        self.scores = root / "verifier_scores"
         self.scratch = root / "scratch"
         self.logs = root / "logs"
 
@@ -115,7 +119,8 @@ class Workspace:
                 )
             if self.current.exists() and not self.current.is_symlink():
                 raise InputError(f"{self.current} is not the link that prep makes. Move it away and run again.")
-            (self.root / WORKSPACE_MARKER_FILE).touch()
+            self.require_current_layout()
+            (self.root / WORKSPACE_MARKER_FILE).write_text(LAYOUT_VERSION + "\n", encoding="utf-8")
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"{self.root} is not a folder. Name another with --workspace.") from error
         except OSError as error:
@@ -123,6 +128,31 @@ class Workspace:
                 f"the workspace {self.root} can't be written ({error.strerror}). "
                 "Name another with --workspace, or mend its permissions or space."
             ) from error
+
+    def require_current_layout(self) -> None:
+        """Raise `InputError` if another version of prep made this workspace: its steps and files have other names."""
+        marker = self.root / WORKSPACE_MARKER_FILE
+        version = marker.read_text(encoding="utf-8").strip() if marker.is_file() else None
+        old_steps = [f"runs/{name}" for name in _LAYOUT_1_STEPS if (self.runs / name).is_dir()]
+        # an empty marker without runs is a workspace that a killed process had begun to make
+        if (version is not None and old_steps) or (version == "" and self.runs.is_dir()):
+            found = ", ".join(old_steps) or f"its {WORKSPACE_MARKER_FILE} is empty"
+            answers = self.root / "scores" / "judge.jsonl"
+            keep = (
+                f" To keep what an LLM judge was paid for, copy {answers} to verifier_scores/llm_judge.jsonl in the "
+                "new workspace after its first run."
+                if answers.is_file()
+                else ""
+            )
+            raise InputError(
+                f"the workspace {self.root} was made by prep 0.1 ({found}), whose files this version does not read. "
+                f"Delete it, or name a new one with --workspace.{keep}"
+            )
+        if version not in (None, "", LAYOUT_VERSION):
+            raise InputError(
+                f"the workspace {self.root} was made by a newer prep (layout {version}; this one reads "
+                f"{LAYOUT_VERSION}). Install that version, or name a new workspace with --workspace."
+            )
 
     def _delete_leftovers(self) -> None:
         """Drop what a killed run left half-made; nothing ever reads it."""

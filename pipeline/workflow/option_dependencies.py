@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from stages.core.params import BaseParams
 
-MINING_STAGES = ("evidence", "verify", "mask", "compose")
+MINING_STAGES = ("features", "verify", "mask", "sample")
 ANY_VALUE: tuple[Any, ...] = ()
 """Any value but the default."""
 
@@ -37,7 +37,7 @@ OPTION_DEPENDENCIES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """Parameter -> the others of which one must have one of these values."""
 
-STAGES_SKIPPED_BY_SLICES = ("evidence", "verify", "mask")
+STAGES_SKIPPED_BY_SLICES = ("features", "verify", "mask")
 """Stages that sampling = slices does without."""
 OPTIONS_UNUSED_BY_SLICES = ("negatives", "thin_similarity")
 """What it does not look at in compose; the rest compose refuses by itself."""

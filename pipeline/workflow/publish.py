@@ -14,16 +14,18 @@ from stages.core.files import file_digest, fsync_path, write_durably
 
 PUBLICATION_FILE = "publication.json"
 REPORT_FILE = "report.html"
-REFUSAL_FILE = "refused.json"
+REFUSAL_FILE = "refusal.json"
 """What the last refresh would not publish, and why: it is kept, so that the next one need not make it again."""
 
 
 def read_publication(folder: Path) -> dict[str, Any] | None:
-    """{"artifacts": {stage: key}, "report": digest}, or None where there is no whole publication in
+    """{"artifacts": {stage: key}, "report_digest": digest}, or None where there is no whole publication in
     `get_artifact_folder`."""
     try:
         found = json.loads((folder / PUBLICATION_FILE).read_text(encoding="utf-8"))
-        whole = found["artifacts"].keys() == {stage.name for stage in PIPELINE} and isinstance(found["report"], str)
+        whole = found["artifacts"].keys() == {stage.name for stage in PIPELINE} and isinstance(
+            found["report_digest"], str
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if whole else None
@@ -48,7 +50,7 @@ def is_current_complete(workspace: Workspace) -> bool:
     if published is None or not all((workspace.current / Path(path).name).exists() for path in PUBLISHED_OUTPUTS):
         return False
     report = workspace.current / REPORT_FILE
-    return report.is_file() and file_digest(report) == published["report"]
+    return report.is_file() and file_digest(report) == published["report_digest"]
 
 
 def publish(workspace: Workspace, artifacts: Mapping[str, Artifact], report_html: str) -> str:
@@ -75,7 +77,7 @@ def publish(workspace: Workspace, artifacts: Mapping[str, Artifact], report_html
             stage, file = path.split("/", 1)
             (partial / Path(file).name).symlink_to(Path("../../runs") / stage / keys[stage] / file)
         write_durably(partial / REPORT_FILE, report_html)
-        publication = {"artifacts": keys, "report": file_digest(partial / REPORT_FILE)}
+        publication = {"artifacts": keys, "report_digest": file_digest(partial / REPORT_FILE)}
         write_durably(partial / PUBLICATION_FILE, json.dumps(publication, indent=1, sort_keys=True))
         partial.rename(target)
         fsync_path(workspace.published)
@@ -90,11 +92,11 @@ def publish(workspace: Workspace, artifacts: Mapping[str, Artifact], report_html
 
 def record_refusal(workspace: Workspace, keys: Mapping[str, str], reason: str) -> None:
     """Note what was not published and why, for `prep status`, and so that it is kept until something better comes."""
-    write_durably(workspace.root / REFUSAL_FILE, json.dumps({"artifacts": dict(keys), "why": reason}, indent=1))
+    write_durably(workspace.root / REFUSAL_FILE, json.dumps({"artifacts": dict(keys), "reason": reason}, indent=1))
 
 
 def read_refusal(workspace: Workspace) -> dict[str, Any] | None:
-    """What the last refresh refused to publish: {"artifacts": {stage: key}, "why"}, or None."""
+    """What the last refresh refused to publish: {"artifacts": {stage: key}, "reason"}, or None."""
     try:
         found: dict[str, Any] = json.loads((workspace.root / REFUSAL_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -148,8 +150,8 @@ def collect_garbage(workspace: Workspace, keep: int, include_side_stores: bool =
 def list_encoder_keys(folder: Path) -> list[str]:
     """The vector folders that an encode artifact uses."""
     try:
-        first = json.loads((folder / "encoding.json").read_text(encoding="utf-8"))
-        return [str(part["encoder"]) for part in (first, *first.get("more", []))]
+        first = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        return [str(part["encoder_key"]) for part in (first, *first.get("extra_encoders", []))]
     except (OSError, ValueError, KeyError):
         return []
 

@@ -43,12 +43,15 @@ def refresh(runner: Runner, keep: int, force: bool, render_report: ReportRendere
         outcome = _publish_if_accepted(runner, force, render_report)
     except QualityGateError as refusal:
         record_refusal(workspace, {name: artifact.key for name, artifact in runner.artifacts.items()}, str(refusal))
-        workspace.log_event(event="refused", why=str(refusal))
+        workspace.log_event(event="refused", reason=str(refusal))
         collect_garbage(workspace, keep, include_side_stores=False)
         raise
     if outcome.status == "published":
         workspace.log_event(
-            event="published", publication=outcome.publication, gate=outcome.gate_verdict, moved=outcome.n_moved_queries
+            event="published",
+            publication=outcome.publication,
+            gate=outcome.gate_verdict,
+            n_moved_queries=outcome.n_moved_queries,
         )
         collect_garbage(workspace, keep, include_side_stores=False)
     return outcome
@@ -67,9 +70,9 @@ def _publish_if_accepted(runner: Runner, force: bool, render_report: ReportRende
     verdict = run_gate(runner, artifacts, published, force) if published else None
     if verdict and verdict["verdict"] == "worse" and not force:
         raise QualityGateError(
-            f"the new reranker is worse than the published one: {verdict['measure']} {verdict['new']:.4f} against "
-            f"{verdict['old']:.4f}, difference {verdict['difference']:+.4f} "
-            f"[{verdict['low']:+.4f}, {verdict['high']:+.4f}] on {verdict['queries']} test queries. "
+            f"the new reranker is worse than the published one: {verdict['metric']} {verdict['new_mean']:.4f} against "
+            f"{verdict['published_mean']:.4f}, difference {verdict['difference']:+.4f} "
+            f"[{verdict['low']:+.4f}, {verdict['high']:+.4f}] on {verdict['n_queries']} test queries. "
             "`current` is untouched; --force publishes it all the same."
         )
     n_moved_queries = count_moved_queries(workspace, published, artifacts["pairs"])

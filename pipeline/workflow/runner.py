@@ -19,7 +19,7 @@ from stages.core.memory import peak_rss, reset_peak_rss
 from stages.core.model_files import model_digest, resolve_model
 from stages.core.params import BaseParams
 
-_KEY_FIELDS = ("version", "parameters", "identity", "inputs", "libraries")
+_KEY_FIELDS = ("version", "parameters", "key_extras", "inputs", "libraries")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Runner:
         upstream = {source: self.build(source) for source in stage.list_upstream_stages(self.params[name])}
         artifact = self._run_stage(stage, upstream, published or {})
         self.artifacts[name] = artifact
-        if artifact.summary.get("collapse"):
+        if artifact.summary.get("collapse_reason"):
             raise QualityGateError(
-                f"the reranker collapsed: {artifact.summary['collapse']}. It is not published; `current` is untouched. "
-                "Try a smaller learning rate, more queries, or a base that has been trained for ranking."
+                f"the reranker collapsed: {artifact.summary['collapse_reason']}. It is not published; `current` is "
+                "untouched. Try a smaller learning rate, more queries, or a base that has been trained for ranking."
             )
         return artifact
 
@@ -193,7 +193,7 @@ def collect_key_fields(stage: Stage, params: BaseParams, inputs: Iterable[Resolv
     return {
         "version": stage.load_module().VERSION,
         "parameters": params.model_dump(mode="json", exclude=params.fields_with_mark("unkeyed")),
-        "identity": resolve_function(stage.key_extras)(params) if stage.key_extras else {},
+        "key_extras": resolve_function(stage.key_extras)(params) if stage.key_extras else {},
         "inputs": {one.label: one.digest for one in inputs},
         "libraries": get_library_versions(stage.libraries),
     }
@@ -201,8 +201,8 @@ def collect_key_fields(stage: Stage, params: BaseParams, inputs: Iterable[Resolv
 
 def _require_unchanged(stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Raise `InputError` if a table or a model changed while it was read: the result fits neither state."""
-    extras = before["identity"].keys() - stage.volatile_key_extras
-    changed = {name for name in extras if before["identity"][name] != after["identity"].get(name)}
+    extras = before["key_extras"].keys() - stage.volatile_key_extras
+    changed = {name for name in extras if before["key_extras"][name] != after["key_extras"].get(name)}
     changed |= {name for name in before["inputs"] if before["inputs"][name] != after["inputs"].get(name)}
     if changed:
         raise InputError(f"{stage.name}: {', '.join(sorted(changed))} changed while it was read. Run again.")
@@ -220,7 +220,7 @@ def describe_key_changes(manifest: Mapping[str, Any], key_fields: Mapping[str, A
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) == new.get(name):
                 continue
-            if part in ("inputs", "identity"):
+            if part in ("inputs", "key_extras"):
                 found.append(
                     f"{name} {'changed' if name in old and name in new else 'is new' if name in new else 'is gone'}"
                 )

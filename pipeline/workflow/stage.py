@@ -17,11 +17,11 @@ class Store(Enum):
 
     VECTORS = "vectors"
     """vectors/<encoder>/: the vector of each text that was ever encoded, by the text's hash."""
-    TOP_K_LISTS = "top_k_lists"
-    """vectors/<encoder>/lists/: each query's best documents, from which the next search goes on. It gives the same
+    TOPK_CACHE = "topk_cache"
+    """vectors/<encoder>/topk_cache/: each query's best documents, from which the next search goes on. It gives the same
     result without them."""
     SCORES = "scores"
-    """scores/: what a verifier or an LLM judge said of a pair of texts."""
+    """verifier_scores/: what a verifier or an LLM judge said of a pair of texts."""
     SCRATCH = "scratch"
     """scratch/<step>-<key>/: work in progress, which a run of the same key finds again. Deleted after the commit."""
     LOGS = "logs"

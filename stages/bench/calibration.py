@@ -41,7 +41,7 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
     train_queries = queries.filter(pl.col("split") == "train")["query_id"]
     sampled_queries = sample_by_hash(train_queries, CALIBRATION_QUERIES, "calibrate")
     verdicts = schemas.scan_table(inputs["verdicts"], schemas.VERDICTS)
-    is_left_to_rule = (pl.col("verdict") == NEGATIVE) & (pl.col("reason") != "curated") | (
+    is_left_to_rule = (pl.col("verdict") == NEGATIVE) & (pl.col("reason") != "curated_negative") | (
         pl.col("reason") == "learned"
     )
     rows = verdicts.filter(
@@ -51,10 +51,10 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
     if table.is_empty():
         raise InputError("there is no candidate with an estimate: no train question has a positive and a candidate")
     table = sort_by_score(table)
-    qrels_scored = schemas.read_table(inputs["judged"], schemas.QRELS_SCORED)
+    qrels_scored = schemas.read_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
     matrix = build_candidate_matrix(table, table["p_false_negative"].to_numpy(), qrels_scored, params.negatives)
     matrix = replace(matrix, lists=replace(matrix.lists, quota=compute_quotas(table, qrels_scored, params.negatives)))
-    holdout_candidates = schemas.read_table(inputs["shown"], schemas.HOLDOUT_CANDIDATES)
+    holdout_candidates = schemas.read_table(inputs["holdout_candidates"], schemas.HOLDOUT_CANDIDATES)
 
     def validate_mask(limit: RiskSolution | None, **given: Any) -> Summary | None:
         return validate_on_holdout(params.model_copy(update=given), limit, holdout_candidates)
@@ -63,7 +63,7 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
         {
             "max_false_negatives": share,
             **summarise_selection(matrix.lists, chosen),
-            "check": validate_mask(limit, max_false_negatives=share),
+            "holdout_validation": validate_mask(limit, max_false_negatives=share),
         }
         for share, (limit, chosen) in zip(
             CALIBRATION_BUDGETS, select_within_budgets(matrix, CALIBRATION_BUDGETS), strict=True
@@ -82,7 +82,7 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
             {
                 "rule": name,
                 **summarise_selection(matrix.lists, select_by_preset(matrix, preset)),
-                "check": trusted_validation,
+                "holdout_validation": trusted_validation,
             }
         )
     return {"queries": len(matrix.lists.quota), "of": len(train_queries), "budgets": budgets, "rules": rule_rows}
@@ -90,9 +90,9 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
 
 def compute_quotas(table: pl.DataFrame, qrels_scored: pl.DataFrame, n_negatives: int) -> Ints:
     """What a query's curated negatives leave of `n_negatives`, for each query of `table` in its order: [q]."""
-    curated = qrels_scored.filter(pl.col("relevance") == 0).group_by("query_id").agg(curated=pl.len())
+    curated = qrels_scored.filter(pl.col("relevance") == 0).group_by("query_id").agg(n_curated=pl.len())
     queries = table.select(pl.col("query_id").unique(maintain_order=True))
-    n_curated = queries.join(curated, on="query_id", how="left", maintain_order="left")["curated"]
+    n_curated = queries.join(curated, on="query_id", how="left", maintain_order="left")["n_curated"]
     return (n_negatives - n_curated.fill_null(0).cast(pl.Int64)).clip(0).to_numpy()
 
 

@@ -81,7 +81,7 @@ def read_holdout_collection(
     """
     judged_collection = read_judged_collection(folder)
     positives = hold_out_positives(judged_collection.positives, seed, "bench", keep)
-    sampled_queries = sample_by_hash(positives.filter("hidden")["query_id"], max_queries, "bench", seed)
+    sampled_queries = sample_by_hash(positives.filter("held_out")["query_id"], max_queries, "bench", seed)
     is_sampled = pl.col("query_id").is_in(sampled_queries)
     split = pl.when(is_sampled).then(pl.lit("train")).otherwise(pl.lit("test"))
     return HoldoutCollection(
@@ -89,8 +89,8 @@ def read_holdout_collection(
         judged_collection.digest,
         judged_collection.queries.with_columns(split=split, group="query_id"),
         judged_collection.corpus,
-        positives.filter(~pl.col("hidden")).select("query_id", "doc_id", "relevance"),
-        positives.filter(pl.col("hidden") & is_sampled).select("query_id", "doc_id"),
+        positives.filter(~pl.col("held_out")).select("query_id", "doc_id", "relevance"),
+        positives.filter(pl.col("held_out") & is_sampled).select("query_id", "doc_id"),
         judged_collection.nonrelevant.filter(is_sampled),
     )
 

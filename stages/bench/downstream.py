@@ -40,7 +40,7 @@ from stages.training.examples import TrainingGroup, build_epoch_groups
 from stages.training.params import Params as TrainParams
 from stages.training.params import TrainingHistory
 
-VERSION = 1
+VERSION = 2
 
 ORACLE, LEARNED, LEARNED_AT_EQUAL_HARDNESS = "oracle", "learned", "learned as hard"
 DOWNSTREAM_RULES = (*RULE_PRESETS, LEARNED, LEARNED_AT_EQUAL_HARDNESS, ORACLE)

@@ -98,7 +98,7 @@ def build_candidate_matrix(
         masks.append(_scatter_to_matrix(is_marked.fill_null(False).to_numpy(), candidates.eligible.shape, at))
     positives = qrels_scored.filter(pl.col("relevance") > 0).group_by("query_id")
     positive_scores = ids.join(
-        positives.agg(lowest=pl.col("score").min(), best=pl.col("score").max()),
+        positives.agg(positive_score_min=pl.col("score").min(), positive_score_max=pl.col("score").max()),
         on="query_id",
         how="left",
         maintain_order="left",
@@ -109,8 +109,8 @@ def build_candidate_matrix(
         masks[0],
         masks[1],
         masks[2],
-        positive_scores["lowest"].to_numpy(),
-        positive_scores["best"].to_numpy(),
+        positive_scores["positive_score_min"].to_numpy(),
+        positive_scores["positive_score_max"].to_numpy(),
     )
 
 
@@ -284,7 +284,7 @@ def build_pretrained_model_json(
     command: str,
     encoder: str,
 ) -> dict[str, Any]:
-    """prior.json: the models of all sets, and for each set those of the others, for reading them on that set.
+    """pretrained_model.json: the models of all sets, and for each set those of the others, to test on that set.
 
     `sets_keep_half` and `comparison`: the same sets with as many positives left.
     """
@@ -292,25 +292,25 @@ def build_pretrained_model_json(
     def fit_models(sets: Sequence[int]) -> dict[str, Any]:
         return {
             name: model.model_to_dict(model.fit_pretrained_model([side[place][1:] for place in sets]))
-            for name, side in (("one", sets_keep_one), ("several", sets_keep_half))
+            for name, side in (("single_positive", sets_keep_one), ("multi_positive", sets_keep_half))
         }
 
     all_sets = list(range(len(sets_keep_half)))
     return {
-        "what": "log odds that a candidate is a false negative: stages/mining/estimator/model.py reads this",
+        "description": "log odds that a candidate is a false negative: stages/mining/estimator/model.py reads this",
         "command": command,
         "encoder": encoder,
         "sets": {
             collection.name: {
                 "candidates": len(hidden),
-                "hidden": int(hidden.sum()),
-                "hidden_all_but_one": int(single[2].sum()),
+                "n_held_out": int(hidden.sum()),
+                "n_held_out_keep_one": int(single[2].sum()),
                 "digest": collection.digest,
             }
             for (collection, _, hidden), single in zip(sets_keep_half, sets_keep_one, strict=True)
         },
-        "all": fit_models(all_sets),
-        "without": [
+        "all_sets": fit_models(all_sets),
+        "leave_one_out": [
             {"digest": sets_keep_half[place][0].digest, "name": sets_keep_half[place][0].name}
             | fit_models([other for other in all_sets if other != place])
             for place in (all_sets if len(all_sets) > 1 else [])

@@ -50,8 +50,8 @@ def read_benchmark_split(folder: Path, seed: int) -> BenchmarkSplit:
         judged_collection.digest,
         split_queries.select("query_id", "query", split=split.otherwise(pl.lit("dev")), group="group"),
         judged_collection.corpus,
-        positives.filter(~pl.col("hidden")).select("query_id", "doc_id", "relevance"),
-        positives.filter(pl.col("hidden") & is_mined).select("query_id", "doc_id"),
+        positives.filter(~pl.col("held_out")).select("query_id", "doc_id", "relevance"),
+        positives.filter(pl.col("held_out") & is_mined).select("query_id", "doc_id"),
         judged_collection.nonrelevant.filter(is_mined),
     )
     return BenchmarkSplit(

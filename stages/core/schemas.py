@@ -30,27 +30,27 @@ DENSE_SOURCE = "dense"
 """The source whose scores the masks measure by: the first encoder."""
 QRELS_SCORED = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32(), "score": pa.float32()})
 FEATURES = (
-    "z",
-    "below_best",
-    "below_worst",
+    "score_z",
+    "score_gap_max",
+    "score_gap_min",
     "log_rank",
-    "like_best",
-    "like_mean",
-    "like_top",
-    "lexical",
-    "lexical_below",
-    "hub",
-    "hub_below",
-    "stands_out",
-    "log_anchors",
-    "owner_like",
+    "pos_sim_max",
+    "pos_sim_mean",
+    "topk_sim_mean",
+    "bm25",
+    "bm25_gap",
+    "hubness",
+    "hubness_gap",
+    "positive_z",
+    "log_n_positives",
+    "nearest_query_similarity",
 )
 """What the learned mask looks at: `stages.mining.candidates.features` says what each is."""
 CANDIDATE_FEATURES = _schema(
     {"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()},
     {
-        "own": pa.bool_(),
-        "curated": pa.bool_(),
+        "positive_kind": _STR,
+        "curated_negative": pa.bool_(),
         "same_text": pa.bool_(),
         "contains_answer": pa.bool_(),
         "positive_similarity": pa.float32(),
@@ -60,17 +60,17 @@ CANDIDATE_FEATURES = _schema(
 """What is known of a candidate; null where it is not so. `own`: a positive of the query (true), or of one that restates
 it (false)."""
 HOLDOUT_CANDIDATES = _schema(
-    {"query_id": _STR, "turn": pa.int32(), "doc_id": _STR, "rank": pa.int32(), "score": pa.float32()}
-    | {"hidden": pa.bool_()}
-    | dict.fromkeys(("weight", "p_false_negative", "lowest", "best"), pa.float32())
+    {"query_id": _STR, "fold": pa.int32(), "doc_id": _STR, "rank": pa.int32(), "score": pa.float32()}
+    | {"held_out": pa.bool_()}
+    | dict.fromkeys(("weight", "p_false_negative", "positive_score_min", "positive_score_max"), pa.float32())
 )
 """Candidates of questions of whose positives one was hidden (in each turn another), judged by a model that did not see
 them; `weight`: how many positives the question has; `lowest` and `best`: the scores of those that were
 left."""
 VERIFIER_SCORES = _schema(
     {"query_id": _STR, "doc_id": _STR},
-    dict.fromkeys(("teacher_score", "teacher_lowest", "teacher_best"), pa.float32())
-    | dict.fromkeys(("teacher_false", "judge"), pa.bool_())
+    dict.fromkeys(("verifier_score", "verifier_positive_min", "verifier_positive_max"), pa.float32())
+    | dict.fromkeys(("verifier_false_negative", "llm_judge"), pa.bool_())
     | {"p_false_negative": pa.float32()},
 )
 """What a teacher said (logits: of the pair, of its query's lowest and best positive), a judge, and the p after both."""
@@ -85,25 +85,25 @@ VERDICTS = _schema(
         "reason": _STR,
     },
     dict.fromkeys(("p_false_negative", "threshold", "positive_similarity", "weight", *FEATURES), pa.float32())
-    | {"teacher_score": pa.float32(), "judge": pa.bool_()},
+    | {"verifier_score": pa.float32(), "llm_judge": pa.bool_()},
 )
 PER_QUERY_METRICS = _schema(
-    {"split": _STR, "row": _STR, "query_id": _STR, "group": _STR, "metric": _STR, "value": pa.float64()}
+    {"split": _STR, "system": _STR, "query_id": _STR, "group": _STR, "metric": _STR, "value": pa.float64()}
 )
 
 TABLES = {
     "queries": QUERIES,
     "corpus": CORPUS,
     "qrels": QRELS,
-    "decided": QRELS,
+    "label_overrides": QRELS,
     "answers": ANSWERS,
     "rejects": REJECTS,
     "candidates": CANDIDATES,
-    "judged": QRELS_SCORED,
-    "evidence": CANDIDATE_FEATURES,
-    "shown": HOLDOUT_CANDIDATES,
-    "taught": HOLDOUT_CANDIDATES,
-    "verified": VERIFIER_SCORES,
+    "qrels_scored": QRELS_SCORED,
+    "features": CANDIDATE_FEATURES,
+    "holdout_candidates": HOLDOUT_CANDIDATES,
+    "holdout_verified": HOLDOUT_CANDIDATES,
+    "verifier_scores": VERIFIER_SCORES,
     "verdicts": VERDICTS,
     "per_query": PER_QUERY_METRICS,
 }

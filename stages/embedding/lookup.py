@@ -15,21 +15,21 @@ from stages.embedding.vector_store import VectorStore
 
 
 def read_encodings(path: Path) -> list[dict[str, Any]]:
-    """What encoding.json says of each encoder, the first one's first."""
+    """What encoder.json says of each encoder, the first one's first."""
     first = json.loads(path.read_text())
-    return [first, *first.get("more", [])]
+    return [first, *first.get("extra_encoders", [])]
 
 
 class VectorLookup:
     """From rows of the tables to their vectors, for the stages after this one.
 
-    `encoding_path` is the encode stage's encoding.json, `store_root` the vector store's (`tools.vectors`),
+    `encoding_path` is the encode stage's encoder.json, `store_root` the vector store's (`tools.vectors`),
     `encoder_index` the encoder's: 0 is `model`, 1 and on are `more_models`.
     """
 
     def __init__(self, encoding_path: Path, store_root: Path, encoder_index: int = 0) -> None:
         self.encoding = read_encodings(encoding_path)[encoder_index]
-        self.store = VectorStore(store_root / self.encoding["encoder"])
+        self.store = VectorStore(store_root / self.encoding["encoder_key"])
         self.dimension: int = self.encoding["dimension"]
 
     def hash_queries(self, frame: pl.DataFrame) -> Hashes:
@@ -61,7 +61,7 @@ class VectorLookup:
         return self.read(self.hash_documents(frame))
 
     def _hash_rows(self, frame: pl.DataFrame, role: str) -> Hashes:
-        return hash_texts(format_encoder_texts(frame, role), self.encoding["salts"][role])
+        return hash_texts(format_encoder_texts(frame, role), self.encoding["hash_prefixes"][role])
 
 
 def format_encoder_texts(frame: pl.DataFrame, role: str) -> list[str]:

@@ -75,7 +75,7 @@ class Params(Base):
     )
 
 
-VERSION = 1
+VERSION = 2
 
 _SORT_WINDOW_TEXTS = 16_384
 """Texts held in memory at once to be sorted by length."""
@@ -100,12 +100,12 @@ def key_extras(params: Params) -> dict[str, str]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Encode the texts of `queries` and `corpus` that the store lacks; write encoding.json and texts.npy.
+    """Encode the texts of `queries` and `corpus` that the store lacks; write encoder.json and text_hashes.npy.
 
-    encoding.json: what the first encoder is and did, and under "more", where there are further ones, the same of each.
-    texts.npy: the sorted distinct hashes of all texts, uint8 [n, 16], of one encoder after the other. A run that is
-    killed loses at most what came after the last flush. Raises `InputError` for a model that can't be loaded or gives
-    no finite vector.
+    encoder.json: what the first encoder is and did, and under "extra_encoders", if there are more, the same of each.
+    text_hashes.npy: the sorted distinct hashes of all texts, uint8 [n, 16], of one encoder after the other. A run that
+    is killed loses at most what came after the last flush. Raises `InputError` for a model that can't be loaded or
+    gives no finite vector.
     """
     names = (params.model, *params.more_models)
     for name in names if params.similarity == "auto" else params.more_models:
@@ -120,25 +120,25 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     ]
     (encoding, summary), *more = [(encoding, summary) for encoding, summary, _ in done]
     if more:
-        encoding = {**encoding, "more": [other for other, _ in more]}
+        encoding = {**encoding, "extra_encoders": [other for other, _ in more]}
         summary = {
             **summary,
-            "more": {f"dense{n} {s['encoder']}": _shorten_summary(s) for n, (_, s) in enumerate(more, 2)},
+            "extra_encoders": {f"dense{n} {s['model']}": _shorten_summary(s) for n, (_, s) in enumerate(more, 2)},
         }
-    (out / "encoding.json").write_text(json.dumps(encoding, indent=2, ensure_ascii=False) + "\n")
-    np.save(out / "texts.npy", np.concatenate([texts for _, _, texts in done]))
+    (out / "encoder.json").write_text(json.dumps(encoding, indent=2, ensure_ascii=False) + "\n")
+    np.save(out / "text_hashes.npy", np.concatenate([texts for _, _, texts in done]))
     return summary
 
 
 def _shorten_summary(summary: Summary) -> Summary:
-    return {name: summary[name] for name in ("encoded", "cached", "dimension")}
+    return {name: summary[name] for name in ("n_encoded", "n_cached", "dimension")}
 
 
 def _encode_tables(
     spec: EncoderSpec, model: str, batch_tokens: int, inputs: Mapping[str, Path], context: StageContext
 ) -> tuple[dict[str, Any], Summary, Hashes]:
-    """Encode with one encoder, named `model` by the user: its part of encoding.json, of the summary and of
-    texts.npy."""
+    """Encode with one encoder, named `model` by the user: its part of encoder.json, of the summary and of
+    text_hashes.npy."""
     store = VectorStore(context.vectors_dir / spec.key)
     if store.damaged_segments:
         context.progress.log(
@@ -176,26 +176,26 @@ def _encode_tables(
                         f"batch_tokens = {max_batch_tokens} under [encode] begins with that."
                     )
     encoding = {
-        "encoder": spec.key,
+        "encoder_key": spec.key,
         "model": spec.model,
         "dimension": store.dimension,
         "queries": len(hashes["query"]),
         "documents": len(hashes["document"]),
         "texts": len(texts),
-        "normalised": spec.similarity == "cosine",
+        "is_normalised": spec.similarity == "cosine",
         "similarity": spec.similarity,
         "dtype": spec.dtype,
         "max_length": spec.max_length,
-        "salts": {role: spec.hash_prefix(role) for role in paths},
+        "hash_prefixes": {role: spec.hash_prefix(role) for role in paths},
     }
     summary = {
         "queries": len(hashes["query"]),
         "documents": len(hashes["document"]),
         "texts": len(texts),
-        "encoded": n_new,
-        "cached": len(texts) - n_new,
+        "n_encoded": n_new,
+        "n_cached": len(texts) - n_new,
         "dimension": store.dimension,
-        "encoder": spec.model,
+        "model": spec.model,
     }
     return encoding, summary, texts
 
@@ -258,9 +258,9 @@ def _find_new_rows(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Ha
 
 def has_all_vectors(folder: Path, context: StageContext) -> bool:
     """Whether the vector store holds, undamaged, every vector that the artifact in `folder` refers to."""
-    parts = read_encodings(folder / "encoding.json")
-    texts = np.split(np.load(folder / "texts.npy"), np.cumsum([part["texts"] for part in parts])[:-1])
-    stores = [VectorStore(context.vectors_dir / part["encoder"]) for part in parts]
+    parts = read_encodings(folder / "encoder.json")
+    texts = np.split(np.load(folder / "text_hashes.npy"), np.cumsum([part["texts"] for part in parts])[:-1])
+    stores = [VectorStore(context.vectors_dir / part["encoder_key"]) for part in parts]
     return all(
         not store.damaged_segments and bool(store.contains(hashes).all())
         for store, hashes in zip(stores, texts, strict=True)
@@ -322,8 +322,8 @@ def _read_text_windows(
 
 def _write_encoder_json(spec: EncoderSpec, folder: Path) -> None:
     """Say in the encoder's folder, in words, what its name stands for."""
-    path = folder / "encoder.json"
+    path = folder / "encoder_spec.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
-        write_durably(path, content.encode(), folder / "encoder.tmp")
+        write_durably(path, content.encode(), folder / "encoder_spec.tmp")

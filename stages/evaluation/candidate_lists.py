@@ -121,7 +121,9 @@ def build_candidate_lists(
         for split, (sample, _) in samples.items()
     }
     if include_forced:
-        qrels_scored = scan_table(inputs["judged"], QRELS_SCORED).join(query_ids, on="query_id", how="semi").collect()
+        qrels_scored = (
+            scan_table(inputs["qrels_scored"], QRELS_SCORED).join(query_ids, on="query_id", how="semi").collect()
+        )
         lists |= {f"{split}_forced": force_positives(plain, qrels_scored) for split, plain in lists.items()}
     return CandidateLists(
         sampled_queries.select("split", "query_id", "query", "group"),

@@ -14,7 +14,7 @@ Test = Mapping[str, float | None]
 
 def describe_result(metrics: Mapping[str, Any]) -> str:
     """The result on the test split in one sentence, without a full stop."""
-    if metrics["collapse"]:
+    if metrics["collapse_reason"]:
         return "The reranker collapsed: it no longer tells documents apart"
     if not metrics["test"]:
         return "There are no test questions, so nothing is known of the reranker's quality"
@@ -34,7 +34,7 @@ def list_advice(metrics: Mapping[str, Any]) -> list[str]:
     if found["reranker"] != "worse":
         return []
     advice = ["Do not rank with it alone: it learned too little from these questions."]
-    if metrics["untrained_head"]:
+    if metrics["base_has_new_head"]:
         advice.append("Its base had no ranking head. Give more questions, or a base that ranks already ([train] base).")
     if found["fused"] != "worse":
         advice.append("Fused with the embedder's score it does no clear harm.")
@@ -50,7 +50,7 @@ def classify_difference(test: Test | None) -> str:
 
 def explain_interval(metrics: Mapping[str, Any]) -> str:
     """What the trained reranker's interval on the test split means."""
-    n_groups = metrics["lists"]["test"]["groups"]
+    n_groups = metrics["candidate_lists"]["test"]["n_groups"]
     interval = f"The trained reranker's interval of {HEADLINE_METRICS[0]}"
     return {
         "better": f"{interval} leaves out 0: chance is an unlikely explanation.",
@@ -62,5 +62,5 @@ def explain_interval(metrics: Mapping[str, Any]) -> str:
 
 
 def _classify_rows(metrics: Mapping[str, Any]) -> dict[str, str]:
-    tests = metrics["tests"]["test"]
+    tests = metrics["comparisons"]["test"]
     return {row: classify_difference(tests.get(row, {}).get(HEADLINE_METRICS[0])) for row in ("reranker", "fused")}

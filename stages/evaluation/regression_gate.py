@@ -32,14 +32,14 @@ class Params(Base):
     )
 
 
-VERSION = 1
+VERSION = 2
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write gate.json: the published reranker in `inputs["old"]` against the new one's results in `per_query`.
+    """Write gate.json: the published reranker in `inputs["published_reranker"]` against the new one's `per_query`.
 
     Both rank the same lists: those that `evaluate` made of test, by the parameters that stand in `metrics`. Questions
-    that were in the published one's train or dev (`inputs["old_queries"]`) are left out: it has seen their answers.
+    of the published one's train or dev (`inputs["published_queries"]`) are left out: it has seen their answers.
     """
     evaluate_params = json.loads(inputs["metrics"].read_text(encoding="utf-8"))["parameters"]
     candidate_lists = build_candidate_lists(
@@ -50,13 +50,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         seed=evaluate_params["seed"],
         include_forced=False,
     )
-    old_queries = read_table(inputs["old_queries"], QUERIES, ["query_id", "split"])
+    old_queries = read_table(inputs["published_queries"], QUERIES, ["query_id", "split"])
     seen_query_ids = old_queries.filter(pl.col("split") != "test")["query_id"]
     n_excluded = candidate_lists.queries["query_id"].is_in(seen_query_ids.implode()).sum()
     if n_excluded:
         context.progress.log(f"gate: {n_excluded} test questions were in train or dev before; they are not compared on")
     candidate_lists = candidate_lists.exclude_queries(seen_query_ids)
-    is_new = (pl.col("split") == "test") & (pl.col("row") == "reranker") & (pl.col("metric") == params.measure)
+    is_new = (pl.col("split") == "test") & (pl.col("system") == "reranker") & (pl.col("metric") == params.measure)
     new_metrics = read_table(inputs["per_query"], PER_QUERY_METRICS).filter(
         is_new & ~pl.col("query_id").is_in(seen_query_ids.implode())
     )
@@ -67,7 +67,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         text_pairs = gather_pair_texts(pairs := candidate_lists.select_unique_pairs(), candidate_lists.queries, corpus)
         old_scores = score_with_cross_encoders(
             text_pairs,
-            [inputs["old"]],
+            [inputs["published_reranker"]],
             device=params.device,
             dtype=evaluate_params["dtype"],
             seed=0,
@@ -89,7 +89,9 @@ def compare_rerankers(new_metrics: pl.DataFrame, old_metrics: pl.DataFrame, para
     if new_metrics["query_id"].sort().to_list() != old_metrics["query_id"].sort().to_list():
         raise ValueError("the new and the old reranker were not evaluated on the same queries")
     paired = new_metrics.join(old_metrics.select("query_id", old="value"), on="query_id").sort("query_id")
-    statistics: dict[str, float | None] = dict.fromkeys(["new", "old", "difference", "low", "high", "p"])
+    statistics: dict[str, float | None] = dict.fromkeys(
+        ["new_mean", "published_mean", "difference", "low", "high", "p"]
+    )
     if paired.height:
         values = paired.select("value", "old").to_numpy()
         [comparison] = bootstrap.run_paired_bootstrap(
@@ -99,8 +101,10 @@ def compare_rerankers(new_metrics: pl.DataFrame, old_metrics: pl.DataFrame, para
             seed=params.seed,
             confidence=params.confidence,
         )
-        statistics.update(new=float(values[:, 0].mean()), old=float(values[:, 1].mean()), **comparison._asdict())
+        statistics.update(
+            new_mean=float(values[:, 0].mean()), published_mean=float(values[:, 1].mean()), **comparison._asdict()
+        )
     low, high = statistics["low"], statistics["high"]
     verdict = "worse" if high is not None and high < 0 else "better" if low is not None and low > 0 else "same"
     rounded = {name: None if value is None else round(value, 6) for name, value in statistics.items()}
-    return {"measure": params.measure, **rounded, "verdict": verdict, "queries": paired.height}
+    return {"metric": params.measure, **rounded, "verdict": verdict, "n_queries": paired.height}

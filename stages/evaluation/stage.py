@@ -44,13 +44,13 @@ class Params(Base):
     )
 
 
-VERSION = 1
+VERSION = 2
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write metrics.json and per_query.parquet for the reranker in `inputs`, and sum them up.
 
-    base_reranker is `inputs["base"]`, the folder of the model that training began with, with the same fresh head
+    base_reranker is `inputs["base_model"]`, the folder of the model that training began with, with the same fresh head
     where it needed one.
     """
     candidate_lists = build_candidate_lists(
@@ -61,7 +61,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         context.progress.log(line)
     training_report = json.loads(inputs["training"].read_text(encoding="utf-8"))
     # where the base lies is [train]'s to say, so it comes as an input; training.json has its name and weights' digest
-    base_folder = inputs["base"]
+    base_folder = inputs["base_model"]
     untrained_head = not has_head(base_folder)
     if untrained_head:
         context.progress.log("base_reranker is an encoder with a fresh random head: its figures are those of chance")
@@ -79,7 +79,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     columns = {"bm25": bm25, "base_reranker": base_reranker, "reranker": reranker}
     scores = pairs.with_columns(pl.Series(name, query_metrics) for name, query_metrics in columns.items())
     metrics, query_metrics = compute_metrics(candidate_lists, scores, params)
-    metrics["untrained_head"] = untrained_head
+    metrics["base_has_new_head"] = untrained_head
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_table(query_metrics, PER_QUERY_METRICS, out / "per_query.parquet")
     return summarise_metrics(metrics)
@@ -101,7 +101,9 @@ def compute_metrics(
         f"{split}{suffix}": {
             row: _round_values(average_metrics(part))
             for row in SYSTEMS
-            if (part := query_metrics.filter((pl.col("split") == f"{split}{suffix}") & (pl.col("row") == row))).height
+            if (
+                part := query_metrics.filter((pl.col("split") == f"{split}{suffix}") & (pl.col("system") == row))
+            ).height
         }
         for split in EVALUATED_SPLITS
         for suffix in ("", "_forced")
@@ -109,16 +111,16 @@ def compute_metrics(
     metrics = {
         "dev": metrics_by_list["dev"],
         "test": metrics_by_list["test"],
-        "forced": {"dev": metrics_by_list["dev_forced"], "test": metrics_by_list["test_forced"]},
-        "tests": {
+        "positives_forced": {"dev": metrics_by_list["dev_forced"], "test": metrics_by_list["test_forced"]},
+        "comparisons": {
             split: compare_to_embedder(query_metrics.filter(pl.col("split") == split), params)
             for split in EVALUATED_SPLITS
         },
-        "fusion": {"weight": weight, "chosen_on": chosen_on},
-        "lists": {
+        "fusion": {"weight": weight, "selected_on": chosen_on},
+        "candidate_lists": {
             split: _describe_lists(split, candidate_lists, metrics_by_list[split], params) for split in EVALUATED_SPLITS
         },
-        "collapse": detect_score_collapse(scored_candidates.filter(pl.col("list").is_in(EVALUATED_SPLITS))),
+        "collapse_reason": detect_score_collapse(scored_candidates.filter(pl.col("list").is_in(EVALUATED_SPLITS))),
         "parameters": params.model_dump(exclude=params.fields_with_mark("unkeyed")),
     }
     return metrics, query_metrics
@@ -129,7 +131,7 @@ def compute_query_metrics(
 ) -> pl.DataFrame:
     """PER_QUERY: each list's metrics of each row and query; `scored_candidates` is the lists with one column a row of
     ROWS."""
-    columns = dict.fromkeys(("split", "row", "query_id", "metric"), pl.String) | {"value": pl.Float64}
+    columns = dict.fromkeys(("split", "system", "query_id", "metric"), pl.String) | {"value": pl.Float64}
     parts = [pl.DataFrame(schema=columns)]
     for split in EVALUATED_SPLITS:
         queries = candidate_lists.queries.filter(pl.col("split") == split)
@@ -140,7 +142,7 @@ def compute_query_metrics(
             ranked = scored_candidates.filter(pl.col("list") == name)
             for row in SYSTEMS:
                 found = evaluator(ranked.select("query_id", "doc_id", "relevance", score=row))
-                parts.append(found.select(pl.lit(name).alias("split"), pl.lit(row).alias("row"), pl.all()))
+                parts.append(found.select(pl.lit(name).alias("split"), pl.lit(row).alias("system"), pl.all()))
     groups = candidate_lists.queries.select("query_id", "group")
     return (
         pl.concat(parts).join(groups, on="query_id", how="left", maintain_order="left").select(PER_QUERY_METRICS.names)
@@ -152,9 +154,9 @@ def compare_to_embedder(query_metrics: pl.DataFrame, params: Params) -> dict[str
     if query_metrics.is_empty():
         return {}
     wide = query_metrics.filter(pl.col("metric").is_in(TESTED_METRICS)).pivot(
-        "metric", index=["row", "query_id", "group"], values="value"
+        "metric", index=["system", "query_id", "group"], values="value"
     )
-    metrics_by_system = {row: wide.filter(pl.col("row") == row).sort("query_id") for row in SYSTEMS}
+    metrics_by_system = {row: wide.filter(pl.col("system") == row).sort("query_id") for row in SYSTEMS}
     reference = metrics_by_system["embedder"].select(TESTED_METRICS).to_numpy()
     group = metrics_by_system["embedder"]["group"].to_numpy()
     differences_by_system = {}
@@ -223,10 +225,10 @@ def summarise_metrics(metrics: Mapping[str, Any]) -> Summary:
     }
     return {
         **main,
-        "differences": {row: tests["nDCG@10"] for row, tests in metrics["tests"]["test"].items()},
-        "queries": {split: metrics["lists"][split]["queries"] for split in EVALUATED_SPLITS},
+        "differences": {row: tests["nDCG@10"] for row, tests in metrics["comparisons"]["test"].items()},
+        "n_queries": {split: metrics["candidate_lists"][split]["n_queries"] for split in EVALUATED_SPLITS},
         "fusion_weight": metrics["fusion"]["weight"],
-        "collapse": metrics["collapse"],
+        "collapse_reason": metrics["collapse_reason"],
     }
 
 
@@ -237,7 +239,7 @@ def format_metrics_table(metrics: Mapping[str, Any], split: str = "test") -> lis
     names = [*TESTED_METRICS, f"R@{metrics['parameters']['top_k']}"]
     table = [["", *names, "nDCG@10 against the embedder"]]
     for row, found in metrics[split].items():
-        test = metrics["tests"][split].get(row, {}).get("nDCG@10")
+        test = metrics["comparisons"][split].get(row, {}).get("nDCG@10")
         table.append(
             [
                 _SYSTEM_LABELS[row].format(**metrics["fusion"]),
@@ -275,11 +277,11 @@ def _describe_lists(
     queries = candidate_lists.queries.filter(pl.col("split") == split)
     documents = candidate_lists.lists.filter(pl.col("list") == split).height
     return {
-        "queries": queries.height,
-        "groups": queries["group"].n_unique(),
-        "documents_per_query": round(documents / queries.height, 6) if queries.height else 0,
+        "n_queries": queries.height,
+        "n_groups": queries["group"].n_unique(),
+        "mean_documents_per_query": round(documents / queries.height, 6) if queries.height else 0,
         "recall_at_top_k": metrics_by_system["embedder"][f"R@{params.top_k}"] if metrics_by_system else None,
-        "sampled_from": candidate_lists.n_queries_available[split],
+        "n_queries_available": candidate_lists.n_queries_available[split],
     }
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from stages.embedding.lookup import VectorLookup
     from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 
-VERSION = 7
+VERSION = 8
 
 CANDIDATE_ROWS_PER_BLOCK = 100_000
 """Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""
@@ -60,21 +60,21 @@ def key_extras(params: Params) -> dict[str, str]:
     """The shipped prior, where an estimate hangs on it."""
     from stages.mining.estimator.model import PRETRAINED_MODEL_PATH
 
-    return {"prior": file_digest(PRETRAINED_MODEL_PATH)} if params.estimate else {}
+    return {"pretrained_model": file_digest(PRETRAINED_MODEL_PATH)} if params.estimate else {}
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write evidence.parquet, a row for each candidate and curated negative; and what its estimator learned from.
+    """Write features.parquet, a row for each candidate and curated negative; and what its estimator learned from.
 
-    shown.parquet: the candidates of the questions whose positives were hidden, with the p of the fold that did not see
-    them; estimator.json: which sources the estimate has, why it can't be trusted, and the models as numbers.
+    holdout_candidates.parquet: the candidates of the questions whose positives were held out, with the p of the fold
+    that did not see them; estimator.json: the estimate's sources, why it can't be trusted, and the models as numbers.
     """
     from threadpoolctl import threadpool_limits
 
     from stages.embedding.lookup import VectorLookup
 
     candidates = schemas.scan_table(inputs["candidates"], schemas.CANDIDATES)
-    qrels_scored = schemas.scan_table(inputs["judged"], schemas.QRELS_SCORED)
+    qrels_scored = schemas.scan_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query"]).sort("query_id")
     answers = schemas.read_table(inputs["answers"], schemas.ANSWERS)
     facts = KnownFacts(
@@ -89,7 +89,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     match_keys = (
         write_match_keys(inputs["corpus"], context.scratch_dir / "loose.arrow") if len(facts.answer_strings) else None
     )
-    vectors = VectorLookup(inputs["encoding"], context.vectors_dir)
+    vectors = VectorLookup(inputs["encoder"], context.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
     score_pairs = make_dense_scorer(queries, vectors, vectorise)
     ids, total = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows
@@ -109,7 +109,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     n_pairs, blocks = 0, list(iter_query_batches(ids, total, CANDIDATE_ROWS_PER_BLOCK))
     # What is multiplied here is small: more threads of BLAS wait longer than they compute, and hours where others work.
     single_thread = threadpool_limits(1, "blas")
-    with single_thread, schemas.open_parquet_writer(out / "evidence.parquet", schemas.CANDIDATE_FEATURES) as writer:
+    with single_thread, schemas.open_parquet_writer(out / "features.parquet", schemas.CANDIDATE_FEATURES) as writer:
         estimator = _fit_estimator(inputs, vectors, vectorise, facts, context) if params.estimate else None
         for done, rows in enumerate(map_query_batches(build_block, blocks), 1):
             writer.write_table(schemas.to_arrow_table(rows, schemas.CANDIDATE_FEATURES))
@@ -120,12 +120,14 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         if estimator
         else pl.DataFrame(pl.from_arrow(schemas.HOLDOUT_CANDIDATES.empty_table()))
     )
-    schemas.write_table(holdout_candidates, schemas.HOLDOUT_CANDIDATES, out / "shown.parquet")
+    schemas.write_table(holdout_candidates, schemas.HOLDOUT_CANDIDATES, out / "holdout_candidates.parquet")
     description = (
-        estimator.describe() if estimator else {"source": None, "unfit": "estimate is switched off", "models": []}
+        estimator.describe()
+        if estimator
+        else {"source": None, "unreliable_reason": "estimate is switched off", "models": []}
     )
     (out / "estimator.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {"pairs": n_pairs, "estimated": estimator.summary if estimator else None}
+    return {"n_pairs": n_pairs, "estimate": estimator.summary if estimator else None}
 
 
 def _fit_estimator(

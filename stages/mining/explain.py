@@ -20,15 +20,15 @@ from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName, describe_ru
 
 _REASON_TEXTS = {
     "known_positive": "is one of the query's positives",
-    "repeated_question": "is a positive of a question that restates this one",
+    "repeated_query": "is a positive of a question that restates this one",
     "same_text": "has the same text as a positive",
-    "curated": "was judged not relevant by people",
+    "curated_negative": "was judged not relevant by people",
     "contains_answer": "contains a known answer of the query",
     "near_duplicate": "is nearly the same as a positive: similarity {positive_similarity}",
     "no_positive": "can't be judged: the query has no positive to measure from",
     "window": "has rank {rank}, outside the window",
-    "judged": "may answer: {p}",
-    "teacher": "is taken for a positive by the teacher: {p}",
+    "llm_judge": "may answer: {p}",
+    "verifier": "is taken for a positive by the teacher: {p}",
     "relabelled": "became a positive: {p}",
     "weighted": "is kept with the weight {weight}: {p}",
     "learned": "may answer: {p}, {accepted}{likeness}",
@@ -85,7 +85,11 @@ def _describe_mined_line(query: Mapping[str, Any], rows: pl.DataFrame, negatives
     n_other = len(negatives) - len(mined)
     other_note = f", {n_other} of them not among its candidates (sampling = slices)" if n_other else ""
     # as `tally` counts: what people judged wrong is not false
-    p = mined.select(pl.when(reason="curated").then(0.0).otherwise("p_false_negative")).to_series().drop_nulls()
+    p = (
+        mined.select(pl.when(reason="curated_negative").then(0.0).otherwise("p_false_negative"))
+        .to_series()
+        .drop_nulls()
+    )
     mean = format_probability(float(np.mean(p.to_numpy().astype(np.float64)))) if len(p) else ""
     probability_note = f", false with a mean probability of {mean}" if len(p) == len(negatives) else ""
     return (
@@ -126,7 +130,9 @@ def _describe_probability(row: Mapping[str, Any]) -> str:
     p, p_before = row.get("p_false_negative"), row.get("first_p")
     if p is None:
         return "a false negative with an unknown probability"
-    verifiers = [who for who, said in (("teacher", "teacher_score"), ("judge", "judge")) if row.get(said) is not None]
+    verifiers = [
+        who for who, said in (("teacher", "verifier_score"), ("judge", "llm_judge")) if row.get(said) is not None
+    ]
     before_note = ""
     if verifiers and p_before is not None and format_probability(p_before) != format_probability(p):
         before_note = f" ({format_probability(p_before)} before the {' and the '.join(verifiers)})"
@@ -146,12 +152,12 @@ def _describe_risk_limit(row: Mapping[str, Any]) -> str:
 def _describe_verifiers(row: Mapping[str, Any]) -> list[str]:
     """What the teacher and the judge said."""
     parts = []
-    if row.get("teacher_score") is not None and row["reason"] != "known_positive":
-        best = row.get("teacher_best")
+    if row.get("verifier_score") is not None and row["reason"] != "known_positive":
+        best = row.get("verifier_positive_max")
         beside = "" if best is None else f", the best positive {best:.2f}"
-        parts.append(f"the teacher scores it {row['teacher_score']:.2f}{beside}")
-    if row.get("judge") is not None:
-        parts.append(f"the judge says that it {'answers' if row['judge'] else 'does not answer'}")
+        parts.append(f"the teacher scores it {row['verifier_score']:.2f}{beside}")
+    if row.get("llm_judge") is not None:
+        parts.append(f"the judge says that it {'answers' if row['llm_judge'] else 'does not answer'}")
     return parts
 
 
@@ -166,14 +172,14 @@ def describe_estimate(estimate: Mapping[str, Any] | None) -> list[str]:
     """How it is known how many of the negatives are false, for a person; `estimate` is of the mask's summary."""
     if not estimate:
         return []
-    if estimate["unfit"]:
-        return [f"how many negatives are false can't be told on this table: {estimate['unfit']}"]
-    if check := estimate["check"]:
+    if estimate["unreliable_reason"]:
+        return [f"how many negatives are false can't be told on this table: {estimate['unreliable_reason']}"]
+    if check := estimate["holdout_validation"]:
         return [
-            f"checked on {check['questions']:,} questions of this table by hiding positives, each judged by a model "
+            f"checked on {check['n_queries']:,} questions of this table by hiding positives, each judged by a model "
             f"that did not see it: expected {check['expected']:.2%} false negatives, found "
             f"{format_observed_rate(check)} of "
-            f"{check['negatives']:,} negatives",
+            f"{check['n_negatives']:,} negatives",
             *_warn_above_accepted(check),
         ]
     return [
@@ -185,18 +191,20 @@ def describe_estimate(estimate: Mapping[str, Any] | None) -> list[str]:
 
 def format_observed_rate(check: Mapping[str, Any]) -> str:
     """The observed share of a check with its interval, and how many hidden positives it rests on."""
-    if not check["hidden"]:
+    if not check["n_held_out"]:
         return "none"
-    return f"{check['observed']:.2%} [{check['low']:.2%}, {check['high']:.2%}], {check['hidden']:,} hidden positives"
+    return (
+        f"{check['observed']:.2%} [{check['low']:.2%}, {check['high']:.2%}], {check['n_held_out']:,} hidden positives"
+    )
 
 
 def _warn_above_accepted(check: Mapping[str, Any]) -> list[str]:
     """Where more was found than is accepted, and not by luck alone, that has to be said."""
-    if check["accepted"] is None or check["low"] <= check["accepted"]:
+    if check["max_false_negatives"] is None or check["low"] <= check["max_false_negatives"]:
         return []
     return [
-        f"that is more than the {check['accepted']:.1%} that you accept: the estimate is too hopeful here. Lower "
-        "max_false_negatives; `prep calibrate` shows what is found at each"
+        f"that is more than the {check['max_false_negatives']:.1%} that you accept: the estimate is too hopeful here. "
+        "Lower max_false_negatives; `prep calibrate` shows what is found at each"
     ]
 
 
@@ -236,17 +244,17 @@ def load_query_view(
     `inputs` holds the files queries, corpus, judged, verdicts, evidence and verified, and mined where it is written;
     `rule` is the mask that was used. Columns: doc_id, rank (null where not retrieved), source, score, verdict, reason,
     threshold, positive_similarity, p_false_negative, first_p (what it was before a teacher or a judge), weight,
-    teacher_score, teacher_best, judge, mined ("pos" or "neg" where mined.jsonl has it so), explanation, text.
+    verifier_score, verifier_positive_max, judge, mined ("pos" or "neg" where mined.jsonl has it so), explanation, text.
     Raises as `find_query` does.
     """
     query = find_query(schemas.scan_table(inputs["queries"], schemas.QUERIES), id_or_text)
     is_query = pl.col("query_id") == query["query_id"]
-    tables = ("judged", "verdicts", "evidence", "verified")
+    tables = ("qrels_scored", "verdicts", "features", "verifier_scores")
     qrels_scored, verdicts, candidate_features, verifier_scores = (
         schemas.scan_table(inputs[name], schemas.TABLES[name]).filter(is_query).collect() for name in tables
     )
     verdicts = verdicts.join(candidate_features.select("doc_id", first_p="p_false_negative"), on="doc_id", how="left")
-    verdicts = verdicts.join(verifier_scores.select("doc_id", "teacher_best"), on="doc_id", how="left")
+    verdicts = verdicts.join(verifier_scores.select("doc_id", "verifier_positive_max"), on="doc_id", how="left")
     documents = pl.concat([qrels_scored["doc_id"], verdicts["doc_id"]]).unique().implode()
     texts = schemas.scan_documents(inputs["corpus"]).filter(pl.col("doc_id").is_in(documents)).collect()
     rows = build_view_rows(qrels_scored, verdicts, texts, rule)
@@ -268,17 +276,16 @@ _VIEW_SCHEMA = {
     "verdict": pl.String,
     "reason": pl.String,
     **dict.fromkeys(("threshold", "positive_similarity", "p_false_negative", "first_p", "weight"), pl.Float32),
-    **dict.fromkeys(("teacher_score", "teacher_best"), pl.Float32),
-    "judge": pl.Boolean,
+    **dict.fromkeys(("verifier_score", "verifier_positive_max"), pl.Float32),
+    "llm_judge": pl.Boolean,
 }
 
 
 def build_view_rows(
     qrels_scored: pl.DataFrame, verdicts: pl.DataFrame, texts: pl.DataFrame, rule: RuleName
 ) -> pl.DataFrame:
-    """One query's rows of `qrels_scored` and `verdicts` (first_p and teacher_best may be among their columns) with
-    their
-    `texts`, as `load_query_view` returns them, without mined."""
+    """One query's rows of `qrels_scored` and `verdicts` (first_p and verifier_positive_max may be among their columns)
+    with their `texts`, as `load_query_view` returns them, without mined."""
     not_retrieved = qrels_scored.filter(pl.col("relevance") > 0).join(verdicts, on="doc_id", how="anti")
     known = {"doc_id": pl.col("doc_id"), "score": pl.col("score"), "source": pl.lit("qrels")}
     known |= {"verdict": pl.lit("positive"), "reason": pl.lit("known_positive")}
@@ -286,7 +293,7 @@ def build_view_rows(
     absent = {name: pl.lit(None, kind) for name, kind in _VIEW_SCHEMA.items() if name not in verdicts.columns}
     rows = pl.concat([verdicts.with_columns(**absent).select(*_VIEW_SCHEMA), extra])
     rows = rows.with_columns(
-        pl.when(pl.col("source") == "curated").then(None).otherwise(pl.col("rank")).alias("rank"),
+        pl.when(pl.col("source") == "curated_negative").then(None).otherwise(pl.col("rank")).alias("rank"),
         first=pl.col("verdict") == "positive",
     )
     by_score = pl.when("first").then(-pl.col("score")).otherwise(0.0)

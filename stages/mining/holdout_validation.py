@@ -30,9 +30,11 @@ def validate_on_holdout(
         return None
     rows = holdout_candidates
     if solution is None:
-        figures = {name: rows[name].to_numpy() for name in ("score", "rank", "lowest", "best")}
+        figures = {
+            name: rows[name].to_numpy() for name in ("score", "rank", "positive_score_min", "positive_score_max")
+        }
         threshold = threshold_rules.compute_thresholds(
-            params.mask, params.effective_threshold, figures["lowest"], figures["best"]
+            params.mask, params.effective_threshold, figures["positive_score_min"], figures["positive_score_max"]
         )
         window = params.window_start, params.window_end
         rows = rows.filter(
@@ -41,13 +43,13 @@ def validate_on_holdout(
     else:
         rows = rows.filter(pl.col("p_false_negative") <= risk_budget.MAX_P_FALSE_NEGATIVE)
     p = rows["p_false_negative"].to_numpy()
-    query = rows.select(pl.struct("query_id", "turn").rle_id()).to_series().cast(pl.Int64).to_numpy()
+    query = rows.select(pl.struct("query_id", "fold").rle_id()).to_series().cast(pl.Int64).to_numpy()
     quota = np.full(int(query.max(initial=-1)) + 1, params.negatives)
     candidates, cells = risk_budget.pad_by_query(query, rows["score"].to_numpy(), p, quota)
     selected = risk_budget.select_at_lambda(candidates, solution.lambda_ if solution else 0.0)[cells] & (
         p <= (solution.max_p if solution else 1.0)
     )
-    hidden_selected = selected & rows["hidden"].to_numpy()
+    hidden_selected = selected & rows["held_out"].to_numpy()
     n_known = rows["weight"].to_numpy().astype(np.float64) - 1
     other_weight = np.where(selected & ~hidden_selected, model.pu_weight(p.astype(np.float64), n_known), 0.0)
     expected = float((p * other_weight).sum() / max(other_weight.sum(), 1))
@@ -65,14 +67,14 @@ def validate_on_holdout(
         [0.025, 0.975],
     )
     return {
-        "questions": len(query_numbers),
-        "negatives": int(selected.sum()),
-        "hidden": int(hidden_selected.sum()),
+        "n_queries": len(query_numbers),
+        "n_negatives": int(selected.sum()),
+        "n_held_out": int(hidden_selected.sum()),
         "expected": round(expected, 5),
         "observed": round(float(_false_negative_rate(false_per_query.sum(), others_per_query.sum())), 5),
         "low": round(float(low), 5),
         "high": round(float(high), 5),
-        "accepted": params.max_false_negatives if solution else None,
+        "max_false_negatives": params.max_false_negatives if solution else None,
     }
 
 

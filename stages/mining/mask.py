@@ -5,16 +5,16 @@ A candidate takes the first line of this table that holds for it (`REASON_PRECED
 | reason | verdict | holds where |
 |---|---|---|
 | known_positive | positive | the pair is a positive by id |
-| repeated_question | ignored | the document is a positive of a question, of any split, that restates this one |
+| repeated_query | ignored | the document is a positive of a question, of any split, that restates this one |
 | same_text | ignored | the document's text is that of such a positive |
-| curated | negative | people judged it not relevant: kept whatever its score, and added if it was not retrieved |
+| curated_negative | negative | people judged it not relevant: kept at any score, and added if it was not retrieved |
 | contains_answer | ignored | the document holds a known answer of the query |
 | near_duplicate | ignored | its vector is nearly that of a positive |
 | no_positive | ignored | the rule measures from a positive and the query has none |
 | relabelled | positive | the rule takes it for a possible positive, and it is one by all that is known (`relabel`) |
-| judged | ignored | the judge says that it answers |
+| llm_judge | ignored | the judge says that it answers |
 | weighted | negative | the rule does so, and it is kept with the weight that it is a negative after all |
-| teacher | ignored | the teacher takes it for a positive, by the rule of `teacher_rule` |
+| verifier | ignored | the teacher takes it for a positive, by the rule of `teacher_rule` |
 | the rule's name | ignored | the rule of `mask` takes it for a possible positive |
 | kept | negative | none of the above |
 
@@ -41,7 +41,7 @@ from stages.mining.params import Params as Params
 from stages.mining.risk_budget import RiskSolution
 from stages.mining.threshold_rules import RuleName
 
-VERSION = 7
+VERSION = 8
 
 NEGATIVE, POSITIVE, IGNORED = "negative", "positive", "ignored"
 RULE_PLACEHOLDER = "rule"
@@ -49,20 +49,20 @@ RULE_PLACEHOLDER = "rule"
 
 REASON_PRECEDENCE = (
     ("known_positive", POSITIVE),
-    ("repeated_question", IGNORED),
+    ("repeated_query", IGNORED),
     ("same_text", IGNORED),
-    ("curated", NEGATIVE),
+    ("curated_negative", NEGATIVE),
     ("contains_answer", IGNORED),
     ("near_duplicate", IGNORED),
     ("no_positive", IGNORED),
     ("relabelled", POSITIVE),
-    ("judged", IGNORED),
+    ("llm_judge", IGNORED),
     ("weighted", NEGATIVE),
-    ("teacher", IGNORED),
+    ("verifier", IGNORED),
     (RULE_PLACEHOLDER, IGNORED),
 )
 
-VERIFIER_COLUMNS = {"teacher_score": pl.Float32, "teacher_false": pl.Boolean, "judge": pl.Boolean}
+VERIFIER_COLUMNS = {"verifier_score": pl.Float32, "verifier_false_negative": pl.Boolean, "llm_judge": pl.Boolean}
 """What a teacher and a judge say of a pair."""
 
 MASK_ROWS_PER_BLOCK = 500_000
@@ -71,24 +71,26 @@ MASK_ROWS_PER_BLOCK = 500_000
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative, best score first."""
-    verifier_scores = schemas.scan_table(inputs["verified"], schemas.VERIFIER_SCORES)
+    verifier_scores = schemas.scan_table(inputs["verifier_scores"], schemas.VERIFIER_SCORES)
     candidate_features = apply_verifier_scores(
-        schemas.scan_table(inputs["evidence"], schemas.CANDIDATE_FEATURES), verifier_scores
+        schemas.scan_table(inputs["features"], schemas.CANDIDATE_FEATURES), verifier_scores
     )
-    qrels_scored = schemas.scan_table(inputs["judged"], schemas.QRELS_SCORED)
+    qrels_scored = schemas.scan_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "split"]).sort("query_id")
     estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
     if estimator["source"] is None and (params.mask == "learned" or params.relabel != "no"):
         wants = "mask = learned" if params.mask == "learned" else f"relabel = {params.relabel}"
         raise InputError(f"{wants} goes by the estimate, which estimate = false switches off: leave one of them out")
     rule = params
-    if params.mask == "learned" and estimator["unfit"]:
-        context.progress.log(f"the learned mask can't be trusted here, so perc is used: {estimator['unfit']}")
+    if params.mask == "learned" and estimator["unreliable_reason"]:
+        context.progress.log(
+            f"the learned mask can't be trusted here, so perc is used: {estimator['unreliable_reason']}"
+        )
         rule = params.model_copy(update={"mask": "perc", "threshold": None})
-    if params.relabel != "no" and estimator["unfit"]:
+    if params.relabel != "no" and estimator["unreliable_reason"]:
         context.progress.log(f"relabel = {params.relabel} finds nothing, since no estimate can be trusted here")
     blocks = list(
-        iter_query_batches(queries["query_id"], pq.read_metadata(inputs["evidence"]).num_rows, MASK_ROWS_PER_BLOCK)
+        iter_query_batches(queries["query_id"], pq.read_metadata(inputs["features"]).num_rows, MASK_ROWS_PER_BLOCK)
     )
     solution = (
         risk_budget.solve_risk_budget(rule, candidate_features, queries, blocks) if rule.mask == "learned" else None
@@ -116,14 +118,14 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             context.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
     summary = summarise_verdicts(rule, counts, len(queries))
     if estimator["source"]:
-        holdout_candidates = schemas.read_table(inputs["taught"], schemas.HOLDOUT_CANDIDATES)
+        holdout_candidates = schemas.read_table(inputs["holdout_verified"], schemas.HOLDOUT_CANDIDATES)
         summary["estimate"] = {name: value for name, value in estimator.items() if name != "models"} | {
-            "accepted": rule.max_false_negatives if solution else None,
-            "price": solution.lambda_ if solution else None,
-            "ceiling": round(solution.max_p, 5) if solution else None,
-            "check": validate_on_holdout(rule, solution, holdout_candidates),
+            "max_false_negatives": rule.max_false_negatives if solution else None,
+            "lambda": solution.lambda_ if solution else None,
+            "max_p": round(solution.max_p, 5) if solution else None,
+            "holdout_validation": validate_on_holdout(rule, solution, holdout_candidates),
         }
-    if params.relabel == "positive" and not estimator["unfit"] and not counts["relabelled"]:
+    if params.relabel == "positive" and not estimator["unreliable_reason"] and not counts["relabelled"]:
         context.progress.log(explain_no_relabels(params.above, max_ignored_p))
     for line in list_warnings(summary):
         context.progress.log(line)
@@ -131,7 +133,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
 
 
 def apply_verifier_scores(candidate_features: pl.LazyFrame, verifier_scores: pl.LazyFrame) -> pl.LazyFrame:
-    """`candidate_features` with teacher_score, teacher_false and judge, and p_false_negative as it is after these."""
+    """`candidate_features` with `VERIFIER_COLUMNS`, and p_false_negative as it is after these."""
     if verifier_scores.head(1).collect().is_empty():  # a join with nothing takes longer than to read the evidence
         return candidate_features.with_columns(
             pl.lit(None, kind).alias(name) for name, kind in VERIFIER_COLUMNS.items()
@@ -165,14 +167,13 @@ def assign_verdicts(
         )
         rows = rows.with_columns(rule=(pl.col("p_false_negative") > pl.col("threshold")).fill_null(False))
     p = pl.col("p_false_negative")
-    is_masked = pl.col("rule") | pl.col("teacher_false").fill_null(False)
-    is_llm_positive = pl.col("judge").fill_null(False)
+    is_masked = pl.col("rule") | pl.col("verifier_false_negative").fill_null(False)
+    is_llm_positive = pl.col("llm_judge").fill_null(False)
     rows = rows.with_columns(
-        known_positive=pl.col("own"),
-        repeated_question=pl.col("own").not_(),
+        known_positive=pl.col("positive_kind") == "own",
+        repeated_query=pl.col("positive_kind") == "paraphrase",
         near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
-        teacher=pl.col("teacher_false"),
-        judged=is_llm_positive,
+        verifier=pl.col("verifier_false_negative"),
         relabelled=pl.lit(params.relabel == "positive") & (is_masked | is_llm_positive) & (p >= params.above),
         weighted=pl.lit(params.relabel == "weight") & is_masked & p.is_not_null(),
     )
@@ -183,7 +184,7 @@ def assign_verdicts(
     verdicts = rows.with_columns(verdict=lines["verdict"].gather(line), reason=reason.gather(line))
     return verdicts.with_columns(
         weight=pl.when(pl.col("reason") == "weighted").then(1 - p).cast(pl.Float32),
-        contradicted=pl.col("curated").fill_null(False) & (pl.col("verdict") == IGNORED),
+        contradicted=pl.col("curated_negative").fill_null(False) & (pl.col("verdict") == IGNORED),
     ).select(*schemas.VERDICTS.names, "contradicted")
 
 
@@ -192,7 +193,7 @@ def count_verdicts(verdicts: pl.DataFrame) -> Counter[str]:
     counts: Counter[str] = Counter(queries=_count_queries(verdicts), rows=len(verdicts))
     for reason, rows in verdicts.group_by("reason").len().iter_rows():
         counts[reason] = rows
-    counts["added"] = verdicts.filter(pl.col("source") == "curated").height
+    counts["added"] = verdicts.filter(pl.col("source") == "curated_negative").height
     counts["contradicted"] = int(verdicts["contradicted"].sum())
     counts["filled"] = _count_queries(verdicts.filter(pl.col("verdict") == NEGATIVE))
     counts["anchorless"] = _count_queries(verdicts.filter(pl.col("reason") == "no_positive"))
@@ -206,7 +207,7 @@ def _count_queries(rows: pl.DataFrame) -> int:
 
 def find_max_ignored_p(verdicts: pl.DataFrame, rule: RuleName) -> float:
     """The highest p_false_negative of what the rule, the teacher or the judge set aside; 0 where there is none."""
-    ignored = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "teacher", "judged"]))
+    ignored = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "verifier", "llm_judge"]))
     return float(ignored.select(pl.col("p_false_negative").max().fill_null(0.0)).item())
 
 
@@ -235,8 +236,8 @@ def summarise_verdicts(params: Params, counts: Mapping[str, int], n_queries: int
             wanted: {reason: counts[reason] for reason, verdict in order if verdict == wanted and counts[reason]}
             for wanted in (NEGATIVE, POSITIVE, IGNORED)
         },
-        "curated_added": counts["added"],
-        "curated_contradicted": counts["contradicted"],
+        "curated_negatives_added": counts["added"],
+        "curated_negatives_contradicting": counts["contradicted"],
         "queries_without_positive": counts["anchorless"],
         "queries_without_negative": n_queries - counts["filled"],
     }
@@ -245,7 +246,7 @@ def summarise_verdicts(params: Params, counts: Mapping[str, int], n_queries: int
 def list_warnings(summary: Summary) -> list[str]:
     """The lines that a person should read."""
     lines = []
-    if n := summary["curated_contradicted"]:
+    if n := summary["curated_negatives_contradicting"]:
         lines.append(f"{n} curated negatives contradict a known positive (equal text or restated question): ignored")
     if n := summary["queries_without_positive"]:
         lines.append(f"{n} queries have no positive, so {summary['rule']} has nothing to measure from: no negatives")

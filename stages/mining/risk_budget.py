@@ -201,8 +201,8 @@ def pad_by_query(
 
 MAX_P_FALSE_NEGATIVE = 0.5
 """What is likelier false than not is never emitted, however hard it is and however much the budget leaves."""
-_EXCLUDING_FLAGS = ("same_text", "curated", "contains_answer", "teacher_false", "judge")
-_BUDGET_COLUMNS = ["query_id", "score", "p_false_negative", "positive_similarity", "own", *_EXCLUDING_FLAGS]
+_EXCLUDING_FLAGS = ("same_text", "curated_negative", "contains_answer", "verifier_false_negative", "llm_judge")
+_BUDGET_COLUMNS = ["query_id", "score", "p_false_negative", "positive_similarity", "positive_kind", *_EXCLUDING_FLAGS]
 
 
 def pad_eligible_candidates(
@@ -212,10 +212,12 @@ def pad_eligible_candidates(
     [n]
     that is: what has a p of at most `max_p`. The room of a query is what its curated negatives leave."""
     rows = rows.with_columns(
-        room=(policy.negatives - pl.col("curated").fill_null(False).sum().over("query_id").cast(pl.Int64)).clip(0)
+        room=(
+            policy.negatives - pl.col("curated_negative").fill_null(False).sum().over("query_id").cast(pl.Int64)
+        ).clip(0)
     )
     flags = [pl.col(flag).fill_null(False) for flag in _EXCLUDING_FLAGS if flag in rows.columns]
-    is_excluded = pl.any_horizontal(pl.col("own").is_not_null(), *flags)
+    is_excluded = pl.any_horizontal(pl.col("positive_kind").is_not_null(), *flags)
     is_excluded |= (pl.col("positive_similarity") >= pl.lit(policy.duplicate_similarity, pl.Float32)).fill_null(False)
     is_eligible = (
         rows.select((pl.col("p_false_negative") <= max_p).fill_null(False) & ~is_excluded).to_series().to_numpy()

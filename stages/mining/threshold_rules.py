@@ -110,14 +110,16 @@ def apply_rule(
     from; `qrels_scored` (query_id, relevance, score) holds the positives' scores.
     """
     positives = qrels_scored.filter(pl.col("relevance") > 0)
-    positive_scores = positives.group_by("query_id").agg(lowest=pl.col("score").min(), best=pl.col("score").max())
+    positive_scores = positives.group_by("query_id").agg(
+        positive_score_min=pl.col("score").min(), positive_score_max=pl.col("score").max()
+    )
     runs = rows["query_id"].rle()  # rows come by query: what is the same for all of one is looked up once
     query_ids = pl.DataFrame({"query_id": runs.struct.field("value")})
     score_range = query_ids.join(positive_scores, on="query_id", how="left", maintain_order="left")
     run_lengths = runs.struct.field("len").to_numpy()
     lowest, best = (
         np.repeat(score_range[end].cast(pl.Float32).fill_null(float("nan")).to_numpy(), run_lengths)
-        for end in ("lowest", "best")
+        for end in ("positive_score_min", "positive_score_max")
     )
     max_score = compute_thresholds(name, threshold, lowest, best)
     passed = passes_rule(name, rows["score"].to_numpy(), rows["rank"].to_numpy(), max_score, window)

@@ -77,8 +77,8 @@ def apply_label_overrides(
     that are not there, with the reason. `queries`: question, query_id; `documents`: position, doc_id."""
     placed = overrides.join(queries.select("question", "query_id"), on="query_id", how="left")
     placed = placed.join(documents.select("position", "doc_id"), on="doc_id", how="left")
-    unknown_query = pl.when(pl.col("question").is_null()).then(pl.lit("decision on an unknown question"))
-    reason = unknown_query.otherwise(pl.lit("decision on an unknown document"))
+    unknown_query = pl.when(pl.col("question").is_null()).then(pl.lit("label override for an unknown question"))
+    reason = unknown_query.otherwise(pl.lit("label override for an unknown document"))
     unknown = placed.filter(pl.col("question").is_null() | pl.col("position").is_null()).with_columns(reason=reason)
     known = placed.join(unknown.select("row"), on="row", how="anti")
     kept = qrels.join(known.select("question", "position"), on=["question", "position"], how="anti")

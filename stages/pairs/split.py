@@ -229,8 +229,8 @@ def summarise_splits(assignment: SplitAssignment, positives: pl.DataFrame, match
     return {
         "positives_per_query": {"mean": round(float(per_query.mean()), 3), "max": int(per_query.max())},
         "splits": dict(zip(SPLITS, sizes, strict=True)),
-        "shared_documents": int((shared["side"] > 1).sum()),
-        "shared_questions": int((restated["side"] > 1).sum()),
+        "documents_across_splits": int((shared["side"] > 1).sum()),
+        "paraphrases_across_splits": int((restated["side"] > 1).sum()),
     }
 
 

@@ -28,7 +28,7 @@ from stages.readers.dataframe import dataframe_source
 from stages.readers.files import file_source, find_files, label_files
 from stages.readers.sql import sql_digest, sql_source
 
-VERSION = 5
+VERSION = 6
 
 _COLUMN_HELP = 'Recognised by its usual names where not given; "" uses no column.'
 
@@ -171,7 +171,7 @@ class PairTables:
     queries: pl.DataFrame
     corpus: pl.DataFrame
     qrels: pl.DataFrame
-    decided: pl.DataFrame
+    label_overrides: pl.DataFrame
     answers: pl.DataFrame
     rejects: pl.DataFrame
     summary: Summary
@@ -202,22 +202,22 @@ def format_funnel(summary: Summary) -> list[str]:
     """The funnel as lines to print: rows in, each loss by its reason, and what came of the rest."""
     rows = [("rows in", summary["rows_in"])]
     rows += [(f"  {reason}", -count) for reason, count in summary["rejected"].items()]
-    if summary["rows_of_one_text"]:
-        rows.append(("  of a document or a question alone", -summary["rows_of_one_text"]))
+    if summary["standalone_rows"]:
+        rows.append(("  of a document or a question alone", -summary["standalone_rows"]))
     rows += [
         ("rows used as pairs", summary["rows_used"]),
-        ("  merged into an equal question", summary["merged_questions"]),
+        ("  merged into an equal question", summary["merged_queries"]),
         ("  merged into an equal document", summary["merged_documents"]),
         ("queries", summary["queries"]),
         *((f"  {name}", count) for name, count in summary["splits"].items()),
     ]
-    optional_labels = {"shared_questions": "  restated on another side of the split"}
+    optional_labels = {"paraphrases_across_splits": "  restated on another side of the split"}
     optional_labels |= {"documents": "documents", "chunks": "  in chunks"}
     optional_labels |= {
-        "shared_documents": "  positive on two sides of the split",
+        "documents_across_splits": "  positive on two sides of the split",
         "curated_negatives": "curated negatives",
     }
-    optional_labels |= {"decided": "decided by people"}
+    optional_labels |= {"label_overrides": "decided by people"}
     rows += [(name, summary[count]) for count, name in optional_labels.items() if summary[count]]
     width = max(len(name) for name, _ in rows)
     figures = [f"{count:,}" for _, count in rows]
@@ -257,8 +257,10 @@ def _build_tables(params: Params, inputs: PairSources, out: Path, scratch: Path,
         reject_writer.close()
     if n_large_cells := ingester.counts["cells over 1 MB"]:
         notes.append(f"{n_large_cells:,} cells are over 1 MB (kept whole)")
-    if counts.get("positives_by_all_chunks"):
-        notes.append(f"{counts['positives_by_all_chunks']:,} positives: no chunk holds an answer, so all chunks count")
+    if counts.get("positives_without_answer_chunk"):
+        notes.append(
+            f"{counts['positives_without_answer_chunk']:,} positives: no chunk holds an answer, so all chunks count"
+        )
     notes += table_writer.notes
     for note in notes:
         progress.log(note)

@@ -89,8 +89,8 @@ class TableWriter:
         if "group" in indexed_qrels.columns and indexed_qrels["group"].null_count() < len(indexed_qrels):
             group_names = indexed_qrels["group"].drop_nulls().unique().sort()
         assignment = self._assign_splits(queries, documents, indexed_qrels, positives, group_names, ratios)
-        counts: Summary = {"rows_used": rows_used, "rows_of_one_text": rows_alone}
-        counts |= {"merged_questions": rows_used - len(queries)}
+        counts: Summary = {"rows_used": rows_used, "standalone_rows": rows_alone}
+        counts |= {"merged_queries": rows_used - len(queries)}
         counts |= {"merged_documents": merged_documents, "queries": len(queries), "documents": len(documents)}
         counts |= summarise_splits(assignment, positives, queries["loose"])
         negative = indexed_qrels.filter(pl.col("relevance") == 0).select("question", "document").unique()
@@ -103,8 +103,8 @@ class TableWriter:
         self._write_corpus(rows, documents)
         chunk_qrels, n_unplaced = place_qrels_on_chunks(indexed_qrels, documents)
         if self._text_store.chunk_words:
-            counts["positives_by_all_chunks"] = n_unplaced
-        counts["decided"] = self._write_qrels(chunk_qrels, queries, rows, overrides_path)
+            counts["positives_without_answer_chunk"] = n_unplaced
+        counts["label_overrides"] = self._write_qrels(chunk_qrels, queries, rows, overrides_path)
         counts["answers"] = self._write_answers(queries, deferred_rejects)
         return counts
 
@@ -251,7 +251,7 @@ class TableWriter:
     def _write_qrels(
         self, judgements: pl.DataFrame, queries: pl.DataFrame, rows: pl.DataFrame, decisions: Path | None
     ) -> int:
-        """Write qrels.parquet, and decided.parquet: those that a person decided. Returns how many these are."""
+        """Write qrels.parquet, and label_overrides.parquet: those that a person decided. Returns how many these are."""
         found = judgements.join(rows.select("document", "chunk", "position"), on=["document", "chunk"])
         found = found.select("question", "position", "relevance")
         known = pl.DataFrame(schema={name: OVERRIDE_SCHEMA[name] for name in QRELS.names})
@@ -260,7 +260,7 @@ class TableWriter:
             found, unknown = apply_label_overrides(found, made, queries, rows)
             self.notes += reject_unknown_overrides(unknown, decisions, self._reject_writer)
             known = made.join(unknown, on="row", how="anti").select(known.columns)
-        write_table(known.sort("query_id", "doc_id"), QRELS, self._out / "decided.parquet")
+        write_table(known.sort("query_id", "doc_id"), QRELS, self._out / "label_overrides.parquet")
         found = found.sort("question", "position")
         with pq.ParquetWriter(self._out / "qrels.parquet", QRELS, compression="zstd") as writer:
             for part in found.iter_slices(_SLICE_ROWS):

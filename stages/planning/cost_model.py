@@ -136,7 +136,7 @@ def _search(table: Table, settings: Settings, machine: Machine) -> Prediction:
 
 
 def _evidence(table: Table, settings: Settings, machine: Machine) -> Prediction:
-    params: Any = settings["evidence"]
+    params: Any = settings["features"]
     found = candidates_of(table, settings)
     yards = constants.BEGIN + found * (constants.FLAG + constants.ANSWER * (table.answered / max(table.queries, 1)))
     if params.estimate:
@@ -149,7 +149,7 @@ def _evidence(table: Table, settings: Settings, machine: Machine) -> Prediction:
     )
     seconds = machine.yard * yards
     return Prediction(
-        "evidence", f"{_short(found)} candidates", seconds, memory, constants.EVIDENCE_BYTES * found, KNOWN
+        "features", f"{_short(found)} candidates", seconds, memory, constants.EVIDENCE_BYTES * found, KNOWN
     )
 
 
@@ -184,19 +184,19 @@ def _mask(table: Table, settings: Settings, machine: Machine) -> Prediction:
 
 
 def _compose(table: Table, settings: Settings, machine: Machine) -> Prediction:
-    params: Any = settings["compose"]
+    params: Any = settings["sample"]
     found, lines = candidates_of(table, settings), table.train * (params.n_requested + table.positives)
     seconds = machine.yard * (constants.COMPOSE * found + constants.LINE * lines)
     disk = int(lines * table.characters / max(table.documents, 1))
     memory = machine.tables + constants.COMPOSE_MEMORY * found
     return Prediction(
-        "compose", f"{table.train:,} queries x {params.n_requested} negatives", seconds, memory, disk, KNOWN
+        "sample", f"{table.train:,} queries x {params.n_requested} negatives", seconds, memory, disk, KNOWN
     )
 
 
 def _train(table: Table, settings: Settings, machine: Machine) -> Prediction:
     params: Any = settings["train"]
-    compose: Any = settings["compose"]
+    compose: Any = settings["sample"]
     step, score = machine.step, machine.score
     epochs = params.epochs + lessons(params, machine)
     queries = min(params.max_queries or table.train, table.train)
@@ -261,10 +261,10 @@ _STAGES: Mapping[str, Callable[[Table, Settings, Machine], Prediction]] = {
     "pairs": _pairs,
     "encode": _encode,
     "search": _search,
-    "evidence": _evidence,
+    "features": _evidence,
     "verify": _verify,
     "mask": _mask,
-    "compose": _compose,
+    "sample": _compose,
     "train": _train,
     "evaluate": _evaluate,
 }

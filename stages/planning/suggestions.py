@@ -101,9 +101,9 @@ def _turns(stage: str, table: Table, settings: Settings, machine: Machine) -> It
         yield stage, "teacher_budget", max(1, (params.teacher_budget or table.queries) // 2)
     else:
         mask: Any = settings["mask"]
-        if stage == "evidence" and mask.mask != "learned" and mask.relabel == "no":  # which go by the estimate
+        if stage == "features" and mask.mask != "learned" and mask.relabel == "no":  # which go by the estimate
             yield stage, "estimate", False
         search: Any = settings["search"]
-        compose: Any = settings["compose"]
+        compose: Any = settings["sample"]
         if search.depth // 2 > compose.n_requested:
             yield "search", "depth", search.depth // 2

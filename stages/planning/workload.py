@@ -129,7 +129,7 @@ def _encoding(
         weight=np.concatenate(shares),
         limit=given or limit_of(folder),
         begun=any((vectors / made.key).glob("*.npy")),
-        went_on=(vectors / made.key / "lists" / "lists.json").exists(),
+        went_on=(vectors / made.key / "topk_cache" / "topk_cache.json").exists(),
     )
 
 

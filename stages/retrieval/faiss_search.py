@@ -82,16 +82,16 @@ class FaissSearch:
             "index": spec.factory,
             "parameters": parameters,
             "recall": round(recall, 4),
-            "recall at": self._top_k,
-            "sampled queries": len(sampled),
-            "trained on": self._index.n_training_points,
+            "recall_at": self._top_k,
+            "n_sampled_queries": len(sampled),
+            "n_training_documents": self._index.n_training_points,
             "bytes": self._index.n_bytes,
         }
 
     @property
     def summary(self) -> Summary:
         """The index, its recall, and how many of the queries asked so far it found too little for."""
-        return {**self._index_summary, "searched exactly": self._n_searched_exactly}
+        return {**self._index_summary, "n_exactly_searched_queries": self._n_searched_exactly}
 
     def search(self, queries: Ints, top_k: int) -> SearchResults:
         """The first `top_k` ranks of each query; all where there are fewer documents."""

@@ -47,7 +47,7 @@ class IncrementalSearch:
         self._top_k = min(top_k, self._n_documents)
         self._width = max(1, min(top_k + _extra_depth(top_k), self._n_documents))
         store = dense.vectors.store
-        folder, code_versions = store.folder / "lists", {"search": version, "numpy": np.__version__}
+        folder, code_versions = store.folder / "topk_cache", {"search": version, "numpy": np.__version__}
         document_keys = _make_document_keys(dense)
         old_cache = read_topk_cache(folder, code_versions, store.segment_names)
         cache_writer = TopKWriter(folder, dense.query_hashes, self._width)
@@ -59,9 +59,9 @@ class IncrementalSearch:
             self._report_progress(len(part))
         self._cache = cache_writer.commit(document_keys, code_versions, store.segment_names)
         self.summary: Summary = {
-            "new documents": n_new,
-            "merged": len(dense.query_hashes) - len(to_search),
-            "in full": len(to_search),
+            "n_new_documents": n_new,
+            "n_merged_queries": len(dense.query_hashes) - len(to_search),
+            "n_searched_queries": len(to_search),
         }
         """How many documents were new, and how many queries were merged or searched in full."""
 

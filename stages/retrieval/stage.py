@@ -124,7 +124,7 @@ class Params(Base):
         )
 
 
-VERSION = 1
+VERSION = 2
 
 _SEARCH_BATCH_QUERIES = 16_384
 """Queries searched at once, or their lists read."""
@@ -143,7 +143,7 @@ def key_extras(params: Params) -> dict[str, str]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Search all queries in the whole corpus; write candidates.parquet and judged.parquet.
+    """Search all queries in the whole corpus; write candidates.parquet and qrels_scored.parquet.
 
     candidates: by query (the tables are sorted by id), source in the order given, and rank: from 1 in the source's own
     ranking, where a window skips ranks; ties by doc_id. There is one row for each source that found the document, with
@@ -157,7 +157,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     document, and so is random, which costs nothing.
     """
     for line in _find_unused_encoders(
-        params.source_depths, [part["model"] for part in read_encodings(inputs["encoding"])]
+        params.source_depths, [part["model"] for part in read_encodings(inputs["encoder"])]
     ):
         context.progress.log(line)
     queries = read_table(inputs["queries"], QUERIES, ["query_id", "query"])
@@ -191,16 +191,22 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         _find_id_positions(qrels["query_id"], queries["query_id"]),
         _find_id_positions(qrels["doc_id"], dense.doc_ids),
     )
-    write_table(qrels.with_columns(pl.Series("score", dense.score_pairs(*pairs))), QRELS_SCORED, out / "judged.parquet")
+    write_table(
+        qrels.with_columns(pl.Series("score", dense.score_pairs(*pairs))), QRELS_SCORED, out / "qrels_scored.parquet"
+    )
     cache_summaries = {name: one.summary for name, one in retrievers.items() if isinstance(one, IncrementalSearch)}
     index_summaries = {name: one.summary for name, one in retrievers.items() if isinstance(one, FaissSearch)}
     return {
         "queries": n_queries,
         "documents": len(dense.doc_ids),
         "candidates": sum(counts.values()),
-        "by_source": counts,
-        "judged": qrels.height,
-    } | {name: summaries for name, summaries in (("lists", cache_summaries), ("indexes", index_summaries)) if summaries}
+        "candidates_by_source": counts,
+        "qrels_scored": qrels.height,
+    } | {
+        name: summaries
+        for name, summaries in (("topk_cache", cache_summaries), ("faiss_indexes", index_summaries))
+        if summaries
+    }
 
 
 class _Retriever(Protocol):
@@ -242,7 +248,7 @@ def choose_device_and_dtype(params: Params, n_products: int) -> tuple[str, str]:
 def _make_dense_retriever(
     queries: pl.DataFrame, inputs: Mapping[str, Path], params: Params, context: StageContext, encoder_index: int = 0
 ) -> DenseRetriever:
-    vectors = VectorLookup(inputs["encoding"], context.vectors_dir, encoder_index)
+    vectors = VectorLookup(inputs["encoder"], context.vectors_dir, encoder_index)
     products = len(queries) * pq.read_metadata(inputs["corpus"]).num_rows * vectors.dimension
     return DenseRetriever(
         queries, inputs["corpus"], vectors, params.block, context.executor, *choose_device_and_dtype(params, products)

@@ -27,7 +27,7 @@ from stages.training.params import Params as Params
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-VERSION = 7
+VERSION = 8
 
 DEV_METRICS = ("nDCG@10", "MRR@10")
 CHANCE_LOSS_MARGIN = 0.005
@@ -59,23 +59,23 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     history = result.history
     report = {
         # no path: evaluate is made again where these bytes change, and a moved model is the same model
-        "base": model_display_name(params.base),
-        "base_weights": model_digest(resolve_model(params.base)),
-        "fresh_head": result.has_new_head,
+        "base_model": model_display_name(params.base),
+        "base_model_digest": model_digest(resolve_model(params.base)),
+        "has_new_head": result.has_new_head,
         "seed": params.seed,
         "learning_rate": result.learning_rate,
         "parameters": params.model_dump(exclude=params.fields_with_mark("unkeyed")),
-        "queries": len(mined_queries),
-        "queries_without_negatives": n_skipped,
-        "groups_an_epoch": len(result.epoch_groups[-1]),
-        "pairs": count_training_pairs(result.epoch_groups),
-        "steps": history.n_steps,
-        "distill_epochs": result.n_distill_epochs,
+        "n_queries": len(mined_queries),
+        "n_queries_skipped": n_skipped,
+        "groups_per_epoch": len(result.epoch_groups[-1]),
+        "n_pairs": count_training_pairs(result.epoch_groups),
+        "n_steps": history.n_steps,
+        "n_distill_epochs": result.n_distill_epochs,
         "chance_loss": result.chance_losses[-1],
         "epochs": history.epoch_records,
         "best_epoch": history.best_epoch,
-        "dev_queries": dev_lists.queries.height,
-        "collapse": detect_training_collapse(history, result.chance_losses, result.n_distill_epochs),
+        "n_dev_queries": dev_lists.queries.height,
+        "collapse_reason": detect_training_collapse(history, result.chance_losses, result.n_distill_epochs),
     }
     (out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summarise_training(report)
@@ -170,7 +170,7 @@ def train_reranker(
 
 
 def build_dev_evaluation(dev_lists: CandidateLists, corpus_path: Path, dtype: Dtype) -> DevEvaluation:
-    """A function of a model that reranks `dev_lists`: gives FIGURES, and as "spread" the widest range of a query's
+    """A function of a model that reranks `dev_lists`: `DEV_METRICS`, and max_score_range, the widest range of a query's
     logits."""
     pairs = dev_lists.lists.join(
         dev_lists.queries.select("query_id", "query"), on="query_id", how="left", maintain_order="left"
@@ -185,7 +185,7 @@ def build_dev_evaluation(dev_lists: CandidateLists, corpus_path: Path, dtype: Dt
         scores = pairs.select("query_id", "doc_id", "relevance", score=pl.Series(score_pairs(model, text_pairs, dtype)))
         width = scores.group_by("query_id").agg(width=pl.col("score").max() - pl.col("score").min())
         spread = width["width"].fill_nan(0.0).max()
-        return average_metrics(evaluator(scores)) | {"spread": float(spread)}  # type: ignore[arg-type]
+        return average_metrics(evaluator(scores)) | {"max_score_range": float(spread)}  # type: ignore[arg-type]
 
     return measure
 
@@ -203,7 +203,7 @@ def detect_training_collapse(
     if nonfinite_epochs or not history.epoch_records:
         return f"the loss of epoch {nonfinite_epochs[0] if nonfinite_epochs else 1} is no number (not finite)"
     best_record = next(epoch for epoch in history.epoch_records if epoch["epoch"] == history.best_epoch)
-    if best_record.get("spread", 1.0) < MIN_SCORE_RANGE:
+    if best_record.get("max_score_range", 1.0) < MIN_SCORE_RANGE:
         return "it gives all candidates of a dev query the same score"
     is_at_chance = [
         epoch["loss"] > (1 - CHANCE_LOSS_MARGIN) * chance_losses[epoch["epoch"] - 1] for epoch in history.epoch_records
@@ -232,10 +232,10 @@ def summarise_training(report: Mapping[str, Any]) -> Summary:
     """What the terminal shows of training.json."""
     last_record = report["epochs"][-1] if report["epochs"] else {}
     best_record: Mapping[str, Any] = next((e for e in report["epochs"] if e["epoch"] == report["best_epoch"]), {})
-    names = ("queries", "queries_without_negatives", "groups_an_epoch", "steps", "best_epoch", "dev_queries")
+    names = ("n_queries", "n_queries_skipped", "groups_per_epoch", "n_steps", "best_epoch", "n_dev_queries")
     return {name: report[name] for name in names} | {
         "loss": last_record.get("loss"),
         "chance_loss": report["chance_loss"],
         **{f"dev_{name}": best_record[name] for name in DEV_METRICS if name in best_record},
-        "collapse": report["collapse"],
+        "collapse_reason": report["collapse_reason"],
     }

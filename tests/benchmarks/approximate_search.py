@@ -61,22 +61,22 @@ def write_inputs(folder: Path, given: argparse.Namespace) -> None:
     write_table(pl.DataFrame({"doc_id": documents, "text": documents}), CORPUS, folder / "corpus.parquet")
     pair = {"query_id": queries[:1], "doc_id": documents[:1], "relevance": [1]}
     write_table(pl.DataFrame(pair, schema_overrides={"relevance": pl.Int32}), QRELS, folder / "qrels.parquet")
-    made = {"encoder": "key", "model": "synthetic", "dimension": given.dimension}
-    (folder / "encoding.json").write_text(json.dumps(made | {"salts": {"query": "", "document": ""}}))
+    made = {"encoder_key": "key", "model": "synthetic", "dimension": given.dimension}
+    (folder / "encoder.json").write_text(json.dumps(made | {"hash_prefixes": {"query": "", "document": ""}}))
 
 
 def searched(folder: Path, params: Params) -> tuple[dict[str, Any], pl.DataFrame]:
     """One run of the stage from nothing: its seconds and what it says of its index, and the pairs that it found."""
     out = folder / "out"
     out.mkdir(exist_ok=True)
-    shutil.rmtree(folder / "vectors/key/lists", ignore_errors=True)
+    shutil.rmtree(folder / "vectors/key/topk_cache", ignore_errors=True)
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
     tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     started, busy = time.perf_counter(), time.process_time()
-    summary = run(params, inputs | {"encoding": folder / "encoding.json"}, out, tools)
+    summary = run(params, inputs | {"encoder": folder / "encoder.json"}, out, tools)
     took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}
     pairs = pl.read_parquet(out / "candidates.parquet", columns=["query_id", "doc_id"])
-    return took | summary.get("indexes", {}).get("dense", {"index": "exact"}), pairs
+    return took | summary.get("faiss_indexes", {}).get("dense", {"index": "exact"}), pairs
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def mined(workspace: Path, mask: tuple[str, ...]) -> Path:
         text=True,
         check=True,
     )
-    return Path(json.loads(done.stdout)["artifacts"]["compose"]) / "mined.jsonl"
+    return Path(json.loads(done.stdout)["artifacts"]["sample"]) / "mined.jsonl"
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ ROWS = 65_536
 
 
 def write(folder: Path, sizes: Sizes) -> Result:
-    """Write the tables under pairs/, vectors into vectors/, queries.npy and documents.npy, and encode/encoding.json."""
+    """Write the tables under pairs/, vectors into vectors/, queries.npy and documents.npy, and encode/encoder.json."""
     import numpy as np
     import polars as pl
 
@@ -48,7 +48,7 @@ def write(folder: Path, sizes: Sizes) -> Result:
         "qrels": pl.DataFrame({"query_id": query_ids, "doc_id": doc_ids.gather(positive), "relevance": 1}),
         "answers": pl.DataFrame({"query_id": [], "answer": []}, schema={"query_id": pl.String, "answer": pl.String}),
     }
-    frames["decided"] = frames["qrels"].clear()
+    frames["label_overrides"] = frames["qrels"].clear()
     for name, frame in frames.items():
         schema = schemas.TABLES[name]
         schemas.write_table(frame, schema, pairs / f"{name}.parquet")
@@ -75,7 +75,7 @@ def write(folder: Path, sizes: Sizes) -> Result:
     tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     inputs = {name: pairs / f"{name}.parquet" for name in ("queries", "corpus")}
     summary = embedding_stage.run(embedding_stage.Params(), inputs, folder / "encode", tools)
-    assert summary["encoded"] == 0, "the stored vectors are not those that encode looks for"
+    assert summary["n_encoded"] == 0, "the stored vectors are not those that encode looks for"
     return {"positives": queries, "text_mb": round(sum(map(len, texts)) / 1e6, 1)}
 
 
@@ -113,7 +113,7 @@ def mine(names: tuple[str, ...], settings: Mapping[str, Any], folder: Path, out:
 
     seconds = {}
     if "search" in names:  # a search goes on from the last one's lists
-        for lists in (folder / "vectors").glob("*/lists"):
+        for lists in (folder / "vectors").glob("*/topk_cache"):
             shutil.rmtree(lists)
     for name in names:
         stage = STAGES_BY_NAME[name]

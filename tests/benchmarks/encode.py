@@ -169,7 +169,7 @@ def check(folder: Path, sizes: Sizes) -> Result:
 
     from stages.embedding.lookup import VectorLookup
 
-    vectors = VectorLookup(folder / "ours" / "encoding.json", folder / "ours" / "vectors")
+    vectors = VectorLookup(folder / "ours" / "encoder.json", folder / "ours" / "vectors")
     mine = np.concatenate(
         [
             vectors.read_queries(pl.read_parquet(folder / "queries.parquet")),

@@ -26,8 +26,12 @@ from stages.mining.estimator import model as learned
 from stages.mining.verify import stacking
 from tests.benchmarks.self_teacher import ROOT, suspects_of
 
-NAMES = (*FEATURES, "prior")
-RISES = dict.fromkeys(NAMES, 1) | {"log_rank": -1} | dict.fromkeys(("hub", "stands_out", "log_anchors", "like_top"), 0)
+NAMES = (*FEATURES, "pretrained_log_odds")
+RISES = (
+    dict.fromkeys(NAMES, 1)
+    | {"log_rank": -1}
+    | dict.fromkeys(("hubness", "positive_z", "log_n_positives", "topk_sim_mean"), 0)
+)
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -57,8 +57,8 @@ def timed(folder: Path, depth: int, out: str) -> tuple[float, dict[str, Any]]:
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
     tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     started = time.perf_counter()
-    summary = run(Params(depth=depth), inputs | {"encoding": folder / "encoding.json"}, folder / out, tools)
-    return time.perf_counter() - started, summary["lists"]["dense"]
+    summary = run(Params(depth=depth), inputs | {"encoder": folder / "encoder.json"}, folder / out, tools)
+    return time.perf_counter() - started, summary["topk_cache"]["dense"]
 
 
 def main() -> None:
@@ -73,14 +73,14 @@ def main() -> None:
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        part = {"encoder": "key", "model": "random", "dimension": given.dimension}
-        (folder / "encoding.json").write_text(json.dumps(part | {"salts": {"query": "", "document": ""}}))
+        part = {"encoder_key": "key", "model": "random", "dimension": given.dimension}
+        (folder / "encoder.json").write_text(json.dumps(part | {"hash_prefixes": {"query": "", "document": ""}}))
         write_inputs(folder, given, 0, random)
         first, _ = timed(folder, given.depth, "first")
         write_inputs(folder, given, given.changed, random)
         after, told = timed(folder, given.depth, "after")
         again, _ = timed(folder, given.depth, "after-again")
-        shutil.rmtree(folder / "vectors/key/lists")
+        shutil.rmtree(folder / "vectors/key/topk_cache")
         nothing, _ = timed(folder, given.depth, "nothing")
         same = (folder / "after/candidates.parquet").read_bytes() == (
             folder / "nothing/candidates.parquet"

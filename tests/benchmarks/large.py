@@ -26,12 +26,17 @@ def check(folder: Path, sizes: Sizes) -> Result:
 
     import pyarrow.parquet as pq
 
-    with (folder / "ours" / "compose" / "mined.jsonl").open() as file:
+    with (folder / "ours" / "sample" / "mined.jsonl").open() as file:
         filled = [len(json.loads(line)["neg"]) for line in file]
     candidates = pq.read_metadata(folder / "ours" / "search" / "candidates.parquet").num_rows
     assert candidates == 200 * sizes["queries"]
-    estimator = json.loads((folder / "ours" / "evidence" / "estimator.json").read_text())
-    return {"lines": len(filled), "negatives": sum(filled), "source": estimator["source"], "unfit": estimator["unfit"]}
+    estimator = json.loads((folder / "ours" / "features" / "estimator.json").read_text())
+    return {
+        "lines": len(filled),
+        "negatives": sum(filled),
+        "source": estimator["source"],
+        "unreliable_reason": estimator["unreliable_reason"],
+    }
 
 
 WORK = Work(

@@ -23,7 +23,7 @@ from stages.mining.sampling import stage as sampling_stage
 from stages.mining.verify import stage as verify_stage
 from stages.retrieval import stage as retrieval_stage
 
-SAID = ("candidates", "pairs", "estimated", "estimate", "fill", "hardness", "false_negatives")
+SAID = ("candidates", "n_pairs", "estimate", "fill_rate", "hardness", "expected_false_negative_rate")
 
 
 def write_inputs(folder: Path, work: Path) -> dict[str, Path]:
@@ -60,10 +60,16 @@ def main() -> None:
         print(f"{stage.__name__}: {seconds:.1f} s, {peak:.2f} GiB, {said}", flush=True)
         inputs.update({name.partition(".")[0]: work / name for name in outputs})
 
-    run(embedding_stage, embedding_stage.Params(), "encoding.json")
-    run(retrieval_stage, retrieval_stage.Params(), "candidates.parquet", "judged.parquet")
-    run(candidate_features, candidate_features.Params(), "evidence.parquet", "shown.parquet", "estimator.json")
-    run(verify_stage, verify_stage.Params(), "verified.parquet", "taught.parquet")
+    run(embedding_stage, embedding_stage.Params(), "encoder.json")
+    run(retrieval_stage, retrieval_stage.Params(), "candidates.parquet", "qrels_scored.parquet")
+    run(
+        candidate_features,
+        candidate_features.Params(),
+        "features.parquet",
+        "holdout_candidates.parquet",
+        "estimator.json",
+    )
+    run(verify_stage, verify_stage.Params(), "verifier_scores.parquet", "holdout_verified.parquet")
     for chosen in (mask.Params(), mask.Params(max_false_negatives=0.01), mask.Params(mask="perc")):
         run(mask, chosen, "verdicts.parquet")
         run(sampling_stage, sampling_stage.Params())

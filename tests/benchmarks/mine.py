@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NEGATIVES = 7
 DEPTH = 200
-STAGES = ("search", "evidence", "verify", "mask", "compose")
+STAGES = ("search", "features", "verify", "mask", "sample")
 SETTINGS = {
     "depth": DEPTH,
     "mask": "perc",
@@ -107,7 +107,7 @@ def check(folder: Path, sizes: Sizes) -> Result:
         with path.open() as file:
             yield from map(json.loads, file)
 
-    own = {line["query"]: line["neg"] for line in read(folder / "ours" / "compose" / "mined.jsonl")}
+    own = {line["query"]: line["neg"] for line in read(folder / "ours" / "sample" / "mined.jsonl")}
     others = {line["query"]: line["positive"][1:] for line in read(folder / "theirs.jsonl")}
     same = sum(own.get(query) == negatives for query, negatives in others.items())
     assert min(same, len(others)) >= SAME * max(len(own), 1), f"{same} of {len(own)} and {len(others)} queries agree"

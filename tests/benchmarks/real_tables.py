@@ -80,7 +80,10 @@ def refresh(name: str, data: Path, folder: Path) -> dict[str, Any]:
     metrics = json.loads((place / "work" / "current" / "metrics.json").read_text())
     rows = metrics["test"] or {}
     found |= {"queries": summary["pairs"]["queries"], "documents": summary["pairs"]["documents"]}
-    found |= {"fill": summary["compose"]["fill"], "test questions": metrics["lists"]["test"]["queries"]}
+    found |= {
+        "fill_rate": summary["sample"]["fill_rate"],
+        "test questions": metrics["candidate_lists"]["test"]["n_queries"],
+    }
     found |= {f"{row} MRR@10": values["MRR@10"] for row, values in rows.items()}
     if rows:
         found["fused - embedder"] = metrics["tests"]["test"]["fused"]["MRR@10"]

@@ -57,7 +57,7 @@ def ours(folder: Path, sizes: Sizes) -> Result:
     shutil.copytree(folder / "first", place, symlinks=True, dirs_exist_ok=True)
     shutil.copy(folder / "after.csv", place / "table.csv")
     result = _prep(place)
-    assert "compose" in result["stages"], "the refresh did not see the change"
+    assert "sample" in result["stages"], "the refresh did not see the change"
     return result
 
 

@@ -69,13 +69,13 @@ def suspects_of(
     collection = read_holdout_collection(folder, 0, most)
     inputs = write_stage_inputs(collection, work)
     embedding_stage.run(embedding_stage.Params(), inputs, work, tools)
-    inputs["encoding"] = work / "encoding.json"
+    inputs["encoder"] = work / "encoder.json"
     retrieval_stage.run(retrieval_stage.Params(), inputs, work, tools)
-    inputs |= {name: work / f"{name}.parquet" for name in ("candidates", "judged")}
-    vectors = VectorLookup(inputs["encoding"], tools.vectors_dir)
+    inputs |= {name: work / f"{name}.parquet" for name in ("candidates", "qrels_scored")}
+    vectors = VectorLookup(inputs["encoder"], tools.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
-    judged = read_table(inputs["judged"], QRELS_SCORED)
-    own = judged.filter(pl.col("relevance") > 0).select(*PAIR_COLUMNS, own=pl.lit(True))
+    judged = read_table(inputs["qrels_scored"], QRELS_SCORED)
+    own = judged.filter(pl.col("relevance") > 0).select(*PAIR_COLUMNS, positive_kind=pl.lit("own"))
     return (
         collection,
         inputs,
@@ -99,7 +99,7 @@ def prepared(folder: Path, work: Path, most: int, tools: StageContext) -> dict[s
 
 def margins(table: pl.DataFrame) -> list[dict[str, Any]]:
     """What each margin sets aside: of the hidden positives and of the others; and p, setting aside as many others."""
-    score, lowest, best = (table[f"teacher_{name}"].to_numpy() for name in ("score", "lowest", "best"))
+    score, lowest, best = (table[f"verifier_{name}"].to_numpy() for name in ("score", "positive_min", "positive_max"))
     p, hidden = table["p_false_negative"].to_numpy(), table["hidden"].to_numpy()
     out = []
     for rule, value in MARGINS:
@@ -141,7 +141,7 @@ def tried(
     pairs = pairs.sort(PAIR_COLUMNS)
     texts = [(query, found["texts"][doc_id]) for query, doc_id in zip(pairs["query"], pairs["doc_id"], strict=True)]
     scores = cross.score_pairs(pairs["query_id"].to_list(), texts)
-    table = join_verifier_scores(unsure, known, pairs.with_columns(teacher_score=pl.Series(scores)))
+    table = join_verifier_scores(unsure, known, pairs.with_columns(verifier_score=pl.Series(scores)))
     fresh = ~cross.is_training_positive(table["query_id"].to_list(), table["doc_id"].to_list())
     line: dict[str, Any] = {
         "set": collection.name,
@@ -154,7 +154,7 @@ def tried(
         "collapsed": cross.collapse_reasons,
     }
     for name, part in (("all", table), ("unseen", table.filter(pl.Series(fresh)))):
-        names = ("p_false_negative", "teacher_score", "teacher_lowest", "teacher_best", "hidden")
+        names = ("p_false_negative", "verifier_score", "verifier_positive_min", "verifier_positive_max", "hidden")
         columns = [part[column].to_numpy() for column in names]
         weights = np.full(len(part), 2.0, np.float32)  # half is hidden
         p, score, lowest, best, labels = columns

@@ -28,16 +28,16 @@ def again(folder: Path, sizes: Sizes) -> Result:
 
 def ours(folder: Path, sizes: Sizes) -> Result:
     """The mask with another threshold, and compose."""
-    collection.load(("mask", "compose"))
+    collection.load(("mask", "sample"))
     clock = Clock()
-    stages = collection.mine(("mask", "compose"), NEW, folder, folder / "ours")
+    stages = collection.mine(("mask", "sample"), NEW, folder, folder / "ours")
     return {**clock.result(), "stages": stages}
 
 
 def check(folder: Path, sizes: Sizes) -> Result:
     """The new threshold on stored candidates writes what mining with it writes, byte for byte."""
     collection.mine(STAGES, NEW, folder, folder / "anew")
-    ours, anew = ((folder / name / "compose" / "mined.jsonl").read_bytes() for name in ("ours", "anew"))
+    ours, anew = ((folder / name / "sample" / "mined.jsonl").read_bytes() for name in ("ours", "anew"))
     assert ours == anew, "a new threshold on stored candidates gave another file than mining again with it"
     return {"same_bytes": len(ours)}
 

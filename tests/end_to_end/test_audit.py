@@ -30,8 +30,8 @@ def test_audit_lists_writes_refuses_and_its_file_comes_back_as_decisions(lived_i
     wrong = found["findings"][0]
     assert wrong["label"] is None
     assert wrong["explanation"]
-    assert found["share"] == pytest.approx(found["flagged"] / found["positives"], abs=1e-5)
-    assert sum(found["counts"].values()) == len(found["findings"]) >= found["flagged"]
+    assert found["share"] == pytest.approx(found["n_flagged"] / found["n_positives"], abs=1e-5)
+    assert sum(found["counts"].values()) == len(found["findings"]) >= found["n_flagged"]
 
     for ending, read in (("csv", pl.read_csv), ("jsonl", pl.read_ndjson), ("parquet", pl.read_parquet)):
         done = project.prep("audit", "--out", f"found.{ending}", "--top", "1", "-q")
@@ -63,7 +63,7 @@ def test_audit_lists_writes_refuses_and_its_file_comes_back_as_decisions(lived_i
     assert (wrong["query_id"], wrong["doc_id"]) not in pairs
     assert (other["query_id"], other["doc_id"]) not in pairs
     made = result(project, "build-pairs")
-    assert made["summary"]["pairs"]["decided"] == 2
+    assert made["summary"]["pairs"]["label_overrides"] == 2
     qrels = pl.read_parquet(project.folder / made["artifacts"]["pairs"] / "qrels.parquet").rows()
     assert (wrong["query_id"], wrong["doc_id"], 0) in qrels
     assert (other["query_id"], other["doc_id"], 1) in qrels
@@ -73,32 +73,32 @@ def test_what_is_listed_can_be_left_out_of_the_training_or_count_less(lived_in: 
     project = lived_in
     found = result(project, "audit")
     kept = result(project, "mine-negatives")
-    assert kept["summary"]["compose"]["dropped"] is None
-    done = result(project, "mine-negatives", "--drop-positives", "contradicting", "--drop-positives", "buried")
-    assert done["ran"] == ["compose"]
+    assert kept["summary"]["sample"]["dropped_positives"] is None
+    done = result(project, "mine-negatives", "--drop-positives", "inconsistent", "--drop-positives", "low_ranked")
+    assert done["ran"] == ["sample"]
     train = [
         (row["finding"], row["query_id"], row["doc_id"])
         for row in found["findings"]
-        if row["split"] == "train" and row["finding"] != "outscored"
+        if row["split"] == "train" and row["finding"] != "outranked"
     ]
     assert train
-    dropped = done["summary"]["compose"]["dropped"]
-    assert dropped == {name: sum(row[0] == name for row in train) for name in ("buried", "contradicting")}
-    path = project.folder / done["artifacts"]["compose"] / "mined.jsonl"
+    dropped = done["summary"]["sample"]["dropped_positives"]
+    assert dropped == {name: sum(row[0] == name for row in train) for name in ("low_ranked", "inconsistent")}
+    path = project.folder / done["artifacts"]["sample"] / "mined.jsonl"
     lines = {row["query_id"]: row for row in map(json.loads, path.read_text().splitlines())}
     for _, query_id, doc_id in train:
         line = lines.get(query_id, {"pos_ids": [], "neg_ids": []})
         assert doc_id not in line["pos_ids"] + line["neg_ids"]
-    before = project.folder / kept["artifacts"]["compose"] / "mined.jsonl"
+    before = project.folder / kept["artifacts"]["sample"] / "mined.jsonl"
     had = {row["query_id"]: set(row["pos_ids"]) for row in map(json.loads, before.read_text().splitlines())}
     gone = {query_id for query_id, ids in had.items() if ids <= {d for _, q, d in train if q == query_id}}
     assert set(had) - set(lines) == gone
-    assert done["summary"]["compose"]["left_out"]["all positives dropped"] == len(gone)
-    names = ("--drop-positives", "contradicting", "--drop-positives", "buried")
+    assert done["summary"]["sample"]["skipped_queries"]["all_positives_dropped"] == len(gone)
+    names = ("--drop-positives", "inconsistent", "--drop-positives", "low_ranked")
     less = result(project, "mine-negatives", *names, "--positive-weight", "0.25")
-    assert less["ran"] == ["compose"]
-    assert less["summary"]["compose"]["weighted_positives"] == dropped
-    path = project.folder / less["artifacts"]["compose"] / "mined.jsonl"
+    assert less["ran"] == ["sample"]
+    assert less["summary"]["sample"]["weighted_positives"] == dropped
+    path = project.folder / less["artifacts"]["sample"] / "mined.jsonl"
     lines = {row["query_id"]: row for row in map(json.loads, path.read_text().splitlines())}
     assert {query_id: set(line["pos_ids"]) for query_id, line in lines.items()} == had
     for query_id, line in lines.items():
@@ -108,4 +108,4 @@ def test_what_is_listed_can_be_left_out_of_the_training_or_count_less(lived_in: 
     assert (vain.returncode, "positive_weight is that of" in vain.stderr) == (2, True)
     wrong = project.prep("mine-negatives", "--drop-positives", "everything", "-q")
     assert wrong.returncode == 2
-    assert "buried, outscored, contradicting" in wrong.stderr
+    assert "low_ranked, outranked, inconsistent" in wrong.stderr

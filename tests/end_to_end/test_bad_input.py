@@ -143,7 +143,7 @@ def test_one_document_only_and_fewer_documents_than_negatives(tmp_path: Path) ->
         cwd=tmp_path,
     )
     assert mined.returncode == 0, mined.stderr
-    (path,) = (tmp_path / "few").glob("runs/compose/*/mined.jsonl")
+    (path,) = (tmp_path / "few").glob("runs/sample/*/mined.jsonl")
     for line in path.read_text().splitlines():
         row = json.loads(line)
         assert len(row["neg_ids"]) == len(set(row["neg_ids"])) == 3

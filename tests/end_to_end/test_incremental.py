@@ -38,7 +38,7 @@ def mined(folder: Path, work: Path, rows: list[tuple[str, str]], model: Path) ->
     runner = Runner(workspace, load_settings(toml, workspace, None, {})[0].validate_params(), NullProgress())
     with workspace.lock():
         try:
-            runner.build("compose")
+            runner.build("sample")
         except InputError:
             return None
     return runner.artifacts
@@ -70,7 +70,7 @@ def test_the_order_of_rows_changes_nothing(tiny_model: Path, tmp_path: Path) -> 
     second = mined(tmp_path, tmp_path / "second", rows[::-1], tiny_model)
     assert first is not None
     assert second is not None
-    for stage in ("search", "mask", "compose"):
+    for stage in ("search", "mask", "sample"):
         assert first[stage].manifest["files"] == second[stage].manifest["files"]
 
 
@@ -81,13 +81,13 @@ def searched(project: Project, work: str) -> tuple[dict[str, int], dict[str, Any
     told = json.loads(done.stdout)
     folders = {name: project.folder / folder for name, folder in told["artifacts"].items()}
     files = {name: json.loads((folder / "manifest.json").read_text())["files"] for name, folder in folders.items()}
-    return told["summary"]["search"]["lists"]["dense"], files
+    return told["summary"]["search"]["topk_cache"]["dense"], files
 
 
 def test_a_changed_row_searches_what_changed(project: Project) -> None:
     first, _ = searched(project, "work")
-    queries = first["in full"]
-    assert first["merged"] == 0
+    queries = first["n_searched_queries"]
+    assert first["n_merged_queries"] == 0
     table = project.folder / "faq.csv"
     with table.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
@@ -95,18 +95,18 @@ def test_a_changed_row_searches_what_changed(project: Project) -> None:
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows[:-1]])
     told, lived = searched(project, "work")
-    assert 1 <= told["new documents"] <= 3
-    assert 1 <= told["in full"] < queries / 4
-    assert told["merged"] + told["in full"] in (queries - 1, queries)
+    assert 1 <= told["n_new_documents"] <= 3
+    assert 1 <= told["n_searched_queries"] < queries / 4
+    assert told["n_merged_queries"] + told["n_searched_queries"] in (queries - 1, queries)
     nothing, fresh = searched(project, "fresh")
-    assert nothing["merged"] == 0
+    assert nothing["n_merged_queries"] == 0
     assert lived == fresh
 
 
 def test_damaged_lists_are_searched_anew(project: Project) -> None:
     told, files = searched(project, "work")
     shutil.rmtree(project.work / "runs/search")
-    (lists,) = (project.work / "vectors").glob("*/lists")
+    (lists,) = (project.work / "vectors").glob("*/topk_cache")
     path = max(lists.glob("*.npy"), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -114,5 +114,5 @@ def test_damaged_lists_are_searched_anew(project: Project) -> None:
     assert searched(project, "work") == (told, files)
     shutil.rmtree(project.work / "runs/search")
     again, files_again = searched(project, "work")
-    assert again == {"new documents": 0, "merged": told["in full"], "in full": 0}
+    assert again == {"n_new_documents": 0, "n_merged_queries": told["n_searched_queries"], "n_searched_queries": 0}
     assert files_again == files

@@ -19,26 +19,26 @@ def mined(project: Project, *arguments: str, work: str = "work") -> tuple[dict[s
 def test_an_index_on_the_way_to_mined_jsonl(project: Project) -> None:
     project.set("mine", "index", '"IVF2,SQ8"')
     told, files = mined(project)
-    assert told["indexes"]["dense"]["recall"] >= 0.95
-    assert told["by_source"] == {"dense": 20 * told["queries"]}
+    assert told["faiss_indexes"]["dense"]["recall"] >= 0.95
+    assert told["candidates_by_source"] == {"dense": 20 * told["queries"]}
     assert (mined(project, work="again")) == (told, files)
     done = project.prep("mine-negatives")
     assert f"index IVF2,SQ8, parameters {told['indexes']['dense']['parameters']}, recall" in done.stdout
     exact, exact_files = mined(project, "--index", "exact")
-    assert "indexes" not in exact
+    assert "faiss_indexes" not in exact
     assert exact["candidates"] == told["candidates"]
-    assert mined(project, "--index", "Flat", work="flat")[1]["compose"] == exact_files["compose"]
+    assert mined(project, "--index", "Flat", work="flat")[1]["sample"] == exact_files["sample"]
 
 
 def test_the_manifest_says_the_index_and_its_recall(project: Project) -> None:
     told, _ = mined(project, "--index", "HNSW8", "--index-params", "efSearch=64")
     (folder,) = (project.work / "runs/search").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["summary"]["indexes"] == told["indexes"]
+    assert manifest["summary"]["faiss_indexes"] == told["faiss_indexes"]
     assert {"index": "HNSW8", "index_params": "efSearch=64", "min_recall": "0.95"}.items() <= manifest[
         "identity"
     ].items()
-    assert told["indexes"]["dense"]["parameters"] == "efSearch=64"
+    assert told["faiss_indexes"]["dense"]["parameters"] == "efSearch=64"
 
 
 def test_too_low_a_recall_is_exit_2(project: Project) -> None:

@@ -132,10 +132,10 @@ def test_a_new_row_costs_its_own_texts_and_ends_like_a_run_from_nothing(project:
             "T-99999,2026-11-14,chat,can i bring a parrot,Yes.,KB-Z1,Parrots are welcome on a perch.,Shops,Pets,1\n"
         )
     encoded = result(project, "encode")["summary"]["encode"]
-    assert encoded["encoded"] == 2
-    assert encoded["cached"] > 50
-    lived = result(project, "mine-negatives")["artifacts"]["compose"]
-    fresh = result(project, "mine-negatives", "--workspace", "fresh")["artifacts"]["compose"]
+    assert encoded["n_encoded"] == 2
+    assert encoded["n_cached"] > 50
+    lived = result(project, "mine-negatives")["artifacts"]["sample"]
+    fresh = result(project, "mine-negatives", "--workspace", "fresh")["artifacts"]["sample"]
     assert (project.folder / lived / "mined.jsonl").read_bytes() == (
         project.folder / fresh / "mined.jsonl"
     ).read_bytes()
@@ -143,9 +143,9 @@ def test_a_new_row_costs_its_own_texts_and_ends_like_a_run_from_nothing(project:
 
 def test_a_new_mask_searches_nothing_again(project: Project, finished: Path) -> None:
     lived_in(project, finished)
-    assert result(project, "mine-negatives", "--window-end", "12")["ran"] == ["mask", "compose"]
-    assert result(project, "mine-negatives", "--negatives", "2")["ran"] == ["mask", "compose"]
-    assert result(project, "mine-negatives", "--sampling", "random")["ran"] == ["compose"]
+    assert result(project, "mine-negatives", "--window-end", "12")["ran"] == ["mask", "sample"]
+    assert result(project, "mine-negatives", "--negatives", "2")["ran"] == ["mask", "sample"]
+    assert result(project, "mine-negatives", "--sampling", "random")["ran"] == ["sample"]
 
 
 def test_the_learned_mask_says_how_sure_it_is(project: Project, finished: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_learned_mask_says_how_sure_it_is(project: Project, finished: Path) 
     summary = made["summary"]["mask"]
     verdicts = pl.read_parquet(project.folder / made["artifacts"]["mask"] / "verdicts.parquet")
     if summary["estimate"][
-        "unfit"
+        "unreliable_reason"
     ]:  # the tests' encoder knows nothing; what it gives may lie off what the prior has seen
         assert summary["rule"] == "perc"
         assert verdicts["p_false_negative"].null_count() == len(verdicts)
@@ -177,7 +177,7 @@ def test_the_learned_mask_says_how_sure_it_is(project: Project, finished: Path) 
     assert all(row["expected"] <= row["max_false_negatives"] for row in trade["budgets"])
     assert {row["rule"] for row in trade["rules"]} >= {"naive", "perc 0.95", "window 10-210"}
     again = result(project, "mine-negatives", "--mask", "learned", "--max-false-negatives", "0.01")
-    assert again["ran"] == ["mask", "compose"]
+    assert again["ran"] == ["mask", "sample"]
 
 
 def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> None:
@@ -193,7 +193,7 @@ def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> 
         "folder": stages["search"]["folder"],
         "why": ["parameters.depth: 20 -> 15"],
     }
-    assert stages["mask"]["why"] == ["search, evidence, verify first"]
+    assert stages["mask"]["why"] == ["search, features, verify first"]
     (project.folder / "faq.csv").write_bytes((project.folder / "faq.csv").read_bytes() + b"\n")
     stages = {row["stage"]: row for row in result(project, "status")["stages"]}
     assert stages["pairs"]["why"] == ["table:faq.csv changed"]
@@ -273,7 +273,7 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
     with pytest.raises(QualityGateError, match="worse than the published one"):
         pipeline.workflow.refresh.refresh(Runner(workspace, params, NullProgress()), 3, False, render_report)
     assert str(workspace.current.readlink()) == before
-    assert "worse than the published one" in result(project, "status")["refused"]["why"]
+    assert "worse than the published one" in result(project, "status")["refused"]["reason"]
     assert result(project, "gc", "--keep", "3")["artifacts"] == 0, "what was refused is kept, or it is made again"
     forced = pipeline.workflow.refresh.refresh(Runner(workspace, params, NullProgress()), 3, True, render_report)
     assert forced.status == "published"
@@ -348,19 +348,19 @@ def test_a_decision_is_honoured_by_all_that_comes_after(project: Project, finish
     wrong = {"query_id": first["query_id"], "doc_id": first["neg_ids"][0], "label": "positive"}
     (project.folder / "decisions.jsonl").write_text(json.dumps(wrong) + "\n" + json.dumps({**wrong, "query_id": "?"}))
     done = result(project, "mine-negatives", "--negatives", "2")
-    assert done["ran"] == ["mask", "compose"]
+    assert done["ran"] == ["mask", "sample"]
     project.set("pairs", "decisions", '"decisions.jsonl"')
     done = result(project, "mine-negatives", "--negatives", "2")
-    assert done["summary"]["compose"]["queries"] > 0
-    lines = (project.folder / done["artifacts"]["compose"] / "mined.jsonl").read_text().splitlines()
+    assert done["summary"]["sample"]["queries"] > 0
+    lines = (project.folder / done["artifacts"]["sample"] / "mined.jsonl").read_text().splitlines()
     again = next(row for row in map(json.loads, lines) if row["query_id"] == first["query_id"])
     assert set(again["pos_ids"]) == {*first["pos_ids"], first["neg_ids"][0]}
     assert first["neg_ids"][0] not in again["neg_ids"]
     pairs = result(project, "build-pairs")
-    assert pairs["summary"]["pairs"]["decided"] == 1
+    assert pairs["summary"]["pairs"]["label_overrides"] == 1
     rejects = pl.read_parquet(project.folder / pairs["artifacts"]["pairs"] / "rejects.parquet")
     assert rejects.filter(pl.col("source") == "decisions.jsonl")["reason"].to_list() == [
-        "decision on an unknown question"
+        "label override for an unknown question"
     ]
 
 

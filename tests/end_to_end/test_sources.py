@@ -50,7 +50,7 @@ def test_candidates_of_dense_bm25_and_random(mined: Project) -> None:
     assert ran[0] == "search"
     assert rows.filter(pl.col("source") == "dense").equals(alone)
     counts = dict(rows.group_by("source").len().iter_rows())
-    assert summary["by_source"] == counts
+    assert summary["candidates_by_source"] == counts
     assert summary["candidates"] == len(rows)
     queries = before["queries"]
     assert counts["dense"] == 20 * queries
@@ -75,7 +75,7 @@ def test_a_second_encoder_from_the_command_line(mined: Project, tiny_model: Path
         rows, summary, ran = search_of(mined, "--sources", "dense", "--sources", "dense2:5")
         assert ran[:2] == ["encode", "search"]
         assert rows.filter(pl.col("source") == "dense").equals(alone)
-        assert summary["by_source"]["dense2"] == 5 * summary["queries"]
+        assert summary["candidates_by_source"]["dense2"] == 5 * summary["queries"]
         best = rows.filter(pl.col("rank") <= 5).sort("query_id", "rank")
         one, two = (best.filter(pl.col("source") == name)["doc_id"] for name in ("dense", "dense2"))
         assert (one != two).any()

@@ -30,19 +30,19 @@ def test_a_judge_changes_what_is_emitted_and_is_paid_once(seen: Project, server:
     plain = result(seen, "mine-negatives")
     asked = ("--judge", server.url, "--judge-model", "model-a", "--judge-budget", "12")
     made = result(seen, "mine-negatives", *asked)
-    assert made["ran"] == ["verify", "mask", "compose"]
-    told = made["summary"]["verify"]["judge"]
-    assert (told["pairs"], told["asked"], told["failed"]) == (12, 12, 0)
-    after = verdicts(seen, made).filter(pl.col("judge").is_not_null())
+    assert made["ran"] == ["verify", "mask", "sample"]
+    told = made["summary"]["verify"]["llm_judge"]
+    assert (told["pairs"], told["requested"], told["failed"]) == (12, 12, 0)
+    after = verdicts(seen, made).filter(pl.col("llm_judge").is_not_null())
     assert len(after) == 12
-    assert not after["judge"].any()  # the server finds "RIGHT" in no document
+    assert not after["llm_judge"].any()  # the server finds "RIGHT" in no document
     assert after["p_false_negative"].max() == pytest.approx(0.01)
     before = verdicts(seen, plain).join(after, on=["query_id", "doc_id"], how="semi")
     assert before["p_false_negative"].max() > 0.01  # type: ignore[operator]
     requests = len(server.bodies)
     again = result(seen, "mine-negatives", *asked, "--max-false-negatives", "0.03")
     assert "verify" in again["ran"]
-    assert again["summary"]["verify"]["judge"]["cached"] > 0
+    assert again["summary"]["verify"]["llm_judge"]["cached"] > 0
     assert len(server.bodies) < 2 * requests
     for name, value in (("judge", f'"{server.url}"'), ("judge_model", '"model-a"'), ("judge_budget", "12")):
         seen.set("mine", name, value)
@@ -54,13 +54,13 @@ def test_a_teacher_is_asked_about_what_is_in_doubt(seen: Project, tiny_model: Pa
     folder = seen.folder / "teacher"
     save_reranker(load_reranker(tiny_model, "cpu", seed=3), folder)
     made = result(seen, "mine-negatives", "--teacher", str(folder), "--teacher-rule", "margin_max")
-    told = made["summary"]["verify"]["teacher"]
+    told = made["summary"]["verify"]["verifier"]
     assert told["scored"] > 0
-    assert told["heard"] is False  # no question of this table has several positives to show it
-    scored = verdicts(seen, made).filter(pl.col("teacher_score").is_not_null())
-    assert (scored["reason"] == "teacher").any()
+    assert told["is_used"] is False  # no question of this table has several positives to show it
+    scored = verdicts(seen, made).filter(pl.col("verifier_score").is_not_null())
+    assert (scored["reason"] == "verifier").any()
     again = result(seen, "mine-negatives", "--teacher", str(folder), "--negatives", "2")
-    assert again["summary"]["verify"]["teacher"]["scored"] == 0
+    assert again["summary"]["verify"]["verifier"]["scored"] == 0
 
 
 def test_a_judge_that_is_not_there_is_named(seen: Project) -> None:
@@ -82,7 +82,7 @@ def test_a_table_too_unlike_the_prior_s_asks_nobody_and_goes_by_perc(seen: Proje
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)["summary"]
     assert summary["mask"]["rule"] == "perc"
-    assert summary["compose"]["negatives"] > 0
+    assert summary["sample"]["negatives"] > 0
     assert "no teacher is asked, since it can't be told what is in doubt: this table is unlike those" in done.stderr
     # five documents: a question has fewer candidates than anywhere that the prior has been
     assert "in how many candidates a question has (3.7 standard deviations off, 3 are trusted)" in done.stderr

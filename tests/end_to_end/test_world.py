@@ -98,7 +98,7 @@ def test_two_processes_learn_what_one_learns(
     base = training_stage.Params(base=str(tiny_model), negatives=3, max_length=48, learning_rate=5e-3, **SETTINGS)
     runs = undisturbed.work / "runs"
     names = ("pairs/*/queries.parquet", "pairs/*/corpus.parquet", "pairs/*/qrels.parquet")
-    files = [next(runs.glob(name)) for name in (*names, "search/*/candidates.parquet", "compose/*/mined.jsonl")]
+    files = [next(runs.glob(name)) for name in (*names, "search/*/candidates.parquet", "sample/*/mined.jsonl")]
 
     class Silent:
         def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
@@ -109,7 +109,7 @@ def test_two_processes_learn_what_one_learns(
     training_stage.run(base, {path.stem: path for path in files}, tmp_path, tools)
     one, two = (json.loads((folder / "training.json").read_text()) for folder in (tmp_path, trained(undisturbed)))
     # 35 groups by 8, so the last step of an epoch has 2 for one process and 1 for the other
-    assert one["groups_an_epoch"] % 8 == 3
+    assert one["groups_per_epoch"] % 8 == 3
     for history in (one, two):
         history["figures"] = [value for epoch in history.pop("epochs") for value in epoch.values()]
     assert one.pop("figures") == pytest.approx(two.pop("figures"), rel=1e-4)

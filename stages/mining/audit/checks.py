@@ -2,9 +2,9 @@
 
 | finding | a positive is listed where |
 |---|---|
-| buried | the retriever ranks it nowhere near the top and scores it like a random document, and it lacks the words |
-| outscored | the query's hardest negatives are all ahead of it, by the retriever's score and by the question's words |
-| contradicting | the same question has other positives, and none of them is like it |
+| low_ranked | the retriever ranks it nowhere near the top and scores it like a random one, and it lacks the words |
+| outranked | the query's hardest negatives are all ahead of it, by the retriever's score and by the question's words |
+| inconsistent | the same question has other positives, and none of them is like it |
 
 No figure here proves a label wrong. Read by eye on medquad, covid_faq and bioasq, what is listed is of three kinds:
 answers to something else (Lyme disease under Machado-Joseph disease), texts that tell nothing ("Topics", "see the
@@ -32,16 +32,16 @@ from stages.mining.candidates.documents import DocumentVectoriser, make_document
 from stages.mining.candidates.features import ZScaler
 from stages.mining.sampling.quotas import is_found_by
 
-LOW_RANKED, OUTRANKED, INCONSISTENT = FINDING_KINDS = ("buried", "outscored", "contradicting")
+LOW_RANKED, OUTRANKED, INCONSISTENT = FINDING_KINDS = ("low_ranked", "outranked", "inconsistent")
 
 MAX_RANDOM_Z = 0.5
-"""buried: a score less than so many standard deviations above a random document's; three in ten random ones reach it.
+"""low_ranked: a score less than so many standard deviations above a random document's; 3 in 10 random ones reach it.
 With LACKS it lists 0.15% of medquad, 2.9% of covid_faq (German, for an English encoder), none of stackfaq, and 32% of
 policyqa, whose questions ask one thing of many companies' policies."""
 MAX_TERM_OVERLAP = 0.3
-"""buried, outscored: less than this share of the question's weight of words is held."""
+"""low_ranked, outranked: less than this share of the question's weight of words is held."""
 MIN_SIMILARITY_Z = 1.0
-"""contradicting: less than so many standard deviations more alike than two random documents."""
+"""inconsistent: less than so many standard deviations more alike than two random documents."""
 MAX_PLAUSIBLE_SHARE = 0.1
 """Where a greater share of the positives is listed, the retriever is to be doubted before the labels."""
 
@@ -55,20 +55,25 @@ _N_SIMILARITY_SAMPLE = 1_024
 """Documents drawn by hash whose pairs tell how alike any two are."""
 
 POSITIVE_RANKS_SCHEMA = {
-    "query_id": pl.String, "doc_id": pl.String, "rank": pl.Int32, "score": pl.Float32, "best": pl.Float32,
-    "above_chance": pl.Float64,
+    "query_id": pl.String, "doc_id": pl.String, "rank": pl.Int32, "score": pl.Float32, "score_max": pl.Float32,
+    "random_z": pl.Float64,
 }  # fmt: skip
-OUTRANKING_SCHEMA = {"query_id": pl.String, "doc_id": pl.String, "against": pl.String}
-_NEAREST_POSITIVE_SCHEMA = {"form": pl.String, "doc_id": pl.String, "against": pl.String, "similarity": pl.Float64}
+OUTRANKING_SCHEMA = {"query_id": pl.String, "doc_id": pl.String, "compared_doc_id": pl.String}
+_NEAREST_POSITIVE_SCHEMA = {
+    "form": pl.String,
+    "doc_id": pl.String,
+    "compared_doc_id": pl.String,
+    "similarity_z": pl.Float64,
+}
 FINDINGS_SCHEMA = {
     "query_id": pl.String, "doc_id": pl.String, "finding": pl.String, "split": pl.String, "rank": pl.Int32,
-    "score": pl.Float32, "best": pl.Float32, "above_chance": pl.Float64, "words": pl.Float64, "against": pl.String,
-    "similarity": pl.Float64, "explanation": pl.String,
+    "score": pl.Float32, "score_max": pl.Float32, "random_z": pl.Float64, "term_overlap": pl.Float64,
+    "compared_doc_id": pl.String, "similarity_z": pl.Float64, "explanation": pl.String,
 }  # fmt: skip
-"""A finding. rank: null where the positive is not among the candidates. best: the query's best candidate's score.
-above_chance: the score, in standard deviations above a random document's. words: the share of the question's words, by
-weight, that it holds. against: the negative, or the other positive, that speaks against it; similarity: how like it
-that one is, in standard deviations above two random documents."""
+"""A finding. rank: null where the positive is not among the candidates. score_max: the query's best candidate's score.
+random_z: the score, in standard deviations above a random document's. term_overlap: the share of the question's words,
+by weight, that it holds. compared_doc_id: the negative, or the other positive, that speaks against it; similarity_z:
+how like it that one is, in standard deviations above two random documents."""
 
 
 def audit_rank_option() -> Any:
@@ -96,7 +101,7 @@ def find_label_issues(
     from stages.embedding.lookup import VectorLookup
 
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
-    qrels_scored = schemas.scan_table(inputs["judged"], schemas.QRELS_SCORED)
+    qrels_scored = schemas.scan_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
     verdicts = schemas.scan_table(inputs["verdicts"], schemas.VERDICTS)
     verdicts = verdicts.select(*PAIR_COLUMNS, "source", "rank", "score", "verdict")
     n_documents = pq.read_metadata(inputs["corpus"]).num_rows
@@ -117,13 +122,13 @@ def find_label_issues(
     if OUTRANKED in kinds:
         found.append(find_outranked(positives, pl.concat(outranking_parts), term_overlap))
     if INCONSISTENT in kinds:
-        vectorise = make_document_vectoriser(inputs["corpus"], VectorLookup(inputs["encoding"], vector_root))
+        vectorise = make_document_vectoriser(inputs["corpus"], VectorLookup(inputs["encoder"], vector_root))
         ids = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id"])["doc_id"]
         sampled_ids = sample_by_hash(ids, _N_SIMILARITY_SAMPLE, "pair")
         similarity_scaler = ZScaler.fit(vectorise(pl.DataFrame({"doc_id": sampled_ids})))
         found.append(find_inconsistent(positives, queries, vectorise, similarity_scaler))
     table = pl.concat([pl.DataFrame(schema=FINDINGS_SCHEMA), *found], how="diagonal")
-    label_overrides = schemas.read_table(inputs["decided"], schemas.QRELS)
+    label_overrides = schemas.read_table(inputs["label_overrides"], schemas.QRELS)
     table = table.join(label_overrides, on=PAIR_COLUMNS, how="anti", maintain_order="left")
     query_splits = queries.select("query_id", "split")
     table = (
@@ -147,7 +152,7 @@ def compute_positive_ranks(qrels_scored: pl.DataFrame, candidates: pl.DataFrame,
     dense = candidates.filter(is_found_by(DENSE_SOURCE)).sort("query_id", "rank", "doc_id")
     list_stats = dense.group_by("query_id", maintain_order=True).agg(
         n=pl.len().cast(pl.Int64),
-        best=pl.col("score").max(),
+        score_max=pl.col("score").max(),
         mean=pl.col("score").cast(pl.Float64).mean(),
         deviation=pl.col("score").cast(pl.Float64).std(ddof=0),
     )
@@ -162,7 +167,7 @@ def compute_positive_ranks(qrels_scored: pl.DataFrame, candidates: pl.DataFrame,
     )
     z = (pl.col("score").cast(pl.Float64) - pl.col("mean")) / pl.col("deviation")
     ranked = ranked.join(tails, on="n", how="left").with_columns(
-        above_chance=pl.when(pl.col("deviation") > 0).then(z * pl.col("shrink") + pl.col("shift"))
+        random_z=pl.when(pl.col("deviation") > 0).then(z * pl.col("shrink") + pl.col("shift"))
     )
     return ranked.select(list(POSITIVE_RANKS_SCHEMA)).sort(PAIR_COLUMNS)
 
@@ -183,8 +188,8 @@ def find_low_ranked(positives: pl.DataFrame, max_rank: int, term_overlap: "Corpu
     A positive that only stands behind many documents like it scores far above a random one, so it is not listed.
     """
     is_low_ranked = pl.col("rank").is_null() | (pl.col("rank") > max_rank)
-    found = term_overlap.add_overlap(positives.filter(is_low_ranked & (pl.col("above_chance") < MAX_RANDOM_Z))).filter(
-        pl.col("words") < MAX_TERM_OVERLAP
+    found = term_overlap.add_overlap(positives.filter(is_low_ranked & (pl.col("random_z") < MAX_RANDOM_Z))).filter(
+        pl.col("term_overlap") < MAX_TERM_OVERLAP
     )
     position = pl.when(pl.col("rank").is_null()).then(pl.lit("not among the candidates"))
     explanation = pl.concat_str(
@@ -193,30 +198,32 @@ def find_low_ranked(positives: pl.DataFrame, max_rank: int, term_overlap: "Corpu
             "; its score {} is like a random document's ({} deviations above; the best has {}), and it holds {}% of "
             "the question's particular words: a wrong answer, or a text that does not say what it is about",
             pl.col("score").round(3),
-            pl.col("above_chance").round(1),
-            pl.col("best").round(3),
-            (pl.col("words") * 100).round().cast(pl.Int64),
+            pl.col("random_z").round(1),
+            pl.col("score_max").round(3),
+            (pl.col("term_overlap") * 100).round().cast(pl.Int64),
         ),
     )
-    return found.with_columns(finding=pl.lit(LOW_RANKED), explanation=explanation).sort("above_chance", *PAIR_COLUMNS)
+    return found.with_columns(finding=pl.lit(LOW_RANKED), explanation=explanation).sort("random_z", *PAIR_COLUMNS)
 
 
 def find_outranking_negatives(positives: pl.DataFrame, candidates: pl.DataFrame, n_negatives: int) -> pl.DataFrame:
-    """query_id, doc_id, against: the query's `n_negatives` hardest negatives, where all of them score above the
+    """query_id, doc_id, compared_doc_id: the query's `n_negatives` hardest negatives, where all of them score above the
     positive.
 
     `positives` as `compute_positive_ranks` gives them; `candidates` (query_id, doc_id, source, score, verdict)
     of the same queries.
     """
-    is_negative = (is_found_by(DENSE_SOURCE) | (pl.col("source") == "curated")) & (pl.col("verdict") == "negative")
+    is_negative = (is_found_by(DENSE_SOURCE) | (pl.col("source") == "curated_negative")) & (
+        pl.col("verdict") == "negative"
+    )
     hardest = candidates.filter(is_negative).sort("query_id", "score", "doc_id", descending=[False, True, False])
     hardest = hardest.group_by("query_id", maintain_order=True).head(n_negatives)
     lowest_negative = (
         hardest.group_by("query_id").agg(n=pl.len(), last=pl.col("score").min()).filter(pl.col("n") == n_negatives)
     )
     outranked = positives.join(lowest_negative, on="query_id").filter(pl.col("last") > pl.col("score"))
-    pairs = outranked.select(PAIR_COLUMNS).join(hardest.select("query_id", against="doc_id"), on="query_id")
-    return pairs.sort(*PAIR_COLUMNS, "against")
+    pairs = outranked.select(PAIR_COLUMNS).join(hardest.select("query_id", compared_doc_id="doc_id"), on="query_id")
+    return pairs.sort(*PAIR_COLUMNS, "compared_doc_id")
 
 
 def find_outranked(positives: pl.DataFrame, outranking: pl.DataFrame, term_overlap: "CorpusIdfOverlap") -> pl.DataFrame:
@@ -228,29 +235,37 @@ def find_outranked(positives: pl.DataFrame, outranking: pl.DataFrame, term_overl
     negatives from below the positive only, as perc does, leaves nothing to list.
     """
     low_overlap = term_overlap.add_overlap(positives.join(outranking, on=PAIR_COLUMNS, how="semi")).filter(
-        pl.col("words") < MAX_TERM_OVERLAP
+        pl.col("term_overlap") < MAX_TERM_OVERLAP
     )
     rivals = outranking.join(low_overlap.select(PAIR_COLUMNS), on=PAIR_COLUMNS, how="semi")
-    negative_overlap = term_overlap.add_overlap(rivals.select("query_id", doc_id="against").unique().sort(PAIR_COLUMNS))
+    negative_overlap = term_overlap.add_overlap(
+        rivals.select("query_id", doc_id="compared_doc_id").unique().sort(PAIR_COLUMNS)
+    )
     rivals = rivals.join(
-        negative_overlap.select("query_id", against="doc_id", held="words"), on=["query_id", "against"]
+        negative_overlap.select("query_id", compared_doc_id="doc_id", held="term_overlap"),
+        on=["query_id", "compared_doc_id"],
     )
     best_negative = (
-        rivals.sort(*PAIR_COLUMNS, "held", "against", descending=[False, False, True, False])
+        rivals.sort(*PAIR_COLUMNS, "held", "compared_doc_id", descending=[False, False, True, False])
         .group_by(PAIR_COLUMNS, maintain_order=True)
-        .agg(pl.col("against").first(), negatives=pl.len(), least=pl.col("held").min(), most=pl.col("held").first())
+        .agg(
+            pl.col("compared_doc_id").first(),
+            negatives=pl.len(),
+            least=pl.col("held").min(),
+            most=pl.col("held").first(),
+        )
     )
-    found = low_overlap.join(best_negative, on=PAIR_COLUMNS).filter(pl.col("least") > pl.col("words"))
+    found = low_overlap.join(best_negative, on=PAIR_COLUMNS).filter(pl.col("least") > pl.col("term_overlap"))
     explanation = pl.format(
         "all of the {} hardest negatives score above it ({}) and hold more of the question's particular words: {}% "
         "here, up to {}% there: is one of them the right answer?",
         "negatives",
         pl.col("score").round(3),
-        (pl.col("words") * 100).round().cast(pl.Int64),
+        (pl.col("term_overlap") * 100).round().cast(pl.Int64),
         (pl.col("most") * 100).round().cast(pl.Int64),
     )
     return found.with_columns(finding=pl.lit(OUTRANKED), explanation=explanation).sort(
-        "words", "above_chance", *PAIR_COLUMNS
+        "term_overlap", "random_z", *PAIR_COLUMNS
     )
 
 
@@ -278,18 +293,18 @@ def find_inconsistent(
     is_shared = pl.len().over("form", "doc_id") > 1
     n_queries = pl.col("query_id").n_unique().over("form")
     found = pool.with_columns(asked=n_queries, shared=is_shared).filter(~pl.col("shared"))
-    found = found.join(nearest_positives, on=["form", "doc_id"]).filter(pl.col("similarity") < MIN_SIMILARITY_Z)
+    found = found.join(nearest_positives, on=["form", "doc_id"]).filter(pl.col("similarity_z") < MIN_SIMILARITY_Z)
     explanation = pl.format(
         "{}, and none is like this one: the nearest, {}, is as like it as two random documents ({} deviations above)",
         pl.when(pl.col("asked") > 1)
         .then(pl.format("the question stands there {} times, with several positives", "asked"))
         .otherwise(pl.lit("the question has several positives")),
-        "against",
-        pl.col("similarity").round(1),
+        "compared_doc_id",
+        pl.col("similarity_z").round(1),
     )
     return (
         found.with_columns(finding=pl.lit(INCONSISTENT), explanation=explanation)
-        .sort("similarity", *PAIR_COLUMNS)
+        .sort("similarity_z", *PAIR_COLUMNS)
         .drop("form", "asked", "shared")
     )
 
@@ -304,7 +319,7 @@ def _split_by_match_key(documents: pl.DataFrame) -> Iterator[pl.DataFrame]:
 def _find_nearest_positives(
     documents: pl.DataFrame, vectorise: DocumentVectoriser, similarity_scaler: ZScaler
 ) -> pl.DataFrame:
-    """form, doc_id, against, similarity: each document's nearest among the other ones of its form."""
+    """form, doc_id, compared_doc_id, similarity_z: each document's nearest among the other ones of its form."""
     ids = documents.select(pl.col("doc_id").unique().sort())
     vectors = vectorise(ids).astype(np.float32, copy=False)
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
@@ -318,7 +333,9 @@ def _find_nearest_positives(
             nearest = int(cosine.argmax())
             against.append(names[nearest])
             similarity.append(float(similarity_scaler(cosine[nearest : nearest + 1])[0]))
-    return documents.with_columns(pl.Series("against", against), pl.Series("similarity", similarity, dtype=pl.Float64))
+    return documents.with_columns(
+        pl.Series("compared_doc_id", against), pl.Series("similarity_z", similarity, dtype=pl.Float64)
+    )
 
 
 class CorpusIdfOverlap:
@@ -330,10 +347,10 @@ class CorpusIdfOverlap:
 
     def add_overlap(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """`pairs` (query_id, doc_id, ...) with words (f64)."""
-        parts = [pairs.clear().with_columns(words=pl.lit(None, pl.Float64))]
+        parts = [pairs.clear().with_columns(term_overlap=pl.lit(None, pl.Float64))]
         for part in pairs.iter_slices(_OVERLAP_PAIRS_PER_BATCH):
             texts = self._corpus.filter(pl.col("doc_id").is_in(part["doc_id"].unique().implode())).collect()
             part_queries = self._queries.join(part, on="query_id", how="semi")
             overlaps = self._idf_overlap.compute_overlap(part, dict(part_queries.iter_rows()), dict(texts.iter_rows()))
-            parts.append(part.with_columns(overlaps.alias("words")))
+            parts.append(part.with_columns(overlaps.alias("term_overlap")))
         return pl.concat(parts)

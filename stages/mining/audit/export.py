@@ -34,8 +34,8 @@ def count_findings(table: pl.DataFrame, n_positives: int) -> dict[str, Any]:
     flagged = table.select("query_id", "doc_id").n_unique() if len(table) else 0
     counts = {name: int((table["finding"] == name).sum()) for name in FINDING_KINDS}
     return {
-        "positives": n_positives,
-        "flagged": flagged,
+        "n_positives": n_positives,
+        "n_flagged": flagged,
         "share": round(flagged / n_positives, 6) if n_positives else 0.0,
         "counts": counts,
     }

@@ -35,7 +35,7 @@ class IdfOverlap:
         for query_id, doc_id in pairs.select("query_id", "doc_id").iter_rows():
             matched_weight = sum(weight for word, weight in weights[query_id].items() if word in document_terms[doc_id])
             overlaps.append(matched_weight / max(sum(weights[query_id].values()), 1e-12))
-        return pl.Series("share", overlaps, dtype=pl.Float64)
+        return pl.Series("term_overlap", overlaps, dtype=pl.Float64)
 
     def _compute_idf(self, query: str) -> dict[str, float]:
         terms = sorted(set(tokenise(query)))  # in order, so that sums are the same to the last bit

@@ -6,17 +6,17 @@ positives that are taken as known.
 
 | feature | what it says of a candidate |
 |---|---|
-| z | its score, in standard deviations from the mean of the query's candidates |
-| below_best, below_worst | its score minus the best and the worst anchor's, in the same unit |
+| score_z | its score, in standard deviations from the mean of the query's candidates |
+| score_gap_max, score_gap_min | its score minus the best and the worst anchor's, in the same unit |
 | log_rank | log of its place among the candidates |
-| like_best, like_mean | its highest and mean cosine with the anchors: the strongest sign of all |
-| like_top | its mean cosine with the query's ten best candidates |
-| lexical | its BM25 score, as a share of the highest in the list |
-| lexical_below | its BM25 score minus the best anchor's, in the same unit |
-| hub, hub_below | its score in the spread of its scores for random queries; that minus the best anchor's |
-| stands_out | how far the best anchor stands above the candidates: a query that the retriever understands |
-| log_anchors | log of the number of anchors |
-| owner_like | the nearest other question whose positive it is: their cosine, in the spread over random pairs |
+| pos_sim_max, pos_sim_mean | its highest and mean cosine with the anchors: the strongest sign of all |
+| topk_sim_mean | its mean cosine with the query's ten best candidates |
+| bm25 | its BM25 score, as a share of the highest in the list |
+| bm25_gap | its BM25 score minus the best anchor's, in the same unit |
+| hubness, hubness_gap | its score in the spread of its scores for random queries; that minus the best anchor's |
+| positive_z | how far the best anchor stands above the candidates: a query that the retriever understands |
+| log_n_positives | log of the number of anchors |
+| nearest_query_similarity | cosine with the nearest other question whose positive it is, in the same unit |
 """
 
 from collections.abc import Callable
@@ -39,22 +39,22 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 TRANSFERABLE_FEATURES = FEATURES[:-1]
-"""Those that mean the same on any data set. `owner_like` hangs on how a table was made: only that can teach it."""
+"""Those that mean the same on any data set. `nearest_query_similarity` depends on how a table was made."""
 
 FEATURE_DESCRIPTIONS = {
-    "z": "how far a candidate's score lies from the usual one of its question",
-    "below_best": "how far candidates score below the best positive",
-    "below_worst": "how far candidates score below the lowest positive",
+    "score_z": "how far a candidate's score lies from the usual one of its question",
+    "score_gap_max": "how far candidates score below the best positive",
+    "score_gap_min": "how far candidates score below the lowest positive",
     "log_rank": "how many candidates a question has",
-    "like_best": "how alike candidates and the nearest positive are",
-    "like_mean": "how alike candidates and positives are",
-    "like_top": "how alike the candidates of a question are",
-    "lexical": "how many words candidates share with the question",
-    "lexical_below": "how many fewer words than the positive candidates share with the question",
-    "hub": "how high candidates score for any question",
-    "hub_below": "how much higher than the positive candidates score for any question",
-    "stands_out": "how far the best positive scores above the candidates",
-    "log_anchors": "how many positives a question has",
+    "pos_sim_max": "how alike candidates and the nearest positive are",
+    "pos_sim_mean": "how alike candidates and positives are",
+    "topk_sim_mean": "how alike the candidates of a question are",
+    "bm25": "how many words candidates share with the question",
+    "bm25_gap": "how many fewer words than the positive candidates share with the question",
+    "hubness": "how high candidates score for any question",
+    "hubness_gap": "how much higher than the positive candidates score for any question",
+    "positive_z": "how far the best positive scores above the candidates",
+    "log_n_positives": "how many positives a question has",
 }
 """What the features GENERAL say, for a person: "this table is unusual in ..."."""
 
@@ -267,7 +267,7 @@ def reference_mask(listed: Bools, segments: Segments) -> Bools:
 
 
 def compute_nearest_query_similarity(query: Ints, document: Ints, context: FeatureContext) -> Floats:
-    """owner_like [n] of rows with these queries and documents [n], by their places in the scene: 0 where no other
+    """nearest_query_similarity [n] of rows with these queries and documents [n], by their places: 0 where no other
     question owns the document, or one from far away."""
     n_positive_queries = context.positive_queries.offsets[document + 1] - context.positive_queries.offsets[document]
     row = np.repeat(np.arange(len(query)), n_positive_queries)

@@ -16,7 +16,7 @@ class KnownFacts:
     """What is known of the whole collection before any score is looked at."""
 
     positives: pl.DataFrame
-    """query_id, doc_id, own: `known.united_positives`."""
+    """query_id, doc_id, positive_kind: `known.united_positives`."""
     duplicate_docs: pl.DataFrame
     """doc_id, text_key of the documents whose text another one has too: `documents.compute_text_keys`."""
     answer_strings: pl.DataFrame
@@ -37,9 +37,11 @@ def add_known_facts(
     `KnownFacts` say; `documents` are at least theirs; `match_keys` (doc_id, loose) is needed where `truth.needles` has
     rows. Columns: those of EVIDENCE up to positive_similarity.
     """
-    curated = qrels_scored.filter(pl.col("relevance") == 0).select(*PAIR_COLUMNS, "score", curated=pl.lit(True))
+    curated = qrels_scored.filter(pl.col("relevance") == 0).select(
+        *PAIR_COLUMNS, "score", curated_negative=pl.lit(True)
+    )
     not_retrieved = curated.join(candidates, on=PAIR_COLUMNS, how="anti").select(
-        *PAIR_COLUMNS, source=pl.lit("curated"), rank=pl.lit(0, pl.Int32), score="score"
+        *PAIR_COLUMNS, source=pl.lit("curated_negative"), rank=pl.lit(0, pl.Int32), score="score"
     )
     rows = pl.concat([candidates.select(not_retrieved.columns), not_retrieved])
     rows = known_positives.add_positive_similarity(rows, positives, documents)
@@ -52,7 +54,7 @@ def add_known_facts(
     rows = rows.join(facts.duplicate_docs, on="doc_id", how="left").join(texts, on=["query_id", "text_key"], how="left")
     if not len(facts.answer_strings) or match_keys is None:
         return rows.drop("text_key")
-    open_rows = rows.filter(pl.col("own").is_null() & pl.col("curated").is_null())
+    open_rows = rows.filter(pl.col("positive_kind").is_null() & pl.col("curated_negative").is_null())
     open_rows = open_rows.join(facts.answer_strings, on="query_id", how="semi")
     texts_of = match_keys.filter(pc.is_in(match_keys["doc_id"], open_rows["doc_id"].unique().to_arrow()))
     with_answer = known_positives.find_documents_with_answer(

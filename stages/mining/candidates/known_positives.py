@@ -35,8 +35,8 @@ def pool_positives(queries: pl.DataFrame, qrels: pl.DataFrame) -> pl.DataFrame:
     pooled = own.join(restated, on="query_id").select("form", "doc_id").unique()
     borrowed = restated.join(pooled, on="form").join(own, on=PAIR_COLUMNS, how="anti")
     parts = [
-        own.with_columns(own=pl.lit(True)),
-        borrowed.select("query_id", "doc_id", own=pl.lit(False)),
+        own.with_columns(positive_kind=pl.lit("own")),
+        borrowed.select("query_id", "doc_id", positive_kind=pl.lit("paraphrase")),
     ]
     return pl.concat(parts).sort("query_id", "doc_id")
 

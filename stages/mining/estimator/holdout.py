@@ -15,7 +15,7 @@ def hold_out_positives(positives: pl.DataFrame, seed: int, purpose: str, keep: K
     pair; or
     all but one."""
     hash_rank, n_positives = _rank_by_hash(positives, seed, purpose), pl.len().over("query_id")
-    return positives.with_columns(hidden=hash_rank < (n_positives // 2 if keep == "half" else n_positives - 1))
+    return positives.with_columns(held_out=hash_rank < (n_positives // 2 if keep == "half" else n_positives - 1))
 
 
 def hold_out_one(positives: pl.DataFrame, round_index: int) -> pl.DataFrame:
@@ -23,7 +23,7 @@ def hold_out_one(positives: pl.DataFrame, round_index: int) -> pl.DataFrame:
     with `hidden`: the
     one whose turn it is by a hash of the pair; and weight, how many positives the question has."""
     hash_rank, n_positives = _rank_by_hash(positives, 0, "fit"), pl.len().over("query_id")
-    marked = positives.with_columns(hidden=hash_rank == round_index, weight=n_positives.cast(pl.Float32))
+    marked = positives.with_columns(held_out=hash_rank == round_index, weight=n_positives.cast(pl.Float32))
     return marked.filter(n_positives > max(round_index, 1))
 
 

@@ -2,9 +2,9 @@
 
 Some positives of questions that have several are hidden, and a logistic regression learns to find them among the
 candidates from `features`. Two models speak: the *prior*, fitted in this way on public data sets and shipped as
-prior.json, and, where the table has questions with several positives, its *own*, which takes the prior's word as one
-more feature. Their log odds are mixed by how much the table could show. The own model is fitted in folds, so that no
-question is judged by a model that saw it.
+pretrained_model.json, and, where the table has questions with several positives, its *own*, which takes the prior's
+word as one more feature. Their log odds are mixed by how much the table could show. The own model is fitted in folds,
+so that no question is judged by a model that saw it.
 
 The prior is two models: one for questions with a single known positive, fitted where all but one were hidden, and one
 for those with several, fitted where half were. With one positive there is less to measure by, and more is missing.
@@ -37,7 +37,7 @@ from stages.mining.candidates.features import TRANSFERABLE_FEATURES
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
-PRETRAINED_MODEL_PATH = Path(__file__).with_name("prior.json")
+PRETRAINED_MODEL_PATH = Path(__file__).with_name("pretrained_model.json")
 
 N_FOLDS = 5
 MIN_HIDDEN_POSITIVES = 30
@@ -45,8 +45,8 @@ MIN_HIDDEN_POSITIVES = 30
 TABLE_MODEL_SHRINKAGE = 100
 """With so many, it has half of the say."""
 MISSING_PER_KNOWN_POSITIVE = 0.85
-"""Positives that are missing for one that is known, at most. Looked at on the five sets of prior.json, of which the
-bench hides a half, rounded down."""
+"""Positives that are missing for one that is known, at most. Measured on the five sets of
+pretrained_model.json, of which the bench hides a half, rounded down."""
 MIN_LOGIT_OFFSET = -5.0
 """The most that log odds are lowered."""
 N_HOLDOUT_ROUNDS = 3
@@ -59,23 +59,23 @@ TABLE_MODEL_C = 0.1
 """Inverse weight of the L2 penalty (scikit-learn's C) of the table's own model."""
 MIN_FEATURE_STD = 1e-5
 """A feature with a smaller standard deviation is taken for constant, and isn't scaled."""
-NEAREST_QUERY_INDEX, N_POSITIVES_INDEX = FEATURES.index("owner_like"), FEATURES.index("log_anchors")
+NEAREST_QUERY_INDEX, N_POSITIVES_INDEX = FEATURES.index("nearest_query_similarity"), FEATURES.index("log_n_positives")
 
 
 @dataclass(frozen=True)
 class LogisticModel:
     """A logistic regression on standardised features; as data, so that it can be read and shipped."""
 
-    names: tuple[str, ...]
+    feature_names: tuple[str, ...]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
-    weight: tuple[float, ...]
-    bias: float
+    coef: tuple[float, ...]
+    intercept: float
 
     def predict_log_odds(self, features: Floats) -> Doubles:
-        """Of each row of `features` [n, len(names)]: float64 [n]."""
-        out: Doubles = standardise(features, np.array(self.mean), np.array(self.scale)) @ np.array(self.weight)
-        return out + self.bias
+        """Of each row of `features` [n, len(feature_names)]: float64 [n]."""
+        out: Doubles = standardise(features, np.array(self.mean), np.array(self.scale)) @ np.array(self.coef)
+        return out + self.intercept
 
     @classmethod
     def fit(
@@ -94,9 +94,9 @@ class LogisticModel:
         scale[scale < MIN_FEATURE_STD] = 1.0
         regression = LogisticRegression(C=inverse_regularisation, max_iter=1000)
         regression.fit(standardise(features, mean, scale), labels, sample_weight=weights)
-        weight = regression.coef_[0].tolist()
+        coef = regression.coef_[0].tolist()
         return cls(
-            tuple(names), tuple(mean.tolist()), tuple(scale.tolist()), tuple(weight), float(regression.intercept_[0])
+            tuple(names), tuple(mean.tolist()), tuple(scale.tolist()), tuple(coef), float(regression.intercept_[0])
         )
 
 
@@ -169,7 +169,9 @@ class BlendedModel:
         for number, model in enumerate(self.table_models):
             here = fold == number
             table_log_odds = pu_correct(
-                model.predict_log_odds(stack_features(features[here], multi_positive_log_odds[here], model.names))
+                model.predict_log_odds(
+                    stack_features(features[here], multi_positive_log_odds[here], model.feature_names)
+                )
             )
             blended[here] = self.table_weight * table_log_odds + (1 - self.table_weight) * pretrained_log_odds[here]
         return blended + np.array(self.logit_offsets)[fold] if self.logit_offsets else blended
@@ -254,11 +256,11 @@ def fit_table_models(
     table_models = []
     for number in range(N_FOLDS):
         in_training = fold != number
-        for names in ((*FEATURES, "prior"), (*TRANSFERABLE_FEATURES, "prior")):
+        for names in ((*FEATURES, "pretrained_log_odds"), (*TRANSFERABLE_FEATURES, "pretrained_log_odds")):
             table = stack_features(features[in_training], multi_positive_log_odds[in_training], names)
             model = LogisticModel.fit(names, table, labels[in_training], weights[in_training], TABLE_MODEL_C)
             # hiding a positive leaves it without an owner, so an owner may speak for a candidate and never against it
-            if "owner_like" not in names or model.weight[NEAREST_QUERY_INDEX] >= 0:
+            if "nearest_query_similarity" not in names or model.coef[NEAREST_QUERY_INDEX] >= 0:
                 break
         table_models.append(model)
     uncalibrated = BlendedModel(pretrained_model, tuple(table_models), n_hidden_positives)
@@ -276,8 +278,10 @@ def assign_folds(match_keys: Sequence[str]) -> Ints:
 
 
 def stack_features(features: Floats, pretrained_log_odds: Doubles, names: Sequence[str]) -> Floats:
-    """The columns `names` of features [n, len(FEATURES)], where "prior" is the prior's log odds [n]."""
-    parts = [pretrained_log_odds if name == "prior" else features[:, FEATURES.index(name)] for name in names]
+    """The columns `names` of features [n, len(FEATURES)], where "pretrained_log_odds" is the prior's log odds [n]."""
+    parts = [
+        pretrained_log_odds if name == "pretrained_log_odds" else features[:, FEATURES.index(name)] for name in names
+    ]
     return np.stack(parts, axis=1).astype(np.float32)
 
 
@@ -290,14 +294,16 @@ def standardise(features: Floats, mean: Doubles, scale: Doubles) -> Doubles:
 def read_pretrained_model(excluded_digest: str | None = None) -> PretrainedModel:
     """The shipped prior; `excluded_digest` the digest of a data set: one that was fitted on the others alone."""
     content = json.loads(PRETRAINED_MODEL_PATH.read_text(encoding="utf-8"))
-    found = next((models for models in content["without"] if models["digest"] == excluded_digest), content["all"])
-    return PretrainedModel(model_from_dict(found["one"]), model_from_dict(found["several"]))
+    found = next(
+        (models for models in content["leave_one_out"] if models["digest"] == excluded_digest), content["all_sets"]
+    )
+    return PretrainedModel(model_from_dict(found["single_positive"]), model_from_dict(found["multi_positive"]))
 
 
 def model_from_dict(values: Mapping[str, Any]) -> LogisticModel:
     """A model as `model_to_dict` gave it."""
-    names, mean, scale, weight = (tuple(values[name]) for name in ("names", "mean", "scale", "weight"))
-    return LogisticModel(names, mean, scale, weight, values["bias"])
+    names, mean, scale, coef = (tuple(values[name]) for name in ("feature_names", "mean", "scale", "coef"))
+    return LogisticModel(names, mean, scale, coef, values["intercept"])
 
 
 def fit_pretrained_model(datasets: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> LogisticModel:
@@ -309,8 +315,7 @@ def fit_pretrained_model(datasets: Sequence[tuple[Floats, NDArray[np.bool_]]]) -
 
 
 def model_to_dict(model: LogisticModel) -> dict[str, object]:
-    """A model as it stands in prior.json, with figures a person can read."""
+    """A model as it stands in pretrained_model.json, with figures a person can read."""
     return {
-        name: [round(x, 6) for x in v] if name in ("mean", "scale", "weight") else v
-        for name, v in asdict(model).items()
+        name: [round(x, 6) for x in v] if name in ("mean", "scale", "coef") else v for name, v in asdict(model).items()
     }

@@ -58,7 +58,7 @@ class FalseNegativeEstimator:
     ) -> None:
         self._candidates = schemas.scan_table(inputs["candidates"], schemas.CANDIDATES)
         queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
-        qrels_scored = schemas.read_table(inputs["judged"], schemas.QRELS_SCORED)
+        qrels_scored = schemas.read_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
         self._pooled_positives = pooled_positives
         self._vectorise = vectorise
         self._anchors = qrels_scored.filter(pl.col("relevance") > 0).drop("relevance").sort("query_id", "doc_id")
@@ -80,12 +80,12 @@ class FalseNegativeEstimator:
         self.unreliable_reason = self._explain_unreliable()
         table_weight, n_queries = self.model.table_weight, self._holdout_rows["query_id"].n_unique()
         self.summary: Summary = {
-            "source": "prior and own" if table_weight else "prior",
-            "own_share": round(table_weight, 3),
-            "own_found": self.model.n_hidden_positives,
-            "own_queries": n_queries,
-            "levels": self.model.logit_offsets,
-            "unfit": self.unreliable_reason,
+            "source": "pretrained+table" if table_weight else "pretrained",
+            "table_weight": round(table_weight, 3),
+            "n_held_out_positives": self.model.n_hidden_positives,
+            "n_table_queries": n_queries,
+            "logit_offsets": self.model.logit_offsets,
+            "unreliable_reason": self.unreliable_reason,
         }
         known = f"{n_queries:,} questions with several positives"
         progress.log(
@@ -103,7 +103,7 @@ class FalseNegativeEstimator:
         where it is one itself, and where people judged it.
         """
         open_rows = sort_by_score(
-            rows.filter(pl.col("own").is_null() & pl.col("curated").is_null()).join(
+            rows.filter(pl.col("positive_kind").is_null() & pl.col("curated_negative").is_null()).join(
                 self._anchors.select("query_id").unique(), on="query_id", how="semi"
             )
         ).select("query_id", "doc_id", "score", listed=pl.col("source").str.split("+").list.contains(DENSE_SOURCE))
@@ -139,8 +139,11 @@ class FalseNegativeEstimator:
     def describe(self) -> Summary:
         """What the estimate hangs on, with the models as numbers that a person can read."""
         prior = self.model.pretrained_model
-        models = {"prior, one positive": prior.single_positive, "prior, several": prior.multi_positive}
-        models |= {f"own, fold {fold}": model for fold, model in enumerate(self.model.table_models)}
+        models = {
+            "pretrained_single_positive": prior.single_positive,
+            "pretrained_multi_positive": prior.multi_positive,
+        }
+        models |= {f"table_fold_{fold}": model for fold, model in enumerate(self.model.table_models)}
         return self.summary | {"models": {name: learned.model_to_dict(model) for name, model in models.items()}}
 
     def _fit_model(
@@ -155,7 +158,7 @@ class FalseNegativeEstimator:
         match_keys = [self._match_keys[query_id] for query_id in rows["query_id"]]
         weights = rows["weight"].to_numpy().astype(np.float64)
         return (
-            learned.fit_table_models(found, rows["hidden"].to_numpy(), weights, match_keys, pretrained_model),
+            learned.fit_table_models(found, rows["held_out"].to_numpy(), weights, match_keys, pretrained_model),
             rows,
             found,
         )
@@ -164,15 +167,15 @@ class FalseNegativeEstimator:
         """Of `pooled_positives` (with hidden and weight) those that are hidden, among the other candidates of their
         questions:
         TAUGHT without p, and their features."""
-        kept, hidden = (positives.filter(side) for side in (~pl.col("hidden"), pl.col("hidden")))
+        kept, hidden = (positives.filter(side) for side in (~pl.col("held_out"), pl.col("held_out")))
         score_range = kept.group_by("query_id").agg(
-            pl.col("weight").first(), lowest=pl.col("score").min(), best=pl.col("score").max()
+            pl.col("weight").first(), positive_score_min=pl.col("score").min(), positive_score_max=pl.col("score").max()
         )
         rows = (
             self._collect_rows(kept, hidden)
-            .join(hidden.select("query_id", "doc_id", "hidden"), on=PAIR_COLUMNS, how="left", maintain_order="left")
+            .join(hidden.select("query_id", "doc_id", "held_out"), on=PAIR_COLUMNS, how="left", maintain_order="left")
             .join(score_range, on="query_id", how="left", maintain_order="left")
-            .with_columns(pl.col("hidden").fill_null(False), turn=pl.lit(round_index, pl.Int32))
+            .with_columns(pl.col("held_out").fill_null(False), fold=pl.lit(round_index, pl.Int32))
         )
         return rows, self._compute_features(rows, kept)
 

@@ -52,7 +52,7 @@ class NegativeSampler:
         self._params = params
         self._queries = queries
         self._query_numbers = queries.select("query_id").with_row_index("asking")
-        self._qrels_scored = schemas.scan_table(inputs["judged"], schemas.QRELS_SCORED)
+        self._qrels_scored = schemas.scan_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
         self._survivors = scan_survivors(inputs["verdicts"], queries)
         self._relabelled_positives = scan_relabelled_positives(inputs["verdicts"])
         self._flagged_positives = pl.DataFrame(schema=checks.FINDINGS_SCHEMA)
@@ -72,7 +72,7 @@ class NegativeSampler:
             from stages.embedding.lookup import VectorLookup
 
             self._vectorise = make_document_vectoriser(
-                inputs["corpus"], VectorLookup(inputs["encoding"], context.vectors_dir)
+                inputs["corpus"], VectorLookup(inputs["encoder"], context.vectors_dir)
             )
         self._hub_cap: hubness.HubCap | None = None
         self._document_counts = np.zeros(len(self._keys), np.int32)
@@ -84,8 +84,11 @@ class NegativeSampler:
     def stats(self) -> Summary:
         """What is known of the whole once all blocks have come: how often the most used document was taken."""
         caps = self._hub_cap
-        hub = {"most_used": int(self._document_counts.max(initial=0))}
-        return {"hubs": hub | ({"capped": caps.n_capped_documents, "turned_away": caps.n_rejected} if caps else {})}
+        hub = {"max_document_count": int(self._document_counts.max(initial=0))}
+        return {
+            "hubness": hub
+            | ({"n_capped_documents": caps.n_capped_documents, "n_rejected": caps.n_rejected} if caps else {})
+        }
 
     def sample_blocks(self) -> Iterator[SampledBlock]:
         """All train queries, in query_id order."""
@@ -146,7 +149,7 @@ class NegativeSampler:
             return self._select_from_survivors(survivors, positives, hub_cap)
         place = pl.col("score").rank("min", descending=True).over("query_id")  # of equal ones all or none
         with_rank = survivors.with_columns(
-            behind=(pl.col("reason") != "curated") & (place > CANDIDATES_PER_NEGATIVE * n_negatives)
+            behind=(pl.col("reason") != "curated_negative") & (place > CANDIDATES_PER_NEGATIVE * n_negatives)
         )
         negatives, duplicates_skipped = self._select_from_survivors(
             with_rank.filter(~pl.col("behind")).drop("behind"), positives, None
@@ -174,7 +177,8 @@ class NegativeSampler:
         is_rejected = None
         if hub_cap is not None:
             is_rejected = (
-                hub_cap.is_rejected(pool.select("document", "score", query="asking")) & ~pool["curated"].to_numpy()
+                hub_cap.is_rejected(pool.select("document", "score", query="asking"))
+                & ~pool["curated_negative"].to_numpy()
             )
         return select_negatives(self._params, pool, is_rejected, self._vectorise)
 
@@ -185,7 +189,9 @@ class NegativeSampler:
         for block in self._iter_query_blocks():
             block_ids = ids.filter(ids.is_between(block[0], block[-1]))
             if len(block_ids):
-                negatives = self._sample_block(block_ids, hub_cap).negatives.filter(pl.col("band") != "curated")
+                negatives = self._sample_block(block_ids, hub_cap).negatives.filter(
+                    pl.col("band") != "curated_negative"
+                )
                 parts.append(negatives.select(pl.col("asking").alias("query"), "document", "score"))
         return pl.concat(parts)
 
@@ -238,9 +244,9 @@ def select_negatives(
         pool["doc_id"], params.thin_similarity, vectorise
     )
     picks, duplicates_skipped = near_duplicates.greedy_select(
-        pick_order, pool["curated"].to_numpy(), params.negatives, duplicate_filter
+        pick_order, pool["curated_negative"].to_numpy(), params.negatives, duplicate_filter
     )
     pick_rows = pick_order[picks]
     negatives = pool[pick_rows["row"].to_numpy()].with_columns(pick_rows["band"])
-    order = negatives.sort("query_id", "curated", "score", "doc_id", descending=[False, True, True, False])
+    order = negatives.sort("query_id", "curated_negative", "score", "doc_id", descending=[False, True, True, False])
     return order, pool["query_id"].gather(pick_order["row"].gather(duplicates_skipped))

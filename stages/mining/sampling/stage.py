@@ -26,7 +26,7 @@ from stages.mining.sampling.random_baseline import RandomNegatives
 from stages.mining.sampling.sampler import NegativeSampler, SampledBlock
 from stages.mining.sampling.statistics import SamplingStats, summarise_sampling
 
-VERSION = 4
+VERSION = 5
 
 MAX_TEXT_BYTES = 256 << 20
 """Bytes of documents held at once; bounds memory and changes no result."""
@@ -94,9 +94,9 @@ class Params(BaseParams):
     )
     drop_positives: tuple[str, ...] = option(
         (),
-        "Leave out of the training file the positives that `prep audit` lists as buried, outscored or contradicting; "
-        "repeat it for several. With positive_weight they count less instead. They stay positives everywhere else: in "
-        "the judgements, the mask and the evaluation.",
+        "Leave out of the training file the positives that `prep audit` lists as low_ranked, outranked or "
+        "inconsistent; repeat it for several. With positive_weight they count less instead. They stay positives "
+        "everywhere else: in the judgements, the mask and the evaluation.",
     )
     positive_weight: float = option(
         0.0,
@@ -149,7 +149,7 @@ class Params(BaseParams):
 
 def key_extras(params: Params) -> dict[str, str]:
     """The audit's parameter, where something is dropped by it."""
-    return {"audit_rank": str(params.audit_rank)} if "buried" in params.drop_positives else {}
+    return {"audit_rank": str(params.audit_rank)} if "low_ranked" in params.drop_positives else {}
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
@@ -244,7 +244,9 @@ def get_weight_columns(frame: pl.DataFrame) -> list[str]:
 
 def explain_unmet_hub_cap(params: Params, stats: SamplingStats, n_documents: int) -> str | None:
     """What to say where so many documents can't be all the negatives that are wanted, as often as hub_cap lets them."""
-    wanted = stats.n_requested * stats.counts["with_positive"] - stats.n_by_stratum["curated"]  # these know no cap
+    wanted = (
+        stats.n_requested * stats.counts["with_positive"] - stats.n_by_stratum["curated_negative"]
+    )  # these know no cap
     max_negatives = n_documents * params.hub_cap
     if max_negatives >= wanted:
         return None
@@ -253,7 +255,7 @@ def explain_unmet_hub_cap(params: Params, stats: SamplingStats, n_documents: int
         f"hub_cap = {params.hub_cap} can't be met: {n_documents:,} documents x {params.hub_cap} are at most "
         f"{max_negatives:,} "
         f"negatives, and {wanted:,} are wanted, which takes hub_cap = {-(-wanted // n_documents)} at least. Of "
-        f"{stats.counts['with_positive']:,} questions {stats.counts['short']:,} have fewer than "
+        f"{stats.counts['with_positive']:,} questions {stats.counts['n_underfilled']:,} have fewer than "
         f"{stats.n_requested}, {n_without_negatives:,} none"
     )
 

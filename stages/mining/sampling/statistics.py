@@ -35,8 +35,8 @@ class SamplingStats:
             lines=negatives.select("query_id", "line").n_unique() if len(negatives) else 0,
             negatives=len(negatives),
             positives=positives.join(negatives, on="query_id", how="semi").height,
-            short=int((sizes < self.n_requested).sum()),
-            thinned=n_duplicates_skipped,
+            n_underfilled=int((sizes < self.n_requested).sum()),
+            n_duplicates_skipped=n_duplicates_skipped,
             emptied=flagged_positives.join(positives, on="query_id", how="anti")["query_id"].n_unique(),
         )
         self.n_flagged_by_finding.update(dict(flagged_positives.group_by("finding").len().iter_rows()))
@@ -44,12 +44,12 @@ class SamplingStats:
         if "source" in negatives.columns:
             self.n_by_source.update(dict(negatives.group_by("source").len().iter_rows()))
             self.score_sum = (self.score_sum or 0.0) + float(negatives["score"].cast(pl.Float64).sum())
-            p = negatives.filter(~pl.col("curated"))["p_false_negative"].cast(pl.Float64)
+            p = negatives.filter(~pl.col("curated_negative"))["p_false_negative"].cast(pl.Float64)
             if p.is_not_null().any():
                 self.expected_false_negatives = (self.expected_false_negatives or 0.0) + float(p.sum())
         if "categorised" in negatives.columns:
             self.counts["without_category"] += positives.filter(~pl.col("categorised"))["query_id"].n_unique()
-            self.counts["own_category"] += negatives.filter("categorised", ~pl.col("foreign")).height
+            self.counts["same_category"] += negatives.filter("categorised", ~pl.col("foreign")).height
             self.counts["other_category"] += negatives.filter("categorised", "foreign").height
         if "weight" in negatives.columns:
             self.counts["weighted"] += negatives.filter(pl.col("weight") < 1).height
@@ -69,30 +69,30 @@ def summarise_sampling(
     n_flagged = {name: stats.n_flagged_by_finding[name] for name in drop_positives} or None
     counts, written, negatives = stats.counts, stats.counts["written"], stats.counts["negatives"]
     wanted = stats.n_requested * counts["with_positive"]
-    category = {name: counts[f"{name}_category"] for name in ("own", "other")}
+    category = {name: counts[f"{name}_category"] for name in ("same", "other")}
     return {
         "queries": written,
         "lines": counts["lines"],
         "positives": counts["positives"],
         "negatives": negatives,
-        "asked": stats.n_requested,
+        "n_requested": stats.n_requested,
         "negatives_per_query": round(negatives / written, 4) if written else None,
-        "fill": round(negatives / wanted, 4) if wanted else None,
-        "short": counts["short"],
-        "bands": dict(sorted(stats.n_by_stratum.items())),
-        "sources": dict(sorted(stats.n_by_source.items())),
+        "fill_rate": round(negatives / wanted, 4) if wanted else None,
+        "n_underfilled": counts["n_underfilled"],
+        "by_stratum": dict(sorted(stats.n_by_stratum.items())),
+        "by_source": dict(sorted(stats.n_by_source.items())),
         "hardness": round(stats.score_sum / negatives, 4) if negatives and stats.score_sum is not None else None,
-        "false_negatives": round(stats.expected_false_negatives / negatives, 5)
+        "expected_false_negative_rate": round(stats.expected_false_negatives / negatives, 5)
         if negatives and stats.expected_false_negatives is not None
         else None,
-        "thinned": counts["thinned"],
-        "category": category | {"queries_without": counts["without_category"]} if by_category else None,
-        "weighted": counts["weighted"],
-        "dropped": None if positive_weight else n_flagged,
+        "n_duplicates_skipped": counts["n_duplicates_skipped"],
+        "category": category | {"queries_without_category": counts["without_category"]} if by_category else None,
+        "n_weighted_negatives": counts["weighted"],
+        "dropped_positives": None if positive_weight else n_flagged,
         "weighted_positives": n_flagged if positive_weight else None,
-        "left_out": {
-            "no positive": counts["train"] - counts["with_positive"] - counts["emptied"],
-            "no negatives": counts["with_positive"] - written,
+        "skipped_queries": {
+            "no_positive": counts["train"] - counts["with_positive"] - counts["emptied"],
+            "no_negatives": counts["with_positive"] - written,
         }
-        | ({"all positives dropped": counts["emptied"]} if drop_positives and not positive_weight else {}),
+        | ({"all_positives_dropped": counts["emptied"]} if drop_positives and not positive_weight else {}),
     }

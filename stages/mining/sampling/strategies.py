@@ -28,12 +28,15 @@ def build_eligible_pool(
     query is of.
     """
     positive_stats = (
-        positives.group_by("query_id").agg(lowest=pl.col("score").min()).sort("query_id").with_row_index("query")
+        positives.group_by("query_id")
+        .agg(positive_score_min=pl.col("score").min())
+        .sort("query_id")
+        .with_row_index("query")
     )
     pool = survivors.join(positive_stats, on="query_id").join(keys, on="doc_id")
     pool = pool.join(positives, on=["query_id", "text_key"], how="anti")
-    pool = pool.with_columns(curated=pl.col("reason") == "curated").drop("reason")
-    pool = pool.sort("query", "curated", "score", "doc_id", descending=[False, True, True, False])
+    pool = pool.with_columns(curated_negative=pl.col("reason") == "curated_negative").drop("reason")
+    pool = pool.sort("query", "curated_negative", "score", "doc_id", descending=[False, True, True, False])
     pool = pool.unique(["query", "text_key"], keep="first", maintain_order=True)
     if categories is None:
         return pool.with_columns(foreign=pl.lit(False)).with_row_index("row")
@@ -44,7 +47,7 @@ def build_eligible_pool(
     has_category = pl.col("query_id").is_in(positive_categories["query_id"].unique().implode())
     pool = pool.with_columns(foreign=has_category & pl.col("own").is_null()).drop("category", "own")
     return pool.sort(
-        "query", "curated", "foreign", "score", "doc_id", descending=[False, True, False, True, False]
+        "query", "curated_negative", "foreign", "score", "doc_id", descending=[False, True, False, True, False]
     ).with_row_index("row")
 
 
@@ -60,12 +63,14 @@ def build_pick_order(params: "Params", pool: pl.DataFrame) -> pl.DataFrame:
     ones, which come first; then each source of `quota_sources` has a counter, in the order of their names (without:
     one for all); the last band, `rest`, gives room that is left to any, by score.
     """
-    n_curated = pl.col("curated").sum().over("query").cast(pl.Int64)
+    n_curated = pl.col("curated_negative").sum().over("query").cast(pl.Int64)
     pool = pool.with_columns(room=(params.negatives - n_curated).clip(lower_bound=0))
-    non_curated = pool.filter(~pl.col("curated"))
+    non_curated = pool.filter(~pl.col("curated_negative"))
     non_curated = non_curated.with_columns(key=_compute_sort_keys(params, non_curated))
     limit = pl.lit(params.negatives, pl.Int64)
-    strata = [pool.filter("curated").with_columns(counter=pl.lit(0), upto=limit, band=pl.lit("curated"))]
+    strata = [
+        pool.filter("curated_negative").with_columns(counter=pl.lit(0), upto=limit, band=pl.lit("curated_negative"))
+    ]
     if params.quotas:
         names = [f"share {number}" for number in range(len(params.quotas))]
         with_quotas = add_quota_columns(non_curated, names, [parts for _, parts in params.quotas])
@@ -119,5 +124,5 @@ def compute_simans_keys(hashes: pl.Series, rows: pl.DataFrame, a: float, b: floa
     key is the logarithm of that time, so no weight underflows, whatever the scale of the scores.
     """
     uniform = ((hashes.to_numpy() >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52
-    distance = rows["score"].cast(pl.Float64).to_numpy() - rows["lowest"].cast(pl.Float64).to_numpy() - b
+    distance = rows["score"].cast(pl.Float64).to_numpy() - rows["positive_score_min"].cast(pl.Float64).to_numpy() - b
     return pl.Series("key", np.log(-np.log(uniform)) + a * distance**2, dtype=pl.Float64)

@@ -147,7 +147,7 @@ class CrossEncoderVerifier:
 
     def _write_description(self) -> None:
         """Say in the folder, in words, what its name stands for."""
-        path = self._store.folder / "teacher.json"
+        path = self._store.folder / "verifier.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             content = json.dumps({"model": self.name, **self.cache_key_parts}, indent=2, ensure_ascii=False) + "\n"
@@ -235,18 +235,18 @@ def collect_pairs_to_score(rows: pl.DataFrame, positives: pl.DataFrame) -> pl.Da
 
 
 def join_verifier_scores(rows: pl.DataFrame, positives: pl.DataFrame, scored: pl.DataFrame) -> pl.DataFrame:
-    """`rows` (query_id, doc_id, ...) with teacher_score, teacher_lowest and teacher_best: logits, null where unknown.
+    """`rows` (query_id, doc_id, ...) with verifier_score, verifier_positive_min, verifier_positive_max: logits or null.
 
-    `scored` (query_id, doc_id, teacher_score) is of `collect_pairs_to_score`; lowest and best are those of the query's
+    `scored` (query_id, doc_id, verifier_score) is of `collect_pairs_to_score`; lowest and best are those of the query's
     `positives`.
     """
     positive_range = (
         scored.join(positives.select(PAIR_COLUMNS), on=PAIR_COLUMNS, how="semi")
         .group_by("query_id")
-        .agg(teacher_lowest=pl.col("teacher_score").min(), teacher_best=pl.col("teacher_score").max())
+        .agg(verifier_positive_min=pl.col("verifier_score").min(), verifier_positive_max=pl.col("verifier_score").max())
     )
     joined = rows.join(
-        scored.select(*PAIR_COLUMNS, "teacher_score"), on=PAIR_COLUMNS, how="left", maintain_order="left"
+        scored.select(*PAIR_COLUMNS, "verifier_score"), on=PAIR_COLUMNS, how="left", maintain_order="left"
     )
     return joined.join(positive_range, on="query_id", how="left", maintain_order="left")
 

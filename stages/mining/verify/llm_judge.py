@@ -86,9 +86,9 @@ class LLMJudge:
 
     @property
     def summary(self) -> Summary:
-        """Of all pairs so far, each counted once a call: cached + asked = pairs, answered + failed = asked, relevant is
-        among cached + answered; retried counts HTTP requests beyond the first attempts."""
-        names = ("pairs", "cached", "asked", "answered", "failed", "relevant", "requests", "retried")
+        """Of all pairs so far, each counted once a call: cached + requested = pairs, answered + failed = requested,
+        relevant is among cached + answered; retried counts HTTP requests beyond the first attempts."""
+        names = ("pairs", "cached", "requested", "answered", "failed", "relevant", "requests", "retried")
         return {"model": self._model, **{name: self.counts[name] for name in names}}
 
     def judge_pairs(self, pairs: Sequence[tuple[str, str]]) -> Floats:
@@ -108,7 +108,7 @@ class LLMJudge:
         self.counts.update(
             pairs=len(distinct),
             cached=len(distinct) - len(uncached),
-            asked=len(uncached),
+            requested=len(uncached),
             answered=answered,
             failed=len(uncached) - answered,
             relevant=sum(self._cache.verdicts.get(key, False) for key in distinct),

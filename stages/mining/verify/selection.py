@@ -30,14 +30,14 @@ class VerifyInputs:
 
     def __post_init__(self) -> None:
         self.queries = schemas.read_table(self.paths["queries"], schemas.QUERIES).sort("query_id")
-        judged = schemas.scan_table(self.paths["judged"], schemas.QRELS_SCORED)
+        judged = schemas.scan_table(self.paths["qrels_scored"], schemas.QRELS_SCORED)
         self.positives = judged.filter(pl.col("relevance") > 0).select(PAIR_COLUMNS).collect()
 
     def select_for_verification(self, risk_policy: RiskPolicy) -> pl.DataFrame:
         """The open candidates of train questions down to the last that would be emitted, as far as somebody may doubt
         them: query_id, doc_id, score, p_false_negative, threshold, emitted, reached; sorted by query_id, doc_id."""
-        candidate_features = schemas.scan_table(self.paths["evidence"], schemas.CANDIDATE_FEATURES)
-        n_rows = pq.read_metadata(self.paths["evidence"]).num_rows
+        candidate_features = schemas.scan_table(self.paths["features"], schemas.CANDIDATE_FEATURES)
+        n_rows = pq.read_metadata(self.paths["features"]).num_rows
         blocks = list(iter_query_batches(self.queries["query_id"], n_rows, VERIFY_ROWS_PER_BLOCK))
         risk_solution = risk_budget.solve_risk_budget(risk_policy, candidate_features, self.queries, blocks)
         train = self.queries.filter(pl.col("split") == "train")["query_id"]

@@ -20,7 +20,7 @@ from stages.mining.estimator.model import LogisticModel
 from stages.mining.verify.cross_encoder import Bools, Floats, log_odds, sigmoid
 
 BASE_FEATURES = ("log_odds",)
-STACKING_FEATURES = ("log_odds", "teacher_below_best", "teacher_below_lowest", "teacher")
+STACKING_FEATURES = ("log_odds", "verifier_gap_max", "verifier_gap_min", "verifier_score")
 STACKING_C = 1.0
 """Inverse weight of the L2 penalty (scikit-learn's C); there are four figures to weigh."""
 MIN_IMPROVEMENT_Z = 1.645
@@ -35,8 +35,8 @@ class StackedModel:
     reason: str
     """In words, with the figures: why it is listened to or not."""
     metrics: Summary
-    """hidden, candidates, auc_p, auc_teacher, auc_both, loss_p, loss_both, fall (of the loss) and its standard error
-    fall_error: over folds that did not see the question."""
+    """n_held_out, candidates, auc_estimator, auc_verifier, auc_stacked, log_loss_estimator, log_loss_stacked,
+    log_loss_reduction and its standard error log_loss_reduction_se: over folds that did not see the question."""
     logit_offsets: tuple[float, ...] = ()
     """What is added to the log odds, by fold: of `model.fit_logit_offsets`."""
 
@@ -83,12 +83,12 @@ def fit_stacked_model(
     )
     scored_query_ids = np.asarray(query_ids, dtype=object)[is_scored]
     fold = learned.assign_folds(scored_query_ids.tolist())
-    metrics: Summary = {"hidden": int(labels.sum()), "candidates": len(labels)}
+    metrics: Summary = {"n_held_out": int(labels.sum()), "candidates": len(labels)}
     if labels.sum() < learned.MIN_HIDDEN_POSITIVES or any(
         not 0 < labels[fold != number].sum() < (fold != number).sum() for number in range(learned.N_FOLDS)
     ):
         return StackedModel(
-            (), f"too few hidden positives lie where p is unsure ({metrics['hidden']}) to judge it by", metrics
+            (), f"too few hidden positives lie where p is unsure ({metrics['n_held_out']}) to judge it by", metrics
         )
     sample_weights = np.where(labels, weights[is_scored], 1.0).astype(np.float64)
     base_models, stacked_models = (
@@ -102,16 +102,17 @@ def fit_stacked_model(
         log_loss(base_logits, labels) - log_loss(stacked_logits, labels), sample_weights, scored_query_ids
     )
     metrics |= {
-        "auc_p": round(auc(features[:, 0], labels), 4),
-        "auc_teacher": round(auc(features[:, 1], labels), 4),
-        "auc_both": round(auc(stacked_logits, labels), 4),
-        "loss_p": round(float(np.average(log_loss(base_logits, labels), weights=sample_weights)), 5),
-        "loss_both": round(float(np.average(log_loss(stacked_logits, labels), weights=sample_weights)), 5),
-        "fall": round(loss_reduction, 5),
-        "fall_error": round(standard_error, 5),
+        "auc_estimator": round(auc(features[:, 0], labels), 4),
+        "auc_verifier": round(auc(features[:, 1], labels), 4),
+        "auc_stacked": round(auc(stacked_logits, labels), 4),
+        "log_loss_estimator": round(float(np.average(log_loss(base_logits, labels), weights=sample_weights)), 5),
+        "log_loss_stacked": round(float(np.average(log_loss(stacked_logits, labels), weights=sample_weights)), 5),
+        "log_loss_reduction": round(loss_reduction, 5),
+        "log_loss_reduction_se": round(standard_error, 5),
     }
-    losses = f"log loss {metrics['loss_both']:.4f} with it, {metrics['loss_p']:.4f} without"
-    aucs = f"AUC {metrics['auc_teacher']:.3f} alone, {metrics['auc_p']:.3f} of p, {metrics['auc_both']:.3f} together"
+    losses = f"log loss {metrics['log_loss_stacked']:.4f} with it, {metrics['log_loss_estimator']:.4f} without"
+    aucs = f"AUC {metrics['auc_verifier']:.3f} alone, {metrics['auc_estimator']:.3f} of p, "
+    aucs += f"{metrics['auc_stacked']:.3f} together"
     if loss_reduction > MIN_IMPROVEMENT_Z * standard_error:
         logit_offsets = learned.fit_logit_offsets(
             learned.pu_correct(stacked_logits), labels, weights[is_scored].astype(np.float64) - 1, fold

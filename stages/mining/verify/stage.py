@@ -2,8 +2,8 @@
 
 A teacher (a cross-encoder, or rerankers cross-fitted on the table itself) reads the candidates in the band where
 p_false_negative decides little; a judge (an LLM) reads those whose verdict would change most. What they said stands in
-verified.parquet, beside the p that follows from it; the mask goes by that p. Without either, nothing is asked; nor
-where the estimate can't be trusted on this table, which is said.
+verifier_scores.parquet, beside the p that follows from it; the mask goes by that p. Without either, nothing is asked;
+nor where the estimate can't be trusted on this table, which is said.
 """
 
 import json
@@ -31,7 +31,7 @@ from stages.mining.verify.selection import VerifyInputs
 if TYPE_CHECKING:
     from stages.mining.verify.cross_encoder import CrossEncoderVerifier
 
-VERSION = 2
+VERSION = 3
 
 P_JUDGED_RELEVANT, P_JUDGED_NOT_RELEVANT = 0.98, 0.01
 """p_false_negative after a judge's verdict: it errs now and then."""
@@ -39,43 +39,43 @@ P_JUDGED_RELEVANT, P_JUDGED_NOT_RELEVANT = 0.98, 0.01
 
 def key_extras(params: Params) -> dict[str, str]:
     """Who is asked (the weights of the teacher, or of what it starts from), and within what limits."""
-    extras = {"judge": "asked"} if params.judge else {}
+    extras = {"llm_judge": "enabled"} if params.judge else {}
     if params.teacher == SELF_TRAINED:
-        extras["teacher"] = f"self: {model_digest(resolve_model(params.teacher_base))}"
+        extras["verifier"] = f"self: {model_digest(resolve_model(params.teacher_base))}"
     elif params.teacher:
-        extras["teacher"] = model_digest(resolve_model(params.teacher))
+        extras["verifier"] = model_digest(resolve_model(params.teacher))
     return extras | ({name: str(getattr(params, name)) for name in RiskPolicy.model_fields} if extras else {})
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write verified.parquet, a row for each pair that somebody read, and taught.parquet with the p that follows."""
+    """Write verifier_scores.parquet, a row for each pair that somebody read, and holdout_verified.parquet."""
     estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
-    holdout = schemas.read_table(inputs["shown"], schemas.HOLDOUT_CANDIDATES)
+    holdout = schemas.read_table(inputs["holdout_candidates"], schemas.HOLDOUT_CANDIDATES)
     summary: Summary = {}
     verifier_scores = pl.DataFrame(pl.from_arrow(schemas.VERIFIER_SCORES.empty_table()))
     verifier_names = " nor ".join(who for who in ("teacher", "judge") if getattr(params, who))
     if verifier_names and estimator["source"] is None:
-        reason = estimator["unfit"]
+        reason = estimator["unreliable_reason"]
         raise InputError(f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {reason}")
-    if verifier_names and estimator["unfit"]:
+    if verifier_names and estimator["unreliable_reason"]:
         # no contradiction in what the person set: a table may come to this, or leave it, from one refresh to the next
         context.progress.log(
-            f"no {verifier_names} is asked, since it can't be told what is in doubt: {estimator['unfit']}"
+            f"no {verifier_names} is asked, since it can't be told what is in doubt: {estimator['unreliable_reason']}"
         )
-        summary["unasked"] = estimator["unfit"]
+        summary["skipped_reason"] = estimator["unreliable_reason"]
     elif verifier_names:
         verify_inputs = VerifyInputs(inputs, context)
-        rows = verify_inputs.select_for_verification(params).with_columns(judge=pl.lit(None, pl.Boolean))
+        rows = verify_inputs.select_for_verification(params).with_columns(llm_judge=pl.lit(None, pl.Boolean))
         if params.teacher:
-            rows, holdout, verifier_scores, summary["teacher"] = apply_verifier(params, rows, holdout, verify_inputs)
+            rows, holdout, verifier_scores, summary["verifier"] = apply_verifier(params, rows, holdout, verify_inputs)
         if params.judge:
-            rows, summary["judge"] = apply_llm_judge(params, rows, verify_inputs)
-            if summary["judge"]["failed"]:  # the next run asks again
+            rows, summary["llm_judge"] = apply_llm_judge(params, rows, verify_inputs)
+            if summary["llm_judge"]["failed"]:  # the next run asks again
                 summary["complete"] = False
         verifier_scores = build_verifier_scores(rows, verifier_scores)
-    schemas.write_table(verifier_scores, schemas.VERIFIER_SCORES, out / "verified.parquet")
-    schemas.write_table(holdout, schemas.HOLDOUT_CANDIDATES, out / "taught.parquet")
-    return {"pairs": verifier_scores.height, **summary}
+    schemas.write_table(verifier_scores, schemas.VERIFIER_SCORES, out / "verifier_scores.parquet")
+    schemas.write_table(holdout, schemas.HOLDOUT_CANDIDATES, out / "holdout_verified.parquet")
+    return {"n_pairs": verifier_scores.height, **summary}
 
 
 class PairScorer(Protocol):
@@ -109,22 +109,24 @@ def apply_verifier(
     scorer, reason = create_scorer(params, verify_inputs)
     if scorer is None:
         verify_inputs.context.progress.log(f"no teacher is asked: {reason}")
-        return rows, holdout, rows.head(0), {"heard": False, "why": reason}
+        return rows, holdout, rows.head(0), {"is_used": False, "reason": reason}
     pairs = teacher.collect_pairs_to_score(
         pl.concat([uncertain.select(PAIR_COLUMNS), uncertain_holdout.select(PAIR_COLUMNS)]), verify_inputs.positives
     )
     scored = pairs.with_columns(
-        teacher_score=pl.Series(
+        verifier_score=pl.Series(
             scorer.score_pairs(pairs["query_id"].to_list(), verify_inputs.read_pair_texts(pairs)), dtype=pl.Float32
         )
     )
     # what is hidden from the estimate is no positive to measure from, be it among the rows or not
     scored_folds = [
         teacher.join_verifier_scores(
-            rows_of, hold_out_one(verify_inputs.positives, turn).filter(~pl.col("hidden")).select(PAIR_COLUMNS), scored
+            rows_of,
+            hold_out_one(verify_inputs.positives, turn).filter(~pl.col("held_out")).select(PAIR_COLUMNS),
+            scored,
         )
         for turn, rows_of in (
-            (int(part["turn"][0]), part) for part in uncertain_holdout.partition_by("turn", maintain_order=True)
+            (int(part["fold"][0]), part) for part in uncertain_holdout.partition_by("fold", maintain_order=True)
         )
     ]
     stacking_rows = (
@@ -132,7 +134,7 @@ def apply_verifier(
         if scored_folds
         else teacher.join_verifier_scores(uncertain_holdout, verify_inputs.positives, scored)
     )
-    labels, weights = stacking_rows["hidden"].to_numpy(), stacking_rows["weight"].to_numpy()
+    labels, weights = stacking_rows["held_out"].to_numpy(), stacking_rows["weight"].to_numpy()
     stacked_model = stacking.fit_stacked_model(
         *extract_score_arrays(stacking_rows), labels, weights, verify_inputs.compute_match_keys(stacking_rows)
     )
@@ -146,10 +148,10 @@ def apply_verifier(
         holdout_p = stacked_model.predict_probability(
             *extract_score_arrays(stacking_rows), verify_inputs.compute_match_keys(stacking_rows)
         )
-        updates = stacking_rows.select(*PAIR_COLUMNS, "turn").with_columns(after=pl.Series(holdout_p, dtype=pl.Float32))
-        holdout = holdout.join(updates, on=[*PAIR_COLUMNS, "turn"], how="left", maintain_order="left")
+        updates = stacking_rows.select(*PAIR_COLUMNS, "fold").with_columns(after=pl.Series(holdout_p, dtype=pl.Float32))
+        holdout = holdout.join(updates, on=[*PAIR_COLUMNS, "fold"], how="left", maintain_order="left")
         holdout = holdout.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
-    elif params.teacher != SELF_TRAINED and "auc_p" not in stacked_model.metrics:
+    elif params.teacher != SELF_TRAINED and "auc_estimator" not in stacked_model.metrics:
         p_after = stacking.raise_only(p_before, score, positive_max)
         reason = f"{reason}; what it prefers to the positive is taken for a positive, nothing else hangs on it"
     else:
@@ -162,15 +164,23 @@ def apply_verifier(
         )
     rows = rows.with_columns(p_false_negative=pl.Series(p_after, dtype=pl.Float32))
     verifier_flags = scored_rows.select(
-        *PAIR_COLUMNS, "teacher_lowest", "teacher_best", teacher_false=pl.Series(is_false_negative, dtype=pl.Boolean)
+        *PAIR_COLUMNS,
+        "verifier_positive_min",
+        "verifier_positive_max",
+        verifier_false_negative=pl.Series(is_false_negative, dtype=pl.Boolean),
     )
     verifier_scores = scored.join(verifier_flags, on=PAIR_COLUMNS, how="left", maintain_order="left")
-    return rows, holdout, verifier_scores, {"heard": is_used, "why": reason, **scorer.counts, **stacked_model.metrics}
+    return (
+        rows,
+        holdout,
+        verifier_scores,
+        {"is_used": is_used, "reason": reason, **scorer.counts, **stacked_model.metrics},
+    )
 
 
 def extract_score_arrays(scored_rows: pl.DataFrame) -> tuple[Floats, Floats, Floats, Floats]:
     """p and the teacher's logits of a candidate and of its query's lowest and best positive [n]; NaN where unknown."""
-    names = ("p_false_negative", "teacher_score", "teacher_lowest", "teacher_best")
+    names = ("p_false_negative", "verifier_score", "verifier_positive_min", "verifier_positive_max")
     p, score, positive_min, positive_max = (
         scored_rows[name].cast(pl.Float32).fill_null(float("nan")).to_numpy() for name in names
     )
@@ -192,13 +202,13 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
         return _SingleModelScorer(verifier), ""
     from stages.mining.verify.cross_fitting import CrossFitReranker, TrainingSet, build_training_queries
 
-    candidate_features = schemas.scan_table(verify_inputs.paths["evidence"], schemas.CANDIDATE_FEATURES)
+    candidate_features = schemas.scan_table(verify_inputs.paths["features"], schemas.CANDIDATE_FEATURES)
     train_queries = verify_inputs.queries.filter(pl.col("split") == "train")
     sampled_ids = sample_by_hash(train_queries["query_id"], params.folds * SELF_TRAINED_MAX_QUERIES, "self")
     train_queries = train_queries.filter(pl.col("query_id").is_in(sampled_ids))
     is_known_positive = pl.any_horizontal(pl.col(flag).fill_null(False) for flag in ("same_text", "contains_answer"))
     safe_candidates = candidate_features.filter(
-        (pl.col("p_false_negative") <= MIN_UNCERTAIN_P) & pl.col("own").is_null() & ~is_known_positive
+        (pl.col("p_false_negative") <= MIN_UNCERTAIN_P) & pl.col("positive_kind").is_null() & ~is_known_positive
     )
     candidates = safe_candidates.select(*PAIR_COLUMNS, "score", "p_false_negative").filter(
         pl.col("query_id").is_in(train_queries["query_id"].implode())
@@ -255,19 +265,19 @@ def apply_llm_judge(params: Params, rows: pl.DataFrame, verify_inputs: VerifyInp
     judge = LLMJudge(
         params.judge or "",
         params.judge_model or "",
-        verify_inputs.context.scores_dir / "judge.jsonl",
+        verify_inputs.context.scores_dir / "llm_judge.jsonl",
         verify_inputs.context.progress,
     )
     selected = sort_by_label_value(rows).head(params.judge_budget)
     # the first N, asked before or not: so the result does not hang on what this workspace has seen
     verdicts = judge.judge_pairs(verify_inputs.read_pair_texts(selected))
-    answered = pl.Series("judge", verdicts == 1, dtype=pl.Boolean).to_frame()
+    answered = pl.Series("llm_judge", verdicts == 1, dtype=pl.Boolean).to_frame()
     found = selected.select(PAIR_COLUMNS).hstack(answered).filter(pl.Series(~np.isnan(verdicts), dtype=pl.Boolean))
-    rows = rows.drop("judge").join(found, on=PAIR_COLUMNS, how="left", maintain_order="left")
+    rows = rows.drop("llm_judge").join(found, on=PAIR_COLUMNS, how="left", maintain_order="left")
     judged_p = (
-        pl.when("judge")
+        pl.when("llm_judge")
         .then(pl.lit(P_JUDGED_RELEVANT, pl.Float32))
-        .when(~pl.col("judge"))
+        .when(~pl.col("llm_judge"))
         .then(pl.lit(P_JUDGED_NOT_RELEVANT, pl.Float32))
     )
     return rows.with_columns(p_false_negative=pl.coalesce(judged_p, "p_false_negative")), judge.summary
@@ -277,8 +287,8 @@ def build_verifier_scores(rows: pl.DataFrame, verifier_scores: pl.DataFrame) -> 
     """VERIFIED: every pair that a teacher `verifier_scores` or a judge decided, with the p of `rows` after both; that
     of a
     positive, which a teacher reads too, is null."""
-    updates = rows.select(*PAIR_COLUMNS, "p_false_negative", "judge")
-    judged = updates.filter(pl.col("judge").is_not_null())
+    updates = rows.select(*PAIR_COLUMNS, "p_false_negative", "llm_judge")
+    judged = updates.filter(pl.col("llm_judge").is_not_null())
     if verifier_scores.is_empty():
         return judged
     verifier_scores = pl.concat(

@@ -11,7 +11,7 @@ from tests.unit.pipeline.cli.test_bench_downstream import collection
 
 def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -> None:
     command = ["bench", "negatives", str(collection(tmp_path / "letters")), "--encoder", str(tiny_model), "--k", "3"]
-    done = run_prep(*command, "--json", "--write-prior", "prior.json", cwd=tmp_path)
+    done = run_prep(*command, "--json", "--write-prior", "pretrained_model.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     of_set = found["sets"]["letters"]
@@ -20,12 +20,12 @@ def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -
     equal = {one["rule"]: one for one in of_set["equal_hardness"]}["perc_max 0.9"]
     assert {"hardness", "leak_rule", "leak_learned", "fill_rule", "fill_learned"} <= set(equal)
     assert "median_ratio" in found
-    prior = json.loads((tmp_path / "prior.json").read_text())
-    assert prior["sets"]["letters"]["hidden_all_but_one"] > prior["sets"]["letters"]["hidden"] > 0
-    assert prior["all"]["one"] != prior["all"]["several"]
+    prior = json.loads((tmp_path / "pretrained_model.json").read_text())
+    assert prior["sets"]["letters"]["n_held_out_keep_one"] > prior["sets"]["letters"]["n_held_out"] > 0
+    assert prior["all_sets"]["single_positive"] != prior["all_sets"]["multi_positive"]
 
     one = run_prep(*command, "--left", "one", cwd=tmp_path)
-    assert "letters: 40 questions, 120 positives hidden; learned from prior" in one.stdout
+    assert "letters: 40 questions, 120 positives hidden; learned from pretrained" in one.stdout
     assert "0 questions with several positives are too few" in one.stderr
 
 
@@ -33,8 +33,16 @@ def test_a_set_that_can_teach_no_prior_is_refused(tmp_path: Path, tiny_model: Pa
     folder = collection(tmp_path / "letters")
     qrels = pl.read_parquet(folder / "qrels.parquet").unique("query_id", keep="first", maintain_order=True)
     qrels.write_parquet(folder / "qrels.parquet")
-    command = ["bench", "negatives", str(folder), "--encoder", str(tiny_model), "--write-prior", "prior.json"]
+    command = [
+        "bench",
+        "negatives",
+        str(folder),
+        "--encoder",
+        str(tiny_model),
+        "--write-prior",
+        "pretrained_model.json",
+    ]
     done = run_prep(*command, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "letters teaches nothing" in done.stderr
-    assert not (tmp_path / "prior.json").exists()
+    assert not (tmp_path / "pretrained_model.json").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cli.plan import format_bytes, format_duration, format_plan, match_prediction_to_runs, read_events
 from pipeline.workflow.artifact_store import Workspace
-from pipeline.workflow.graph import STAGES_BY_NAME
+from pipeline.workflow.graph import PIPELINE
 from stages.planning.cost_model import Prediction
 from tests.conftest import Project
 
@@ -123,7 +123,7 @@ def plan(project: Project, *arguments: str) -> dict[str, Any]:
 
 def test_a_plan_runs_build_pairs_alone_and_is_compared_once_its_stages_ran(project: Project) -> None:
     first = plan(project)
-    assert [one["stage"] for one in first["stages"]] == [name for name in STAGES_BY_NAME if name != "pairs"]
+    assert [one["stage"] for one in first["stages"]] == [stage.name for stage in PIPELINE if stage.name != "pairs"]
     assert first["up_to_date"] == ["pairs"]
     assert first["compared"] is None
     measured = {one["stage"]: one for one in first["stages"]}
@@ -143,14 +143,14 @@ def test_a_plan_runs_build_pairs_alone_and_is_compared_once_its_stages_ran(proje
     assert project.prep("mine-negatives", "-q").returncode == 0
     took = {event["stage"]: event for event in project.events() if event["event"] == "done"}
     (said,) = [json.loads(project.prep("plan", "--compare", "--json").stdout)["compared"]]
-    assert [row["stage"] for row in said["stages"]] == ["encode", "search", "evidence", "verify", "mask", "compose"]
+    assert [row["stage"] for row in said["stages"]] == ["encode", "search", "features", "verify", "mask", "sample"]
     encode = said["stages"][0]
     assert encode["predicted"] == measured["encode"]["seconds"]
     assert encode["happened"] == took["encode"]["seconds"]
     assert encode["memory_happened"] == took["encode"]["memory"] > 1 << 20
 
     # what is there costs nothing, and nothing is left to do up to there
-    again = project.prep("plan", "--until", "compose")
+    again = project.prep("plan", "--until", "sample")
     assert "nothing to do: everything is up to date" in again.stdout
     assert "happened / predicted" in again.stdout
     assert len([event for event in project.events() if event["event"] == "planned"]) == 1

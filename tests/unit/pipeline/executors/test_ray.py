@@ -143,7 +143,7 @@ def run(
     out = folder / stage.__name__
     out.mkdir(parents=True)
     tools = StageContext(progress, folder / "scratch", folder / "vectors", folder / "logs", engine)
-    stage.run(params, {**inputs, "encoding": folder / "stages.embedding.stage/encoding.json"}, out, tools)
+    stage.run(params, {**inputs, "encoder": folder / "stages.embedding.stage/encoder.json"}, out, tools)
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
@@ -229,7 +229,7 @@ def test_the_command_line_runs_on_the_cluster(nodes: Nodes, project: Project, mo
     done = project.prep("encode", "--engine", "ray", "--json", "-q")
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
-    assert said["summary"]["encode"]["encoded"] > 50
+    assert said["summary"]["encode"]["n_encoded"] > 50
     again = project.prep("encode", "--json")
     assert json.loads(again.stdout)["ran"] == [], "the engine is no part of the key"
 

@@ -46,18 +46,32 @@ def measured(split: str = "test", low: float | None = 0.051, high: float | None 
         row: {name: compared(0.083, low, high, p) for name in NAMES}
         for row in ("bm25", "base_reranker", "reranker", "fused")
     }
-    listed = {"queries": 103, "groups": 97, "documents_per_query": 5.0, "recall_at_top_k": 0.796, "sampled_from": 150}
-    nothing = {"queries": 0, "groups": 0, "documents_per_query": 0, "recall_at_top_k": None, "sampled_from": 0}
+    listed = {
+        "n_queries": 103,
+        "n_groups": 97,
+        "mean_documents_per_query": 5.0,
+        "recall_at_top_k": 0.796,
+        "n_queries_available": 150,
+    }
+    nothing = {
+        "n_queries": 0,
+        "n_groups": 0,
+        "mean_documents_per_query": 0,
+        "recall_at_top_k": None,
+        "n_queries_available": 0,
+    }
     splits = {"test": ("dev", "test"), "dev": ("dev",), "": ()}[split]
     return {
         **{name: rows(start) if name in splits else {} for name, start in (("dev", 0.302), ("test", 0.401))},
-        "forced": {name: rows(start) if name in splits else {} for name, start in (("dev", 0.503), ("test", 0.504))},
-        "tests": {name: differences if name in splits else {} for name in ("dev", "test")},
-        "fusion": {"weight": 0.85, "chosen_on": "dev" if splits else None},
-        "lists": {name: listed if name in splits else nothing for name in ("dev", "test")},
-        "collapse": None,
+        "positives_forced": {
+            name: rows(start) if name in splits else {} for name, start in (("dev", 0.503), ("test", 0.504))
+        },
+        "comparisons": {name: differences if name in splits else {} for name in ("dev", "test")},
+        "fusion": {"weight": 0.85, "selected_on": "dev" if splits else None},
+        "candidate_lists": {name: listed if name in splits else nothing for name in ("dev", "test")},
+        "collapse_reason": None,
         "parameters": {"top_k": 50, "max_queries": 1000, "samples": 2000, "seed": 42, "dtype": "auto"},
-        "untrained_head": False,
+        "base_has_new_head": False,
     }
 
 
@@ -66,37 +80,37 @@ SUMMARIES: dict[str, dict[str, Any]] = {
         "rows_in": 1623,
         "rejected": {"empty question": 17, "too short": 3},
         "rows_used": 1603,
-        "merged_questions": 27,
+        "merged_queries": 27,
         "queries": 1576,
         "splits": {"train": 1211, "dev": 181, "test": 184},
         "documents": 905,
         "chunks": 0,
-        "shared_documents": 0,
+        "documents_across_splits": 0,
         "curated_negatives": 12,
         "positives_per_query": {"mean": 1.234, "max": 5},
         "notes": ["the id column is not used"],
     },
-    "encode": {"encoder": "/home/someone/models/tiny-encoder"},
-    "search": {"by_source": {"dense": 59610, "bm25": 1234}},
-    "evidence": {},
+    "encode": {"model": "/home/someone/models/tiny-encoder"},
+    "search": {"candidates_by_source": {"dense": 59610, "bm25": 1234}},
+    "features": {},
     "verify": {},
     "mask": {
         "rule": "perc",
         "threshold": 0.95,
         "verdicts": {
             "positive": {"known_positive": 513},
-            "negative": {"curated": 12, "kept": 40931},
+            "negative": {"curated_negative": 12, "kept": 40931},
             "ignored": {"near_duplicate": 1, "perc": 18153},
         },
     },
-    "compose": {
+    "sample": {
         "queries": 334,
         "negatives": 2327,
-        "asked": 7,
-        "fill": 0.8128,
-        "short": 2,
+        "n_requested": 7,
+        "fill_rate": 0.8128,
+        "n_underfilled": 2,
         "hardness": 0.467,
-        "left_out": {"no positive": 0, "no negatives": 75},
+        "skipped_queries": {"no_positive": 0, "no_negatives": 75},
     },
     "train": {},
     "evaluate": {},
@@ -140,12 +154,12 @@ def build(tmp_path: Path) -> Build:
         for frame, schema, path in (
             (frame_of(queries, QUERIES), QUERIES, put["pairs"] / "queries.parquet"),
             (frame_of(corpus, CORPUS), CORPUS, put["pairs"] / "corpus.parquet"),
-            (frame_of(judged, QRELS_SCORED), QRELS_SCORED, put["search"] / "judged.parquet"),
+            (frame_of(judged, QRELS_SCORED), QRELS_SCORED, put["search"] / "qrels_scored.parquet"),
             (frame_of(verdicts, VERDICTS), VERDICTS, put["mask"] / "verdicts.parquet"),
         ):
             write_table(frame, schema, path)
         line = {"query_id": "q1", "neg": [texts["kept"]], "neg_ids": ["k"]}
-        (put["compose"] / "mined.jsonl").write_text(json.dumps(line) + "\n" if train == "train" else "")
+        (put["sample"] / "mined.jsonl").write_text(json.dumps(line) + "\n" if train == "train" else "")
         (put["evaluate"] / "metrics.json").write_text(json.dumps(metrics or measured()))
         return artifacts
 
@@ -190,7 +204,12 @@ class Reader(HTMLParser):
 def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
     metrics = measured()
     texts = Reader(render_report(build())).texts
-    for rows in (metrics["test"], metrics["dev"], metrics["forced"]["test"], metrics["forced"]["dev"]):
+    for rows in (
+        metrics["test"],
+        metrics["dev"],
+        metrics["positives_forced"]["test"],
+        metrics["positives_forced"]["dev"],
+    ):
         for found in rows.values():
             for value in found.values():
                 assert f"{value:.3f}" in texts
@@ -209,7 +228,7 @@ def test_the_funnel_and_the_mask_are_those_of_the_summaries(build: Build) -> Non
     assert "positives a question 1.23 at most 5" in told
     assert "the id column is not used" in told
     assert "of every split: 1,234 by bm25, 59,610 by dense (dense goes by tiny-encoder)" in told
-    verdicts = ("known_positive", "curated", "near_duplicate", "perc", "kept")
+    verdicts = ("known_positive", "curated_negative", "near_duplicate", "perc", "kept")
     assert [text for text in texts if text in verdicts] == list(verdicts)  # in the order of the mask's precedence
     assert "perc does not pass the rule ignored 18,153 30.5%" in told
     assert "near_duplicate is nearly the same as a positive ignored 1 <0.1%" in told
@@ -235,7 +254,7 @@ def test_negatives_of_all_lines_are_shown_and_need_be_no_candidates(build: Build
     lines = [
         {"query_id": "q1", "neg_ids": [i], "neg": [t]} for i, t in (("k", TEXTS["kept"]), ("x", "A cow & a calf."))
     ]
-    path = artifacts["compose"].folder / "mined.jsonl"
+    path = artifacts["sample"].folder / "mined.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = render_report(artifacts)
     assert "A cow &amp; a calf." in found

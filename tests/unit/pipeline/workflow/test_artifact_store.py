@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.workflow.artifact_store import MANIFEST_FILE, Workspace, digest_json, read_manifest
 from stages.core.errors import InputError, WorkspaceBusyError
+from tests.conftest import Project
 
 
 def committed(workspace: Workspace, text: str = "hello", key: str = "k1") -> Path:
@@ -130,6 +131,51 @@ def test_a_folder_with_other_files_is_not_taken_for_a_workspace(tmp_path: Path) 
     with pytest.raises(InputError, match="holds other files"), Workspace(tmp_path).lock():
         pass
     assert (tmp_path / "runs" / "exp1" / "weights.bin").exists()
+
+
+def test_a_new_workspace_is_marked_with_its_layout(tmp_path: Path) -> None:
+    with Workspace(tmp_path).lock():
+        assert (tmp_path / "prep-workspace").read_text() == "2\n"
+    with Workspace(tmp_path).lock():
+        assert (tmp_path / "prep-workspace").read_text() == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("marker", "step", "is_refused"),
+    [
+        ("", "pairs", True),  # every workspace of prep 0.1 has an empty marker
+        ("", "evidence", True),
+        ("2", "compose", True),
+        ("3", "pairs", True),  # made by a later version
+        ("2", "pairs", False),
+        ("", None, False),  # a process was killed before it wrote the version
+    ],
+)
+def test_a_workspace_of_another_layout_is_refused_and_left_alone(
+    tmp_path: Path, marker: str, step: str | None, is_refused: bool
+) -> None:
+    (tmp_path / "prep-workspace").write_text(marker)
+    if step:
+        (tmp_path / "runs" / step / ".tmp-half").mkdir(parents=True)
+    if not is_refused:
+        with Workspace(tmp_path).lock():
+            return
+    with pytest.raises(InputError), Workspace(tmp_path).lock():
+        pass
+    assert (tmp_path / "prep-workspace").read_text() == marker
+    assert (tmp_path / "runs" / str(step) / ".tmp-half").is_dir()
+
+
+@pytest.mark.parametrize("command", [["build-pairs", "faq.csv"], ["status"], ["show", "anything"], ["gc"]])
+def test_every_command_names_an_old_workspace_and_what_to_do(project: Project, command: list[str]) -> None:
+    (project.work / "runs" / "evidence").mkdir(parents=True)
+    (project.work / "prep-workspace").touch()
+    (project.work / "scores").mkdir()
+    (project.work / "scores" / "judge.jsonl").touch()
+    done = project.prep(*command)
+    assert done.returncode == 2
+    for part in ("prep 0.1", "runs/evidence", "Delete it", "--workspace", "scores/judge.jsonl"):
+        assert part in done.stderr
 
 
 def test_a_torn_last_event_does_not_swallow_the_next(tmp_path: Path) -> None:

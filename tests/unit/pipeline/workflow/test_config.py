@@ -27,7 +27,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     settings = settings_of(tmp_path, "[mine]\ndepth = 50\nnegatives = 3\n", "mine", depth=60)
     params = settings.validate_params()
     assert params["search"].depth == 60
-    assert params["compose"].negatives == 3
+    assert params["sample"].negatives == 3
 
 
 def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_flag_that_would_be_ignored_is_refused_whatever_the_file_says(tmp_path
 def test_what_the_file_describes_may_rest_while_a_flag_goes_another_way(tmp_path: Path) -> None:
     text = '[mine]\nmask = "window"\nwindow_start = 5\nsampling = "simans"\nsimans_a = 100.0\n'
     assert settings_of(tmp_path, text, "mine", mask="perc").validate_params()["mask"].mask == "perc"
-    assert settings_of(tmp_path, text, "mine", sampling="top").validate_params()["compose"].simans_a == 100
+    assert settings_of(tmp_path, text, "mine", sampling="top").validate_params()["sample"].simans_a == 100
     assert settings_of(tmp_path, text.replace("simans_a = 100.0", ""), "mine", sampling="slices").validate_params()
     with pytest.raises(InputError, match=r"window_start = 5 counts only with mask = 'window'"):
         settings_of(tmp_path, text.replace('"window"', '"perc"'), "mine", sampling="top").validate_params()

@@ -16,10 +16,10 @@ from stages.mining.sampling import stage as sampling_stage
 from stages.mining.verify import stage as verify_stage
 
 MODELS: dict[str, type[BaseParams]] = {
-    "evidence": candidate_features.Params,
+    "features": candidate_features.Params,
     "verify": verify_stage.Params,
     "mask": mask.Params,
-    "compose": sampling_stage.Params,
+    "sample": sampling_stage.Params,
 }
 
 

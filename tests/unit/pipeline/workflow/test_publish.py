@@ -24,7 +24,9 @@ def test_gc_keeps_the_vectors_of_every_encoder_in_use(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "work")
     with workspace.lock():
         with workspace.create_build_folder("encode", "key") as out:
-            (out / "encoding.json").write_text(json.dumps({"encoder": "one", "more": [{"encoder": "two"}]}))
+            (out / "encoder.json").write_text(
+                json.dumps({"encoder_key": "one", "extra_encoders": [{"encoder_key": "two"}]})
+            )
             workspace.commit_artifact("encode", "key", out, {})
         for name in ("one", "two", "three"):
             (workspace.vectors / name).mkdir(parents=True)

@@ -37,11 +37,11 @@ def sliced(project: Project, **given: int) -> None:
 
 def test_slices_need_no_model_and_what_comes_after_still_works(project: Project) -> None:
     sliced(project, slice=4, slices=2, depth=20)
-    assert ran(project, "mine-negatives") == ["pairs", "compose"]
-    fresh = ("pairs", "compose")
+    assert ran(project, "mine-negatives") == ["pairs", "sample"]
+    fresh = ("pairs", "sample")
     assert states(project) == {stage.name: "fresh" if stage.name in fresh else "absent" for stage in PIPELINE}
     assert ran(project, "mine-negatives") == []
-    (path,) = project.work.glob("runs/compose/*/mined.jsonl")
+    (path,) = project.work.glob("runs/sample/*/mined.jsonl")
     mined = [json.loads(line) for line in path.read_text().splitlines()]
     queries = len({line["query_id"] for line in mined})
     assert len(mined) == 2 * queries
@@ -51,16 +51,16 @@ def test_slices_need_no_model_and_what_comes_after_still_works(project: Project)
     assert project.prep("train", "--epochs", "1", "--distill-epochs", "1", "-q").returncode in (0, 3)
     (path,) = project.work.glob("runs/train/*/training.json")
     trained = json.loads(path.read_text())
-    assert trained["queries"] == trained["groups_an_epoch"] == queries
+    assert trained["n_queries"] == trained["groups_per_epoch"] == queries
     assert {len(list(project.work.glob(f"runs/{stage}/*"))) for stage in ("encode", "search", "train")} == {1}
 
 
 def test_stages_upstream_are_those_that_are_read() -> None:
-    compose = STAGES_BY_NAME["compose"]
+    compose = STAGES_BY_NAME["sample"]
     assert compose.list_upstream_stages(Params(sampling="slices")) == ("pairs",)
     assert compose.list_upstream_stages(Params()) == ("pairs", "search", "mask", "encode")
     assert compose.list_upstream_stages(Params(thin_similarity=2)) == ("pairs", "search", "mask")
-    assert "encode/encoding.json" not in compose.select_inputs(Params(thin_similarity=2))
+    assert "encode/encoder.json" not in compose.select_inputs(Params(thin_similarity=2))
     assert compose.select_inputs(Params(sampling="slices")) == (
         "pairs/queries.parquet",
         "pairs/corpus.parquet",
@@ -71,7 +71,7 @@ def test_stages_upstream_are_those_that_are_read() -> None:
 def test_a_stage_is_given_the_stores_that_it_declares_and_no_others(tmp_path: Path) -> None:
     runner = Runner(Workspace(tmp_path), {}, NullProgress())
     context = runner._make_context(STAGES_BY_NAME["verify"], "key")
-    assert context.scores_dir == tmp_path / "scores"
+    assert context.scores_dir == tmp_path / "verifier_scores"
     assert context.scratch_dir == tmp_path / "scratch" / "verify-key"
     assert context.logs_dir == tmp_path / "logs" / "verify" / "key"
     with pytest.raises(RuntimeError, match="vectors"):
@@ -96,12 +96,12 @@ def test_a_result_that_is_not_complete_is_made_again(tmp_path: Path) -> None:
 
 def test_a_search_that_changes_leaves_slices_as_they_are(project: Project) -> None:
     sliced(project)
-    assert ran(project, "mine-negatives") == ["pairs", "compose"]
+    assert ran(project, "mine-negatives") == ["pairs", "sample"]
     assert ran(project, "mine-negatives", "--depth", "7") == []
     refused = project.prep("mine-negatives", "--mask", "none", "--depth", "7")
     assert refused.returncode == 2
     assert "--mask = 'none' does not count with sampling = 'slices'" in refused.stderr
-    _, *others = [stage.name for stage in PIPELINE[: PIPELINE.index(STAGES_BY_NAME["compose"]) + 1]]
+    _, *others = [stage.name for stage in PIPELINE[: PIPELINE.index(STAGES_BY_NAME["sample"]) + 1]]
     assert ran(project, "mine-negatives", "--sampling", "top") == others
 
 
@@ -110,9 +110,9 @@ def test_flags_of_the_composer(project: Project) -> None:
     flags += ["--quota-sources", "dense=2", "--quota-sources", "bm25=1", "--same", "category"]
     done = project.prep("mine-negatives", *flags, "--json", "-q")
     assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)["summary"]["compose"]
-    assert summary["bands"].keys() == {"simans", "rest"}  # there is no bm25
-    assert summary["hubs"]["most_used"] <= 3
+    summary = json.loads(done.stdout)["summary"]["sample"]
+    assert summary["by_stratum"].keys() == {"simans", "rest"}  # there is no bm25
+    assert summary["hubness"]["max_document_count"] <= 3
     refused = project.prep("mine-negatives", "--quota-sources", "dense")
     assert refused.returncode == 2
     assert "'dense' is no NAME=PARTS" in refused.stderr

@@ -64,13 +64,20 @@ def test_each_line_says_what_was_found_of_hidden_positives(tmp_path: Path) -> No
     inputs = write(
         tmp_path,
         queries=table(schemas.QUERIES, ("q", "a question", "train", "q")),
-        judged=table(schemas.QRELS_SCORED, ("q", "p", 1, 0.9)),
+        qrels_scored=table(schemas.QRELS_SCORED, ("q", "p", 1, 0.9)),
         verdicts=verdicts,
-        taught=taught(),
+        holdout_verified=taught(),
     )
-    found = compute_tradeoffs({**inputs, "shown": inputs["taught"]}, Params(negatives=3))
-    checks = {row["rule"]: row["check"] for row in found["rules"]}
+    found = compute_tradeoffs({**inputs, "holdout_candidates": inputs["holdout_verified"]}, Params(negatives=3))
+    checks = {row["rule"]: row["holdout_validation"] for row in found["rules"]}
     assert checks["naive"] == validate_on_holdout(Params(mask="none", negatives=3), None, taught())
     assert checks["perc 0.95"] == validate_on_holdout(Params(mask="perc", negatives=3), None, taught())
     assert checks["range_min 10"] is None  # its ranks are others than those that are known of what was hidden
-    assert [row["check"]["accepted"] for row in found["budgets"]] == [0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
+    assert [row["holdout_validation"]["max_false_negatives"] for row in found["budgets"]] == [
+        0.002,
+        0.005,
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+    ]

@@ -150,9 +150,11 @@ def test_a_prior_of_one_set_has_no_other_to_leave_it_out_of(tmp_path: Path) -> N
     one = read_holdout_collection(collection(tmp_path, [("q", "a", 1), ("q", "b", 1)]), 0, 1)
     half, single = [(one, features, hidden)], [(one, features, ~hidden)]
     held = build_pretrained_model_json(half, single, "prep bench negatives x", "m")
-    assert held["without"] == []
-    assert held["all"]["one"]["bias"] > 0 > held["all"]["several"]["bias"]  # most are hidden where one is left
-    assert len(build_pretrained_model_json(half * 2, single * 2, "", "")["without"]) == 2
+    assert held["leave_one_out"] == []
+    assert (
+        held["all_sets"]["single_positive"]["intercept"] > 0 > held["all_sets"]["multi_positive"]["intercept"]
+    )  # most are hidden where one is left
+    assert len(build_pretrained_model_json(half * 2, single * 2, "", "")["leave_one_out"]) == 2
 
 
 def test_medians_leave_out_sets_where_the_rule_leaks_nothing() -> None:

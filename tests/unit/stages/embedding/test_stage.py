@@ -108,17 +108,17 @@ def test_each_distinct_text_is_encoded_once(
     summary = run(Params(dtype="float32"), inputs, out, tools)
     assert summary["queries"] == 2
     assert summary["documents"] == 3
-    assert (summary["texts"], summary["encoded"], summary["cached"], summary["dimension"]) == (4, 4, 0, 2)
+    assert (summary["texts"], summary["n_encoded"], summary["n_cached"], summary["dimension"]) == (4, 4, 0, 2)
     assert fake.asked == [["why", "Red."], ["Sky Red.", "Blue."]]
     assert tools.progress.steps[-1] == (4, 4, "texts")  # type: ignore[attr-defined]
     assert tools.progress.tokens == [4, 7, 15, 20]  # type: ignore[attr-defined]
     assert tools.progress.lines == [
         "4 texts to encode with sentence-transformers/all-MiniLM-L6-v2 in float32; 0 are stored already"
     ]  # type: ignore[attr-defined]
-    texts = np.load(out / "texts.npy")
+    texts = np.load(out / "text_hashes.npy")
     assert sorted(map(bytes, hash_texts(["why", "Red.", "Sky Red.", "Blue."]))) == list(map(bytes, texts))
 
-    vectors = VectorLookup(out / "encoding.json", tools.vectors_dir)
+    vectors = VectorLookup(out / "encoder.json", tools.vectors_dir)
     assert vectors.read_queries(pl.DataFrame(QUERY_ROWS)).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
     expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
     assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
@@ -129,8 +129,8 @@ def test_a_cache_hit_loads_no_model_and_gives_the_same_bytes(
 ) -> None:
     run(Params(), inputs, fresh(tmp_path / "one"), tools)
     summary = run(Params(), inputs, fresh(tmp_path / "two"), tools)
-    assert (summary["encoded"], summary["cached"], fake.loaded) == (0, 4, 1)
-    for name in ("encoding.json", "texts.npy"):
+    assert (summary["n_encoded"], summary["n_cached"], fake.loaded) == (0, 4, 1)
+    for name in ("encoder.json", "text_hashes.npy"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -179,11 +179,11 @@ def test_a_similarity_that_is_replaced_is_said(
     if stated:
         (model / "config_sentence_transformers.json").write_text(json.dumps({"similarity_fn_name": stated}))
     run(Params(model=str(model), **given), inputs, fresh(tmp_path / "out"), tools)  # type: ignore[arg-type]
-    used = json.loads((tmp_path / "out" / "encoding.json").read_text())["similarity"]
+    used = json.loads((tmp_path / "out" / "encoder.json").read_text())["similarity"]
     assert used == ("dot" if stated == "dot" else "cosine")
     said = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
     assert [says in line and str(model) in line for line in said] == ([True] if says else [])
-    run(Params(more_models=(str(model),), **given), inputs, fresh(tmp_path / "more"), tools)  # type: ignore[arg-type]
+    run(Params(more_models=(str(model),), **given), inputs, fresh(tmp_path / "extra_encoders"), tools)  # type: ignore[arg-type]
     again = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
     replaced = stated in ("euclidean", "manhattan")  # further encoders go by their own, whatever the first is given
     assert len(again) - len(said) == int(replaced)
@@ -201,7 +201,7 @@ def test_windows_smaller_than_the_tables_encode_the_same(
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
     assert fake.asked == [["why"], ["Red."], ["Sky Red."], ["Blue."]]
     expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
-    vectors = VectorLookup(tmp_path / "out/encoding.json", tools.vectors_dir)
+    vectors = VectorLookup(tmp_path / "out/encoder.json", tools.vectors_dir)
     assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
 
 
@@ -217,7 +217,7 @@ def test_pieces_smaller_than_a_window_encode_the_same(
     assert fake.asked == [["Red."], ["why"], ["Sky Red."], ["Blue."]]
     assert fake.loaded == 1
     expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
-    vectors = VectorLookup(tmp_path / "out/encoding.json", tools.vectors_dir)
+    vectors = VectorLookup(tmp_path / "out/encoder.json", tools.vectors_dir)
     assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
 
 
@@ -249,7 +249,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         run(Params(), inputs, fresh(tmp_path / "one"), tools)
     monkeypatch.setattr(fake, "breaks_after", 10**9)
-    assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 2
+    assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["n_encoded"] == 2
     assert fake.asked[-1] == ["Sky Red.", "Blue."]
 
 
@@ -261,7 +261,7 @@ def test_damage_in_the_store_is_noticed_and_mended(
     assert has_all_vectors(out, tools)
     (segment,) = tools.vectors_dir.glob("*/*.npy")
     segment.write_bytes(segment.read_bytes()[:-1])
-    assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["encoded"] == 4
+    assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["n_encoded"] == 4
     assert tools.progress.lines[1:2] == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
     assert has_all_vectors(out, tools)
     segment.write_bytes(b"")
@@ -274,9 +274,9 @@ def test_the_encoders_folder_says_what_it_is(
 ) -> None:
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
     key = key_extras(Params())["encoder"]
-    described = json.loads((tools.vectors_dir / key / "encoder.json").read_text())
+    described = json.loads((tools.vectors_dir / key / "encoder_spec.json").read_text())
     assert described["model"] == "sentence-transformers/all-MiniLM-L6-v2"
-    assert json.loads((tmp_path / "out/encoding.json").read_text())["encoder"] == key
+    assert json.loads((tmp_path / "out/encoder.json").read_text())["encoder_key"] == key
     assert len(VectorStore(tools.vectors_dir / key)) == 4
 
 
@@ -288,25 +288,25 @@ def test_further_encoders_have_stores_of_their_own(
     summary = run(params, inputs, out, tools)
     assert summary["texts"] == 5
     # the second has no prompts, so a text that is a query and a document is one text
-    assert summary["more"] == {f"dense2 {tiny_model.name}": {"encoded": 4, "cached": 0, "dimension": 2}}
+    assert summary["extra_encoders"] == {f"dense2 {tiny_model.name}": {"n_encoded": 4, "n_cached": 0, "dimension": 2}}
     assert fake.loaded == 2
-    first, second = read_encodings(out / "encoding.json")
+    first, second = read_encodings(out / "encoder.json")
     named = key_extras(params)
     assert named == {
-        "encoder": first["encoder"],
+        "encoder": first["encoder_key"],
         "model": "sentence-transformers/all-MiniLM-L6-v2",
-        "encoder2": second["encoder"],
+        "encoder2": second["encoder_key"],
         "model2": tiny_model.name,
     }
-    assert second["salts"] == {"query": "", "document": ""}
-    assert np.load(out / "texts.npy").shape == (9, 16)
+    assert second["hash_prefixes"] == {"query": "", "document": ""}
+    assert np.load(out / "text_hashes.npy").shape == (9, 16)
     assert (first["texts"], second["texts"]) == (5, 4)
     frame = pl.DataFrame(QUERY_ROWS)
     for number in (0, 1):
-        vectors = VectorLookup(out / "encoding.json", tools.vectors_dir, number)
-        assert vectors.store.folder == tools.vectors_dir / (first, second)[number]["encoder"]
+        vectors = VectorLookup(out / "encoder.json", tools.vectors_dir, number)
+        assert vectors.store.folder == tools.vectors_dir / (first, second)[number]["encoder_key"]
         assert vectors.read_queries(frame).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
-    assert str(tmp_path) not in (out / "encoding.json").read_text()
+    assert str(tmp_path) not in (out / "encoder.json").read_text()
 
 
 def test_without_further_encoders_nothing_is_said_of_them(
@@ -314,8 +314,8 @@ def test_without_further_encoders_nothing_is_said_of_them(
 ) -> None:
     summary = run(Params(), inputs, fresh(tmp_path / "out"), tools)
     assert set(key_extras(Params())) == {"encoder", "model"}
-    assert "more" not in summary
-    assert "more" not in json.loads((tmp_path / "out/encoding.json").read_text())
+    assert "extra_encoders" not in summary
+    assert "extra_encoders" not in json.loads((tmp_path / "out/encoder.json").read_text())
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -325,7 +325,7 @@ def test_damage_in_any_store_is_noticed(
     out = fresh(tmp_path / "out")
     run(Params(more_models=(str(tiny_model),)), inputs, out, tools)
     assert has_all_vectors(out, tools)
-    (segment,) = (tools.vectors_dir / read_encodings(out / "encoding.json")[which]["encoder"]).glob("*.npy")
+    (segment,) = (tools.vectors_dir / read_encodings(out / "encoder.json")[which]["encoder_key"]).glob("*.npy")
     segment.write_bytes(b"")
     assert not has_all_vectors(out, tools)
 
@@ -351,13 +351,11 @@ def test_a_real_model_from_tables_to_vectors(
     write_table(pl.DataFrame(CORPUS_ROWS).head(1), CORPUS, inputs["corpus"])
     run(params, inputs, fresh(tmp_path / "one"), tools)
     write_table(pl.DataFrame(CORPUS_ROWS), CORPUS, inputs["corpus"])
-    assert run(params, inputs, fresh(tmp_path / "two"), tools)["encoded"] == 1
+    assert run(params, inputs, fresh(tmp_path / "two"), tools)["n_encoded"] == 1
     clean = StageContext(Said(), tmp_path / "scratch", tmp_path / "elsewhere", tmp_path / "logs")
-    assert run(params, inputs, fresh(tmp_path / "three"), clean)["encoded"] == 4
+    assert run(params, inputs, fresh(tmp_path / "three"), clean)["n_encoded"] == 4
     frame = pl.DataFrame(CORPUS_ROWS)
-    grown = VectorLookup(tmp_path / "two/encoding.json", tools.vectors_dir).read_documents(frame)
+    grown = VectorLookup(tmp_path / "two/encoder.json", tools.vectors_dir).read_documents(frame)
     assert grown.shape == (3, 32)
-    assert np.array_equal(
-        grown, VectorLookup(tmp_path / "three/encoding.json", clean.vectors_dir).read_documents(frame)
-    )
-    assert str(tmp_path) not in (tmp_path / "two/encoding.json").read_text()
+    assert np.array_equal(grown, VectorLookup(tmp_path / "three/encoder.json", clean.vectors_dir).read_documents(frame))
+    assert str(tmp_path) not in (tmp_path / "two/encoder.json").read_text()

@@ -112,8 +112,8 @@ def test_from_tables_to_lists(tmp_path: Path) -> None:
     write_table(table, QUERIES, tmp_path / "queries")
     write_table(relevant, QRELS, tmp_path / "qrels")
     write_table(candidates, CANDIDATES, tmp_path / "candidates")
-    write_table(relevant.with_columns(score=pl.lit(0.25)), QRELS_SCORED, tmp_path / "judged")
-    inputs = {name: tmp_path / name for name in ("queries", "qrels", "candidates", "judged")}
+    write_table(relevant.with_columns(score=pl.lit(0.25)), QRELS_SCORED, tmp_path / "qrels_scored")
+    inputs = {name: tmp_path / name for name in ("queries", "qrels", "candidates", "qrels_scored")}
 
     fixed = build_candidate_lists(inputs, ["dev", "test"], top_k=2, max_queries=0, seed=0)
     assert fixed.queries.select("split", "query_id").rows() == [("dev", "d1"), ("test", "t1")]
@@ -131,7 +131,7 @@ def test_from_tables_to_lists(tmp_path: Path) -> None:
     assert fixed.select_unique_pairs().rows() == [("d1", "a"), ("d1", "b"), ("t1", "a"), ("t1", "b"), ("t1", "z")]
     assert fixed.n_queries_available == {"dev": 1, "test": 1}
 
-    del inputs["judged"]
+    del inputs["qrels_scored"]
     plain = build_candidate_lists(inputs, ["test"], top_k=2, max_queries=0, seed=0, include_forced=False)
     assert plain.lists.rows() == [("test", "t1", "a", 1, 1.0), ("test", "t1", "b", 0, 0.5)]
 

@@ -16,7 +16,12 @@ TOO_FEW_GROUPS: Test = {"difference": 0.1, "low": None, "high": None, "p": None}
 
 def metrics_with(reranker: Test, fused: Test) -> dict[str, Any]:
     tests = {"reranker": {"nDCG@10": reranker}, "fused": {"nDCG@10": fused}}
-    return {"collapse": None, "test": {"embedder": {}}, "tests": {"test": tests}, "untrained_head": True}
+    return {
+        "collapse_reason": None,
+        "test": {"embedder": {}},
+        "comparisons": {"test": tests},
+        "base_has_new_head": True,
+    }
 
 
 def test_a_difference_is_clear_only_if_its_interval_leaves_out_zero() -> None:
@@ -39,7 +44,7 @@ def test_a_difference_is_clear_only_if_its_interval_leaves_out_zero() -> None:
 def test_the_headline_claims_what_the_interval_supports(reranker: Test, fused: Test, says: str) -> None:
     metrics = metrics_with(reranker, fused)
     assert says in describe_result(metrics)
-    assert "collapsed" in describe_result(metrics | {"collapse": "all scores are alike"})
+    assert "collapsed" in describe_result(metrics | {"collapse_reason": "all scores are alike"})
     assert "no test questions" in describe_result(metrics | {"test": {}})
 
 

@@ -25,7 +25,7 @@ def results(*values: float) -> pl.DataFrame:
 )
 def test_verdicts(new: list[float], old: list[float], verdict: str, difference: float) -> None:
     found = compare_rerankers(results(*new), results(*old).drop("group"), Params())
-    assert (found["verdict"], found["difference"], found["queries"]) == (verdict, difference, len(new))
+    assert (found["verdict"], found["difference"], found["n_queries"]) == (verdict, difference, len(new))
 
 
 def test_a_loss_may_pass_at_a_higher_confidence() -> None:
@@ -43,15 +43,15 @@ def test_the_order_of_the_questions_does_not_matter() -> None:
 def test_nothing_to_compare_on() -> None:
     found = compare_rerankers(results(), results(), Params())
     assert found == {
-        "measure": "nDCG@10",
-        "new": None,
-        "old": None,
+        "metric": "nDCG@10",
+        "new_mean": None,
+        "published_mean": None,
         "difference": None,
         "low": None,
         "high": None,
         "p": None,
         "verdict": "same",
-        "queries": 0,
+        "n_queries": 0,
     }
 
 

@@ -92,7 +92,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
         "corpus": (corpus, CORPUS),
         "qrels": (qrels, QRELS),
         "candidates": (candidates, CANDIDATES),
-        "judged": (qrels.with_columns(score=pl.lit(0.05)), QRELS_SCORED),
+        "qrels_scored": (qrels.with_columns(score=pl.lit(0.05)), QRELS_SCORED),
     }
     for name, (frame, schema) in tables.items():
         write_table(frame, schema, tmp_path / f"{name}.parquet")
@@ -109,7 +109,7 @@ def reranker(tiny_model: Path, tmp_path: Path, inputs: dict[str, Path]) -> dict[
     return inputs | {
         "reranker": tmp_path / "reranker",
         "training": tmp_path / "training.json",
-        "base": tiny_model,
+        "base_model": tiny_model,
     }
 
 
@@ -163,23 +163,33 @@ def test_the_figures_by_hand(reranker: dict[str, Path], tools: StageContext, use
     ideal = 1 + 1 / np.log2(3)
     assert test["reranker"]["nDCG@10"] == pytest.approx((7 + 1 / ideal) / 8, abs=1e-6)
     # with the positives forced in, question 7's list is [text 8, text 7, text 0]
-    forced = metrics["forced"]["test"]
+    forced = metrics["positives_forced"]["test"]
     assert forced["embedder"]["R@3"] == 1.0
     assert forced["embedder"]["MAP@100"] == pytest.approx((7 * 1 / 2 + (1 / 2 + 2 / 3) / 2) / 8, abs=1e-6)
     # z of (0.9, 0.8, 0.1) puts the positive 0.281 behind, z of (0, 1, 0) 2.121 ahead: it leads from w = 0.117 on
-    assert metrics["fusion"] == {"weight": 0.15, "chosen_on": "dev"}
-    assert metrics["tests"]["test"]["reranker"]["MRR@10"] == {"difference": 0.5, "low": 0.5, "high": 0.5, "p": 0.002}
-    assert metrics["tests"]["test"]["base_reranker"]["Hit@1"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
-    assert set(metrics["tests"]["dev"]) == {"bm25", "base_reranker", "reranker", "fused"}
-    assert metrics["lists"]["test"] == {
-        "queries": 8,
-        "groups": 8,
-        "documents_per_query": 3.0,
-        "recall_at_top_k": 0.9375,
-        "sampled_from": 8,
+    assert metrics["fusion"] == {"weight": 0.15, "selected_on": "dev"}
+    assert metrics["comparisons"]["test"]["reranker"]["MRR@10"] == {
+        "difference": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+        "p": 0.002,
     }
-    assert metrics["collapse"] is None
-    assert metrics["untrained_head"] is True
+    assert metrics["comparisons"]["test"]["base_reranker"]["Hit@1"] == {
+        "difference": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "p": 1.0,
+    }
+    assert set(metrics["comparisons"]["dev"]) == {"bm25", "base_reranker", "reranker", "fused"}
+    assert metrics["candidate_lists"]["test"] == {
+        "n_queries": 8,
+        "n_groups": 8,
+        "mean_documents_per_query": 3.0,
+        "recall_at_top_k": 0.9375,
+        "n_queries_available": 8,
+    }
+    assert metrics["collapse_reason"] is None
+    assert metrics["base_has_new_head"] is True
     assert metrics["parameters"] == {"top_k": 3, "max_queries": 300, "samples": 999, "seed": 42, "dtype": "auto"}
     # 3 documents for each of 16 questions, and two forced in: each pair once a model
     assert [len(pairs) for pairs in asked] == [50, 50]
@@ -188,7 +198,9 @@ def test_the_figures_by_hand(reranker: dict[str, Path], tools: StageContext, use
     values = read_table(out / "per_query.parquet", PER_QUERY_METRICS)
     assert values["split"].unique(maintain_order=True).to_list() == ["dev", "dev_forced", "test", "test_forced"]
     assert values.height == 4 * 5 * 8 * 8  # lists, rows, questions, metrics
-    one = values.filter((pl.col("query_id") == "test-7") & (pl.col("metric") == "R@3") & (pl.col("row") == "reranker"))
+    one = values.filter(
+        (pl.col("query_id") == "test-7") & (pl.col("metric") == "R@3") & (pl.col("system") == "reranker")
+    )
     assert one.select("split", "group", "value").rows() == [("test", "gtest-7", 0.5), ("test_forced", "gtest-7", 1.0)]
 
 
@@ -213,9 +225,14 @@ def test_the_table_for_the_terminal(reranker: dict[str, Path], tools: StageConte
 def test_few_questions_are_said_not_tested(reranker: dict[str, Path], tools: StageContext, log: Log, use: Use) -> None:
     asked = use(perfect, useless)
     _, metrics = run(reranker, tools, max_queries=3)
-    assert metrics["lists"]["dev"]["queries"] == 3
-    assert metrics["lists"]["dev"]["sampled_from"] == 8
-    assert metrics["tests"]["test"]["reranker"]["Hit@1"] == {"difference": 1.0, "low": None, "high": None, "p": None}
+    assert metrics["candidate_lists"]["dev"]["n_queries"] == 3
+    assert metrics["candidate_lists"]["dev"]["n_queries_available"] == 8
+    assert metrics["comparisons"]["test"]["reranker"]["Hit@1"] == {
+        "difference": 1.0,
+        "low": None,
+        "high": None,
+        "p": None,
+    }
     assert format_metrics_table(metrics)[4][6].endswith("(too few groups to test)")
     assert "test: 3 of 8 questions are evaluated (max_queries)" in log.said
     assert "test: with 3 groups of questions no difference can be told from luck" in log.said
@@ -238,10 +255,10 @@ def test_an_empty_split_is_there_and_said(
     queries = pl.read_parquet(reranker["queries"]).with_columns(split=pl.col("split").replace({empty: "train"}))
     write_table(queries, QUERIES, reranker["queries"])
     _, metrics = run(reranker, tools)
-    assert metrics[empty] == metrics["tests"][empty] == metrics["forced"][empty] == {}
-    assert metrics["lists"][empty]["queries"] == 0
+    assert metrics[empty] == metrics["comparisons"][empty] == metrics["positives_forced"][empty] == {}
+    assert metrics["candidate_lists"][empty]["n_queries"] == 0
     assert metrics["fusion"] == (
-        {"weight": 0.5, "chosen_on": None} if empty == "dev" else {"weight": 0.15, "chosen_on": "dev"}
+        {"weight": 0.5, "selected_on": None} if empty == "dev" else {"weight": 0.15, "selected_on": "dev"}
     )
     assert f"{empty}: no question has a positive, so there is nothing to evaluate" in log.said
     assert format_metrics_table(metrics, empty) == []
@@ -260,7 +277,7 @@ def test_a_collapse_is_named(reranker: dict[str, Path], tools: StageContext, use
     out = tools.scratch_dir / "out"
     out.mkdir()
     summary = evaluation_stage.run(Params(top_k=3), reranker, out, tools)
-    assert "same score" in summary["collapse"]
+    assert "same score" in summary["collapse_reason"]
     assert summary["test"]["reranker"]["Hit@1"] == 0
 
 
@@ -305,8 +322,8 @@ def test_the_gate_scores_the_published_model_on_the_new_lists(
     inputs = reranker | {
         "per_query": out / "per_query.parquet",
         "metrics": out / "metrics.json",
-        "old": tools.scratch_dir / "published",
-        "old_queries": reranker["queries"],
+        "published_reranker": tools.scratch_dir / "published",
+        "published_queries": reranker["queries"],
     }
     asked = use(perfect)
     (tools.scratch_dir / "gate").mkdir()
@@ -314,15 +331,15 @@ def test_the_gate_scores_the_published_model_on_the_new_lists(
         regression_gate.Params(measure="MRR@10", samples=999), inputs, tools.scratch_dir / "gate", tools
     )
     assert found == {
-        "measure": "MRR@10",
-        "new": round(1 / 3, 6),
-        "old": 1.0,
+        "metric": "MRR@10",
+        "new_mean": round(1 / 3, 6),
+        "published_mean": 1.0,
         "difference": round(-2 / 3, 6),
         "low": round(-2 / 3, 6),
         "high": round(-2 / 3, 6),
         "p": 0.002,
         "verdict": "worse",
-        "queries": 8,
+        "n_queries": 8,
     }
     assert json.loads((tools.scratch_dir / "gate" / "gate.json").read_text()) == found
     assert len(asked[0]) == 24  # test only, and nothing forced in
@@ -341,13 +358,13 @@ def test_the_gate_leaves_out_what_the_published_model_was_trained_on(
     inputs = reranker | {
         "per_query": out / "per_query.parquet",
         "metrics": out / "metrics.json",
-        "old": out / "published",
-        "old_queries": out / "before",
+        "published_reranker": out / "published",
+        "published_queries": out / "before",
     }
     asked = use(perfect)
     (tools.scratch_dir / "gate").mkdir()
     found = regression_gate.run(regression_gate.Params(), inputs, tools.scratch_dir / "gate", tools)
-    assert found["queries"] == 6  # a question that is new is one it has not seen
+    assert found["n_queries"] == 6  # a question that is new is one it has not seen
     assert {query for query, _ in asked[0]} == {f"about {number}" for number in range(2, 8)}
     assert any("gate: 2 test questions were in train or dev before" in line for line in log.said)
 
@@ -357,8 +374,8 @@ def test_the_same_model_passes_the_gate_with_no_difference(reranker: dict[str, P
     inputs = reranker | {
         "per_query": out / "per_query.parquet",
         "metrics": out / "metrics.json",
-        "old": reranker["reranker"],
-        "old_queries": reranker["queries"],
+        "published_reranker": reranker["reranker"],
+        "published_queries": reranker["queries"],
     }
     (tools.scratch_dir / "gate").mkdir()
     found = regression_gate.run(regression_gate.Params(device="cpu"), inputs, tools.scratch_dir / "gate", tools)
@@ -368,8 +385,8 @@ def test_the_same_model_passes_the_gate_with_no_difference(reranker: dict[str, P
 
 
 def test_a_base_with_a_head_is_scored_as_it_came(reranker: dict[str, Path], tools: StageContext, log: Log) -> None:
-    _, metrics = run(reranker | {"base": reranker["reranker"]}, tools, device="cpu")
-    assert metrics["untrained_head"] is False
+    _, metrics = run(reranker | {"base_model": reranker["reranker"]}, tools, device="cpu")
+    assert metrics["base_has_new_head"] is False
     assert metrics["test"]["base_reranker"] == metrics["test"]["reranker"]
     assert not any("random head" in line for line in log.said)
 
@@ -379,7 +396,7 @@ def test_figures_do_not_hang_on_where_the_base_lies(
 ) -> None:
     moved = Path(shutil.copytree(tiny_model, tmp_path / "elsewhere" / "renamed"))
     one, _ = run(reranker, tools, "one", device="cpu")
-    two, _ = run(reranker | {"base": moved}, tools, "two", device="cpu")
+    two, _ = run(reranker | {"base_model": moved}, tools, "two", device="cpu")
     for name in ("metrics.json", "per_query.parquet"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
@@ -391,9 +408,9 @@ def test_the_gate_has_nothing_to_compare_on_without_test(reranker: dict[str, Pat
     inputs = reranker | {
         "per_query": out / "per_query.parquet",
         "metrics": out / "metrics.json",
-        "old": out / "none",
-        "old_queries": reranker["queries"],
+        "published_reranker": out / "none",
+        "published_queries": reranker["queries"],
     }
     (tools.scratch_dir / "gate").mkdir()
     found = regression_gate.run(regression_gate.Params(), inputs, tools.scratch_dir / "gate", tools)
-    assert (found["verdict"], found["queries"], found["difference"]) == ("same", 0, None)
+    assert (found["verdict"], found["n_queries"], found["difference"]) == ("same", 0, None)

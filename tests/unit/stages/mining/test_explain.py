@@ -47,19 +47,19 @@ def write_collection(folder):
         folder,
         queries=QUERIES.collect(),
         corpus=table(schemas.CORPUS, ("n", "far"), ("o", "old"), ("p", "seen"), ("u", "unseen"), ("x", "close")),
-        judged=table(
+        qrels_scored=table(
             schemas.QRELS_SCORED, ("1", "o", 0, -0.1), ("1", "p", 1, 0.8), ("1", "u", 1, 0.2), ("2", "p", 1, 0.5)
         ),
         verdicts=table(
             schemas.VERDICTS,
-            ("1", "o", "curated", 0, -0.1, "negative", "curated", None, 0.19, 0.1),
+            ("1", "o", "curated_negative", 0, -0.1, "negative", "curated_negative", None, 0.19, 0.1),
             ("1", "x", "dense", 1, 0.9, "ignored", "perc", None, 0.19, 0.7),
             ("1", "p", "dense", 2, 0.8, "positive", "known_positive", None, 0.19, 1.0),
             ("1", "n", "dense", 3, 0.1, "negative", "kept", None, 0.19, 0.2),
             ("2", "n", "dense", 1, 0.1, "negative", "kept", None, 0.19, 0.2),
         ),
-        evidence=table(schemas.CANDIDATE_FEATURES),
-        verified=table(schemas.VERIFIER_SCORES),
+        features=table(schemas.CANDIDATE_FEATURES),
+        verifier_scores=table(schemas.VERIFIER_SCORES),
     )
     lines = [
         {"query_id": "1", "query": "How?", "pos": ["seen"], "pos_ids": ["p"], "neg_ids": ["o", "n"]},
@@ -86,7 +86,7 @@ def test_show_lays_out_positives_then_candidates(tmp_path):
         ),
         ("x", 1, "ignored", "perc", None, "may be a positive: score 0.9 is above 0.19 (perc)", "close"),
         ("n", 3, "negative", "kept", "neg", "passed every check: score 0.1 is at most 0.19", "far"),
-        ("o", None, "negative", "curated", "neg", "was judged not relevant by people", "old"),
+        ("o", None, "negative", "curated_negative", "neg", "was judged not relevant by people", "old"),
     ]
     assert sorted(negatives) == ["n", "o"]
 
@@ -109,14 +109,14 @@ def test_what_was_known_before_a_teacher_stands_beside_what_it_said(tmp_path):
             schemas.VERDICTS,
             ("1", "n", "dense", 1, 0.5, "negative", "kept", 0.012, 0.02, 0.2),
             ("1", "x", "dense", 2, 0.4, "ignored", "learned", 0.75, 0.5, 0.7),
-        ).with_columns(teacher_score=pl.Series([-4.0, 3.0], dtype=pl.Float32)),
-        evidence=table(
+        ).with_columns(verifier_score=pl.Series([-4.0, 3.0], dtype=pl.Float32)),
+        features=table(
             schemas.CANDIDATE_FEATURES,
             ("1", "n", "dense", 1, 0.5, *[None] * 5, 0.012),
             ("1", "x", "dense", 2, 0.4, *[None] * 5, 0.6),
             ("2", "x", "dense", 2, 0.4, *[None] * 5, 0.1),
         ),
-        verified=table(
+        verifier_scores=table(
             schemas.VERIFIER_SCORES,
             ("1", "n", -4.0, 1.0, 2.0, False, None, 0.012),
             ("1", "p", 2.0, None, None, None, None, None),
@@ -196,7 +196,7 @@ KEPT = {"rank": 1, "score": 0.5, "reason": "kept"}
             "is kept with the weight 0.75: 25.0% likely a false negative",
         ),
         (
-            KEPT | {"reason": "teacher", "p_false_negative": 0.3, "first_p": 0.3, "teacher_score": 3.0},
+            KEPT | {"reason": "verifier", "p_false_negative": 0.3, "first_p": 0.3, "verifier_score": 3.0},
             "perc",
             "is taken for a positive by the teacher: 30.0% likely a false negative; the teacher scores it 3.00",
         ),
@@ -208,16 +208,16 @@ def test_the_words_of_an_estimate(row, rule, says):
 
 def test_what_the_judge_said_is_said():
     row = {"reason": "kept", "rank": 1, "score": 0.5, "threshold": 0.06, "p_false_negative": 0.01, "first_p": 0.4}
-    assert explain_verdict(row | {"judge": False}, "learned") == (
+    assert explain_verdict(row | {"llm_judge": False}, "learned") == (
         "passed every check: 1.0% likely a false negative (40.0% before the judge), up to 6.0% accepted at its score; "
         "the judge says that it does not answer"
     )
-    answers = {"reason": "judged", "judge": True, "p_false_negative": 0.98, "teacher_score": 1.5}
+    answers = {"reason": "llm_judge", "llm_judge": True, "p_false_negative": 0.98, "verifier_score": 1.5}
     assert explain_verdict(row | answers, "learned") == (
         "may answer: 98.0% likely a false negative (40.0% before the teacher and the judge); the teacher scores it "
         "1.50; the judge says that it answers"
     )
-    assert explain_verdict(row | {"judge": None}, "learned") == (
+    assert explain_verdict(row | {"llm_judge": None}, "learned") == (
         "passed every check: 1.0% likely a false negative, up to 6.0% accepted at its score"
     )
 
@@ -227,7 +227,7 @@ ROWS = pl.DataFrame(
     {
         "doc_id": ["p", "a", "b", "c"],
         "verdict": ["positive", "negative", "negative", "negative"],
-        "reason": ["known_positive", "kept", "kept", "curated"],
+        "reason": ["known_positive", "kept", "kept", "curated_negative"],
         "p_false_negative": [None, 0.01, 0.05, None],
     }
 )

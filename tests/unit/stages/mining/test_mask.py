@@ -52,7 +52,7 @@ def inputs(tmp_path, monkeypatch):
             ("b", "twin", "dense", 1, 0.9),
             ("c", "low", "dense", 1, 0.9),
         ),
-        judged=table(
+        qrels_scored=table(
             schemas.QRELS_SCORED,
             ("a", "far", 0, -0.2),
             ("a", "p", 1, 0.8),
@@ -61,7 +61,7 @@ def inputs(tmp_path, monkeypatch):
             ("b", "twin", 0, 0.9),
             ("c", "high", 0, 0.3),
         ),
-    ) | {"encoding": tmp_path}
+    ) | {"encoder": tmp_path}
 
 
 def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
@@ -77,8 +77,8 @@ def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
 
 
 FILES = {
-    "evidence": "evidence.parquet", "shown": "shown.parquet", "estimator": "estimator.json",
-    "verified": "verified.parquet", "taught": "taught.parquet",
+    "features": "features.parquet", "holdout_candidates": "holdout_candidates.parquet", "estimator": "estimator.json",
+    "verifier_scores": "verifier_scores.parquet", "holdout_verified": "holdout_verified.parquet",
 }  # fmt: skip
 
 
@@ -86,8 +86,8 @@ def test_every_line_of_the_table(inputs, tmp_path):
     # perc: 0.95 x 0.8 = 0.76 for a. b's question restates a's, so each other's positives are set aside.
     found, summary = verdicts(inputs, tmp_path)
     assert found.select("query_id", "doc_id", "source", "rank", "verdict", "reason").rows() == [
-        ("a", "wrong", "dense", 1, "negative", "curated"),  # above the threshold all the same
-        ("a", "again", "dense", 2, "ignored", "repeated_question"),
+        ("a", "wrong", "dense", 1, "negative", "curated_negative"),  # above the threshold all the same
+        ("a", "again", "dense", 2, "ignored", "repeated_query"),
         ("a", "copy", "dense", 3, "ignored", "same_text"),
         ("a", "p", "dense", 4, "positive", "known_positive"),
         ("a", "high", "dense", 5, "ignored", "perc"),  # 0.77 > 0.76
@@ -95,10 +95,10 @@ def test_every_line_of_the_table(inputs, tmp_path):
         ("a", "holds", "dense", 7, "ignored", "contains_answer"),
         ("a", "near", "dense", 8, "ignored", "near_duplicate"),  # cosine 0.985
         ("a", "low", "dense", 9, "negative", "kept"),
-        ("a", "far", "curated", 0, "negative", "curated"),  # not retrieved: added
+        ("a", "far", "curated_negative", 0, "negative", "curated_negative"),  # not retrieved: added
         ("b", "twin", "dense", 1, "ignored", "same_text"),  # curated, but it is the text of a positive
         ("c", "low", "dense", 1, "ignored", "no_positive"),
-        ("c", "high", "curated", 0, "negative", "curated"),
+        ("c", "high", "curated_negative", 0, "negative", "curated_negative"),
     ]
     assert found["p_false_negative"].null_count() == len(found)
     by = {(row["query_id"], row["doc_id"]): row for row in found.iter_rows(named=True)}
@@ -114,10 +114,10 @@ def test_every_line_of_the_table(inputs, tmp_path):
         "queries": 3,
         "candidates": 11,
         "verdicts": {
-            "negative": {"curated": 3, "kept": 2},
+            "negative": {"curated_negative": 3, "kept": 2},
             "positive": {"known_positive": 1},
             "ignored": {
-                "repeated_question": 1,
+                "repeated_query": 1,
                 "same_text": 2,
                 "contains_answer": 1,
                 "near_duplicate": 1,
@@ -125,8 +125,8 @@ def test_every_line_of_the_table(inputs, tmp_path):
                 "perc": 1,
             },
         },
-        "curated_added": 2,
-        "curated_contradicted": 1,
+        "curated_negatives_added": 2,
+        "curated_negatives_contradicting": 1,
         "queries_without_positive": 1,
         "queries_without_negative": 1,
     }
@@ -139,7 +139,7 @@ def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_pos
     queries = queries.with_columns(split=pl.when(pl.col("query_id") == "b").then(pl.lit("test")).otherwise("split"))
     found, _ = verdicts(inputs | write(tmp_path, queries=queries), tmp_path)
     [again] = found.filter((pl.col("query_id") == "a") & (pl.col("doc_id") == "again")).to_dicts()
-    assert (again["verdict"], again["reason"]) == ("ignored", "repeated_question")
+    assert (again["verdict"], again["reason"]) == ("ignored", "repeated_query")
     assert found.filter(pl.col("query_id") == "a", pl.col("verdict") == "positive")["doc_id"].to_list() == ["p"]
     assert found.equals(before)
 
@@ -190,7 +190,7 @@ def test_the_same_run_gives_the_same_bytes(inputs, tmp_path):
 
 
 def test_no_candidates_at_all(inputs, tmp_path):
-    empty = write(tmp_path, candidates=table(schemas.CANDIDATES), judged=table(schemas.QRELS_SCORED))
+    empty = write(tmp_path, candidates=table(schemas.CANDIDATES), qrels_scored=table(schemas.QRELS_SCORED))
     found, summary = verdicts(inputs | empty, tmp_path)
     assert len(found) == 0
     assert summary["verdicts"] == {"negative": {}, "positive": {}, "ignored": {}}
@@ -241,13 +241,20 @@ def test_what_goes_by_the_estimate_needs_one(given, inputs, tmp_path):
 def test_where_the_estimate_is_unfit_the_learned_mask_is_perc_and_says_so(inputs, tmp_path):
     expected, _ = verdicts(inputs, tmp_path)
     out = tmp_path / "out"
-    unfit = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": "it is odd", "models": {}}
+    unfit = {
+        "source": "pretrained",
+        "table_weight": 0.0,
+        "n_held_out_positives": 0,
+        "n_table_queries": 0,
+        "unreliable_reason": "it is odd",
+        "models": {},
+    }
     (out / "estimator.json").write_text(json.dumps(unfit))
     seen, lent = {name: out / file for name, file in FILES.items()}, tools(tmp_path)
     summary = mask.run(Params(mask="learned"), inputs | seen, out, lent)
     assert schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS).equals(expected)
     assert (summary["rule"], summary["threshold"], summary["verdicts"]["ignored"]["perc"]) == ("perc", 0.95, 1)
-    assert (summary["estimate"]["unfit"], summary["estimate"]["price"]) == ("it is odd", None)
+    assert (summary["estimate"]["unreliable_reason"], summary["estimate"]["lambda"]) == ("it is odd", None)
     [line] = [line for line in lent.progress.lines if "it is odd" in line]
     assert "perc is used" in line
 
@@ -256,13 +263,14 @@ def judged_by(p: dict[str, float | None], judge: dict[str, bool] | None = None, 
     """Verdicts on candidates of one query with these p, scores falling from 0.9 by 0.1; its positive scores 0.8."""
     rows = [("q", doc, "dense", i + 1, 0.9 - 0.1 * i) for i, doc in enumerate(p)]
     rows = table(schemas.CANDIDATES, *rows).with_columns(
-        *(pl.lit(None, pl.Boolean).alias(name) for name in ("own", "curated", "same_text", "contains_answer")),
+        *(pl.lit(None, pl.Boolean).alias(name) for name in ("curated_negative", "same_text", "contains_answer")),
+        pl.lit(None, pl.String).alias("positive_kind"),
         pl.lit(None, pl.Float32).alias("positive_similarity"),
         *(pl.lit(None, pl.Float32).alias(name) for name in schemas.FEATURES),
         pl.Series("p_false_negative", list(p.values()), pl.Float32),
-        pl.lit(None, pl.Float32).alias("teacher_score"),
-        pl.Series("judge", [(judge or {}).get(name) for name in p], pl.Boolean),
-        teacher_false=pl.lit(None, pl.Boolean),
+        pl.lit(None, pl.Float32).alias("verifier_score"),
+        pl.Series("llm_judge", [(judge or {}).get(name) for name in p], pl.Boolean),
+        verifier_false_negative=pl.lit(None, pl.Boolean),
     )
     given = {"mask": "perc"} | given
     params = Params(**given, threshold=1.0 if given["mask"] == "perc" else None)
@@ -283,7 +291,7 @@ def test_what_the_judge_calls_relevant_is_never_a_negative():
     for given in ({"mask": "none"}, {"mask": "perc"}, {"mask": "none", "relabel": "weight"}):
         found = judged_by({"a": 0.98, "b": 0.01}, judge={"a": True, "b": False}, **given)
         reasons = dict(found.select("doc_id", "reason").iter_rows())
-        assert reasons == {"a": "judged", "b": "kept"}
+        assert reasons == {"a": "llm_judge", "b": "kept"}
     found = judged_by({"a": 0.98}, judge={"a": True}, relabel="positive", mask="none")
     assert found.select("verdict", "reason").rows() == [("positive", "relabelled")]
 
@@ -302,9 +310,16 @@ def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
     keeps, with 0.97."""
     verdicts(inputs, tmp_path)
     out = tmp_path / "out"
-    about = {"source": "prior", "own_share": 0.0, "own_found": 0, "own_queries": 0, "unfit": None, "models": {}}
+    about = {
+        "source": "pretrained",
+        "table_weight": 0.0,
+        "n_held_out_positives": 0,
+        "n_table_queries": 0,
+        "unreliable_reason": None,
+        "models": {},
+    }
     (out / "estimator.json").write_text(json.dumps(about))
-    seen = schemas.read_table(out / "evidence.parquet", schemas.CANDIDATE_FEATURES)
+    seen = schemas.read_table(out / "features.parquet", schemas.CANDIDATE_FEATURES)
     here = pl.col("query_id") == "a"
     estimated = (
         pl.when(here & (pl.col("doc_id") == "high")).then(p).when(here & (pl.col("doc_id") == "edge")).then(0.97)
@@ -312,7 +327,7 @@ def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
     schemas.write_table(
         seen.with_columns(p_false_negative=estimated.cast(pl.Float32)),
         schemas.CANDIDATE_FEATURES,
-        out / "evidence.parquet",
+        out / "features.parquet",
     )
     lent = tools(tmp_path)
     files = {name: out / file for name, file in FILES.items()}

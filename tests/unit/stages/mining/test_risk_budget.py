@@ -184,7 +184,7 @@ def test_the_budget_is_the_same_in_any_unit(scale: float) -> None:
 
 
 def open_of(*rows: tuple[object, ...]) -> list[bool]:
-    names = ["score", "p_false_negative", "own", "curated", "judge", "teacher_false"]
+    names = ["score", "p_false_negative", "positive_kind", "curated_negative", "llm_judge", "verifier_false_negative"]
     frame = pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None).with_columns(
         pl.col("score", "p_false_negative").cast(pl.Float32), query_id=pl.lit("q"),
         positive_similarity=pl.lit(0.1, pl.Float32), same_text=pl.lit(None, pl.Boolean),
@@ -199,8 +199,8 @@ def test_what_may_be_emitted_at_all() -> None:
     assert open_of(
         (0.9, 0.1, None, None, None, None),
         (0.8, 0.51, None, None, None, None),  # likelier false than not
-        (0.7, 0.1, True, None, None, None),
-        (0.6, 0.1, False, None, None, None),
+        (0.7, 0.1, "own", None, None, None),
+        (0.6, 0.1, "paraphrase", None, None, None),
         (0.5, 0.1, None, True, None, None),
         (0.4, 0.1, None, None, True, None),  # the judge says that it answers
         (0.3, 0.1, None, None, False, None),

@@ -68,8 +68,8 @@ def test_a_decision_is_stronger_than_the_table(tmp_path: Path) -> None:
     )
     assert sorted(found.rows()) == [(0, 0, 0), (0, 1, 1), (1, 0, 1)]
     assert sorted(unknown.select("row", "reason").rows()) == [
-        (3, "decision on an unknown question"),
-        (4, "decision on an unknown document"),
+        (3, "label override for an unknown question"),
+        (4, "label override for an unknown document"),
     ]
 
 

@@ -143,7 +143,7 @@ def test_repeated_questions_and_documents_are_merged() -> None:
     assert found.queries.select("query_id", "query").rows() == [("a", "Who?"), ("c", "When?")]
     assert found.corpus.select("doc_id", "text").rows() == [("x", "One."), ("z", "Two.")]
     assert found.qrels.rows() == [("a", "x", 1), ("a", "z", 1), ("c", "x", 1)]
-    assert (found.summary["merged_questions"], found.summary["merged_documents"]) == (1, 1)
+    assert (found.summary["merged_queries"], found.summary["merged_documents"]) == (1, 1)
     assert found.summary["positives_per_query"] == {"mean": 1.5, "max": 2}
 
 
@@ -243,7 +243,7 @@ def test_a_corpus_adds_documents_and_gives_ids(tmp_path: Path) -> None:
     ]
     assert found.qrels["doc_id"].to_list() == ["d1"]
     assert found.rejects.select("source", "row", "reason").rows() == [("c.csv", 3, "id of another document")]
-    assert found.summary["rows_in"] == 5 == found.summary["rows_used"] + found.summary["rows_of_one_text"] + 1
+    assert found.summary["rows_in"] == 5 == found.summary["rows_used"] + found.summary["standalone_rows"] + 1
 
 
 def test_one_text_under_two_titles_is_two_documents(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_a_beir_folder(beir: Path, tmp_path: Path) -> None:
         ("test.tsv", 2, "unknown document id"),
         ("train.tsv", 3, "unknown question id"),
     ]
-    assert found.summary["rows_in"] == 10 == found.summary["rows_used"] + found.summary["rows_of_one_text"] + 3
+    assert found.summary["rows_in"] == 10 == found.summary["rows_used"] + found.summary["standalone_rows"] + 3
     assert list(key_extras(Params(beir=str(beir)))) == [
         *("beir:corpus.jsonl", "beir:queries.jsonl", "beir:qrels/test.tsv", "beir:qrels/train.tsv")
     ]
@@ -392,7 +392,7 @@ def test_a_restated_question_is_not_trained_on_when_tested(tmp_path: Path) -> No
     splits = dict(found.queries.select("query", "split").iter_rows())
     assert splits == {"Who pays?": "test", "who PAYS": "test", "When?": "dev", "when": "dev", "Where?": "train"}
     assert "4 questions stand, some restated, in several" in found.said
-    assert found.summary["shared_questions"] == 0
+    assert found.summary["paraphrases_across_splits"] == 0
 
 
 def test_groups_stay_together(tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ def test_new_questions_on_known_documents_or_all_new_move_nobody(
 def test_no_question_stands_on_two_sides(tmp_path: Path) -> None:
     rows = [(f"Where is {n}?", f"Place {n}.") for n in range(80)] + [(f"where IS {n}", f"Spot {n}.") for n in range(80)]
     found = pairs_of(*rows, dev=0.3, test=0.3)
-    assert found.summary["shared_questions"] == found.summary["shared_documents"] == 0
+    assert found.summary["paraphrases_across_splits"] == found.summary["documents_across_splits"] == 0
     assert set(found.queries["split"]) == {"train", "dev", "test"}
 
 
@@ -549,7 +549,7 @@ def test_the_funnel_in_lines() -> None:
 
 def test_the_funnel_says_what_stands_on_two_sides() -> None:
     summary = pairs_of(("Who?", "He.")).summary
-    lines = format_funnel(summary | {"shared_questions": 3, "shared_documents": 2})
+    lines = format_funnel(summary | {"paraphrases_across_splits": 3, "documents_across_splits": 2})
     assert any(line.split() == ["restated", "on", "another", "side", "of", "the", "split", "3"] for line in lines)
     assert any(line.split() == ["positive", "on", "two", "sides", "of", "the", "split", "2"] for line in lines)
 

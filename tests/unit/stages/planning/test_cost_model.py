@@ -92,7 +92,7 @@ def test_stages_without_a_model_go_by_the_yardstick(table: Table, settings: Sett
     machine = replace(machine, yard=2.0)
     found = 100 * 50  # 200 are asked for, and there are 50 documents
     assert one("mask", table, settings, machine).seconds == pytest.approx(2 * constants.MASK * found)
-    evidence = one("evidence", table, settings, machine)
+    evidence = one("features", table, settings, machine)
     owners = 60 / 50
     yards = (
         constants.BEGIN
@@ -100,7 +100,7 @@ def test_stages_without_a_model_go_by_the_yardstick(table: Table, settings: Sett
         + 10_000 * constants.BM25_CHARACTER
     )
     assert evidence.seconds == pytest.approx(2 * yards)
-    plain = one("evidence", table, turned(settings, "evidence", estimate=False), machine)
+    plain = one("features", table, turned(settings, "features", estimate=False), machine)
     assert plain.seconds == pytest.approx(2 * (constants.BEGIN + constants.FLAG * found))
 
 

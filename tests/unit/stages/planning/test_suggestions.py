@@ -81,7 +81,7 @@ def test_the_estimate_is_left_out_only_where_nothing_goes_by_it(
 
     def flags(**changed: Any) -> list[str]:
         made = {**settings, "mask": settings["mask"].model_copy(update=changed)}
-        return [found.flag for found in changes(predict(["evidence"], table, made, machine), table, made, machine)]
+        return [found.flag for found in changes(predict(["features"], table, made, machine), table, made, machine)]
 
     assert flags() == flags(mask="perc", relabel="weight") == []
     assert flags(mask="perc") == ["--no-estimate"]

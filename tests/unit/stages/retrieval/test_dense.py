@@ -21,13 +21,13 @@ def dense(tmp_path: Path) -> DenseRetriever:
     """Documents d0 to d4 with the vectors [0, 0] to [4, 4], but [nan, nan] of d4; blocks of two."""
     names = [f"d{i}" for i in range(5)]
     write_table(pl.DataFrame({"doc_id": names, "text": names}), CORPUS, tmp_path / "corpus.parquet")
-    encoding = {"encoder": "key", "model": "m", "dimension": 2, "salts": {"query": "", "document": ""}}
-    (tmp_path / "encoding.json").write_text(json.dumps(encoding))
+    encoding = {"encoder_key": "key", "model": "m", "dimension": 2, "hash_prefixes": {"query": "", "document": ""}}
+    (tmp_path / "encoder.json").write_text(json.dumps(encoding))
     vectors = np.repeat(np.float32([0, 1, 2, 3, np.nan])[:, None], 2, axis=1)
     VectorStore(tmp_path / "vectors/key").append(hash_texts(names), vectors)
     queries = pl.DataFrame({"query_id": [], "query": []}, schema={"query_id": pl.String, "query": pl.String})
     return DenseRetriever(
-        queries, tmp_path / "corpus.parquet", VectorLookup(tmp_path / "encoding.json", tmp_path / "vectors"), 2
+        queries, tmp_path / "corpus.parquet", VectorLookup(tmp_path / "encoder.json", tmp_path / "vectors"), 2
     )
 
 

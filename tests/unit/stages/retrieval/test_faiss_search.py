@@ -47,10 +47,10 @@ class World:
         self.documents[10::10] = self.documents[9:-1:10]
         names = {"query": [f"q{i:03}" for i in range(ASKED)], "document": [f"d{i:03}" for i in range(DOCUMENTS)]}
         self.write(names["query"], names["document"])
-        part: dict[str, Any] = {"encoder": "key", "model": "m", "dimension": DIMENSION}
-        salts = {"salts": {"query": "", "document": ""}}
-        more = [{**part, "encoder": "other", **salts}]
-        (folder / "encoding.json").write_text(json.dumps({**part, **salts, "more": more}))
+        part: dict[str, Any] = {"encoder_key": "key", "model": "m", "dimension": DIMENSION}
+        salts = {"hash_prefixes": {"query": "", "document": ""}}
+        more = [{**part, "encoder_key": "other", **salts}]
+        (folder / "encoder.json").write_text(json.dumps({**part, **salts, "extra_encoders": more}))
         hashes = hash_texts(names["query"] + names["document"])
         together = np.concatenate([self.queries, self.documents])
         VectorStore(folder / "vectors/key").append(hashes, together)
@@ -68,7 +68,7 @@ class World:
         """What the summary says."""
         (self.folder / out).mkdir(exist_ok=True)
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
-        inputs["encoding"] = self.folder / "encoding.json"
+        inputs["encoder"] = self.folder / "encoder.json"
         self.said.lines.clear()
         tools = StageContext(self.said, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
         told: dict[str, Any] = run(Params(**{"depth": 20, **settings}), inputs, self.folder / out, tools)
@@ -80,7 +80,7 @@ class World:
         return rows["doc_id"].str.slice(1).cast(pl.Int64).to_numpy().reshape(ASKED, -1)
 
     def bytes(self, out: str = "out") -> tuple[bytes, ...]:
-        return tuple((self.folder / out / f"{name}.parquet").read_bytes() for name in ("candidates", "judged"))
+        return tuple((self.folder / out / f"{name}.parquet").read_bytes() for name in ("candidates", "qrels_scored"))
 
     def exact(self, k: int = 20) -> np.ndarray:
         """The places of the k best, by the definition."""
@@ -105,8 +105,8 @@ def test_an_index_that_misses_nothing_gives_the_bytes_of_exact_search(
 ) -> None:
     world.search("exact")
     told = world.search("index", index=factory, index_params=parameters, min_recall=1)
-    assert told["indexes"]["dense"]["recall"] == 1
-    assert "lists" not in told
+    assert told["faiss_indexes"]["dense"]["recall"] == 1
+    assert "topk_cache" not in told
     assert world.bytes("index") == world.bytes("exact")
     assert world.found("exact").tolist() == world.exact().tolist()
 
@@ -128,36 +128,36 @@ def test_what_is_found_is_scored_and_ordered_exactly(world: World) -> None:
 
 def test_the_recall_is_what_was_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every query is in the sample here, and finds enough, so that all that is found was found by the index."""
-    told = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["indexes"]["dense"]
-    assert told["searched exactly"] == 0
+    told = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
+    assert told["n_exactly_searched_queries"] == 0
     assert told["recall"] == round(share(world.exact(), world.found()), 4) < 1
-    assert (told["index"], told["parameters"], told["recall at"]) == ("IVF8,Flat", "nprobe=3", 20)
-    assert (told["sampled queries"], told["trained on"]) == (ASKED, DOCUMENTS)
+    assert (told["index"], told["parameters"], told["recall_at"]) == ("IVF8,Flat", "nprobe=3", 20)
+    assert (told["n_sampled_queries"], told["n_training_documents"]) == (ASKED, DOCUMENTS)
     assert f"IVF8,Flat (nprobe=3): recall@20 {told['recall']:.3f} on 30 sampled queries" in world.said.lines
     monkeypatch.setattr(faiss_search, "_RECALL_SAMPLE_QUERIES", 7)
-    few = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["indexes"]["dense"]
+    few = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
     sampled = faiss_search._sample_positions_by_hash(
         pl.Series([f"q{i:03}" for i in range(ASKED)]), 7, 0, "recall sample"
     )
-    assert few["sampled queries"] == 7
+    assert few["n_sampled_queries"] == 7
     assert few["recall"] == round(share(world.exact()[sampled], world.found()[sampled]), 4) != told["recall"]
 
 
 def test_the_least_setting_that_reaches_the_recall_is_taken(world: World) -> None:
     recalls = {
-        n: world.search(index="IVF8,Flat", index_params=f"nprobe={n}", min_recall=0)["indexes"]["dense"]["recall"]
+        n: world.search(index="IVF8,Flat", index_params=f"nprobe={n}", min_recall=0)["faiss_indexes"]["dense"]["recall"]
         for n in (1, 2, 4, 8)
     }
     assert recalls[2] < recalls[4] < recalls[8] == 1
-    told = world.search(index="IVF8,Flat", min_recall=recalls[4] - 0.001)["indexes"]["dense"]
+    told = world.search(index="IVF8,Flat", min_recall=recalls[4] - 0.001)["faiss_indexes"]["dense"]
     assert (told["parameters"], told["recall"]) == ("nprobe=4", recalls[4])
-    told = world.search(index="IVF8,SQ8,RFlat", index_params="k_factor_rf=2", min_recall=1)["indexes"]["dense"]
+    told = world.search(index="IVF8,SQ8,RFlat", index_params="k_factor_rf=2", min_recall=1)["faiss_indexes"]["dense"]
     assert told["parameters"] == "k_factor_rf=2,nprobe=8"
 
 
 def test_too_low_a_recall_is_refused_with_what_would_mend_it(world: World) -> None:
     given = {"index": "IVF8,Flat", "index_params": "nprobe=2"}
-    recall = world.search(**given, min_recall=0)["indexes"]["dense"]["recall"]
+    recall = world.search(**given, min_recall=0)["faiss_indexes"]["dense"]["recall"]
     with pytest.raises(InputError) as refused:
         world.search(**given, min_recall=0.999)
     assert str(refused.value) == (
@@ -177,10 +177,10 @@ def test_too_low_a_recall_is_refused_with_what_would_mend_it(world: World) -> No
 
 
 def test_a_query_that_finds_too_little_is_searched_exactly(world: World) -> None:
-    told = world.search(index="IVF40,Flat", index_params="nprobe=1", min_recall=0)["indexes"]["dense"]
-    assert 0 < told["searched exactly"] <= ASKED
+    told = world.search(index="IVF40,Flat", index_params="nprobe=1", min_recall=0)["faiss_indexes"]["dense"]
+    assert 0 < told["n_exactly_searched_queries"] <= ASKED
     same = (world.found() == world.exact()).all(axis=1)
-    assert same.sum() >= told["searched exactly"]
+    assert same.sum() >= told["n_exactly_searched_queries"]
     assert told["recall"] < share(world.exact(), world.found())  # what exact search adds does not count
 
 
@@ -200,7 +200,7 @@ def test_the_seed_draws_the_training_sample(world: World, monkeypatch: pytest.Mo
     found = []
     for seed in (0, 0, 1):
         told = world.search(index="IVF4,Flat", index_params="nprobe=1", min_recall=0, seed=seed)
-        assert told["indexes"]["dense"]["trained on"] == 60
+        assert told["faiss_indexes"]["dense"]["n_training_documents"] == 60
         found.append(world.found().tolist())
     assert found[0] == found[1] != found[2]
 
@@ -271,8 +271,8 @@ def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_every_encoder_has_an_index_of_its_own(world: World) -> None:
-    told = world.search(sources=("dense", "dense2:5"), index="IVF8,Flat", min_recall=1)["indexes"]
-    assert {name: one["recall at"] for name, one in told.items()} == {"dense": 20, "dense2": 5}
+    told = world.search(sources=("dense", "dense2:5"), index="IVF8,Flat", min_recall=1)["faiss_indexes"]
+    assert {name: one["recall_at"] for name, one in told.items()} == {"dense": 20, "dense2": 5}
     rows = read_table(world.folder / "out/candidates.parquet", CANDIDATES)
     found = {name: rows.filter(source=name)["doc_id"].str.slice(1).cast(pl.Int64).to_numpy() for name in told}
     assert found["dense"].reshape(ASKED, 20).tolist() == world.exact().tolist()
@@ -284,15 +284,19 @@ def test_an_exact_search_after_it_goes_on_from_the_exact_one_before(world: World
     first = world.search("first")
     world.search(index="IVF8,Flat", min_recall=0)
     told = world.search("again", index="exact")
-    assert told["lists"]["dense"] == {"new documents": 0, "merged": first["queries"], "in full": 0}
+    assert told["topk_cache"]["dense"] == {
+        "n_new_documents": 0,
+        "n_merged_queries": first["queries"],
+        "n_searched_queries": 0,
+    }
     assert world.bytes("again") == world.bytes("first")
 
 
 def test_no_queries(world: World) -> None:
     world.write([], [f"d{i:03}" for i in range(DOCUMENTS)])
     told = world.search(index="IVF4,Flat")
-    assert (told["candidates"], told["indexes"]["dense"]["sampled queries"]) == (0, 0)
-    assert read_table(world.folder / "out/judged.parquet", QRELS_SCORED).height == 0
+    assert (told["candidates"], told["faiss_indexes"]["dense"]["n_sampled_queries"]) == (0, 0)
+    assert read_table(world.folder / "out/qrels_scored.parquet", QRELS_SCORED).height == 0
 
 
 def test_exact_search_keeps_its_key() -> None:

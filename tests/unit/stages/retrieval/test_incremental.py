@@ -33,8 +33,8 @@ class World:
         self.queries: dict[str, str] = {}
         for name in ("lived", "nothing"):
             (folder / name).mkdir()
-        part = {"encoder": "key", "model": "m", "dimension": 2, "salts": {"query": "", "document": ""}}
-        (folder / "encoding.json").write_text(json.dumps(part))
+        part = {"encoder_key": "key", "model": "m", "dimension": 2, "hash_prefixes": {"query": "", "document": ""}}
+        (folder / "encoder.json").write_text(json.dumps(part))
         self.encode(TEXTS)
 
     def encode(self, texts: list[str]) -> None:
@@ -54,23 +54,23 @@ class World:
         schema = {"query_id": pl.String, "doc_id": pl.String, "relevance": pl.Int32}
         write_table(pl.DataFrame(pairs, schema, orient="row"), QRELS, self.folder / "qrels.parquet")
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
-        inputs["encoding"] = self.folder / "encoding.json"
+        inputs["encoder"] = self.folder / "encoder.json"
         tools = StageContext(NullProgress(), self.folder / "scratch", self.store.parent, self.folder / "logs")
         summary = run(Params(depth=depth, block=7), inputs, self.folder / out, tools)
-        told: dict[str, Any] = summary["lists"]["dense"]
+        told: dict[str, Any] = summary["topk_cache"]["dense"]
         return told
 
     def equal(self, depth: int) -> bool:
         """Whether a search from nothing gives what the last search gave; its lists stay as they are."""
         aside = self.store / "aside"
-        (self.store / "lists").rename(aside)
+        (self.store / "topk_cache").rename(aside)
         told = self.search(depth, "nothing")
-        assert (told["merged"], told["in full"]) == (0, len(self.queries))
-        shutil.rmtree(self.store / "lists")
-        aside.rename(self.store / "lists")
+        assert (told["n_merged_queries"], told["n_searched_queries"]) == (0, len(self.queries))
+        shutil.rmtree(self.store / "topk_cache")
+        aside.rename(self.store / "topk_cache")
         return all(
             (self.folder / "lived" / name).read_bytes() == (self.folder / "nothing" / name).read_bytes()
-            for name in ("candidates.parquet", "judged.parquet")
+            for name in ("candidates.parquet", "qrels_scored.parquet")
         )
 
     def found(self, query: str) -> list[str]:
@@ -93,7 +93,7 @@ def filler(count: int) -> dict[str, str]:
 
 
 def told(new: int, merged: int, full: int) -> dict[str, int]:
-    return {"new documents": new, "merged": merged, "in full": full}
+    return {"n_new_documents": new, "n_merged_queries": merged, "n_searched_queries": full}
 
 
 def test_nothing_changed(world: World) -> None:
@@ -222,7 +222,7 @@ def test_an_empty_corpus_in_between(world: World) -> None:
 def test_damaged_lists_are_not_used(world: World) -> None:
     world.documents = filler(6)
     world.search(2)
-    path = max((world.store / "lists").glob("*.npy"), key=lambda path: path.stat().st_size)
+    path = max((world.store / "topk_cache").glob("*.npy"), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -247,12 +247,12 @@ def test_documents_in_another_order_are_searched_anew(world: World) -> None:
     assert incremental._find_key_positions(old, old[:0]).tolist() == [-1, -1, -1]
     world.documents = filler(3)
     world.search(2)
-    path = world.store / "lists"
-    read = json.loads((path / "lists.json").read_text())
-    documents = np.load(path / f"{read['documents']}.npy")
+    path = world.store / "topk_cache"
+    read = json.loads((path / "topk_cache.json").read_text())
+    documents = np.load(path / f"{read['document_keys']}.npy")
     draft = incremental.TopKWriter(path, hash_texts(["a 1 0"]), 2)
     draft.write_rows(np.array([0]), np.array([[0, 1]], np.uint64))
-    draft.commit(documents[::-1], read["made_of"], read["segments"])
+    draft.commit(documents[::-1], read["code_versions"], read["segments"])
     assert world.search(2) == told(0, 0, 1)
 
 

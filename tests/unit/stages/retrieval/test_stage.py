@@ -49,23 +49,23 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
     frame = pl.DataFrame(qrels, schema_overrides={"relevance": pl.Int32})
     write_table(frame, QRELS, tmp_path / "qrels.parquet")
     encoding = {
-        "encoder": "key",
+        "encoder_key": "key",
         "model": "first",
         "dimension": 2,
         "title": True,
-        "salts": {"query": "", "document": ""},
+        "hash_prefixes": {"query": "", "document": ""},
     }
-    (tmp_path / "encoding.json").write_text(json.dumps(encoding))
+    (tmp_path / "encoder.json").write_text(json.dumps(encoding))
     VectorStore(tmp_path / "vectors/key").append(hash_texts(VECTORS), floats(list(VECTORS.values())))
     yield tmp_path
 
 
 def search(workspace: Path, params: Params, progress: Said | None = None) -> dict[str, Any]:
     """A search from nothing; test_incremental.py has those that go on from another."""
-    for lists in (workspace / "vectors").glob("*/lists"):
+    for lists in (workspace / "vectors").glob("*/topk_cache"):
         shutil.rmtree(lists)
     names = {"queries": "queries.parquet", "corpus": "corpus.parquet", "qrels": "qrels.parquet"}
-    inputs = {name: workspace / file for name, file in names.items()} | {"encoding": workspace / "encoding.json"}
+    inputs = {name: workspace / file for name, file in names.items()} | {"encoder": workspace / "encoder.json"}
     tools = StageContext(progress or Said(), workspace / "scratch", workspace / "vectors", workspace / "logs")
     return run(params, inputs, workspace / "out", tools)
 
@@ -73,9 +73,9 @@ def search(workspace: Path, params: Params, progress: Said | None = None) -> dic
 @pytest.mark.parametrize("block", [1, 2, 100])
 def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
     summary = search(workspace, Params(depth=2, block=block))
-    lists = {"dense": {"new documents": 3, "merged": 0, "in full": 2}}
-    counts = {"queries": 2, "documents": 3, "candidates": 4, "by_source": {"dense": 4}, "judged": 2}
-    assert summary == counts | {"lists": lists}
+    lists = {"dense": {"n_new_documents": 3, "n_merged_queries": 0, "n_searched_queries": 2}}
+    counts = {"queries": 2, "documents": 3, "candidates": 4, "candidates_by_source": {"dense": 4}, "qrels_scored": 2}
+    assert summary == counts | {"topk_cache": lists}
     candidates = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     near, far = float(np.float32(0.8)), float(np.float32(0.6))
     assert candidates.rows() == [
@@ -84,7 +84,7 @@ def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
         ("q2", "a", "dense", 1, near),
         ("q2", "c", "dense", 2, near),
     ]
-    judged = read_table(workspace / "out/judged.parquet", QRELS_SCORED)
+    judged = read_table(workspace / "out/qrels_scored.parquet", QRELS_SCORED)
     assert judged.rows() == [("q1", "c", 1, far), ("q2", "b", 0, 0.0)]
 
 
@@ -99,8 +99,8 @@ def test_the_block_size_changes_no_byte(workspace: Path) -> None:
 def test_no_judgements_and_a_depth_beyond_the_corpus(workspace: Path) -> None:
     write_table(read_table(workspace / "qrels.parquet", QRELS).clear(), QRELS, workspace / "qrels.parquet")
     summary = search(workspace, Params(depth=200))
-    assert (summary["candidates"], summary["by_source"], summary["judged"]) == (6, {"dense": 6}, 0)
-    assert read_table(workspace / "out/judged.parquet", QRELS_SCORED).height == 0
+    assert (summary["candidates"], summary["candidates_by_source"], summary["qrels_scored"]) == (6, {"dense": 6}, 0)
+    assert read_table(workspace / "out/qrels_scored.parquet", QRELS_SCORED).height == 0
 
 
 def test_a_depth_beyond_the_corpus_takes_no_memory(workspace: Path) -> None:
@@ -117,8 +117,8 @@ def test_a_vector_that_is_not_finite_is_named(workspace: Path) -> None:
     VectorStore(workspace / "vectors/nan").append(
         hash_texts(VECTORS), floats([[1, 0], [0, 1], [1, 0], [float("nan"), 0], [0, 1]])
     )
-    encoding = json.loads((workspace / "encoding.json").read_text())
-    (workspace / "encoding.json").write_text(json.dumps(encoding | {"encoder": "nan"}))
+    encoding = json.loads((workspace / "encoder.json").read_text())
+    (workspace / "encoder.json").write_text(json.dumps(encoding | {"encoder_key": "nan"}))
     with pytest.raises(InputError, match="document 'b' is not finite"):
         search(workspace, Params())
 
@@ -135,9 +135,14 @@ def add_encoder(workspace: Path) -> None:
     VectorStore(workspace / "vectors/other").append(
         hash_texts([f"> {text}" for text in VECTORS]), floats([vector[::-1] for vector in VECTORS.values()])
     )
-    encoding = json.loads((workspace / "encoding.json").read_text())
-    more = {"encoder": "other", "model": "second", "dimension": 2, "salts": {"query": "> ", "document": "> "}}
-    (workspace / "encoding.json").write_text(json.dumps(encoding | {"more": [more]}))
+    encoding = json.loads((workspace / "encoder.json").read_text())
+    more = {
+        "encoder_key": "other",
+        "model": "second",
+        "dimension": 2,
+        "hash_prefixes": {"query": "> ", "document": "> "},
+    }
+    (workspace / "encoder.json").write_text(json.dumps(encoding | {"extra_encoders": [more]}))
 
 
 def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -> None:
@@ -149,7 +154,7 @@ def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -
     )
     params = Params(depth=2, sources=("random:1-3", "dense:1", "bm25"))
     summary = search(workspace, params)
-    assert summary["by_source"] == {"random": 4, "dense": 2, "bm25": 2}
+    assert summary["candidates_by_source"] == {"random": 4, "dense": 2, "bm25": 2}
     assert summary["candidates"] == 8
     rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).rows()
     assert [(query, source, rank) for query, _, source, rank, _ in rows] == [
@@ -167,17 +172,17 @@ def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -
     ]
     assert {score for *_, source, _, score in rows if source == "random"} == {0.0}
     whole = search(workspace, Params(depth=9, sources=("dense", "random:3")))
-    assert whole["by_source"] == {"dense": 6, "random": 6}
+    assert whole["candidates_by_source"] == {"dense": 6, "random": 6}
 
 
 def test_a_second_encoder_is_a_source_of_its_own(workspace: Path) -> None:
     add_encoder(workspace)
     summary = search(workspace, Params(depth=2, sources=("dense", "dense2:1")))
-    assert summary["by_source"] == {"dense": 4, "dense2": 2}
+    assert summary["candidates_by_source"] == {"dense": 4, "dense2": 2}
     rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).filter(pl.col("source") == "dense2").rows()
     # the query q two is [1, 0] there, and green [0, 1]
     assert rows == [("q1", "b", "dense2", 1, 1.0), ("q2", "a", "dense2", 1, float(np.float32(0.8)))]
-    alone = read_table(workspace / "out/judged.parquet", QRELS_SCORED)
+    alone = read_table(workspace / "out/qrels_scored.parquet", QRELS_SCORED)
     assert alone["score"].to_list() == [float(np.float32(0.6)), 0.0]
 
 
@@ -211,11 +216,11 @@ def test_cuts_of_the_queries_change_no_row(
 def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Path) -> None:
     search(workspace, Params(depth=2))
     alone = read_table(workspace / "out/candidates.parquet", CANDIDATES)
-    judged = (workspace / "out/judged.parquet").read_bytes()
+    judged = (workspace / "out/qrels_scored.parquet").read_bytes()
     search(workspace, Params(depth=2, sources=("random:1", "dense", "bm25")))
     both = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     assert both.filter(pl.col("source") == "dense").equals(alone)
-    assert (workspace / "out/judged.parquet").read_bytes() == judged
+    assert (workspace / "out/qrels_scored.parquet").read_bytes() == judged
 
 
 @pytest.mark.skipif(detect_device_type() == "cuda", reason="this machine has a GPU")
@@ -245,5 +250,7 @@ def test_the_format_that_is_multiplied_in_changes_no_byte(workspace: Path) -> No
     made = []
     for dtype in ("float32", "bfloat16"):
         search(workspace, Params(depth=2, search_dtype=dtype))
-        made.append([(workspace / "out" / name).read_bytes() for name in ("candidates.parquet", "judged.parquet")])
+        made.append(
+            [(workspace / "out" / name).read_bytes() for name in ("candidates.parquet", "qrels_scored.parquet")]
+        )
     assert made[0] == made[1]

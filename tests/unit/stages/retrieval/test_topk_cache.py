@@ -61,11 +61,11 @@ def test_lists_that_can_not_be_relied_on_are_none(tmp_path: Path) -> None:
     assert read_topk_cache(tmp_path, MADE_OF, ["s1"]) is None, "vectors were encoded again"
 
 
-@pytest.mark.parametrize("name", ["lists", "documents"])
+@pytest.mark.parametrize("name", ["hits", "document_keys"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_damaged_lists_are_none(tmp_path: Path, name: str, damage: str) -> None:
     written(tmp_path)
-    path = tmp_path / f"{json.loads((tmp_path / 'lists.json').read_text())[name]}.npy"
+    path = tmp_path / f"{json.loads((tmp_path / 'topk_cache.json').read_text())[name]}.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     if damage == "gone":
@@ -78,5 +78,5 @@ def test_damaged_lists_are_none(tmp_path: Path, name: str, damage: str) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"lists": 1, "documents": 2}'])
 def test_a_damaged_lists_json_is_none(tmp_path: Path, content: str) -> None:
     written(tmp_path)
-    (tmp_path / "lists.json").write_text(content)
+    (tmp_path / "topk_cache.json").write_text(content)
     assert read_topk_cache(tmp_path, MADE_OF, ["s1", "s2"]) is None

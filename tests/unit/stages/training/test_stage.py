@@ -163,13 +163,13 @@ def undisturbed(
 
 def test_it_learns_and_says_so(undisturbed: tuple[Path, Summary, dict[str, Any], Log]) -> None:
     folder, summary, report, log = undisturbed
-    assert summary["collapse"] is None
-    assert report["fresh_head"] is True
-    assert report["steps"] == 2 * STEPS
+    assert summary["collapse_reason"] is None
+    assert report["has_new_head"] is True
+    assert report["n_steps"] == 2 * STEPS
     assert [epoch["epoch"] for epoch in report["epochs"]] == [1, 2]
     assert report["epochs"][1]["loss"] < report["epochs"][0]["loss"]
     # 20 groups of 1 + 4, one of 1 + 2, two epochs
-    assert report["pairs"] == 2 * (20 * 5 + 3)
+    assert report["n_pairs"] == 2 * (20 * 5 + 3)
     assert np.log(3) < report["chance_loss"] < np.log(5)
     # with a z in the right document alone, every dev query is won
     assert summary["dev_MRR@10"] == report["epochs"][report["best_epoch"] - 1]["MRR@10"] == 1.0
@@ -236,10 +236,10 @@ def test_a_new_head_learns_the_retriever_first_and_a_kill_changes_nothing(
         summary, report = run(lesson, inputs, tmp_path / "whole", log)
     assert [name for name, _ in called] == ["distillation_loss"] * STEPS + ["listwise_loss"] * STEPS
     assert all(max(group) > min(group) for _, (labels,) in called[:STEPS] for group in labels)
-    assert summary["collapse"] is None
-    assert report["distill_epochs"] == 1
+    assert summary["collapse_reason"] is None
+    assert report["n_distill_epochs"] == 1
     assert len(report["epochs"]) == 2
-    assert report["steps"] == 2 * STEPS
+    assert report["n_steps"] == 2 * STEPS
     assert "the head is new: epoch 1 to 1 of 2 learn the retriever's own scores" in log.said
     monkeypatch.setattr(trainer, "CHECKPOINT_STEPS", 2)
     with pytest.raises(Killed):
@@ -249,7 +249,7 @@ def test_a_new_head_learns_the_retriever_first_and_a_kill_changes_nothing(
     assert whole.pop("training.json") and killed.pop("training.json")  # how losses are summed hangs on the checkpoints
     assert killed == whole
     trained = params.model_copy(update={"base": str(tmp_path / "whole" / "out" / "reranker"), "distill_epochs": None})
-    assert run(trained.model_copy(update={"epochs": 1}), inputs, tmp_path / "on")[1]["distill_epochs"] == 0
+    assert run(trained.model_copy(update={"epochs": 1}), inputs, tmp_path / "on")[1]["n_distill_epochs"] == 0
 
 
 def test_a_killed_process_leaves_nothing_that_shows(
@@ -309,9 +309,13 @@ def test_a_model_whose_scores_are_all_alike_is_a_collapse(
     save_reranker(model, tmp_path / "base")
     still = params.model_copy(update={"base": str(tmp_path / "base"), "learning_rate": 1e-12})
     summary, report = run(still, inputs, tmp_path)
-    assert report["fresh_head"] is False
+    assert report["has_new_head"] is False
     assert report["epochs"][1]["loss"] == pytest.approx(report["chance_loss"])
-    assert summary["collapse"] == report["collapse"] == "it gives all candidates of a dev query the same score"
+    assert (
+        summary["collapse_reason"]
+        == report["collapse_reason"]
+        == "it gives all candidates of a dev query the same score"
+    )
     assert (tmp_path / "out" / "reranker" / "model.safetensors").exists()
 
 
@@ -320,8 +324,8 @@ def test_a_loss_that_is_no_number_is_a_collapse(
 ) -> None:
     monkeypatch.setitem(losses.LOSSES, "listwise", lambda scores, sizes, weights: scores.sum() * float("nan"))
     summary, report = run(params, inputs, tmp_path)
-    assert summary["collapse"] == "the loss of epoch 1 is no number (not finite)"
-    assert report["steps"] < 2 * STEPS
+    assert summary["collapse_reason"] == "the loss of epoch 1 is no number (not finite)"
+    assert report["n_steps"] < 2 * STEPS
     assert (tmp_path / "out" / "reranker" / "model.safetensors").exists()
 
 
@@ -336,8 +340,8 @@ def test_the_result_names_the_base_without_its_path(
     tiny_model: Path, undisturbed: tuple[Path, Summary, dict[str, Any], Log]
 ) -> None:
     folder, _, report, _ = undisturbed
-    assert report["base"] == tiny_model.name
-    assert report["base_weights"] == model_digest(tiny_model)
+    assert report["base_model"] == tiny_model.name
+    assert report["base_model_digest"] == model_digest(tiny_model)
     files = [path for path in (folder / "out").rglob("*") if path.is_file()]
     assert [path for path in files if str(tiny_model.parent).encode() in path.read_bytes()] == []
 
@@ -374,10 +378,10 @@ def test_dev_figures_by_hand_with_ties_against_us(tmp_path: Path, monkeypatch: p
     figures = measure(None)  # type: ignore[arg-type]
     assert figures["MRR@10"] == pytest.approx((1 / 2 + 1) / 2)
     assert figures["nDCG@10"] == pytest.approx((1 / np.log2(3) + 1) / 2)
-    assert figures["spread"] == 3.0
+    assert figures["max_score_range"] == 3.0
 
 
-EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "spread": 1.0}
+EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "max_score_range": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -386,7 +390,7 @@ EPOCH = {"epoch": 1, "loss": 0.9, "nDCG@10": 0.5, "spread": 1.0}
         ([EPOCH], 0, 1, None),
         ([EPOCH | {"loss": 0.998}], 0, 1, "the loss of epoch 1, the one that is kept, is 0.9980"),
         ([EPOCH | {"loss": None}], 1, 1, "the loss of epoch 1 is no number"),
-        ([EPOCH | {"spread": 0.0}], 1, 1, "the same score"),
+        ([EPOCH | {"max_score_range": 0.0}], 1, 1, "the same score"),
         ([{"epoch": 1, "loss": 0.2}], 0, 1, None),
         # an epoch that is not kept does not count
         ([EPOCH, EPOCH | {"epoch": 2, "loss": 1.1}], 0, 1, None),

@@ -48,8 +48,8 @@ def judged(*rows: tuple[str, str, int, float]) -> pl.DataFrame:
 def test_where_a_positive_stands_in_a_whole_corpus():
     # scores 0.4, 0.2, 0.0: mean 0.2, deviation sqrt(0.08 / 3); 0.0 lies -0.2 / 0.16330 = -1.22474 from it
     found = compute_positive_ranks(judged(("1", "d3", 1, 0.0), ("1", "d1", 0, 0.4)), candidates(0.4, 0.2, 0.0), 3)
-    assert found.drop("above_chance").rows() == [("1", "d3", 3, 0.0, pytest.approx(0.4))]
-    assert found["above_chance"].to_list() == [pytest.approx(-math.sqrt(1.5))]
+    assert found.drop("random_z").rows() == [("1", "d3", 3, 0.0, pytest.approx(0.4))]
+    assert found["random_z"].to_list() == [pytest.approx(-math.sqrt(1.5))]
 
 
 def test_a_list_cut_off_below_tells_of_the_whole():
@@ -64,13 +64,13 @@ def test_a_list_cut_off_below_tells_of_the_whole():
     rows = rows.with_columns(pl.Series("rank", range(1, 401), pl.Int32), pl.Series("score", scores, pl.Float32))
     found = compute_positive_ranks(judged(("1", "far", 1, 0.35)), rows, 20_000)
     assert found["rank"].to_list() == [None]
-    assert found["above_chance"][0] == pytest.approx(0.5, abs=0.25)  # 0.35 is half a deviation above 0.3
+    assert found["random_z"][0] == pytest.approx(0.5, abs=0.25)  # 0.35 is half a deviation above 0.3
 
 
 @pytest.mark.parametrize("rows", [candidates(0.4), candidates(0.4, 0.4, 0.4), candidates()])
 def test_without_a_spread_nothing_is_said(rows):
     found = compute_positive_ranks(judged(("1", "x", 1, 0.1)), rows, 3)
-    assert found["above_chance"].to_list() == [None]
+    assert found["random_z"].to_list() == [None]
     assert find_low_ranked(found, 1, TOLD).is_empty()
 
 
@@ -82,7 +82,7 @@ def test_buried_is_far_down_like_any_document_and_without_the_words():
     found = find_low_ranked(pl.DataFrame(rows, checks.POSITIVE_RANKS_SCHEMA, orient="row"), 50, TOLD)
     # worst first; d1 holds all words, d2 stands at the limit, d3 scores far above a random document
     assert found["doc_id"].to_list() == ["y", "x"]
-    assert found["words"].to_list() == [0.0, 0.0]
+    assert found["term_overlap"].to_list() == [0.0, 0.0]
     assert found["explanation"][1].startswith("rank 60; its score 0.1 is like a random document's (0.1 deviations")
     assert found["explanation"][0].startswith("not among the candidates;")
 
@@ -91,11 +91,11 @@ def test_outscored_by_all_the_hardest_negatives_in_score_and_words():
     rows = candidates(0.9, 0.8, 0.7, 0.1)
     positives = compute_positive_ranks(judged(("1", "x", 1, 0.1)), rows, 4)
     rows = rows.filter(pl.col("doc_id") != "x")
-    assert find_outranking_negatives(positives, rows, 3)["against"].to_list() == ["d1", "d2", "d3"]
-    assert find_outranking_negatives(positives, rows, 2)["against"].to_list() == ["d1", "d2"]
+    assert find_outranking_negatives(positives, rows, 3)["compared_doc_id"].to_list() == ["d1", "d2", "d3"]
+    assert find_outranking_negatives(positives, rows, 2)["compared_doc_id"].to_list() == ["d1", "d2"]
     assert find_outranking_negatives(positives, rows, 4).is_empty()  # fewer than asked for
     found = find_outranked(positives, find_outranking_negatives(positives, rows, 3), TOLD)
-    assert found.select("doc_id", "against", "words").rows() == [("x", "d1", 0.0)]
+    assert found.select("doc_id", "compared_doc_id", "term_overlap").rows() == [("x", "d1", 0.0)]
     assert "all of the 3 hardest negatives score above it (0.1)" in found["explanation"][0]
     wordless = pl.concat(
         [
@@ -135,7 +135,7 @@ AGAIN = table(
 
 def test_contradicting_positives_of_a_repeated_question():
     found = contradictions(AGAIN, ("1", "d1"), ("2", "x"), ("3", "d2"))
-    assert found.select("query_id", "doc_id", "against", "similarity").rows() == [
+    assert found.select("query_id", "doc_id", "compared_doc_id", "similarity_z").rows() == [
         ("1", "d1", "x", 0.0),
         ("2", "x", "d1", 0.0),
     ]
@@ -169,41 +169,41 @@ def test_the_block_size_changes_nothing(tmp_path, monkeypatch, size):
         tmp_path,
         queries=QUERIES,
         corpus=CORPUS,
-        judged=judged(("1", "x", 1, 0.2), ("1", "y", 1, 0.1), ("2", "y", 1, 0.1), ("2", "d1", 0, 0.9)),
+        qrels_scored=judged(("1", "x", 1, 0.2), ("1", "y", 1, 0.1), ("2", "y", 1, 0.1), ("2", "d1", 0, 0.9)),
         verdicts=verdicts.with_columns(reason=pl.lit("kept")),
         qrels=table(schemas.QRELS, ("2", "y", 1)),
     )
-    inputs |= {"decided": inputs["qrels"], "encoding": tmp_path}
+    inputs |= {"label_overrides": inputs["qrels"], "encoder": tmp_path}
     found, positives = checks.find_label_issues(inputs, tmp_path, 100, 2)
     assert positives == 3
     # ("2", "y") is as bad, but a person confirmed it
     assert found.select("finding", "query_id", "doc_id", "split", "rank").rows() == [
-        ("buried", "1", "y", "train", 5),
-        ("buried", "1", "x", "train", 4),
-        ("outscored", "1", "y", "train", 5),
-        ("outscored", "1", "x", "train", 4),
-        ("contradicting", "1", "x", "train", 4),
-        ("contradicting", "1", "y", "train", 5),
+        ("low_ranked", "1", "y", "train", 5),
+        ("low_ranked", "1", "x", "train", 4),
+        ("outranked", "1", "y", "train", 5),
+        ("outranked", "1", "x", "train", 4),
+        ("inconsistent", "1", "x", "train", 4),
+        ("inconsistent", "1", "y", "train", 5),
     ]
-    only, _ = checks.find_label_issues(inputs, tmp_path, 100, 3, ["outscored"])
-    assert only["finding"].to_list() == ["outscored", "outscored"]
-    assert checks.find_label_issues(inputs, tmp_path, 3, 4, ["outscored"])[0].is_empty()
+    only, _ = checks.find_label_issues(inputs, tmp_path, 100, 3, ["outranked"])
+    assert only["finding"].to_list() == ["outranked", "outranked"]
+    assert checks.find_label_issues(inputs, tmp_path, 3, 4, ["outranked"])[0].is_empty()
     assert count_findings(found, positives) == {
-        "positives": 3,
-        "flagged": 2,
+        "n_positives": 3,
+        "n_flagged": 2,
         "share": round(2 / 3, 6),
-        "counts": {"buried": 2, "outscored": 2, "contradicting": 2},
+        "counts": {"low_ranked": 2, "outranked": 2, "inconsistent": 2},
     }
 
 
 def test_no_positives_no_findings(tmp_path, monkeypatch):
     stand_in(monkeypatch, {name: [1.0, 0.0] for name in ("d1", "d2", "d3", "x", "y")})
     inputs = write(
-        tmp_path, queries=QUERIES, corpus=CORPUS, judged=judged().clear(), verdicts=table(schemas.VERDICTS),
+        tmp_path, queries=QUERIES, corpus=CORPUS, qrels_scored=judged().clear(), verdicts=table(schemas.VERDICTS),
         qrels=table(schemas.QRELS),
     )  # fmt: skip
     found, positives = checks.find_label_issues(
-        inputs | {"decided": inputs["qrels"], "encoding": tmp_path}, tmp_path, 100, 7
+        inputs | {"label_overrides": inputs["qrels"], "encoder": tmp_path}, tmp_path, 100, 7
     )
     assert (len(found), positives) == (0, 0)
     assert found.columns == list(checks.FINDINGS_SCHEMA)

@@ -64,19 +64,19 @@ def test_two_queries_by_hand() -> None:
         np.array([True, True, True]),
     )
     assert {name: pytest.approx(values[:2], abs=1e-5) for name, values in named(found).items()} == {
-        "z": [1, -1],
-        "below_best": [-0.5, -2.5],
-        "below_worst": [1.5, -0.5],
+        "score_z": [1, -1],
+        "score_gap_max": [-0.5, -2.5],
+        "score_gap_min": [1.5, -0.5],
         "log_rank": [0, np.log(2)],
-        "like_best": [3, 0],
-        "like_mean": [2, -0.5],
-        "like_top": [2, 2],
-        "lexical": [0.5, 0.125],
-        "lexical_below": [-0.5, -0.875],
-        "hub": [1, 2],
-        "hub_below": [-2, -1],
-        "stands_out": [1.5, 1.5],
-        "log_anchors": [np.log(2), np.log(2)],
+        "pos_sim_max": [3, 0],
+        "pos_sim_mean": [2, -0.5],
+        "topk_sim_mean": [2, 2],
+        "bm25": [0.5, 0.125],
+        "bm25_gap": [-0.5, -0.875],
+        "hubness": [1, 2],
+        "hubness_gap": [-2, -1],
+        "positive_z": [1.5, 1.5],
+        "log_n_positives": [np.log(2), np.log(2)],
     }
     assert found[2].tolist() == pytest.approx([0, 0, 0, 0, 7, 7, 7, 1, 0.5, 0.5, 0, 0, 0])
 
@@ -127,8 +127,8 @@ def test_what_the_first_encoder_did_not_rank_tells_nothing_of_what_is_usual() ->
         like(4),
         usual,
     )
-    assert named(found)["z"] == pytest.approx([1, -1, -28, 0], abs=1e-4)  # mean 0.6, width 0.2, without the third
-    assert named(found)["lexical"] == pytest.approx([0.5, 0.125, 10, 0])
+    assert named(found)["score_z"] == pytest.approx([1, -1, -28, 0], abs=1e-4)  # mean 0.6, width 0.2, without the third
+    assert named(found)["bm25"] == pytest.approx([0.5, 0.125, 10, 0])
 
 
 def test_a_document_s_usual_scores_do_not_hang_on_the_others() -> None:
@@ -204,14 +204,14 @@ def test_rows_find_their_vectors_words_and_owners() -> None:
     rows = pl.DataFrame({"query_id": ["a", "a"], "doc_id": ["d", "e"], "score": f32(0.8, 0.0), "listed": True})
     anchors = pl.DataFrame({"query_id": ["a", "b"], "doc_id": ["p", "e"], "score": f32(1.0, 0.8)})
     found = pl.DataFrame(compute_features(rows, anchors, DOCUMENTS, scene()), schema=list(FEATURES), orient="row")
-    assert found["like_best"].to_list() == pytest.approx([1.6, 0])  # cosines with p: 0.8 and 0, in units of 0.5
-    assert found["like_top"].to_list() == pytest.approx([1.2, 1.2])  # with one another: 0.6
+    assert found["pos_sim_max"].to_list() == pytest.approx([1.6, 0])  # cosines with p: 0.8 and 0, in units of 0.5
+    assert found["topk_sim_mean"].to_list() == pytest.approx([1.2, 1.2])  # with one another: 0.6
     # d belongs to nobody, e to b: the cosine of the questions is 0.6
-    assert found["owner_like"].to_list() == pytest.approx([0, 4])
+    assert found["nearest_query_similarity"].to_list() == pytest.approx([0, 4])
     # d scores 0.8 and 0.96 for the two probes: mean 0.88, deviation 0.08
-    assert found["hub"][0] == pytest.approx(-1, rel=1e-4)
-    assert found["lexical"][0] > 0
-    assert found["lexical"][1] == 0
+    assert found["hubness"][0] == pytest.approx(-1, rel=1e-4)
+    assert found["bm25"][0] > 0
+    assert found["bm25"][1] == 0
 
 
 def test_as_many_owners_as_there_may_be_are_compared_in_bounded_memory() -> None:

@@ -30,25 +30,30 @@ def test_restated_questions_share_their_positives():
         asked, labels(("a", "d1", 1), ("b", "d1", 2), ("b", "d2", 1), ("b", "d3", 0), ("c", "d4", 1))
     )
     assert found.rows() == [
-        ("a", "d1", True),
-        ("a", "d2", False),
-        ("b", "d1", True),
-        ("b", "d2", True),
-        ("c", "d4", True),
+        ("a", "d1", "own"),
+        ("a", "d2", "paraphrase"),
+        ("b", "d1", "own"),
+        ("b", "d2", "own"),
+        ("c", "d4", "own"),
     ]
 
 
 def test_a_positive_of_another_split_is_known_but_never_the_questions_own():
     asked = queries(("a", "How do I pay?", "train"), ("b", "How do I pay?", "test"))
     found = pool_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1)))
-    assert found.rows() == [("a", "d1", True), ("a", "d2", False), ("b", "d1", False), ("b", "d2", True)]
+    assert found.rows() == [
+        ("a", "d1", "own"),
+        ("a", "d2", "paraphrase"),
+        ("b", "d1", "paraphrase"),
+        ("b", "d2", "own"),
+    ]
 
 
 def test_questions_without_a_word_are_compared_as_they_are():
     asked = queries(("a", "???", "train"), ("b", "!!!", "train"))
     assert pool_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1))).rows() == [
-        ("a", "d1", True),
-        ("b", "d2", True),
+        ("a", "d1", "own"),
+        ("b", "d2", "own"),
     ]
 
 

@@ -52,7 +52,7 @@ def test_half_is_hidden_by_a_draw_of_the_pair() -> None:
     positives = pl.DataFrame(pairs, schema=["query_id", "doc_id"], orient="row")
     found = hold_out_positives(positives, 0, "x")
     for rows in found.partition_by("query_id"):
-        assert rows["hidden"].sum() == len(rows) // 2
+        assert rows["held_out"].sum() == len(rows) // 2
     some = hold_out_positives(positives.filter(pl.col("query_id") > "q3").reverse(), 0, "x")
     assert some.sort("query_id", "doc_id").equals(found.filter(pl.col("query_id") > "q3").sort("query_id", "doc_id"))
     assert not hold_out_positives(positives, 1, "x").equals(found)
@@ -61,14 +61,14 @@ def test_half_is_hidden_by_a_draw_of_the_pair() -> None:
 def test_or_all_but_one_are() -> None:
     pairs = [(f"q{q}", f"d{d}") for q in range(50) for d in range(q % 5 + 1)]
     found = hold_out_positives(pl.DataFrame(pairs, schema=["query_id", "doc_id"], orient="row"), 0, "x", "one")
-    left = found.filter(~pl.col("hidden"))
+    left = found.filter(~pl.col("held_out"))
     assert sorted(left["query_id"]) == sorted(f"q{q}" for q in range(50))
     assert left["doc_id"].n_unique() > 1
 
 
 def test_a_question_is_judged_by_the_prior_for_as_many_positives() -> None:
     features = np.zeros((3, len(FEATURES)), np.float32)
-    features[:, FEATURES.index("log_anchors")] = np.log([1, 2, 5])
+    features[:, FEATURES.index("log_n_positives")] = np.log([1, 2, 5])
     found = PretrainedModel(flat(1.0), flat(-1.0))
     assert found.predict_log_odds(features).tolist() == [1.0, -1.0, -1.0]
     assert BlendedModel(found).predict_probability(features, assign_folds(["a", "b", "c"])).tolist() == pytest.approx(
@@ -78,7 +78,7 @@ def test_a_question_is_judged_by_the_prior_for_as_many_positives() -> None:
 
 def test_a_few_questions_with_many_positives_make_no_table_strange() -> None:
     features = np.zeros((100, len(FEATURES)), np.float32)
-    anchors = TRANSFERABLE_FEATURES.index("log_anchors")
+    anchors = TRANSFERABLE_FEATURES.index("log_n_positives")
     features[:2, anchors] = 10.0  # they alone lie ten deviations off, of their own model
     assert PretrainedModel(flat(0.0), flat(0.0)).compute_feature_shift(features)[anchors] == pytest.approx(0.2)
     features[:, 0] = -4.0
@@ -87,7 +87,7 @@ def test_a_few_questions_with_many_positives_make_no_table_strange() -> None:
 
 def test_each_question_is_as_strange_as_its_own_model_finds_it() -> None:
     features = np.zeros((4, len(FEATURES)), np.float32)
-    features[2:, TRANSFERABLE_FEATURES.index("log_anchors")] = np.log(2)
+    features[2:, TRANSFERABLE_FEATURES.index("log_n_positives")] = np.log(2)
     features[:, 0] = [3.0, 3.0, 8.0, 8.0]
     several = LogisticModel(
         TRANSFERABLE_FEATURES,
@@ -113,7 +113,7 @@ def table(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Candidates of n queries of which those most like a positive are hidden positives."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(n * 20, len(FEATURES))).astype(np.float32)
-    labels = features[:, FEATURES.index("like_best")] + rng.normal(size=n * 20) * 0.3 > 1.8
+    labels = features[:, FEATURES.index("pos_sim_max")] + rng.normal(size=n * 20) * 0.3 > 1.8
     return features, labels, [f"q{i // 20}" for i in range(n * 20)]
 
 
@@ -163,7 +163,7 @@ def test_a_prior_that_is_too_cautious_here_is_brought_to_the_table_s_level() -> 
         """Features of 20 a question, and which of them are positives: the first ones, so many in the mean."""
         right = np.tile(np.arange(20), questions) < np.repeat(positives + random.random(questions), 20) // 1
         features = np.zeros((len(right), len(FEATURES)), np.float32)
-        features[:, FEATURES.index("like_best")] = np.where(right, 1.5, 0.0) + random.normal(size=len(right))
+        features[:, FEATURES.index("pos_sim_max")] = np.where(right, 1.5, 0.0) + random.normal(size=len(right))
         return features, right, [f"q{i // 20}" for i in range(len(right))]
 
     # two are known, of which one is hidden; 0.85 for each known one are missing
@@ -196,11 +196,11 @@ def test_one_positive_is_hidden_at_a_time_each_in_its_turn() -> None:
     positives = pl.DataFrame(pairs, schema=["query_id", "doc_id"], orient="row")
     turns = [hold_out_one(positives, turn) for turn in range(3)]
     assert [sorted(set(turn["query_id"])) for turn in turns] == [["three", "two"], ["three", "two"], ["three"]]
-    hidden = [tuple(row) for turn in turns for row in turn.filter("hidden").select("query_id", "doc_id").rows()]
+    hidden = [tuple(row) for turn in turns for row in turn.filter("held_out").select("query_id", "doc_id").rows()]
     assert sorted(hidden) == sorted(pairs[1:])
     assert dict(turns[0].select("query_id", "weight").iter_rows()) == {"two": 2.0, "three": 3.0}
     some = positives.filter(pl.col("query_id") == "three").reverse()
-    assert hold_out_one(some, 1).filter("hidden").rows() == turns[1].filter("hidden", query_id="three").rows()
+    assert hold_out_one(some, 1).filter("held_out").rows() == turns[1].filter("held_out", query_id="three").rows()
 
 
 def test_a_query_is_judged_by_a_model_that_did_not_see_it() -> None:
@@ -242,14 +242,14 @@ def test_where_all_candidates_are_hidden_positives_there_is_nothing_to_learn_fro
 def test_an_owner_never_speaks_against_a_candidate() -> None:
     features, labels, queries = table(200)
     # as where every document has one question: what was hidden has no owner any more
-    features[:, FEATURES.index("owner_like")] = np.where(labels, 0, 5)
+    features[:, FEATURES.index("nearest_query_similarity")] = np.where(labels, 0, 5)
     assert all(
-        "owner_like" not in model.names
+        "nearest_query_similarity" not in model.feature_names
         for model in fit_table_models(features, labels, ONE[: len(labels)], queries, FLAT).table_models
     )
-    features[:, FEATURES.index("owner_like")] = np.where(labels, 5, 0)
+    features[:, FEATURES.index("nearest_query_similarity")] = np.where(labels, 5, 0)
     assert all(
-        "owner_like" in model.names
+        "nearest_query_similarity" in model.feature_names
         for model in fit_table_models(features, labels, ONE[: len(labels)], queries, FLAT).table_models
     )
 
@@ -259,11 +259,11 @@ def test_the_shipped_prior_is_what_it_says() -> None:
     assert held["command"].startswith("prep bench negatives")
     prior = read_pretrained_model()
     for model in (prior.single_positive, prior.multi_positive):
-        assert model.names == TRANSFERABLE_FEATURES
-        weight = dict(zip(model.names, model.weight, strict=True))
-        assert weight["like_best"] + weight["like_mean"] > 0
+        assert model.feature_names == TRANSFERABLE_FEATURES
+        weight = dict(zip(model.feature_names, model.coef, strict=True))
+        assert weight["pos_sim_max"] + weight["pos_sim_mean"] > 0
         assert weight["log_rank"] < 0.5
-    for without in held["without"]:
+    for without in held["leave_one_out"]:
         other = read_pretrained_model(without["digest"])
         assert other.single_positive != prior.single_positive
         assert other.multi_positive != prior.multi_positive

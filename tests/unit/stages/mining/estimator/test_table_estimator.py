@@ -26,7 +26,7 @@ def suspects(folder: Path, monkeypatch: pytest.MonkeyPatch, usual_log_rank: floa
         candidates=table(
             schemas.CANDIDATES, ("q", "p", "dense", 1, 0.8), ("q", "x", "dense", 2, 0.6), ("q", "y", "dense", 3, 0.0)
         ),
-        judged=table(schemas.QRELS_SCORED, ("q", "p", 1, 0.8)),
+        qrels_scored=table(schemas.QRELS_SCORED, ("q", "p", 1, 0.8)),
     )
     mean = tuple(usual_log_rank if name == "log_rank" else 0.0 for name in TRANSFERABLE_FEATURES)
     scale = tuple(1.0 if name == "log_rank" else 1e9 for name in TRANSFERABLE_FEATURES)
@@ -35,7 +35,7 @@ def suspects(folder: Path, monkeypatch: pytest.MonkeyPatch, usual_log_rank: floa
     from stages.embedding.lookup import VectorLookup
 
     vectors = VectorLookup(folder, folder)
-    positives = pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "own": [True]})
+    positives = pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "positive_kind": ["own"]})
 
     def vectorise(pairs: pl.DataFrame):  # type: ignore[no-untyped-def]
         return vectors.read(vectors.hash_documents(pairs))
@@ -50,4 +50,4 @@ def test_a_table_unlike_those_of_the_prior_is_not_judged_by_it(tmp_path: Path, m
     for off in (3.1, -3.1):
         strange = suspects(tmp_path, monkeypatch, here + off)
         assert strange.unreliable_reason is not None
-        assert strange.summary["unfit"] == strange.unreliable_reason
+        assert strange.summary["unreliable_reason"] == strange.unreliable_reason

@@ -30,7 +30,10 @@ def test_shares_by_largest_remainder(total, parts, expected):
 def chosen(params: Params, *survivors: tuple[str, float, str]) -> list[tuple[str, str]]:
     """(doc_id, band) that one query takes of (doc_id, score, source)."""
     names = ["query_id", "doc_id", "score", "reason", "source"]
-    rows = [("q", d, score, "curated" if source == "curated" else "kept", source) for d, score, source in survivors]
+    rows = [
+        ("q", d, score, "curated_negative" if source == "curated_negative" else "kept", source)
+        for d, score, source in survivors
+    ]
     frame = pl.DataFrame(rows, schema=names, orient="row").cast({"score": pl.Float32})
     keys = pl.DataFrame({"doc_id": [d for d, _, _ in survivors] + ["p"]}).with_row_index("text_key")
     positives = pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "score": [1.0], "text_key": [len(survivors)]})
@@ -80,8 +83,8 @@ def test_a_source_with_too_few_leaves_its_room_to_the_others_by_score():
 
 def test_curated_ones_come_before_and_leave_less():
     params = Params(negatives=3, quota_sources=("dense=1", "bm25=1"))
-    found = chosen(params, ("x", 0.0, "curated"), ("a", 0.9, "dense"), ("b", 0.8, "dense"), ("c", 0.1, "bm25"))
-    assert found == [("x", "curated"), ("a", "top"), ("c", "top")]
+    found = chosen(params, ("x", 0.0, "curated_negative"), ("a", 0.9, "dense"), ("b", 0.8, "dense"), ("c", 0.1, "bm25"))
+    assert found == [("x", "curated_negative"), ("a", "top"), ("c", "top")]
 
 
 def test_bands_within_each_source():

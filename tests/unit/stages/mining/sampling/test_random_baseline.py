@@ -89,7 +89,7 @@ def inputs(tmp_path):
             ("a", "What is α?", "train", "a"),
             ("b", "what is α", "test", "b"),
             ("c", "something else", "train", "c"),
-            ("d", "no positive", "train", "d"),
+            ("d", "no_positive", "train", "d"),
         ),
         corpus=table(schemas.CORPUS, *corpus, ("p1", "the answer"), ("p2", "the answer"), ("p3", "of b")),
         qrels=table(schemas.QRELS, ("a", "p1", 1), ("a", "n00", 0), ("b", "p3", 1), ("c", "n01", 2), ("c", "n02", 1)),
@@ -119,10 +119,10 @@ def test_the_lines(inputs, tmp_path):
         assert not set(line["neg_ids"]) & ({"p1", "p2", "p3"} if line["query_id"] == "a" else {"n01", "n02", "p2"})
     assert summary["queries"] == 2
     assert summary["lines"] == 4
-    assert (summary["asked"], summary["negatives"], summary["fill"]) == (10, 20, 1.0)
-    assert summary["bands"] == {"slices": 20}
+    assert (summary["n_requested"], summary["negatives"], summary["fill_rate"]) == (10, 20, 1.0)
+    assert summary["by_stratum"] == {"slices": 20}
     assert summary["hardness"] is None
-    assert summary["left_out"] == {"no positive": 1, "no negatives": 0}
+    assert summary["skipped_queries"] == {"no_positive": 1, "no_negatives": 0}
 
 
 def test_the_block_changes_no_byte(inputs, tmp_path, monkeypatch):
@@ -156,7 +156,7 @@ def test_flagembedding_trains_on_the_lines(inputs, tmp_path, tiny_model):
     assert [len(examples[i][0]) for i in range(len(examples))] == [3] * len(mined)
 
 
-CAN_NOT = [{"same": "category"}, {"hub_cap": 5}, {"quota_sources": ("dense=1",)}, {"drop_positives": ("buried",)}]
+CAN_NOT = [{"same": "category"}, {"hub_cap": 5}, {"quota_sources": ("dense=1",)}, {"drop_positives": ("low_ranked",)}]
 
 
 @pytest.mark.parametrize("given", CAN_NOT)

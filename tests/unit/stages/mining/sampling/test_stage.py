@@ -25,7 +25,7 @@ NO_THINNING = 2.0
 
 
 def verdict(query_id: str, doc_id: str, rank: int, score: float, decided: str, reason: str) -> tuple:
-    return (query_id, doc_id, "curated" if rank == 0 else "dense", rank, score, decided, reason)
+    return (query_id, doc_id, "curated_negative" if rank == 0 else "dense", rank, score, decided, reason)
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def inputs(tmp_path):
         queries=table(
             schemas.QUERIES,
             ("a", "What is α?", "train", "a"),
-            ("b", "no negatives", "train", "b"),
-            ("c", "no positive", "train", "c"),
+            ("b", "no_negatives", "train", "b"),
+            ("c", "no_positive", "train", "c"),
             ("d", "of the test split", "test", "d"),
             ("e", "one negative", "train", "e"),
         ),
@@ -52,7 +52,7 @@ def inputs(tmp_path):
             ("p3", "答案"),
         ),
         qrels=table(schemas.QRELS),
-        judged=table(
+        qrels_scored=table(
             schemas.QRELS_SCORED,
             ("a", "n5", 0, 0.1),
             ("a", "p1", 1, 0.5),
@@ -64,7 +64,7 @@ def inputs(tmp_path):
         ),
         verdicts=table(
             schemas.VERDICTS,
-            verdict("a", "n5", 0, 0.1, "negative", "curated"),
+            verdict("a", "n5", 0, 0.1, "negative", "curated_negative"),
             verdict("a", "n1", 1, 0.9, "ignored", "perc"),
             verdict("a", "p2", 2, 0.75, "positive", "known_positive"),
             verdict("a", "n4", 3, 0.4, "negative", "kept"),
@@ -117,21 +117,21 @@ def test_the_lines(inputs, tmp_path):
         "lines": 2,
         "positives": 3,
         "negatives": 4,
-        "asked": 3,
+        "n_requested": 3,
         "negatives_per_query": 2.0,
-        "fill": round(4 / 9, 4),  # a, b and e asked for three each
-        "short": 1,
-        "bands": {"curated": 1, "top": 3},
-        "sources": {"curated": 1, "dense": 3},
+        "fill_rate": round(4 / 9, 4),  # a, b and e asked for three each
+        "n_underfilled": 1,
+        "by_stratum": {"curated_negative": 1, "top": 3},
+        "by_source": {"curated_negative": 1, "dense": 3},
         "hardness": 0.425,  # (0.1 + 0.4 + 0.3 + 0.9) / 4
-        "thinned": 0,
+        "n_duplicates_skipped": 0,
         "category": None,
-        "weighted": 0,
-        "false_negatives": None,  # nothing is estimated
-        "dropped": None,
+        "n_weighted_negatives": 0,
+        "expected_false_negative_rate": None,  # nothing is estimated
+        "dropped_positives": None,
         "weighted_positives": None,
-        "left_out": {"no positive": 1, "no negatives": 1},
-        "hubs": {"most_used": 1},
+        "skipped_queries": {"no_positive": 1, "no_negatives": 1},
+        "hubness": {"max_document_count": 1},
     }
 
 
@@ -145,15 +145,15 @@ def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(in
         weight=pl.when(pl.col("reason") == "weighted").then(pl.lit(0.75, pl.Float32))
     )
     verdicts = verdicts.with_columns(
-        pl.lit(None, pl.Boolean if name == "judge" else pl.Float32).alias(name)
+        pl.lit(None, pl.Boolean if name == "llm_judge" else pl.Float32).alias(name)
         for name in schemas.VERDICTS.names if name not in verdicts.columns
     ).select(schemas.VERDICTS.names)  # fmt: skip
     changed = inputs | write(tmp_path, verdicts=verdicts)
     [mined], summary, _ = run(Params(negatives=3, thin_similarity=NO_THINNING), changed, tmp_path)
     assert mined["pos_ids"] == ["n1", "p2", "p1"]
     assert (mined["neg_ids"], mined["neg_weights"]) == (["n2", "n3"], [0.75, 1.0])
-    assert summary["false_negatives"] == 0.15  # (0.25 + 0.05) / 2
-    assert summary["weighted"] == 1
+    assert summary["expected_false_negative_rate"] == 0.15  # (0.25 + 0.05) / 2
+    assert summary["n_weighted_negatives"] == 1
 
 
 @pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
@@ -211,21 +211,21 @@ def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, m
             scores = -np.sort(-random.choice([0.2, 0.4, 0.6, 0.8], len(listed)))
             for rank, (document, score) in enumerate(zip(listed, scores, strict=True), 1):
                 curated = random.random() < 0.1
-                reason = "curated" if curated else "kept"
+                reason = "curated_negative" if curated else "kept"
                 rows.append(verdict(query, documents[document], 0 if curated else rank, score, "negative", reason))
         found = write(
             tmp_path,
             queries=table(schemas.QUERIES, *((q, f"the question {q}", "train", q) for q in queries)),
             corpus=table(schemas.CORPUS, *((d, f"text {random.integers(0, 14)}") for d in documents)),
-            judged=table(schemas.QRELS_SCORED, *((q, "d00", 1, 0.9) for q in queries)),
+            qrels_scored=table(schemas.QRELS_SCORED, *((q, "d00", 1, 0.9) for q in queries)),
             verdicts=table(schemas.VERDICTS, *rows),
             qrels=table(schemas.QRELS),
-        ) | {"encoding": tmp_path / "encoding.json"}
+        ) | {"encoder": tmp_path / "encoder.json"}
         monkeypatch.setattr(sampler, "CANDIDATES_PER_NEGATIVE", 1_000)
         expected = run(Params(negatives=4), found, tmp_path)
         monkeypatch.setattr(sampler, "CANDIDATES_PER_NEGATIVE", 1)
         assert run(Params(negatives=4), found, tmp_path) == expected
-        again += expected[1]["thinned"]
+        again += expected[1]["n_duplicates_skipped"]
     assert again > 25
 
 
@@ -278,12 +278,12 @@ def test_quotas_take_head_middle_and_rest():
 
 
 def test_curated_ones_come_first_and_leave_less_to_the_quotas():
-    documents = NINE | {"x": (-0.5, "curated"), "y": (0.0, "curated")}
+    documents = NINE | {"x": (-0.5, "curated_negative"), "y": (0.0, "curated_negative")}
     params = Params(negatives=5, sampling="quota", quota_head=1, quota_middle=1, quota_random=1)
     bands = [band for _, band in one_query(documents, params)]
-    assert bands[:2] == ["curated", "curated"]
+    assert bands[:2] == ["curated_negative", "curated_negative"]
     assert sorted(bands[2:]) == ["head", "middle", "random"]
-    assert one_query(documents, Params(negatives=1)) == [("y", "curated")]
+    assert one_query(documents, Params(negatives=1)) == [("y", "curated_negative")]
 
 
 @pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
@@ -311,19 +311,23 @@ def test_a_draw_changes_with_the_seed_and_the_query():
 )
 def test_choose_equals_the_plain_way(scores, curated, negatives, sampling, seed):
     documents = {
-        doc_id: (float(score), "curated" if i in curated else "kept")
+        doc_id: (float(score), "curated_negative" if i in curated else "kept")
         for i, (doc_id, score) in enumerate(scores.items())
     }
 
     def turn(doc_id: str) -> tuple:
         score, reason = documents[doc_id]
         draw = xxhash.xxh3_64_intdigest(f"{seed}:compose:q:{doc_id}".encode())
-        return (0, -score, doc_id) if reason == "curated" else (1, draw if sampling == "random" else -score, doc_id)
+        return (
+            (0, -score, doc_id)
+            if reason == "curated_negative"
+            else (1, draw if sampling == "random" else -score, doc_id)
+        )
 
     expected = set(sorted(documents, key=turn)[:negatives])
     found = [doc_id for doc_id, _ in one_query(documents, Params(negatives=negatives, sampling=sampling, seed=seed))]
     assert set(found) == expected
-    assert found == sorted(found, key=lambda d: (documents[d][1] != "curated", -documents[d][0], d))
+    assert found == sorted(found, key=lambda d: (documents[d][1] != "curated_negative", -documents[d][0], d))
 
 
 @settings(max_examples=40)
@@ -357,11 +361,11 @@ def test_weights_are_written_in_every_line_or_in_none(inputs, tmp_path, monkeypa
     mined, summary, _ = run(params, inputs | found, tmp_path)
     assert [line["neg_weights"] for line in mined] == [[0.25, 1.0, 1.0], [1.0]]
     assert [len(line["neg"]) for line in mined] == [3, 1]
-    assert summary["weighted"] == 1
+    assert summary["n_weighted_negatives"] == 1
     found = write(tmp_path, verdicts=weighted(monkeypatch, (None, 1.0, None)))
     mined, summary, _ = run(params, inputs | found, tmp_path)
     assert not any("neg_weights" in line for line in mined)
-    assert summary["weighted"] == 0
+    assert summary["n_weighted_negatives"] == 0
 
 
 VECTORS = {"n1": [1.0, 0.0], "n2": [0.9999, 0.01], "n3": [0.0, 1.0], "n4": [0.9999, 0.01], "n5": [1.0, 0.0]}
@@ -369,30 +373,30 @@ VECTORS = {"n1": [1.0, 0.0], "n2": [0.9999, 0.01], "n3": [0.0, 1.0], "n4": [0.99
 
 def test_near_duplicates_are_thinned_by_default(inputs, tmp_path, monkeypatch):
     stand_in(monkeypatch, VECTORS)
-    mined, summary, _ = run(Params(), inputs | {"encoding": tmp_path / "encoding.json"}, tmp_path)
+    mined, summary, _ = run(Params(), inputs | {"encoder": tmp_path / "encoder.json"}, tmp_path)
     # n5 is curated; n2 nearly equals it, n3 does not
     assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
-    assert summary["thinned"] == 1
+    assert summary["n_duplicates_skipped"] == 1
     assert summary["negatives"] == 3
 
 
 def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
     verdicts = [verdict(q, "n1", 1, s, "negative", "kept") for q, s in (("a", 0.3), ("b", 0.6), ("e", 0.9))]
     verdicts += [verdict(q, "n2", 2, 0.2, "negative", "kept") for q in "abe"]
-    judged = pl.read_parquet(inputs["judged"]).filter(pl.col("relevance") > 0)
-    found = write(tmp_path, verdicts=table(schemas.VERDICTS, *verdicts), judged=judged)
+    judged = pl.read_parquet(inputs["qrels_scored"]).filter(pl.col("relevance") > 0)
+    found = write(tmp_path, verdicts=table(schemas.VERDICTS, *verdicts), qrels_scored=judged)
     params = Params(negatives=1, hub_cap=2, thin_similarity=NO_THINNING)
     mined, summary, content = run(params, inputs | found, tmp_path)
     assert {line["query_id"]: line["neg_ids"] for line in mined} == {"a": ["n2"], "b": ["n1"], "e": ["n1"]}
-    assert summary["hubs"] == {"most_used": 2, "capped": 1, "turned_away": 1}
+    assert summary["hubness"] == {"max_document_count": 2, "n_capped_documents": 1, "n_rejected": 1}
     monkeypatch.setattr(sampler, "SAMPLING_ROWS_PER_BLOCK", 1)
     assert run(params, inputs | found, tmp_path)[2] == content
     # people's own choices count for nothing and are never turned away
-    curated = table(schemas.VERDICTS, *(verdict(q, "n1", 0, 0.5, "negative", "curated") for q in "abe"))
+    curated = table(schemas.VERDICTS, *(verdict(q, "n1", 0, 0.5, "negative", "curated_negative") for q in "abe"))
     found = write(tmp_path, verdicts=curated)
     mined, summary, _ = run(params, inputs | found, tmp_path)
     assert [line["neg_ids"] for line in mined] == [["n1"]] * 3
-    assert summary["hubs"] == {"most_used": 3, "capped": 0, "turned_away": 0}
+    assert summary["hubness"] == {"max_document_count": 3, "n_capped_documents": 0, "n_rejected": 0}
 
 
 def test_a_cap_that_the_documents_can_not_meet_is_said(inputs, tmp_path):
@@ -422,7 +426,7 @@ def test_categories_are_counted(inputs, tmp_path):
     mined, summary, _ = run(params, inputs | found, tmp_path)
     # n5 is curated; of the others n3 is of the category of p2, though n2 is harder
     assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
-    assert summary["category"] == {"own": 1, "other": 1, "queries_without": 2}
+    assert summary["category"] == {"same": 1, "other": 1, "queries_without_category": 2}
     said = tools(tmp_path)
     found = write(tmp_path, corpus=corpus.with_columns(category=pl.lit(None, pl.String)))
     sampling_stage.run(params, inputs | found, tmp_path / "out", said)

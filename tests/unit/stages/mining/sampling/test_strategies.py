@@ -33,7 +33,7 @@ def taken(params: Params, some: pl.DataFrame) -> list[str]:
 
 
 def test_the_key_is_the_logarithm_of_an_exponential_time():
-    rows = pl.DataFrame({"score": [0.5, 2.0], "lowest": [1.0, 1.0]}).cast(pl.Float32)
+    rows = pl.DataFrame({"score": [0.5, 2.0], "positive_score_min": [1.0, 1.0]}).cast(pl.Float32)
     halves = pl.Series([1 << 63, 1 << 63], dtype=pl.UInt64)  # u = (2^51 + 0.5) / 2^52
     time = math.log(math.log(2))
     # a = 2, b = 0.25: 2 (-0.5 - 0.25)^2 = 1.125, 2 (1 - 0.25)^2 = 1.125

@@ -129,7 +129,7 @@ def test_other_weights_lengths_and_formats_have_scores_of_their_own(
         )
     }
     assert len(scores) == 4
-    assert len(list((tmp_path / "cache").glob("*/teacher.json"))) == 4
+    assert len(list((tmp_path / "cache").glob("*/verifier.json"))) == 4
 
 
 def test_no_text_moves_from_query_to_document() -> None:
@@ -198,9 +198,11 @@ def test_positives_of_the_queries_at_hand_are_asked_about_too() -> None:
     positives = pl.DataFrame({"query_id": ["a", "a", "c"], "doc_id": ["p", "q", "p"]})
     pairs = collect_pairs_to_score(rows, positives)
     assert pairs.rows() == [("a", "p"), ("a", "q"), ("a", "x"), ("a", "y"), ("b", "x")]
-    scored = pairs.with_columns(teacher_score=pl.Series([3.0, 1.0, 2.0, -1.0, 0.5]))
+    scored = pairs.with_columns(verifier_score=pl.Series([3.0, 1.0, 2.0, -1.0, 0.5]))
     told = join_verifier_scores(rows.vstack(rows.head(1).with_columns(doc_id=pl.lit("z"))), positives, scored)
-    assert told.select("query_id", "doc_id", "teacher_score", "teacher_lowest", "teacher_best").rows() == [
+    assert told.select(
+        "query_id", "doc_id", "verifier_score", "verifier_positive_min", "verifier_positive_max"
+    ).rows() == [
         ("b", "x", 0.5, None, None),
         ("a", "y", -1.0, 1.0, 3.0),
         ("a", "x", 2.0, 1.0, 3.0),

@@ -143,7 +143,7 @@ def test_documents_of_one_query_go_together_and_answers_come_in_the_order_of_the
         "model": "model-a",
         "pairs": 4,
         "cached": 0,
-        "asked": 4,
+        "requested": 4,
         "answered": 4,
         "failed": 0,
         "relevant": 2,
@@ -159,7 +159,7 @@ def test_a_pair_is_asked_once_in_a_workspace(server: Server, tmp_path: Path) -> 
     again = judge(server, tmp_path)
     assert again.judge_pairs([PAIRS[3], PAIRS[0]]).tolist() == [1.0, 1.0]
     assert server.bodies == []
-    assert (again.counts["cached"], again.counts["asked"], again.counts["relevant"]) == (2, 0, 2)
+    assert (again.counts["cached"], again.counts["requested"], again.counts["relevant"]) == (2, 0, 2)
     other = LLMJudge(server.url, "model-b", tmp_path / "judge.jsonl", Lines())
     assert other.judge_pairs(PAIRS[:1]).tolist() == [1.0]
     assert server.asked() == ["RIGHT a"], "another model's word is its own"
@@ -239,7 +239,7 @@ def test_what_an_answer_leaves_out_is_asked_alone(server: Server, tmp_path: Path
         ["RIGHT b"],
         ["wrong c"],
     ]
-    assert (made.counts["asked"], made.counts["answered"], made.counts["requests"]) == (3, 3, 3)
+    assert (made.counts["requested"], made.counts["answered"], made.counts["requests"]) == (3, 3, 3)
 
 
 @pytest.mark.parametrize("refused", [["response_format"], ["response_format", "temperature"]], ids=" and ".join)
@@ -311,7 +311,7 @@ def test_single_failures_have_no_verdict_and_are_counted(server: Server, tmp_pat
     pairs = [(f"q{n}", "bad" if n % 3 == 2 else "RIGHT") for n in range(30)]
     made = judge(server, tmp_path, attempts=2)
     np.testing.assert_array_equal(made.judge_pairs(pairs), [np.nan if n % 3 == 2 else 1.0 for n in range(30)])
-    assert [made.counts[name] for name in ("asked", "answered", "failed", "retried")] == [30, 20, 10, 10]
+    assert [made.counts[name] for name in ("requested", "answered", "failed", "retried")] == [30, 20, 10, 10]
     assert "10 of 30 pairs got no verdict" in made._progress.said[0]  # type: ignore[attr-defined]
     assert made._progress.last == (30, 30)  # type: ignore[attr-defined]
 

@@ -36,9 +36,9 @@ def test_a_teacher_that_knows_is_heard() -> None:
     p, score, lowest, best, labels, query_ids = band(2.0)
     opinion = fit_stacked_model(p, score, lowest, best, labels, TWICE[: len(p)], query_ids)
     assert len(opinion.models) == model.N_FOLDS
-    assert opinion.metrics["loss_both"] < opinion.metrics["loss_p"] - 0.05
-    assert opinion.metrics["auc_both"] > opinion.metrics["auc_p"] + 0.05
-    assert opinion.metrics["fall"] > 1.645 * opinion.metrics["fall_error"] > 0
+    assert opinion.metrics["log_loss_stacked"] < opinion.metrics["log_loss_estimator"] - 0.05
+    assert opinion.metrics["auc_stacked"] > opinion.metrics["auc_estimator"] + 0.05
+    assert opinion.metrics["log_loss_reduction"] > 1.645 * opinion.metrics["log_loss_reduction_se"] > 0
     assert opinion.reason.startswith("it tells hidden positives apart: log loss 0.")
     found = opinion.predict_probability(p, score, lowest, best, query_ids)
     assert auc(found, labels) > auc(p, labels) + 0.05
@@ -59,7 +59,7 @@ def test_a_teacher_that_knows_nothing_is_not(seed: int) -> None:
     opinion = fit_stacked_model(p, score, lowest, best, labels, TWICE[: len(p)], query_ids)
     assert opinion.models == ()
     assert opinion.reason.startswith("it adds nothing beyond luck: log loss 0.")
-    assert opinion.metrics["auc_teacher"] == pytest.approx(0.5, abs=0.05)
+    assert opinion.metrics["auc_verifier"] == pytest.approx(0.5, abs=0.05)
     assert np.array_equal(opinion.predict_probability(p, score, lowest, best, query_ids), p)
 
 
@@ -82,11 +82,11 @@ def test_too_little_is_said() -> None:
     assert opinion == StackedModel(
         (),
         "too few hidden positives lie where p is unsure (29) to judge it by",
-        {"hidden": 29, "candidates": len(p)},
+        {"n_held_out": 29, "candidates": len(p)},
     )
     unasked = np.full(len(p), NAN, np.float32)
     assert fit_stacked_model(p, unasked, lowest, best, labels, TWICE[: len(p)], query_ids).metrics == {
-        "hidden": 0,
+        "n_held_out": 0,
         "candidates": 0,
     }
 
@@ -95,9 +95,9 @@ def test_what_it_looks_at_by_hand() -> None:
     found = build_stacking_features(*(np.array([x], np.float32) for x in (0.5, 2.0, 1.0, 5.0)))
     assert dict(zip(STACKING_FEATURES, found[0].tolist(), strict=True)) == {
         "log_odds": 0.0,
-        "teacher_below_best": -3.0,
-        "teacher_below_lowest": 1.0,
-        "teacher": 2.0,
+        "verifier_gap_max": -3.0,
+        "verifier_gap_min": 1.0,
+        "verifier_score": 2.0,
     }
     assert STACKING_FEATURES[: len(BASE_FEATURES)] == BASE_FEATURES
 

@@ -63,12 +63,19 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         tmp_path,
         queries=table(schemas.QUERIES, ("q", "Question?", "train", "q"), ("t", "Tested?", "test", "t")),
         corpus=table(schemas.CORPUS, *((name, name) for name in sorted([*LOGIT, "easy"]))),
-        judged=table(schemas.QRELS_SCORED, ("q", "x", 1, 0.95), ("t", "x", 1, 0.95)),
-        evidence=evidence,
+        qrels_scored=table(schemas.QRELS_SCORED, ("q", "x", 1, 0.95), ("t", "x", 1, 0.95)),
+        features=evidence,
     )
-    schemas.write_table(table(schemas.HOLDOUT_CANDIDATES), schemas.HOLDOUT_CANDIDATES, tmp_path / "shown.parquet")
-    (tmp_path / "estimator.json").write_text(json.dumps({"source": "prior", "unfit": None, "models": {}}))
-    return made | {"shown": tmp_path / "shown.parquet", "estimator": tmp_path / "estimator.json"}
+    schemas.write_table(
+        table(schemas.HOLDOUT_CANDIDATES), schemas.HOLDOUT_CANDIDATES, tmp_path / "holdout_candidates.parquet"
+    )
+    (tmp_path / "estimator.json").write_text(
+        json.dumps({"source": "pretrained", "unreliable_reason": None, "models": {}})
+    )
+    return made | {
+        "holdout_candidates": tmp_path / "holdout_candidates.parquet",
+        "estimator": tmp_path / "estimator.json",
+    }
 
 
 def verified(inputs: dict[str, Path], folder: Path, **given: object) -> tuple[dict[str, dict], dict]:
@@ -76,23 +83,23 @@ def verified(inputs: dict[str, Path], folder: Path, **given: object) -> tuple[di
     out.mkdir(exist_ok=True)
     params = Params(**{"negatives": 3, "max_false_negatives": 0.3, **given})  # type: ignore[arg-type]
     summary = verify_stage.run(params, inputs, out, tools(folder))
-    found = schemas.read_table(out / "verified.parquet", schemas.VERIFIER_SCORES)
+    found = schemas.read_table(out / "verifier_scores.parquet", schemas.VERIFIER_SCORES)
     assert found["query_id"].is_in(["q"]).all()
     return {row["doc_id"]: row for row in found.iter_rows(named=True)}, summary
 
 
 def test_nobody_is_asked_where_nobody_is_named(inputs: dict[str, Path], tmp_path: Path) -> None:
-    assert verified(inputs, tmp_path) == ({}, {"pairs": 0})
+    assert verified(inputs, tmp_path) == ({}, {"n_pairs": 0})
 
 
 def test_a_teacher_reads_what_is_in_doubt_and_the_positives(inputs: dict[str, Path], tmp_path: Path) -> None:
     # 0.3 of 3 negatives: 0.5 + 0.4 is too much; at the price found, 0.4, 0.1 and 0.001 are emitted
     found, summary = verified(inputs, tmp_path, teacher="some/model")
     assert Reader.said == [("Question?", name) for name in ("bad", "good", "worse", "x")]  # 0.95 and 0.001 are sure
-    assert {name: row["teacher_score"] for name, row in found.items()} == {
+    assert {name: row["verifier_score"] for name, row in found.items()} == {
         "bad": -4.0, "good": 3.0, "worse": -6.0, "x": 2.0,
     }  # fmt: skip
-    assert {row["teacher_best"] for name, row in found.items() if name != "x"} == {2.0}
+    assert {row["verifier_positive_max"] for name, row in found.items() if name != "x"} == {2.0}
     # nothing is hidden here, so p is only raised: to the odds that it beats the positive, sigmoid(3 - 2)
     after = {name: row["p_false_negative"] for name, row in found.items()}
     assert after == {
@@ -101,19 +108,19 @@ def test_a_teacher_reads_what_is_in_doubt_and_the_positives(inputs: dict[str, Pa
         "worse": pytest.approx(0.1),
         "x": None,
     }
-    assert summary["teacher"]["heard"] is False
-    assert not any(row["teacher_false"] for row in found.values())
+    assert summary["verifier"]["is_used"] is False
+    assert not any(row["verifier_false_negative"] for row in found.values())
 
 
 def test_the_teacher_s_own_rule_sets_aside(inputs: dict[str, Path], tmp_path: Path) -> None:
     found, _ = verified(inputs, tmp_path, teacher="some/model", teacher_rule="margin", teacher_threshold=0.5)
-    assert [name for name, row in found.items() if row["teacher_false"]] == ["good"]  # 3 is not 0.5 below 2
-    evidence = schemas.scan_table(inputs["evidence"], schemas.CANDIDATE_FEATURES)
-    rows = mask.apply_verifier_scores(evidence, pl.scan_parquet(tmp_path / "out" / "verified.parquet")).collect()
-    judged = schemas.read_table(inputs["judged"], schemas.QRELS_SCORED)
+    assert [name for name, row in found.items() if row["verifier_false_negative"]] == ["good"]  # 3 is not 0.5 below 2
+    evidence = schemas.scan_table(inputs["features"], schemas.CANDIDATE_FEATURES)
+    rows = mask.apply_verifier_scores(evidence, pl.scan_parquet(tmp_path / "out" / "verifier_scores.parquet")).collect()
+    judged = schemas.read_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
     reasons = mask.assign_verdicts(mask.Params(mask="none"), rows, judged).filter(pl.col("query_id") == "q")
     assert dict(reasons.select("doc_id", "reason").iter_rows()) == {
-        "sure": "kept", "good": "teacher", "bad": "kept", "worse": "kept", "easy": "kept",
+        "sure": "kept", "good": "verifier", "bad": "kept", "worse": "kept", "easy": "kept",
     }  # fmt: skip
 
 
@@ -121,10 +128,10 @@ def test_a_judge_is_asked_where_its_verdict_changes_most(inputs: dict[str, Path]
     found, summary = verified(inputs, tmp_path, judge="http://here/v1", judge_model="m", judge_budget=3)
     assert len(Court.said) == 3
     assert {text for _, text in Court.said} >= {"bad", "worse"}  # emitted with p 0.4 and 0.1
-    assert found["bad"]["judge"] is False
+    assert found["bad"]["llm_judge"] is False
     assert found["bad"]["p_false_negative"] == pytest.approx(P_JUDGED_NOT_RELEVANT)
     assert "worse" not in found  # no verdict
-    assert summary["judge"] == {"model": "m", "failed": 1}
+    assert summary["llm_judge"] == {"model": "m", "failed": 1}
     assert summary["complete"] is False  # "worse" is asked again in the next run
     found, _ = verified(inputs, tmp_path, judge="http://here/v1", judge_model="m", judge_budget=100)
     assert found["good"]["p_false_negative"] == pytest.approx(P_JUDGED_RELEVANT)
@@ -132,7 +139,7 @@ def test_a_judge_is_asked_where_its_verdict_changes_most(inputs: dict[str, Path]
 
 def test_both_are_heard(inputs: dict[str, Path], tmp_path: Path) -> None:
     found, _ = verified(inputs, tmp_path, teacher="some/model", judge="http://here/v1", judge_model="m")
-    assert found["good"]["teacher_score"] == 3.0
+    assert found["good"]["verifier_score"] == 3.0
     assert found["good"]["p_false_negative"] == pytest.approx(P_JUDGED_RELEVANT)
     assert found["worse"]["p_false_negative"] == pytest.approx(0.1)
 
@@ -144,11 +151,13 @@ def test_a_table_too_small_for_a_self_taught_teacher_goes_on_without_one(
     given = inputs | {"candidates": tmp_path / "candidates.parquet"}
     found, summary = verified(given, tmp_path, teacher="self")
     assert found == {}
-    assert "too few" in summary["teacher"]["why"]
+    assert "too few" in summary["verifier"]["reason"]
 
 
 def test_without_an_estimate_there_is_no_doubt_to_ask_about(inputs: dict[str, Path], tmp_path: Path) -> None:
-    inputs["estimator"].write_text(json.dumps({"source": None, "unfit": "estimate is switched off", "models": {}}))
+    inputs["estimator"].write_text(
+        json.dumps({"source": None, "unreliable_reason": "estimate is switched off", "models": {}})
+    )
     with pytest.raises(InputError, match="estimate is switched off"):
         verified(inputs, tmp_path, teacher="some/model")
 
@@ -166,14 +175,14 @@ def test_without_an_estimate_there_is_no_doubt_to_ask_about(inputs: dict[str, Pa
 def test_a_table_whose_estimate_can_t_be_trusted_goes_on_and_says_that_nobody_is_asked(
     inputs: dict[str, Path], tmp_path: Path, asked: dict[str, str], says: str | None
 ) -> None:
-    inputs["estimator"].write_text(json.dumps({"source": "prior", "unfit": "too odd", "models": {}}))
+    inputs["estimator"].write_text(json.dumps({"source": "pretrained", "unreliable_reason": "too odd", "models": {}}))
     Reader.said, Court.said = [], []
     given, out = tools(tmp_path), tmp_path / "out"
     out.mkdir()
     summary = verify_stage.run(Params(**asked), inputs, out, given)  # type: ignore[arg-type]
     assert (Reader.said, Court.said) == ([], [])
-    assert schemas.read_table(out / "verified.parquet", schemas.VERIFIER_SCORES).is_empty()
-    assert summary == ({"pairs": 0, "unasked": "too odd"} if says else {"pairs": 0})
+    assert schemas.read_table(out / "verifier_scores.parquet", schemas.VERIFIER_SCORES).is_empty()
+    assert summary == ({"n_pairs": 0, "skipped_reason": "too odd"} if says else {"n_pairs": 0})
     lines = given.progress.lines  # type: ignore[attr-defined]
     assert len(lines) == (1 if says else 0)
     assert all(line.startswith(says) for line in lines)
