@@ -62,14 +62,14 @@ def small_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SETTINGS = """
 [pairs]
 tables = ["faq.csv"]
-dev = 0.2
-test = 0.3
+dev_ratio = 0.2
+test_ratio = 0.3
 [encode]
-dtype = "float32"
 model = "{model}"
+[search]
+top_k = 20
 [mine]
-depth = 20
-negatives = 3
+num_negatives = 3
 mask = "window"
 window_start = 1
 window_end = 19
@@ -78,11 +78,13 @@ thin_similarity = 1.0
 [train]
 base = "{model}"
 epochs = 3
-negatives = 3
+num_negatives = 3
 max_length = 48
 learning_rate = 5e-3
 [evaluate]
 top_k = 10
+[run]
+dtype = "float32"
 """
 
 

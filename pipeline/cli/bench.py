@@ -49,7 +49,7 @@ def run_leak_benchmark(
     training_sets: dict[str, list[leak.EstimatorTrainingSet]] = {"half": [], "one": []}
     holdout_modes: tuple[KeptPositives, ...] = ("half", "one") if model_path else (keep_positives,)
     try:
-        with workspace.lock(), open_executor(options, progress) as executor:
+        with workspace.lock(), open_executor("local", progress) as executor:
             for folder in folders:
                 progress.log(f"{folder.name}: reading, encoding and searching")
                 scratch = workspace.scratch / f"bench-{folder.name}"

@@ -55,14 +55,14 @@ def _bench_collection(folder: Path, params: "Params", workspace: Workspace, prog
     benchmark_split = read_benchmark_split(folder, params.seed)
     for note in benchmark_split.notes:
         progress.log(f"{folder.name}: {note}")
-    found = mine_collection(benchmark_split.collection, params.encoder, params.negatives, context)
+    found = mine_collection(benchmark_split.collection, params.encoder, params.num_negatives, context)
     training_data = downstream.build_rule_training_sets(
         benchmark_split, found.candidates, found.candidate_matrix, params
     )
     progress.log(
         f"{folder.name}: {training_data.n_queries} questions to train on; {training_data.n_unfilled_queries} of "
         f"{len(found.candidate_matrix.lists.quota)} "
-        f"are left out, as a rule finds fewer than {params.negatives} negatives for them"
+        f"are left out, as a rule finds fewer than {params.num_negatives} negatives for them"
     )
     write_table(benchmark_split.test_qrels, QRELS, scratch / "tests.parquet")
     candidate_lists = build_candidate_lists(
@@ -103,7 +103,7 @@ def _bench_collection(folder: Path, params: "Params", workspace: Workspace, prog
         "test_queries": len(candidate_lists.queries),
         "test_units": candidate_lists.queries["group"].n_unique(),
         "documents": len(documents),
-        "chance_loss": math.log(1 + params.negatives),
+        "chance_loss": math.log(1 + params.num_negatives),
         "learned_from": found.estimator_summary,
         "notes": benchmark_split.notes,
     }

@@ -1,25 +1,24 @@
 """What the commands do that make something, each a function from its options to a printable result."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.cli.config_template import render_commented_toml
 from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.progress import make_progress
 from pipeline.executors.factory import open_executor
 from pipeline.workflow.artifact_store import Artifact, Workspace
-from pipeline.workflow.config import PipelineSettings, load_settings, remember_flags, render_commented_toml
-from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
+from pipeline.workflow.config import PipelineSettings, load_settings, remember_settings
+from pipeline.workflow.graph import PIPELINE
 from pipeline.workflow.remote_files import POINTER_FILE, fetch_files, find_cached_files, redact_url, upload_publication
 from pipeline.workflow.remote_tables import replace_stdin_tables
 from pipeline.workflow.runner import Runner
 from stages.core.errors import InputError
 from stages.core.files import write_durably
 from stages.training import distributed
-
-_NON_SETTING_OPTIONS = ("workspace", "config", "as_json", "verbose", "quiet", "engine", "ray_address")
 
 
 def write_config(path: Path, force: bool) -> CommandResult:
@@ -35,38 +34,39 @@ def write_config(path: Path, force: bool) -> CommandResult:
 
 @contextmanager
 def open_session(
-    options: Mapping[str, Any], section: str | None, fetch: bool = True
+    options: Mapping[str, Any], *, trains: bool = False, remembers: bool = False, fetch: bool = True
 ) -> Iterator[tuple[Runner, PipelineSettings]]:
-    """A runner on the locked workspace under the settings of this command; remembers its flags where no file holds
-    them. Tables behind URLs are fetched."""
+    """A runner on the locked workspace under the settings of this command. Tables behind URLs are fetched.
+
+    `trains`: the command may train, so how it was launched is checked first. `remembers`: what it was given is kept for
+    later commands if no file holds the settings.
+    """
     workspace = Workspace(options["workspace"])
-    given = {name: v for name, v in options.items() if name not in _NON_SETTING_OPTIONS and v is not None and v != ()}
     progress = make_progress(options["quiet"], options["verbose"])
     try:
-        with workspace.lock(), open_executor(options, progress) as executor:
-            given = replace_stdin_tables(workspace, given)
-            settings, from_file = load_settings(options["config"], workspace, section, given)
-            if notice := settings.describe_flags() if from_file else settings.describe_remembered():
+        with workspace.lock(), open_executor(options.get("executor", "local"), progress) as executor:
+            given = replace_stdin_tables(workspace, options["given"])
+            settings, from_file = load_settings(options["config"], workspace, given)
+            if notice := settings.describe_given() if from_file else settings.describe_remembered():
                 progress.log(notice)
             settings.local_paths = (fetch_files if fetch else find_cached_files)(
                 workspace, settings.sections.get("pairs", {})
             )
             params: Any = settings.validate_params()
-            if section in ("train", "evaluate", "refresh"):  # and again before it trains, which may be hours later
+            if trains:  # and again before it trains, which may be hours later
                 distributed.check_launch(params["train"].device)
             yield Runner(workspace, params, progress, executor), settings
-            if section and not from_file:
-                remember_flags(workspace, section, given)
+            if remembers and not from_file:
+                remember_settings(workspace, given)
     finally:
         progress.close()
 
 
-def build_stage(target: str, options: Mapping[str, Any]) -> CommandResult:
-    """Bring a command's stage up to date and say what came out of it."""
-    section = STAGES_BY_NAME[target].section
-    with open_session(options, section) as (runner, _):
+def build_stage(target: str, sections: Collection[str], options: Mapping[str, Any]) -> CommandResult:
+    """Bring a stage up to date; report it and those before it whose settings stand in `sections`."""
+    with open_session(options, trains=target in ("train", "evaluate"), remembers=True) as (runner, _):
         runner.build(target)
-    stage_names = [stage.name for stage in PIPELINE if stage.name in runner.artifacts and stage.section == section]
+    stage_names = [stage.name for stage in PIPELINE if stage.name in runner.artifacts and stage.section in sections]
     parts: list[str | ResultTable] = []
     for name in stage_names:
         parts += format_summary(name, runner.artifacts[name], get_accepted_share(runner))
@@ -88,7 +88,7 @@ def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
     from pipeline.report.page import render_report
     from pipeline.workflow.refresh import refresh
 
-    with open_session(options, "refresh") as (runner, settings):
+    with open_session(options, trains=True, remembers=True) as (runner, settings):
         refresh_params = settings.validate_refresh_params()
         refreshed = refresh(runner, refresh_params.keep, force, render_report)
         is_uploaded, upload_error = False, None
@@ -210,7 +210,8 @@ def format_expected_false_negatives(
         return (
             f"{told}, more than the {accepted_share:.1%} accepted: the mask reckoned with the hardest that it lets "
             f"through, "
-            "and others stand in their place (near-duplicates are thinned; hub_cap, same, sampling, quota_sources)"
+            "and others stand in their place (near-duplicates are thinned; hub_cap, prefer_category, sampling, "
+            "source_quotas)"
         )
     if not n_weighted:
         return told
@@ -232,7 +233,7 @@ def run_gc(options: Mapping[str, Any], keep: int | None) -> CommandResult:
     """Drop what no publication uses."""
     from pipeline.workflow.publish import collect_garbage
 
-    with open_session(options, None, fetch=False) as (runner, settings):
+    with open_session(options, fetch=False) as (runner, settings):
         dropped = collect_garbage(runner.workspace, keep or settings.validate_refresh_params().keep)
     counts = ", ".join(f"{dropped[name]} {name}" for name in ("publications", "artifacts", "encoders"))
     return CommandResult(dropped, [f"dropped {counts}: {dropped['bytes'] / 1e6:,.1f} MB"])

@@ -22,7 +22,7 @@ def report_status(options: Mapping[str, Any]) -> CommandResult:
 
     workspace = Workspace(options["workspace"])
     workspace.require_current_layout()
-    settings, _ = load_settings(options["config"], workspace, None, {})
+    settings, _ = load_settings(options["config"], workspace, options["given"])
     settings.local_paths = find_cached_files(workspace, settings.sections.get("pairs", {}))
     runner = Runner(workspace, settings.validate_params(), make_progress(True, False))
     rows, stages = [], []
@@ -135,7 +135,7 @@ def load_mask_artifacts(options: Mapping[str, Any]) -> dict[str, Artifact]:
 
     workspace = Workspace(options["workspace"])
     workspace.require_current_layout()
-    settings, _ = load_settings(options["config"], workspace, None, {})
+    settings, _ = load_settings(options["config"], workspace, options["given"])
     settings.local_paths = find_cached_files(workspace, settings.sections.get("pairs", {}))
     runner = Runner(workspace, settings.validate_params(), make_progress(True, False))
     fresh = {s.stage: s.artifact for s in runner.get_status() if s.state == "fresh" and s.artifact}
@@ -143,7 +143,7 @@ def load_mask_artifacts(options: Mapping[str, Any]) -> dict[str, Artifact]:
     if {*needed, "sample"} <= fresh.keys():
         return fresh
     try:
-        with open_session(options, None) as (runner, _):
+        with open_session(options) as (runner, _):
             runner.build("mask")
             try:
                 runner.build("sample")
@@ -175,7 +175,7 @@ def calibrate_mask(options: Mapping[str, Any]) -> CommandResult:
     from stages.bench.calibration import compute_tradeoffs
     from stages.mining.explain import describe_estimate
 
-    with open_session(options, "mine") as (runner, _):  # on the mask alone, so that nothing else takes it for a setting
+    with open_session(options) as (runner, _):  # on the mask alone, so that nothing else takes it for a setting
         params: Any = runner.params["mask"]
         learned = params.model_copy(update={"mask": "learned", "threshold": None, "relabel": "no"})
         runner = Runner(runner.workspace, {**runner.params, "mask": learned}, runner.progress, runner.executor)
@@ -238,13 +238,13 @@ def audit_positives(
         "qrels_scored": "search",
         "verdicts": "mask",
     }
-    with open_session(options, "mine") as (runner, _):
+    with open_session(options) as (runner, _):
         runner.build("mask")
         inputs = {name: runner.artifacts[at].folder / f"{name}.parquet" for name, at in files.items()}
         inputs["encoder"] = runner.artifacts["encode"].folder / "encoder.json"
         given: Any = runner.params["sample"]
         found, n_positives = stage.find_label_issues(
-            inputs, runner.workspace.vectors, given.audit_rank, given.negatives
+            inputs, runner.workspace.vectors, given.audit_rank, given.num_negatives
         )
         table = build_review_table(found, inputs)
     summary = count_findings(table, n_positives)
@@ -277,6 +277,6 @@ def audit_positives(
             title = f"{name}: the first {len(rows)} of {n:,}, worst first"
             parts.append(ResultTable(title, header, rows))
     if out:
-        marked = ": fill in its label, positive or negative, and name it as `decisions` under [pairs]"
+        marked = ": fill in its label, positive or negative, and name it as `label_overrides` under [pairs]"
         parts.append(f"wrote {out}{'' if out.suffix.lower() == '.parquet' else marked}")
     return CommandResult({**summary, "findings": table.to_dicts()}, parts)

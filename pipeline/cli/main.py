@@ -29,50 +29,73 @@ COMMON_OPTIONS = (
     click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
 )  # fmt: skip
 
-EXECUTOR_OPTIONS = (
-    click.Option(
-        ["--engine"], type=click.Choice(["local", "ray"]), default="local", show_default=True, envvar="PREP_ENGINE",
-        help="Who encodes, searches and asks a teacher: this machine, or the nodes of a Ray cluster.",
-    ),
-    click.Option(
-        ["--ray-address"],
-        help="The cluster, as host:port. [default: RAY_ADDRESS; without it, Ray is started on this machine]",
-    ),
+SETTING_OPTION = click.Option(
+    ["--set", "overrides"], multiple=True, metavar="SECTION.KEY=VALUE",
+    help="Change one setting of prep.toml for this command; repeat it for several.",
+)  # fmt: skip
+
+EXECUTOR_OPTION = click.Option(
+    ["--executor"], metavar="local|ray|ray://HOST:PORT", default="local", show_default=True, envvar="PREP_EXECUTOR",
+    help="What encodes, searches and verifies: this machine, or the nodes of a Ray cluster. `ray` takes the cluster of "
+    "RAY_ADDRESS, else starts Ray here.",
 )  # fmt: skip
 
 
-class SectionCommand(click.Command):
-    """A command whose flags are the keys of one section of prep.toml; they are made when they are first needed, so
-    that `prep --help` loads none of the stages."""
+class SettingsCommand(click.Command):
+    """A command that reads prep.toml: it takes --set, and the keys of `sections` as flags.
 
-    section: str | None = None
+    The flags are made when they are first needed, so that `prep --help` loads none of the stages.
+    """
+
+    sections: tuple[str, ...] = ()
+    uses_executor = False
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own options, its section's, the engine's where it has work for one, the common ones, --help."""
+        """The command's own options, its sections', the executor's if it has work for one, the common ones, --help."""
         *own, help_option = super().get_params(ctx)
-        executor = () if self.section in (None, "pairs") else EXECUTOR_OPTIONS
-        return [*own, *self.section_options, *executor, *COMMON_OPTIONS, help_option]
+        flags = [option for _, option in self.section_options]
+        executor = [EXECUTOR_OPTION] if self.uses_executor else []
+        return [*own, *flags, *executor, SETTING_OPTION, *COMMON_OPTIONS, help_option]
 
     @cached_property
-    def section_options(self) -> list[click.Option]:
-        """One flag for each key of the section: name, type, default and help come from its Params."""
-        if self.section is None:
+    def section_options(self) -> list[tuple[str, click.Option]]:
+        """Section and flag of each of its keys: name, type, default and help come from the Params."""
+        if not self.sections:
             return []
         from pipeline.cli.options import make_section_options
 
-        return make_section_options(self.section)
+        return make_section_options(self.sections)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command with the settings that were typed as `given`, --set before the flags."""
+        from pipeline.workflow.config import GivenSetting, parse_overrides
+
+        given = parse_overrides(ctx.params.pop("overrides"))
+        for section, option in self.section_options:
+            value = ctx.params.pop(str(option.name))
+            if value is not None and value != ():
+                given.append(GivenSetting(section, str(option.name), value, option.opts[0]))
+        ctx.params["given"] = given
+        return super().invoke(ctx)
 
 
-class ParamsCommand(SectionCommand):
-    """A command whose flags are the fields of one Params that prep.toml does not hold."""
+class BenchCommand(click.Command):
+    """A command that reads no prep.toml; its flags are the fields of the Params of `module`, if it names one."""
 
-    def __init__(self, *arguments: Any, module: str, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, module: str | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.module = module
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own options, those of the fields, the common ones, --help."""
+        *own, help_option = super().get_params(ctx)
+        return [*own, *self.field_options, *COMMON_OPTIONS, help_option]
+
     @cached_property
-    def section_options(self) -> list[click.Option]:
+    def field_options(self) -> list[click.Option]:
         """One flag for each field."""
+        if self.module is None:
+            return []
         from importlib import import_module
 
         from pipeline.cli.options import make_option
@@ -104,21 +127,21 @@ def prep() -> None:
 
 
 def register_command(
-    name: str, short_help: str, section: str | None = None
-) -> Callable[[Callable[..., None]], SectionCommand]:
-    """Register a command of `prep` whose flags are those of `section`; `short_help` is its line in `prep
+    name: str, short_help: str, sections: tuple[str, ...] = (), *, uses_executor: bool = False
+) -> Callable[[Callable[..., None]], SettingsCommand]:
+    """Register a command of `prep` whose flags are the keys of `sections`; `short_help` is its line in `prep
     --help`."""
 
-    def register(function: Callable[..., None]) -> SectionCommand:
-        made = click.command(name, cls=SectionCommand, short_help=short_help)(function)
+    def register(function: Callable[..., None]) -> SettingsCommand:
+        made = click.command(name, cls=SettingsCommand, short_help=short_help)(function)
         prep.add_command(made)
-        made.section = section
+        made.sections, made.uses_executor = sections, uses_executor
         return made
 
     return register
 
 
-@register_command("init", "write a commented prep.toml")
+@prep.command("init", cls=BenchCommand, short_help="write a commented prep.toml")
 @click.option("--force", is_flag=True, help="Overwrite a prep.toml that is there.")
 def init_command(force: bool, **common: Any) -> None:
     """Write a commented prep.toml: every key, its default and its meaning.
@@ -131,7 +154,7 @@ def init_command(force: bool, **common: Any) -> None:
     print_result(common, write_config(common["config"] or Path("prep.toml"), force))
 
 
-@register_command("build-pairs", "tables of questions and answers -> pairs", "pairs")
+@register_command("build-pairs", "tables of questions and answers -> pairs", ("pairs",))
 @click.argument("files", nargs=-1)
 def build_pairs_command(files: tuple[str, ...], **options: Any) -> None:
     """Make queries, documents and judgements from tables of questions and answers.
@@ -148,11 +171,10 @@ def build_pairs_command(files: tuple[str, ...], **options: Any) -> None:
     """
     from pipeline.cli.build import build_stage
 
-    options["tables"] = (*files, *options["tables"])
-    print_result(options, build_stage("pairs", options))
+    print_result(options, build_stage("pairs", ["pairs"], add_tables(options, files)))
 
 
-@register_command("encode", "embed queries and corpus", "encode")
+@register_command("encode", "embed queries and corpus", ("encode", "run"), uses_executor=True)
 def encode_command(**options: Any) -> None:
     """Embed the queries and the corpus; a text that was ever encoded with this encoder is not encoded again.
 
@@ -161,10 +183,15 @@ def encode_command(**options: Any) -> None:
     """
     from pipeline.cli.build import build_stage
 
-    print_result(options, build_stage("encode", options))
+    print_result(options, build_stage("encode", ["encode"], options))
 
 
-@register_command("mine-negatives", "hard negatives behind a false-negative mask", "mine")
+@register_command(
+    "mine-negatives",
+    "hard negatives behind a false-negative mask",
+    ("search", "mine", "verify", "run"),
+    uses_executor=True,
+)
 def mine_negatives_command(**options: Any) -> None:
     """Search, mask out what may be a false negative, and compose mined.jsonl.
 
@@ -173,15 +200,15 @@ def mine_negatives_command(**options: Any) -> None:
 
     \b
     Examples:  prep mine-negatives --mask perc --threshold 0.9
-               prep mine-negatives --negatives 15 --sampling random
+               prep mine-negatives --num-negatives 15 --sampling random
                prep mine-negatives --sources dense --sources bm25:10-110 --sources random:20
     """
     from pipeline.cli.build import build_stage
 
-    print_result(options, build_stage("sample", options))
+    print_result(options, build_stage("sample", ["search", "mine", "verify"], options))
 
 
-@register_command("train", "train the reranker on them", "train")
+@register_command("train", "train the reranker on them", ("train", "run"), uses_executor=True)
 def train_command(**options: Any) -> None:
     """Train the reranker on the mined queries; resumes where a killed run stopped.
 
@@ -190,10 +217,10 @@ def train_command(**options: Any) -> None:
     """
     from pipeline.cli.build import build_stage
 
-    print_result(options, build_stage("train", options))
+    print_result(options, build_stage("train", ["train"], options))
 
 
-@register_command("evaluate", "measure it against BM25 and the embedder", "evaluate")
+@register_command("evaluate", "measure it against BM25 and the embedder", ("evaluate", "run"), uses_executor=True)
 def evaluate_command(**options: Any) -> None:
     """Measure BM25, the embedder, the base and the trained reranker on the same fixed candidate lists.
 
@@ -204,10 +231,10 @@ def evaluate_command(**options: Any) -> None:
     """
     from pipeline.cli.build import build_stage
 
-    print_result(options, build_stage("evaluate", options))
+    print_result(options, build_stage("evaluate", ["evaluate"], options))
 
 
-@register_command("refresh", "all of it, what is stale, and publish", "refresh")
+@register_command("refresh", "all of it, what is stale, and publish", ("refresh", "run"), uses_executor=True)
 @click.option("--force", is_flag=True, help="Publish even if the new reranker is worse than the published one.")
 def refresh_command(force: bool, **options: Any) -> None:
     """Bring everything up to date, and publish it if the new reranker is not worse. Safe to call from cron.
@@ -223,7 +250,7 @@ def refresh_command(force: bool, **options: Any) -> None:
     print_result(options, run(options, force))
 
 
-@register_command("plan", "time, memory and disk that each stage will take", "pairs")
+@register_command("plan", "time, memory and disk that each stage will take")
 @click.argument("files", nargs=-1)
 @click.option(
     "--until",
@@ -242,7 +269,7 @@ def plan_command(files: tuple[str, ...], until: str, gpu: str | None, gpus: int,
 
     Builds the pairs, counts them, and measures this machine for less than a minute: real texts through the encoder, a
     small search, a few steps of training. The prediction is kept in events.jsonl; once its stages ran, the next
-    `prep plan` shows both. FILES and flags are those of build-pairs.
+    `prep plan` shows both. FILES are those of build-pairs.
 
     \b
     Examples:  prep plan
@@ -252,7 +279,7 @@ def plan_command(files: tuple[str, ...], until: str, gpu: str | None, gpus: int,
     """
     from pipeline.cli import plan as run
 
-    options["tables"] = (*files, *options["tables"])
+    options = add_tables(options, files)
     print_result(
         options, run.compare_last_prediction(options) if compare else run.plan_stages(options, until, gpu, gpus)
     )
@@ -287,21 +314,21 @@ def show_command(query: str, top: int, **options: Any) -> None:
     print_result(options, run(options, query, top))
 
 
-@register_command("calibrate", "how many negatives are false, by budget and by rule", "mine")
+@register_command("calibrate", "how many negatives are false, by budget and by rule", uses_executor=True)
 def calibrate_command(**options: Any) -> None:
     """Print the whole trade of the learned mask: for each share of false negatives that you could accept, what is
     expected, how hard the negatives are and how many are found; and what the fixed rules would give on the same
     candidates. Nothing is trained; it uses what is encoded and searched already.
 
     \b
-    Example:  prep calibrate --negatives 7
+    Example:  prep calibrate --set mine.num_negatives=7
     """
     from pipeline.cli.inspect import calibrate_mask as run
 
     print_result(options, run(options))
 
 
-@register_command("audit", "positives that deserve a look", "mine")
+@register_command("audit", "positives that deserve a look", uses_executor=True)
 @click.option(
     "--top", default=10, show_default=True, type=click.IntRange(min=0), help="How many to print of each kind."
 )
@@ -321,8 +348,8 @@ def audit_command(top: int, out: Path | None, max_share: float | None, force: bo
 
     low_ranked: the retriever scores it like any document; outranked: its hardest negatives are all ahead of it;
     inconsistent: the same question has other positives, and none is like it. Fill in the label column of what --out
-    writes (positive or negative; empty is undecided), and name the file as `decisions` under [pairs]: every later run
-    honours it. --drop-positives leaves what is listed out of the training file.
+    writes (positive or negative; empty is undecided), and name the file as `label_overrides` under [pairs]: every later
+    run honours it. `drop_positives` under [mine] leaves what is listed out of the training file.
 
     \b
     Examples:  prep audit --top 20
@@ -344,32 +371,32 @@ def bench_group() -> None:
     """
 
 
-@bench_group.command("negatives", cls=SectionCommand, short_help="hide positives, mine, count what comes back")
+@bench_group.command("negatives", cls=BenchCommand, short_help="hide positives, mine, count what comes back")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--encoder", help="Encoder: a sentence-transformers or Hugging Face model. [default: prep's own]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is hidden.")
-@click.option("--k", type=click.IntRange(min=1), default=8, show_default=True, help="Negatives a question.")
+@click.option("--num-negatives", type=click.IntRange(min=1), default=8, show_default=True, help="Negatives a question.")
 @click.option(
-    "--queries",
+    "--max-queries",
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
     help="At most so many questions a folder are mined for, drawn by hash.",
 )
 @click.option(
-    "--left",
+    "--keep-positives",
     type=click.Choice(["half", "one"]),
     default="half",
     show_default=True,
     help="Known positives left a question: half of them, or one, as in most tables. The prior speaks alone then.",
 )
 @click.option(
-    "--write-prior", type=click.Path(path_type=Path, dir_okay=False),
+    "--write-model", type=click.Path(path_type=Path, dir_okay=False),
     help="Fit the prior of the learned mask on these folders as well, and write it there.",
 )  # fmt: skip
 def bench_negatives_command(
-    folders: tuple[Path, ...], encoder: str | None, seed: int, k: int, queries: int, left: "KeptPositives",
-    write_prior: Path | None, **options: Any,
+    folders: tuple[Path, ...], encoder: str | None, seed: int, num_negatives: int, max_queries: int,
+    keep_positives: "KeptPositives", write_model: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Hide some of each question's positives, mine under every rule, and count how many hidden ones are mined.
 
@@ -383,12 +410,22 @@ def bench_negatives_command(
     from stages.core.model_files import DEFAULT_ENCODER
 
     print_result(
-        options, run_leak_benchmark(options, folders, seed, k, queries, left, encoder or DEFAULT_ENCODER, write_prior)
+        options,
+        run_leak_benchmark(
+            options,
+            folders,
+            seed,
+            num_negatives,
+            max_queries,
+            keep_positives,
+            encoder or DEFAULT_ENCODER,
+            write_model,
+        ),
     )
 
 
 @bench_group.command(
-    "downstream", cls=ParamsCommand, module="stages.bench.downstream",
+    "downstream", cls=BenchCommand, module="stages.bench.downstream",
     short_help="train a small reranker under each rule, and test it",
 )  # fmt: skip
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -424,6 +461,18 @@ def gc_command(keep: int | None, **options: Any) -> None:
     from pipeline.cli.build import run_gc as run
 
     print_result(options, run(options, keep))
+
+
+def add_tables(options: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a command with its FILES before the tables that its flags name."""
+    from pipeline.workflow.config import GivenSetting
+
+    if not files:
+        return options
+    others = [one for one in options["given"] if (one.section, one.name) != ("pairs", "tables")]
+    tables = [one.value for one in options["given"] if one not in others]
+    value = (*files, *(table for several in tables for table in several))
+    return {**options, "given": [*others, GivenSetting("pairs", "tables", value, "FILES")]}
 
 
 def print_result(options: dict[str, Any], result: Any) -> None:

@@ -2,17 +2,19 @@
 
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import click
 from pydantic.fields import FieldInfo
 
-from pipeline.workflow.config import list_section_fields, list_section_models
+from pipeline.workflow.config import list_section_fields
 
 
-def make_section_options(section: str) -> list[click.Option]:
-    """One option for each key of a section of prep.toml, in pipeline order."""
-    return [make_option(name, field) for name, field in list_section_fields(list_section_models()[section]).items()]
+def make_section_options(sections: Sequence[str]) -> list[tuple[str, click.Option]]:
+    """One option for each key of these sections of prep.toml, in their order, each with its section."""
+    fields = list_section_fields()
+    return [(section, make_option(name, field)) for section in sections for name, field in fields[section].items()]
 
 
 def make_option(name: str, field: FieldInfo) -> click.Option:

@@ -11,6 +11,7 @@ from pipeline.workflow.artifact_store import Workspace
 from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
 from pipeline.workflow.runner import Runner
 from stages.core.errors import InputError
+from stages.core.run_params import RunParams
 from stages.planning.cost_model import Prediction, predict, total
 from stages.planning.suggestions import GPU, Change, changes, dominant
 from stages.planning.throughput import GPUS, PUBLISHED, gpu_named
@@ -25,7 +26,7 @@ def plan_stages(options: Mapping[str, Any], until: str, gpu: str | None, n_gpus:
     gpu_model = gpu_named(gpu) if gpu else None
     if n_gpus > 1 and gpu_model is None:
         raise InputError(f"--gpus {n_gpus}: of which kind? Name it with --gpu, as in --gpu h100.")
-    with open_session(options, "pairs") as (runner, _):
+    with open_session(options, remembers=True) as (runner, _):
         folder = runner.build("pairs").folder
         stages = find_required_stages(runner, until)
         stale = [name for name, runs in stages.items() if runs]
@@ -174,9 +175,10 @@ def format_plan(
         if longest:
             parts.append(f"{longest.stage} dominates: {(longest.seconds or 0) / total_seconds:.0%} of it")
         for change in what_ifs:
-            section = STAGES_BY_NAME[change.stage].section
+            key = change.setting.partition(" ")[0]
+            section = "run" if key in RunParams.model_fields else STAGES_BY_NAME[change.stage].section
             note = f" ({change.note})" if change.note else ""
-            parts.append(f"  {change.flag} of [{section}] would make it {format_duration(change.seconds)}{note}")
+            parts.append(f"  [{section}] {change.setting} would make it {format_duration(change.seconds)}{note}")
     else:
         parts.append("nothing to do: everything is up to date")
     unknown = [one for one in predictions if one.seconds is None]

@@ -94,7 +94,7 @@ class ActorPool:
         if not self._actors:
             raise InputError(
                 f"none of the {len(nodes)} nodes of the Ray cluster offers a {'GPU' if gpu else 'CPU'}: "
-                f"start them with `ray start --num-{'gpus' if gpu else 'cpus'}=N`, or use --engine local."
+                f"start them with `ray start --num-{'gpus' if gpu else 'cpus'}=N`, or use --executor local."
             )
 
     def _submit(self, actor: Any, number: int, item: Any) -> None:
@@ -150,7 +150,7 @@ class ActorPool:
             raise InputError(
                 f"Ray workers are lost again and again ({_get_first_error_line(error)}). Are all nodes up (`ray "
                 f"status`)? Where "
-                "their memory runs out, lower batch_tokens under [encode] or block under [mine]."
+                "their memory runs out, lower batch_tokens under [encode]."
             )
 
 

@@ -1,30 +1,32 @@
-"""The engine that a command's options name."""
+"""The executor that --executor names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from stages.core.context import Progress
 from stages.core.errors import InputError
 from stages.core.executor import Executor
 
+_RAY_PREFIX = "ray://"
+
 
 @contextmanager
-def open_executor(options: Mapping[str, Any], progress: Progress) -> Iterator[Executor]:
-    """The engine of `--engine` and `--ray-address`; a command without these flags works on this machine.
+def open_executor(name: str, progress: Progress) -> Iterator[Executor]:
+    """The executor of `name`: "local", "ray" or "ray://HOST:PORT" (a cluster's head).
 
-    Raises `InputError` where Ray is not installed, and for an address that no Ray is asked for.
+    Raises `InputError` for any other name, and if Ray is not installed.
     """
-    if options.get("engine") != "ray":
-        if options.get("ray_address"):
-            raise InputError("--ray-address is only for --engine ray: add that, or leave the address out.")
+    if name == "local":
         from pipeline.executors.local import LocalExecutor
 
         yield LocalExecutor()
         return
+    address = name.removeprefix(_RAY_PREFIX) if name.startswith(_RAY_PREFIX) else None
+    if name != "ray" and not address:
+        raise InputError(f"--executor {name}: take local, ray or ray://HOST:PORT")
     from pipeline.executors.ray import RayExecutor
 
-    executor = RayExecutor(options["ray_address"], progress)
+    executor = RayExecutor(address, progress)
     try:
         yield executor
     finally:

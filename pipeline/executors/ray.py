@@ -28,7 +28,7 @@ class RayExecutor:
 
     def __init__(self, address: str | None, progress: Progress) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise InputError("--engine ray needs the extra: pip install 'prep[ray]'")
+            raise InputError("--executor ray needs the extra: pip install 'prep[ray]'")
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._progress, self._is_connected = progress, False
         self._exit_stack = ExitStack()
@@ -85,9 +85,9 @@ def _require_listener(address: str) -> None:
 
 def _make_unreachable_error(address: str, why: str) -> InputError:
     if address == "local":
-        return InputError(f"Ray could not be started on this machine: {why}. Try --engine local.")
+        return InputError(f"Ray could not be started on this machine: {why}. Try --executor local.")
     return InputError(
         f"the Ray cluster at {address} can't be reached ({why}). Is it up (`ray status --address {address}`), and does "
         f"this machine belong to it (`ray start --address {address} --num-cpus 0`)? Where it asks for a token, set "
-        "RAY_AUTH_MODE=token here too. Without --ray-address and RAY_ADDRESS, Ray is started on this machine."
+        "RAY_AUTH_MODE=token here too. Without an address in --executor or RAY_ADDRESS, Ray is started on this machine."
     )

@@ -29,7 +29,9 @@ def render_headline(metrics: Metrics) -> Html:
         out.append(Html(f'<p class="warning">{escape_html(metrics["collapse_reason"])}</p>'))
     if not rows:
         told = "The test split holds no question with a positive, so the reranker was not tested. "
-        return join_lines([*out, render_note(told + "Give test a share (--test) or mark rows as test, and refresh.")])
+        return join_lines(
+            [*out, render_note(told + "Give test a share (test_ratio) or mark rows as test, and refresh.")]
+        )
     shown = [row for row in ("embedder", "reranker", "fused") if row in rows]
     bodies = []
     for name in HEADLINE_METRICS:

@@ -40,7 +40,7 @@ STAGES = (
     Stage(
         name="search",
         module="stages.retrieval.stage",
-        section="mine",
+        section="search",
         inputs=("pairs/queries.parquet", "pairs/corpus.parquet", "pairs/qrels.parquet", "encode/encoder.json"),
         outputs=("candidates.parquet", "qrels_scored.parquet"),
         libraries=("faiss-cpu", "numpy", "pyarrow", "scipy"),
@@ -69,7 +69,7 @@ STAGES = (
     Stage(
         name="verify",
         module="stages.mining.verify.stage",
-        section="mine",
+        section="verify",
         inputs=(
             "pairs/queries.parquet",
             "pairs/corpus.parquet",

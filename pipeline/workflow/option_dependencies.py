@@ -7,6 +7,7 @@ can't be told from one that nobody gave, and passes.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pipeline.workflow.graph import STAGES_BY_NAME
 from stages.core.params import BaseParams
 
 MINING_STAGES = ("features", "verify", "mask", "sample")
@@ -14,19 +15,19 @@ ANY_VALUE: tuple[Any, ...] = ()
 """Any value but the default."""
 
 OPTION_DEPENDENCIES: dict[str, dict[str, tuple[Any, ...]]] = {
-    "min_answer_chars": {"answers": (True,)},
-    "max_false_negatives": {"mask": ("learned",), "teacher": ANY_VALUE, "judge": ANY_VALUE},
+    "min_answer_chars": {"exclude_answers": (True,)},
+    "max_false_negatives": {"mask": ("learned",), "verifier": ANY_VALUE, "llm_judge": ANY_VALUE},
     "window_start": {"mask": ("window",)},
     "window_end": {"mask": ("window",)},
-    "above": {"relabel": ("positive",)},
-    "teacher_rule": {"teacher": ANY_VALUE},
-    "teacher_threshold": {"teacher_rule": ANY_VALUE},
-    "teacher_budget": {"teacher": ANY_VALUE},
-    "teacher_max_length": {"teacher": ANY_VALUE},
-    "teacher_base": {"teacher": ("self",)},
-    "folds": {"teacher": ("self",)},
-    "judge_model": {"judge": ANY_VALUE},
-    "judge_budget": {"judge": ANY_VALUE},
+    "relabel_min_probability": {"relabel": ("positive",)},
+    "verifier_rule": {"verifier": ANY_VALUE},
+    "verifier_threshold": {"verifier_rule": ANY_VALUE},
+    "verifier_budget": {"verifier": ANY_VALUE},
+    "verifier_max_length": {"verifier": ANY_VALUE},
+    "verifier_base": {"verifier": ("self",)},
+    "folds": {"verifier": ("self",)},
+    "llm_judge_model": {"llm_judge": ANY_VALUE},
+    "llm_judge_budget": {"llm_judge": ANY_VALUE},
     "simans_a": {"sampling": ("simans",)},
     "simans_b": {"sampling": ("simans",)},
     "quota_head": {"sampling": ("quota",)},
@@ -39,16 +40,17 @@ OPTION_DEPENDENCIES: dict[str, dict[str, tuple[Any, ...]]] = {
 
 STAGES_SKIPPED_BY_SLICES = ("features", "verify", "mask")
 """Stages that sampling = slices does without."""
-OPTIONS_UNUSED_BY_SLICES = ("negatives", "thin_similarity")
+OPTIONS_UNUSED_BY_SLICES = ("num_negatives", "thin_similarity")
 """What it does not look at in compose; the rest compose refuses by itself."""
 
 
 class IgnoredOption(NamedTuple):
     """A parameter that is given and counts for nothing."""
 
+    section: str
     name: str
-    dependencies: tuple[str, ...]
-    """What it hangs on."""
+    dependencies: tuple[tuple[str, str], ...]
+    """Section and name of each parameter that it depends on."""
     reason: str
     """A sentence that follows on "name = value"."""
 
@@ -58,12 +60,17 @@ def find_ignored_options(params: Mapping[str, BaseParams]) -> list[IgnoredOption
     defaults = {
         name: field.default for stage in MINING_STAGES for name, field in type(params[stage]).model_fields.items()
     }
+    sections = {
+        name: section
+        for stage in MINING_STAGES
+        for name, section in type(params[stage]).field_sections(STAGES_BY_NAME[stage].section).items()
+    }
     values = {name: value for stage in MINING_STAGES for name, value in params[stage]}
     given = [name for name, value in values.items() if value not in ("", defaults[name])]
     is_sliced = values["sampling"] == "slices"
     unused = {
         *OPTIONS_UNUSED_BY_SLICES,
-        *(name for stage in STAGES_SKIPPED_BY_SLICES for name in type(params[stage]).model_fields),
+        *(n for stage in STAGES_SKIPPED_BY_SLICES for n in type(params[stage]).model_fields if sections[n] != "run"),
     }
 
     def is_met(other: str, wanted: tuple[Any, ...]) -> bool:
@@ -74,10 +81,10 @@ def find_ignored_options(params: Mapping[str, BaseParams]) -> list[IgnoredOption
         alternatives = OPTION_DEPENDENCIES.get(name, {})
         if is_sliced and name in unused:
             why = "does not count with sampling = 'slices', which mines and masks nothing: leave it"
-            found.append(IgnoredOption(name, ("sampling",), f"{why} at {defaults[name]!r}"))
+            found.append(IgnoredOption(sections[name], name, (("mine", "sampling"),), f"{why} at {defaults[name]!r}"))
         elif alternatives and not any(is_met(other, wanted) for other, wanted in alternatives.items()):
             why = f"counts only with {_join_alternatives(alternatives)}: give that, or leave it at {defaults[name]!r}"
-            found.append(IgnoredOption(name, tuple(alternatives), why))
+            found.append(IgnoredOption(sections[name], name, tuple((sections[n], n) for n in alternatives), why))
     return found
 
 

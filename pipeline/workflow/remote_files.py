@@ -18,7 +18,7 @@ from pipeline.workflow.artifact_store import Workspace, digest_folder
 from stages.core.errors import InputError
 from stages.core.files import file_digest, write_durably
 
-URL_KEYS = ("tables", "corpus", "decisions")
+URL_KEYS = ("tables", "corpus", "label_overrides")
 """The keys of [pairs] that may name URLs."""
 POINTER_FILE = "current.json"
 """What is written last, whole: {"publication": its folder, "files": {name: digest}}."""
@@ -90,7 +90,7 @@ def _replace_urls(pairs: Mapping[str, Any], files: Callable[[str, str], list[str
         if any(map(is_url, several)):
             each = [files(key, str(one)) if is_url(one) else [str(one)] for one in several]
             found[key] = list(dict.fromkeys(file for some in each for file in some))
-            if key == "decisions":
+            if key == "label_overrides":
                 found[key] = found[key][0]  # `_fetch_url` lets no more through
     return found
 
@@ -105,7 +105,7 @@ def _fetch_url(folder: Path, key: str, url: str) -> list[str]:
     with translate_storage_errors(f"{what} can't be read", url):
         system, path = _resolve_url(url)
         infos = [info for info in [system.get_file_info(path)] if info.is_file] or _expand_glob(system, path, what)
-        if key == "decisions" and len(infos) > 1:
+        if key == "label_overrides" and len(infos) > 1:
             raise InputError(f"{what}: {len(infos)} files match, and it can only be one.")
         options = url.partition("?")[2]
         return [

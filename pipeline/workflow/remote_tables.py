@@ -1,21 +1,23 @@
 """Standard input as a file: spooled into the workspace under its digest, so that a stage reads files only."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.workflow.artifact_store import Workspace
+from pipeline.workflow.config import GivenSetting
 from stages.core.errors import InputError
 from stages.core.files import file_digest
 
 
-def replace_stdin_tables(workspace: Workspace, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags with a "-" among the tables replaced by a file that holds what stood on standard input."""
-    tables = flags.get("tables", ())
-    if "-" not in tables:
-        return dict(flags)
-    return {**flags, "tables": [str(spool_stdin(workspace)) if table == "-" else table for table in tables]}
+def replace_stdin_tables(workspace: Workspace, given: Sequence[GivenSetting]) -> list[GivenSetting]:
+    """`given` with a "-" among the tables replaced by a file that holds what stood on standard input."""
+    return [
+        one._replace(value=[str(spool_stdin(workspace)) if table == "-" else table for table in one.value])
+        if (one.section, one.name) == ("pairs", "tables") and "-" in one.value
+        else one
+        for one in given
+    ]
 
 
 def spool_stdin(workspace: Workspace) -> Path:

@@ -52,8 +52,10 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
         raise InputError("there is no candidate with an estimate: no train question has a positive and a candidate")
     table = sort_by_score(table)
     qrels_scored = schemas.read_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
-    matrix = build_candidate_matrix(table, table["p_false_negative"].to_numpy(), qrels_scored, params.negatives)
-    matrix = replace(matrix, lists=replace(matrix.lists, quota=compute_quotas(table, qrels_scored, params.negatives)))
+    matrix = build_candidate_matrix(table, table["p_false_negative"].to_numpy(), qrels_scored, params.num_negatives)
+    matrix = replace(
+        matrix, lists=replace(matrix.lists, quota=compute_quotas(table, qrels_scored, params.num_negatives))
+    )
     holdout_candidates = schemas.read_table(inputs["holdout_candidates"], schemas.HOLDOUT_CANDIDATES)
 
     def validate_mask(limit: RiskSolution | None, **given: Any) -> Summary | None:

@@ -68,7 +68,7 @@ class Params(BaseParams):
     )
     train_queries: int = option(200, "questions to train on, drawn by hash", ge=2)
     test_queries: int = option(150, "questions to test on, drawn by hash; 0: all", ge=0)
-    negatives: int = option(5, "negatives a question, beside one positive", ge=1)
+    num_negatives: int = option(5, "negatives a question, beside one positive", ge=1)
     max_false_negatives: float = option(0.02, f"{LEARNED}: the accepted share of false negatives", gt=0, lt=1)
     top_k: int = option(20, "the retriever's best documents of each test question, which are reranked", ge=1)
     epochs: int = option(2, "times that every question is seen", ge=1)
@@ -80,7 +80,7 @@ class Params(BaseParams):
     learning_rate: float | None = option(None, "peak learning rate. Left out: as [train] has it", gt=0, lt=1)
     max_length: int = option(128, "tokens of question and document together", ge=8)
     seed: int = option(0, "seed of the split, of what is hidden and of the bootstrap", ge=0, lt=2**32)
-    samples: int = option(2000, "bootstrap samples behind each interval", ge=100)
+    bootstrap_samples: int = option(2000, "bootstrap samples behind each interval", ge=100)
     device: Device = option(
         "auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", exclude_from_key=True
     )
@@ -96,7 +96,7 @@ class Params(BaseParams):
         """How the student of one seed is trained."""
         return TrainParams(
             base=self.student,
-            negatives=self.negatives,
+            num_negatives=self.num_negatives,
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
@@ -175,9 +175,9 @@ def build_rule_training_sets(
     ).to_numpy()
     if is_sampled.sum() < 2:
         raise InputError(
-            f"{benchmark.collection.name}: {int(is_sampled.sum())} questions get {params.negatives} negatives under "
-            f"every rule "
-            f"({', '.join(params.rule)}), too few to train on. Ask for fewer negatives, or leave a strict rule out."
+            f"{benchmark.collection.name}: {int(is_sampled.sum())} questions get {params.num_negatives} negatives "
+            f"under every rule ({', '.join(params.rule)}), too few to train on. Ask for fewer "
+            "negatives, or leave a strict rule out."
         )
     sampled_matrix = filter_queries(filter_queries(matrix, keep), is_sampled)
     sampled_candidates = candidates.filter(
@@ -205,10 +205,10 @@ def build_training_epochs(
     """The groups of all epochs in the order of training, those of distillation first."""
     n_distill_epochs = params.distill_epochs or 0
     distill_epochs = build_distillation_groups(
-        candidates, mined_queries, n_distill_epochs, params.positives, 1 + params.negatives, params.seed
+        candidates, mined_queries, n_distill_epochs, params.num_positives, 1 + params.num_negatives, params.seed
     )
     ranking_epochs = [
-        build_epoch_groups(mined_queries, e, params.positives, params.negatives, params.seed)
+        build_epoch_groups(mined_queries, e, params.num_positives, params.num_negatives, params.seed)
         for e in range(params.epochs)
     ]
     return [*distill_epochs, *ranking_epochs]
@@ -283,7 +283,10 @@ def build_downstream_report(
     for rule, rule_mean in other_metrics.items() if learned_rule else ():
         assert learned_rule
         comparisons = run_paired_bootstrap(
-            metrics_by_rule[learned_rule].mean(axis=0) - rule_mean, groups, n_resamples=params.samples, seed=params.seed
+            metrics_by_rule[learned_rule].mean(axis=0) - rule_mean,
+            groups,
+            n_resamples=params.bootstrap_samples,
+            seed=params.seed,
         )
         differences[rule] = {
             name: [comparison.difference, comparison.low, comparison.high]

@@ -272,7 +272,7 @@ def require_both_classes(name: str, is_held_out: Bools) -> None:
     or all."""
     if not 0 < is_held_out.sum() < len(is_held_out):
         raise InputError(
-            f"--write-prior: {name} teaches nothing, since {is_held_out.sum():,} of its {len(is_held_out):,} "
+            f"--write-model: {name} teaches nothing, since {is_held_out.sum():,} of its {len(is_held_out):,} "
             f"candidates are "
             "hidden positives: a prior needs questions with several positives that the encoder finds. Leave it out."
         )

@@ -2,13 +2,10 @@
 
 import heapq
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-
-from stages.core.params import option
 
 Hashes = npt.NDArray[np.uint8]
 """Digests of texts, 16 bytes each: [n, 16]."""
@@ -25,16 +22,6 @@ def sample_by_hash(ids: Iterable[str], n: int, purpose: str, seed: int = 0) -> l
     An id stays in the sample when others come or go, as far as `n` allows.
     """
     return heapq.nsmallest(n, dict.fromkeys(ids), key=lambda one: (stable_hash(seed, purpose, one), one))
-
-
-def seed_option(exclude_from_key: bool = False) -> Any:
-    """The parameter `seed`, for stages of one section that share it."""
-    return option(
-        0,
-        "Seed of the draws, which also depend on the query's id and never on its position.",
-        exclude_from_key=exclude_from_key,
-        ge=0,
-    )
 
 
 def hash_texts(texts: Iterable[str], prefix: str = "") -> Hashes:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 
 class BaseParams(BaseModel):
@@ -20,10 +21,23 @@ class BaseParams(BaseModel):
         return {name: None if value == "" and name in numbers else value for name, value in given.items()}
 
     @classmethod
+    def field_sections(cls, own_section: str) -> dict[str, str]:
+        """Field -> the section of prep.toml that holds it; `own_section` is the stage's."""
+        marks_by_field = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        return {
+            name: str(extra.get("section") or own_section) if isinstance(extra, dict) else own_section
+            for name, extra in marks_by_field.items()
+        }
+
+    @classmethod
     def fields_with_mark(cls, mark: str) -> set[str]:
         """The names of the fields that carry a mark of `option`: "path", "model" or "unkeyed"."""
-        marks_by_field = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
-        return {name for name, extra in marks_by_field.items() if isinstance(extra, dict) and extra.get(mark)}
+        return {name for name, field in cls.model_fields.items() if has_mark(field, mark)}
+
+
+def has_mark(field: FieldInfo, mark: str) -> bool:
+    """Whether `option` gave a field this mark."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
 
 
 def option(
@@ -32,15 +46,17 @@ def option(
     *,
     is_path: bool = False,
     is_model: bool = False,
+    section: str = "",
     exclude_from_key: bool = False,
     **constraints: Any,
 ) -> Any:
     """Declare a parameter: its default, its help text (shown by --help and in prep.toml) and pydantic checks.
 
     `is_path`: relative paths in prep.toml are relative to that file. `is_model`: so they are where such a folder is
-    there, else the value is a model's name. `exclude_from_key`: the value does not enter the artifact's key, because it
+    there, else the value is a model's name. `section`: the section of prep.toml, if not the stage's own.
+    `exclude_from_key`: the value does not enter the artifact's key, because it
     does not shape the result or because the content behind it enters the key instead.
     """
     sentence = f"{help_text[0].upper()}{help_text[1:].rstrip('.')}."
-    marks: dict[str, Any] = {"path": is_path, "model": is_model, "unkeyed": exclude_from_key}
+    marks: dict[str, Any] = {"path": is_path, "model": is_model, "unkeyed": exclude_from_key, "section": section}
     return Field(default, description=sentence, json_schema_extra=marks, **constraints)

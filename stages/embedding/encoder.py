@@ -64,6 +64,7 @@ class EncoderSpec:
         """The encoder's name in the vector store. The model's own name does not count, its weights do; the library
         versions do not either: a text that was ever encoded with an encoder is not encoded with it again."""
         parts = {name: value for name, value in asdict(self).items() if name != "model"}
+        parts["device"] = self.device.partition(":")[0]  # which of several GPUs is no matter
         return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 

@@ -24,7 +24,7 @@ class VectorLookup:
     """From rows of the tables to their vectors, for the stages after this one.
 
     `encoding_path` is the encode stage's encoder.json, `store_root` the vector store's (`tools.vectors`),
-    `encoder_index` the encoder's: 0 is `model`, 1 and on are `more_models`.
+    `encoder_index` the encoder's: 0 is `model`, 1 and on are `extra_models`.
     """
 
     def __init__(self, encoding_path: Path, store_root: Path, encoder_index: int = 0) -> None:

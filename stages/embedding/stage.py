@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from stages.core.arrays import Bools, Floats
 from stages.core.context import StageContext, Summary
+from stages.core.device import Device
 from stages.core.errors import InputError
 from stages.core.executor import Worker, batch_by_size
 from stages.core.files import write_durably
@@ -21,6 +22,7 @@ from stages.core.hashing import Hashes, hash_texts, unique_hashes
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable_model_name, resolve_model
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
+from stages.core.run_params import device_option, dtype_option
 from stages.core.schemas import CORPUS, QUERIES, scan_table
 from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec, unsupported_similarity
 from stages.embedding.lookup import format_encoder_texts, read_encodings
@@ -51,16 +53,9 @@ class Params(Base):
         "What compares two vectors: cosine (vectors are scaled to length 1) or dot. auto: dot where the model says so, "
         "else cosine, also for a model that says euclidean or manhattan: search is by inner product.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto",
-        "Number format the model computes in. auto: bfloat16 where the device has instructions for it (NVIDIA GPUs "
-        "since Ampere, CPUs with avx512_bf16 or amx_bf16), else float32. Vectors of one are no vectors of the other: "
-        "name one where a workspace moves between machines.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = option(
-        "auto", "Where the model runs. auto: cuda where torch and the driver offer it, else cpu.", exclude_from_key=True
-    )
-    more_models: tuple[str, ...] = option(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = dtype_option()
+    device: Device = device_option()
+    extra_models: tuple[str, ...] = option(
         (),
         "Further encoders, in this order the sources dense2, dense3, ... of mine-negatives; repeat it for several. "
         "Each goes by its own prompts, limit of tokens and similarity.",
@@ -107,8 +102,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     is killed loses at most what came after the last flush. Raises `InputError` for a model that can't be loaded or
     gives no finite vector.
     """
-    names = (params.model, *params.more_models)
-    for name in names if params.similarity == "auto" else params.more_models:
+    names = (params.model, *params.extra_models)
+    for name in names if params.similarity == "auto" else params.extra_models:
         if stated := unsupported_similarity(name):
             context.progress.log(
                 f"the encoder {name} asks for the {stated} similarity; cosine is used instead, since search is by "
@@ -278,11 +273,11 @@ def _resolve_encoder_specs(params: Params) -> list[EncoderSpec]:
         params.device,
         params.similarity,
     )
-    more = [resolve_encoder_spec(model, dtype=params.dtype, device=params.device) for model in params.more_models]
+    more = [resolve_encoder_spec(model, dtype=params.dtype, device=params.device) for model in params.extra_models]
     seen_keys = {first.key}
-    for other, name in zip(more, params.more_models, strict=True):
+    for other, name in zip(more, params.extra_models, strict=True):
         if other.key in seen_keys:
-            raise InputError(f"more_models: the encoder {name} is there already, so it would find the same again.")
+            raise InputError(f"extra_models: the encoder {name} is there already, so it would find the same again.")
         seen_keys.add(other.key)
     return [first, *more]
 

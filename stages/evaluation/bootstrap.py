@@ -5,10 +5,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.params import option
+
 MIN_GROUPS = 6
 """With fewer independent groups not even a unanimous result reaches p < 0.05 (sign flips: 2 / 2^5 = 0.0625)."""
 
 _MAX_BLOCK_CELLS = 1 << 22
+
+
+def bootstrap_samples_option() -> Any:
+    """The field `bootstrap_samples`, which evaluate and the gate share."""
+    return option(2000, "Bootstrap samples behind each interval.", section="evaluate", ge=100)
 
 
 class BootstrapResult(NamedTuple):

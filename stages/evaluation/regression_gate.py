@@ -11,8 +11,10 @@ from stages.core.context import StageContext, Summary
 from stages.core.device import Device
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
+from stages.core.run_params import device_option, seed_option
 from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, QUERIES, read_table, scan_documents
 from stages.evaluation import bootstrap
+from stages.evaluation.bootstrap import bootstrap_samples_option
 from stages.evaluation.candidate_lists import build_candidate_lists
 from stages.evaluation.metrics import Evaluator, Metric
 from stages.reranking.scoring import gather_pair_texts, score_with_cross_encoders
@@ -21,15 +23,13 @@ from stages.reranking.scoring import gather_pair_texts, score_with_cross_encoder
 class Params(Base):
     """[refresh]"""
 
-    measure: Metric = option(
+    metric: Metric = option(
         "nDCG@10", "a new reranker that is significantly worse by this metric on test is not published"
     )
     confidence: float = option(0.95, "how sure the gate must be that the new one is worse", gt=0.5, lt=1)
-    samples: int = option(2000, "bootstrap samples behind the gate's interval", ge=100)
-    seed: int = option(42, "seed of the gate's bootstrap", ge=0)
-    device: Device = option(
-        "auto", "where the published reranker is scored: cpu, cuda:0, ...; auto", exclude_from_key=True
-    )
+    bootstrap_samples: int = bootstrap_samples_option()
+    seed: int = seed_option()
+    device: Device = device_option()
 
 
 VERSION = 2
@@ -56,7 +56,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     if n_excluded:
         context.progress.log(f"gate: {n_excluded} test questions were in train or dev before; they are not compared on")
     candidate_lists = candidate_lists.exclude_queries(seen_query_ids)
-    is_new = (pl.col("split") == "test") & (pl.col("system") == "reranker") & (pl.col("metric") == params.measure)
+    is_new = (pl.col("split") == "test") & (pl.col("system") == "reranker") & (pl.col("metric") == params.metric)
     new_metrics = read_table(inputs["per_query"], PER_QUERY_METRICS).filter(
         is_new & ~pl.col("query_id").is_in(seen_query_ids.implode())
     )
@@ -74,7 +74,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             progress=context.progress,
         )
         ranked = candidate_lists.lists.join(pairs.with_columns(score=pl.Series(next(old_scores))), on=PAIR_COLUMNS)
-        verdict = compare_rerankers(new_metrics, Evaluator(candidate_lists.qrels, [params.measure])(ranked), params)
+        verdict = compare_rerankers(new_metrics, Evaluator(candidate_lists.qrels, [params.metric])(ranked), params)
     (out / "gate.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     return verdict
 
@@ -97,7 +97,7 @@ def compare_rerankers(new_metrics: pl.DataFrame, old_metrics: pl.DataFrame, para
         [comparison] = bootstrap.run_paired_bootstrap(
             values[:, :1] - values[:, 1:],
             paired["group"].to_numpy(),
-            n_resamples=params.samples,
+            n_resamples=params.bootstrap_samples,
             seed=params.seed,
             confidence=params.confidence,
         )
@@ -107,4 +107,4 @@ def compare_rerankers(new_metrics: pl.DataFrame, old_metrics: pl.DataFrame, para
     low, high = statistics["low"], statistics["high"]
     verdict = "worse" if high is not None and high < 0 else "better" if low is not None and low > 0 else "same"
     rounded = {name: None if value is None else round(value, 6) for name, value in statistics.items()}
-    return {"metric": params.measure, **rounded, "verdict": verdict, "n_queries": paired.height}
+    return {"metric": params.metric, **rounded, "verdict": verdict, "n_queries": paired.height}

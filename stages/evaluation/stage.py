@@ -12,8 +12,9 @@ from stages.core.context import StageContext, Summary
 from stages.core.device import Device
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
+from stages.core.run_params import device_option, dtype_option, seed_option
 from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, scan_documents, write_table
-from stages.evaluation.bootstrap import MIN_GROUPS, run_paired_bootstrap
+from stages.evaluation.bootstrap import MIN_GROUPS, bootstrap_samples_option, run_paired_bootstrap
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores, select_fusion_weight
 from stages.evaluation.metrics import Evaluator, average_metrics, list_metric_names
@@ -34,14 +35,10 @@ class Params(Base):
         "evaluate at most this many questions of dev and of test each, drawn by a hash of seed and question id; 0: all",
         ge=0,
     )
-    samples: int = option(2000, "bootstrap samples behind each interval and p", ge=100)
-    seed: int = option(42, "seed of the sample of questions and of the bootstrap", ge=0)
-    dtype: Dtype = option(
-        "auto", "bfloat16 or float32 inside the rerankers; auto: bfloat16 where the device is fast at it"
-    )
-    device: Device = option(
-        "auto", "where the rerankers run: cpu, cuda:0, ...; auto: a GPU where there is one", exclude_from_key=True
-    )
+    bootstrap_samples: int = bootstrap_samples_option()
+    seed: int = seed_option()
+    device: Device = device_option()
+    dtype: Dtype = dtype_option()
 
 
 VERSION = 2
@@ -163,7 +160,9 @@ def compare_to_embedder(query_metrics: pl.DataFrame, params: Params) -> dict[str
     for row in SYSTEMS:
         if row != "embedder":
             differences = metrics_by_system[row].select(TESTED_METRICS).to_numpy() - reference
-            comparisons = run_paired_bootstrap(differences, group, n_resamples=params.samples, seed=params.seed)
+            comparisons = run_paired_bootstrap(
+                differences, group, n_resamples=params.bootstrap_samples, seed=params.seed
+            )
             differences_by_system[row] = {
                 name: _round_values(one._asdict()) for name, one in zip(TESTED_METRICS, comparisons, strict=True)
             }

@@ -43,13 +43,13 @@ CANDIDATE_ROWS_PER_BLOCK = 100_000
 class Params(BaseParams):
     """What is looked for."""
 
-    answers: bool = option(
+    exclude_answers: bool = option(
         True, "Set documents aside that hold a known answer of the query as whole words (DPR's rule)."
     )
     min_answer_chars: int = option(
         4, "Answers narrower than this are not looked for; a Chinese, Japanese or Korean character counts as two.", ge=1
     )
-    estimate: bool = option(
+    estimate_false_negatives: bool = option(
         True,
         "Estimate for every candidate how likely it is a false negative. mask = learned goes by it; with a fixed rule "
         "it says how many of the negatives written are false.",
@@ -60,7 +60,7 @@ def key_extras(params: Params) -> dict[str, str]:
     """The shipped prior, where an estimate hangs on it."""
     from stages.mining.estimator.model import PRETRAINED_MODEL_PATH
 
-    return {"pretrained_model": file_digest(PRETRAINED_MODEL_PATH)} if params.estimate else {}
+    return {"pretrained_model": file_digest(PRETRAINED_MODEL_PATH)} if params.estimate_false_negatives else {}
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
@@ -83,7 +83,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         ),
         duplicate_docs=compute_text_keys(inputs["corpus"]).filter(pl.len().over("text_key") > 1),
         answer_strings=known_positives.select_answer_strings(
-            answers if params.answers else answers.clear(), params.min_answer_chars
+            answers if params.exclude_answers else answers.clear(), params.min_answer_chars
         ),
     )
     match_keys = (
@@ -110,7 +110,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     # What is multiplied here is small: more threads of BLAS wait longer than they compute, and hours where others work.
     single_thread = threadpool_limits(1, "blas")
     with single_thread, schemas.open_parquet_writer(out / "features.parquet", schemas.CANDIDATE_FEATURES) as writer:
-        estimator = _fit_estimator(inputs, vectors, vectorise, facts, context) if params.estimate else None
+        estimator = (
+            _fit_estimator(inputs, vectors, vectorise, facts, context) if params.estimate_false_negatives else None
+        )
         for done, rows in enumerate(map_query_batches(build_block, blocks), 1):
             writer.write_table(schemas.to_arrow_table(rows, schemas.CANDIDATE_FEATURES))
             n_pairs += len(rows)
@@ -124,7 +126,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     description = (
         estimator.describe()
         if estimator
-        else {"source": None, "unreliable_reason": "estimate is switched off", "models": []}
+        else {"source": None, "unreliable_reason": "estimate_false_negatives is switched off", "models": []}
     )
     (out / "estimator.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {"n_pairs": n_pairs, "estimate": estimator.summary if estimator else None}

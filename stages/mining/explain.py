@@ -35,7 +35,7 @@ _REASON_TEXTS = {
     "kept": "passed every check",
 }
 BENCHMARK_FALSE_NEGATIVE_RATE = "0 to 5.1 % (median 1.6 %)"
-"""`prep bench negatives stackfaq bioasq policyqa medquad medquad_liveqa covid_faq --left one`."""
+"""`prep bench negatives stackfaq bioasq policyqa medquad medquad_liveqa covid_faq --keep-positives one`."""
 _NUMERIC_FIELDS = ("score", "threshold", "positive_similarity", "rank", "weight")
 _MINED_SCHEMA = {"query_id": pl.String(), "pos_ids": pl.List(pl.String), "neg_ids": pl.List(pl.String)}
 

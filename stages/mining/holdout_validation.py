@@ -44,7 +44,7 @@ def validate_on_holdout(
         rows = rows.filter(pl.col("p_false_negative") <= risk_budget.MAX_P_FALSE_NEGATIVE)
     p = rows["p_false_negative"].to_numpy()
     query = rows.select(pl.struct("query_id", "fold").rle_id()).to_series().cast(pl.Int64).to_numpy()
-    quota = np.full(int(query.max(initial=-1)) + 1, params.negatives)
+    quota = np.full(int(query.max(initial=-1)) + 1, params.num_negatives)
     candidates, cells = risk_budget.pad_by_query(query, rows["score"].to_numpy(), p, quota)
     selected = risk_budget.select_at_lambda(candidates, solution.lambda_ if solution else 0.0)[cells] & (
         p <= (solution.max_p if solution else 1.0)

@@ -80,7 +80,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
     if estimator["source"] is None and (params.mask == "learned" or params.relabel != "no"):
         wants = "mask = learned" if params.mask == "learned" else f"relabel = {params.relabel}"
-        raise InputError(f"{wants} goes by the estimate, which estimate = false switches off: leave one of them out")
+        raise InputError(
+            f"{wants} goes by the estimate, which estimate_false_negatives = false switches off: leave one of them out"
+        )
     rule = params
     if params.mask == "learned" and estimator["unreliable_reason"]:
         context.progress.log(
@@ -126,7 +128,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             "holdout_validation": validate_on_holdout(rule, solution, holdout_candidates),
         }
     if params.relabel == "positive" and not estimator["unreliable_reason"] and not counts["relabelled"]:
-        context.progress.log(explain_no_relabels(params.above, max_ignored_p))
+        context.progress.log(explain_no_relabels(params.relabel_min_probability, max_ignored_p))
     for line in list_warnings(summary):
         context.progress.log(line)
     return summary
@@ -174,7 +176,9 @@ def assign_verdicts(
         repeated_query=pl.col("positive_kind") == "paraphrase",
         near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
         verifier=pl.col("verifier_false_negative"),
-        relabelled=pl.lit(params.relabel == "positive") & (is_masked | is_llm_positive) & (p >= params.above),
+        relabelled=pl.lit(params.relabel == "positive")
+        & (is_masked | is_llm_positive)
+        & (p >= params.relabel_min_probability),
         weighted=pl.lit(params.relabel == "weight") & is_masked & p.is_not_null(),
     )
     lines = pl.DataFrame([*REASON_PRECEDENCE, ("kept", NEGATIVE)], schema=["reason", "verdict"], orient="row")
@@ -217,7 +221,7 @@ def explain_no_relabels(min_probability: float, max_ignored_p: float) -> str:
         return "relabel = positive makes no positive: nothing with an estimate is set aside"
     return (
         f"relabel = positive makes no positive: the likeliest false negative that is set aside has a probability of "
-        f"{max_ignored_p:.3f}, and above = {min_probability} is asked for"
+        f"{max_ignored_p:.3f}, and relabel_min_probability = {min_probability} is asked for"
     )
 
 

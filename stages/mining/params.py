@@ -8,9 +8,9 @@ from stages.core.params import BaseParams, option
 from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName
 
 
-def negatives_option() -> Any:
-    """The parameter `negatives`: mask and compose both go by it."""
-    return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", ge=1)
+def num_negatives_option() -> Any:
+    """The parameter `num_negatives`: mask and compose both go by it."""
+    return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", section="mine", ge=1)
 
 
 class RiskPolicy(BaseParams):
@@ -19,15 +19,17 @@ class RiskPolicy(BaseParams):
     max_false_negatives: float = option(
         0.02,
         "learned: the share of false ones that you accept among the negatives written, as expected.",
+        section="mine",
         gt=0,
         lt=1,
     )
-    negatives: int = negatives_option()
+    num_negatives: int = num_negatives_option()
     # Looked at with MiniLM on medical FAQs: from 0.98 up texts differ in a detail at most, below begin true negatives
     # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
     duplicate_similarity: float = option(
         0.98,
         "Set documents aside whose vector has at least this cosine with a positive's; above 1 switches it off.",
+        section="mine",
         gt=0,
         le=2,
     )
@@ -57,11 +59,11 @@ class Params(RiskPolicy):
     relabel: Literal["no", "positive", "weight"] = option(
         "no",
         "What becomes of what the rule sets aside. no: it is left out; positive: what is a false negative with a "
-        "probability of at least `min_probability` becomes a positive of the query in training (as in RLHN); "
+        "probability of at least relabel_min_probability becomes a positive of the query in training (as in RLHN); "
         "weight: it stays a "
         "negative that counts as much as it is likely to be one (neg_weights in mined.jsonl).",
     )
-    above: float = option(0.9, "The probability from which on relabel makes a positive.", gt=0, le=1)
+    relabel_min_probability: float = option(0.9, "The probability from which on relabel makes a positive.", gt=0, le=1)
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -213,7 +213,7 @@ def pad_eligible_candidates(
     that is: what has a p of at most `max_p`. The room of a query is what its curated negatives leave."""
     rows = rows.with_columns(
         room=(
-            policy.negatives - pl.col("curated_negative").fill_null(False).sum().over("query_id").cast(pl.Int64)
+            policy.num_negatives - pl.col("curated_negative").fill_null(False).sum().over("query_id").cast(pl.Int64)
         ).clip(0)
     )
     flags = [pl.col(flag).fill_null(False) for flag in _EXCLUDING_FLAGS if flag in rows.columns]

@@ -22,7 +22,7 @@ COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "document_id": ("document_id", "doc_id", "passage_id", "context_id", "pid", "docid", "corpus-id", "answer_id"),
     "title": ("title", "document_title", "doc_title", "标题"),
     "relevance": ("relevance", "rel", "label"),
-    "negatives": ("negatives", "negative", "neg", "hard_negatives", "hard_negative"),
+    "negatives_column": ("negatives", "negative", "neg", "hard_negatives", "hard_negative"),
     "split": ("split", "dataset", "subset", "fold"),
 }
 """For each part the names that are recognised, the likelier ones first (`doc`, often a file name, comes last)."""
@@ -44,7 +44,7 @@ def resolve_columns(
     column_by_role: dict[str, str] = {}
     for role in roles:
         if name := column_options.get(role):
-            column_by_role[role] = find_column(name, columns, label, f"--{role.replace('_', '-')}")
+            column_by_role[role] = find_column(name, columns, label, f"[pairs] {role}")
     folded: dict[str, str] = {}
     for column in columns:
         folded.setdefault(column.strip().casefold().replace(" ", "_"), column)
@@ -135,8 +135,8 @@ def choose_pair_columns(source: TableSource, column_options: Mapping[str, str | 
             del column_by_role[role]
     if "question" not in column_by_role:
         raise InputError(
-            f"{source.label}: no column looks like the question. {describe_columns(columns)} Name it with --question "
-            "(if these are no column names, the table lacks its header line)."
+            f"{source.label}: no column looks like the question. {describe_columns(columns)} Name it: question under "
+            "[pairs] (if these are no column names, the table lacks its header line)."
         )
     if not column_options.get("document"):
         if (
@@ -155,7 +155,7 @@ def choose_pair_columns(source: TableSource, column_options: Mapping[str, str | 
     if "document" not in column_by_role:
         raise InputError(
             f"{source.label}: no column looks like the document. {describe_columns(columns)} "
-            "Name it with --document (for question-answer pairs, the answer column)."
+            "Name it: document under [pairs] (for question-answer pairs, the answer column)."
         )
     return ColumnMapping({role: column_by_role[role] for role in PAIR_ROLES if role in column_by_role}, notes)
 

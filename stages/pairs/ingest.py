@@ -185,7 +185,7 @@ class Ingester:
         answers = parse_texts(cells.get("answer"), self._separator)
         negatives = [
             (text, text_digest(text))
-            for text in parse_texts(cells.get("negatives"), self._separator)
+            for text in parse_texts(cells.get("negatives_column"), self._separator)
             if text != query and is_long_enough(text, self._min_chars)
         ]
         for text in answers:

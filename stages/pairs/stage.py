@@ -43,7 +43,7 @@ class Params(Base):
         is_path=True,
         exclude_from_key=True,
     )
-    sql: str | None = option(None, "A SELECT whose rows are the table; needs --database.", exclude_from_key=True)
+    sql: str | None = option(None, "A SELECT whose rows are the table; needs database.", exclude_from_key=True)
     database: str | None = option(
         None,
         "Where to ask sql: sqlite:///path/to/file.db or postgresql://user@host/name.",
@@ -58,7 +58,7 @@ class Params(Base):
         None, "A BEIR folder: corpus.jsonl, queries.jsonl, qrels/*.tsv.", is_path=True, exclude_from_key=True
     )
 
-    decisions: str | None = option(
+    label_overrides: str | None = option(
         None,
         "What people decided about single pairs, as JSON Lines or CSV: query_id, doc_id, label (positive or negative; "
         "empty: not decided). What `prep audit --out` writes is such a file.",
@@ -79,7 +79,9 @@ class Params(Base):
     relevance: str | None = option(
         None, f"Column of judgements: above 0 a positive, 0 a curated negative. {_COLUMN_HELP}"
     )
-    negatives: str | None = option(None, f"Column of texts that do not answer: curated negatives. {_COLUMN_HELP}")
+    negatives_column: str | None = option(
+        None, f"Column of texts that do not answer: curated negatives. {_COLUMN_HELP}"
+    )
     split: str | None = option(None, f"Column of the table's own split: train, dev, test. {_COLUMN_HELP}")
     value_separator: str | None = option(
         None, "What stands between several values in one cell, such as '|||' (JSON arrays are known without it)."
@@ -99,12 +101,12 @@ class Params(Base):
         2, "Questions and documents with fewer characters are set aside; a Han or kana character counts as two.", ge=1
     )
 
-    dev: float = option(0.1, "Share of the units that goes to dev; 0.1 is the custom.", ge=0, lt=1)
-    test: float = option(0.1, "Share of the units that goes to test; 0.1 is the custom.", ge=0, lt=1)
+    dev_ratio: float = option(0.1, "Share of the units that goes to dev; 0.1 is the custom.", ge=0, lt=1)
+    test_ratio: float = option(0.1, "Share of the units that goes to test; 0.1 is the custom.", ge=0, lt=1)
     split_by: Literal["component", "question", "group"] = option(
         "component", "What stays together: all that shares documents, questions or groups; a question; or a group."
     )
-    seed: int = option(0, "Another number draws another split.")
+    split_seed: int = option(0, "Another number draws another split.")
 
     @field_validator("tables", "corpus", mode="before")
     @classmethod
@@ -118,9 +120,10 @@ class Params(Base):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.dev + self.test >= 1:
+        if self.dev_ratio + self.test_ratio >= 1:
             raise ValueError(
-                f"dev ({self.dev}) and test ({self.test}) leave nothing for train: their sum must be below 1"
+                f"dev_ratio ({self.dev_ratio}) and test_ratio ({self.test_ratio}) leave nothing for train: "
+                "their sum must be below 1"
             )
         if self.chunk_words and self.chunk_overlap >= self.chunk_words:
             raise ValueError(f"chunk_overlap ({self.chunk_overlap}) must be below chunk_words ({self.chunk_words})")
@@ -135,17 +138,19 @@ def key_extras(params: Params) -> dict[str, str]:
     """What the input is, by content: a digest for each file's name, and one for the rows of the SQL query."""
     digests: dict[str, str] = {}
     for kind, patterns in (("table", params.tables), ("corpus", params.corpus)):
-        paths = find_files(patterns, f"--{kind}s" if kind == "table" else "--corpus")
+        paths = find_files(patterns, "[pairs] tables" if kind == "table" else "[pairs] corpus")
         digests |= {f"{kind}:{label}": file_digest(path) for label, path in zip(label_files(paths), paths, strict=True)}
     if params.beir:
         folder = Path(params.beir).expanduser()
         digests |= {f"beir:{path.relative_to(folder)}": file_digest(path) for path in find_beir_files(folder)}
-    if params.decisions:
-        digests["decisions"] = file_digest(find_files([params.decisions], "--decisions")[0])
+    if params.label_overrides:
+        digests["label_overrides"] = file_digest(find_files([params.label_overrides], "[pairs] label_overrides")[0])
     if params.sql and params.database:
         digests["sql"] = sql_digest(params.database, params.sql)
     if not digests:
-        raise InputError("there is no input: name a table in prep.toml ([pairs] tables) or on the command line")
+        raise InputError(
+            "there is no input: set tables under [pairs] in prep.toml, or name a table, as in prep build-pairs faq.csv"
+        )
     return digests
 
 
@@ -153,10 +158,10 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     """Write queries, corpus, qrels, answers and rejects into `out`; a table larger than memory is no trouble."""
     scratch = context.scratch_dir / "pairs"
     shutil.rmtree(scratch, ignore_errors=True)
-    tables = _file_sources(params.tables, "--tables", params)
+    tables = _file_sources(params.tables, "[pairs] tables", params)
     if params.sql and params.database:
         tables.append(sql_source(params.database, params.sql, scratch / "sql.arrow"))
-    corpora = _file_sources(params.corpus, "--corpus", params)
+    corpora = _file_sources(params.corpus, "[pairs] corpus", params)
     beir = beir_sources(Path(params.beir).expanduser()) if params.beir else []
     try:
         return _build_tables(params, PairSources(tables, corpora, beir), out, scratch, context.progress)
@@ -192,7 +197,7 @@ def build_pairs(frames: Any, params: Params | None = None) -> PairTables:
         out = Path(folder) / "out"
         out.mkdir()
         params = params or Params()
-        corpora = _file_sources(params.corpus, "--corpus", params)
+        corpora = _file_sources(params.corpus, "[pairs] corpus", params)
         summary = _build_tables(params, PairSources(sources, corpora), out, Path(folder) / "scratch", NullProgress())
         tables = {path.stem: pl.read_parquet(path, memory_map=False) for path in out.iterdir()}
     return PairTables(**tables, summary=summary)
@@ -247,9 +252,11 @@ def _build_tables(params: Params, inputs: PairSources, out: Path, scratch: Path,
         column_options = {role: getattr(params, role) for role in PAIR_ROLES}
         with pause_garbage_collection():
             columns, notes = ingest_sources(inputs, column_options, ingester, progress)
-        overrides_path = find_files([params.decisions], "--decisions")[0] if params.decisions else None
+        overrides_path = (
+            find_files([params.label_overrides], "[pairs] label_overrides")[0] if params.label_overrides else None
+        )
         table_writer = TableWriter(ingester, reject_writer, inputs.all_sources, out, scratch)
-        ratios = SplitRatios(params.dev, params.test, params.split_by, params.seed)
+        ratios = SplitRatios(params.dev_ratio, params.test_ratio, params.split_by, params.split_seed)
         counts = table_writer.write(
             ratios, f"column {columns.get('id')!r}", trust_ids=bool(params.id), overrides_path=overrides_path
         )

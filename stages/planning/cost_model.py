@@ -124,14 +124,14 @@ def _search(table: Table, settings: Settings, machine: Machine) -> Prediction:
     memory = (
         machine.tables
         + 4 * dimension * (asked + 2 * block)
-        + asked * constants.KEPT * min(params.depth, table.documents)
+        + asked * constants.KEPT * min(params.top_k, table.documents)
     )
     work = f"{table.queries:,} x {table.documents:,} x {dimension}, {_short(found)} candidates"
     if products < table.queries * table.documents * dimension:
         work += ", goes on from the last search"
     stored = int(disk + constants.CANDIDATE_BYTES * found)
-    if params.index not in EXACT_INDEX_NAMES:
-        return Prediction("search", f"{work}, by the index {params.index}", None, memory, stored, "unknown")
+    if params.faiss_index not in EXACT_INDEX_NAMES:
+        return Prediction("search", f"{work}, by the index {params.faiss_index}", None, memory, stored, "unknown")
     return Prediction("search", work, seconds, memory, stored, machine.sweep.source)
 
 
@@ -139,7 +139,7 @@ def _evidence(table: Table, settings: Settings, machine: Machine) -> Prediction:
     params: Any = settings["features"]
     found = candidates_of(table, settings)
     yards = constants.BEGIN + found * (constants.FLAG + constants.ANSWER * (table.answered / max(table.queries, 1)))
-    if params.estimate:
+    if params.estimate_false_negatives:
         owners = min(table.train * table.positives / max(table.documents, 1), MAX_POSITIVE_QUERIES)
         shown = found * (1 + N_HOLDOUT_ROUNDS * min(table.several, MAX_TABLE_MODEL_QUERIES) / max(table.queries, 1))
         yards += shown * (constants.ESTIMATE + constants.OWNER * owners)
@@ -155,22 +155,22 @@ def _evidence(table: Table, settings: Settings, machine: Machine) -> Prediction:
 
 def _verify(table: Table, settings: Settings, machine: Machine) -> Prediction:
     params: Any = settings["verify"]
-    if not params.teacher and not params.judge:
+    if not params.verifier and not params.llm_judge:
         return Prediction("verify", "nobody is asked", 0.0, machine.tables, 0, KNOWN)
-    if params.judge:
-        return Prediction("verify", f"{params.judge_budget:,} requests at most", None, machine.tables, 0, "unknown")
+    if params.llm_judge:
+        return Prediction("verify", f"{params.llm_judge_budget:,} requests at most", None, machine.tables, 0, "unknown")
     taught = min(SELF_TRAINED_MAX_QUERIES, table.train * (params.folds - 1) // params.folds)
-    if params.teacher == SELF_TRAINED and taught < MIN_QUERIES_PER_FOLD:
+    if params.verifier == SELF_TRAINED and taught < MIN_QUERIES_PER_FOLD:
         work = f"{taught:,} queries to train a fold on are too few: nobody is asked"
         return Prediction("verify", work, 0.0, machine.tables, 0, KNOWN)
     pairs = round(constants.UNSURE * candidates_of(table, settings))
-    pairs = min(pairs, params.teacher_budget or pairs) + table.train
+    pairs = min(pairs, params.verifier_budget or pairs) + table.train
     reader = machine.teacher or machine.score
-    seconds = reader.start + scored(table, reader, pairs, params.teacher_max_length)
+    seconds = reader.start + scored(table, reader, pairs, params.verifier_max_length)
     work = f"{pairs:,} pairs, if {constants.UNSURE:.0%} of the candidates are in doubt"
-    if params.teacher == SELF_TRAINED:
+    if params.verifier == SELF_TRAINED:
         lessons = taught * 8 * (1 + machine.fresh_head)  # groups of 8, an epoch; a new head has a first lesson
-        lengths = np.minimum(table.pair_tokens, params.teacher_max_length)
+        lengths = np.minimum(table.pair_tokens, params.verifier_max_length)
         each = machine.step.start + machine.step.rate.total(lengths) * lessons / max(len(lengths), 1)
         seconds += params.folds * each
         work += f", after {params.folds} trainings on {taught:,} queries"
@@ -200,11 +200,11 @@ def _train(table: Table, settings: Settings, machine: Machine) -> Prediction:
     step, score = machine.step, machine.score
     epochs = params.epochs + lessons(params, machine)
     queries = min(params.max_queries or table.train, table.train)
-    groups = round(queries * min(params.positives, max(table.positives, 1.0)))
-    size = 1 + min(params.negatives, compose.n_requested)
+    groups = round(queries * min(params.num_positives, max(table.positives, 1.0)))
+    size = 1 + min(params.num_negatives, compose.n_requested)
     pairs, steps = groups * size * epochs, -(-groups // params.batch_size) * epochs
     lengths = np.minimum(table.pair_tokens if len(table.pair_tokens) else 1, params.max_length).reshape(-1)
-    dev = min(params.dev_queries or table.splits.get("dev", 0), table.splits.get("dev", 0))
+    dev = min(params.max_dev_queries or table.splits.get("dev", 0), table.splits.get("dev", 0))
     dev_pairs = dev * min(params.dev_top_k, table.documents) * epochs
     saves = epochs * (1 + steps // epochs // 50) if epochs else 0
     seconds = step.start + step.rate.total(lengths) * pairs / max(len(lengths), 1) + steps * step.update

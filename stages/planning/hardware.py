@@ -58,11 +58,11 @@ def measure(stages: Collection[str], table: Table, settings: Settings, imported:
         return machine
     params: Any = settings["train"]
     verify: Any = settings["verify"]
-    teacher = verify.teacher if "verify" in stages else None
+    teacher = verify.verifier if "verify" in stages else None
     if teacher and teacher != SELF_TRAINED:
         progress.log("measuring the teacher ...")
         folder = resolve_model(teacher)
-        machine = replace(machine, teacher=_scored(folder, params.device, "auto", verify.teacher_max_length, table))
+        machine = replace(machine, teacher=_scored(folder, params.device, "auto", verify.verifier_max_length, table))
     folder = resolve_model(params.base)
     if {"train", "evaluate"} & set(stages) or teacher == SELF_TRAINED:
         progress.log("measuring the reranker ...")
@@ -96,12 +96,12 @@ def on_gpus(gpu: Gpu, gpus: int, table: Table, settings: Settings, here: Machine
 
 
 def _published_teacher(gpu: Gpu, settings: Settings, score: Model, tokens: float) -> Model | None:
-    """[mine] teacher on a GPU, where it is another model than the base, which is `score`."""
+    """[verify] verifier on a GPU, where it is another model than the base, which is `score`."""
     verify: Any = settings["verify"]
-    if not verify.teacher or verify.teacher == SELF_TRAINED:
+    if not verify.verifier or verify.verifier == SELF_TRAINED:
         return None
-    shape = shape_of(resolve_model(verify.teacher))
-    rate = published(gpu, shape, verify.teacher_max_length).at_least(tokens)
+    shape = shape_of(resolve_model(verify.verifier))
+    rate = published(gpu, shape, verify.verifier_max_length).at_least(tokens)
     return Model({"": rate}, constants.START, score.memory + 4 * (shape.weights - score.shape.weights), shape)
 
 
@@ -167,7 +167,7 @@ def _swept(table: Table, settings: Settings, machine: Machine) -> Any:
     search: Any = settings["search"]
     hidden = machine.encoders[0].shape.hidden
     device, dtype = choose_device_and_dtype(search, table.queries * table.documents * hidden)
-    return probes.sweep(hidden, table.queries, table.documents, search.depth, device, dtype)
+    return probes.sweep(hidden, table.queries, table.documents, search.top_k, device, dtype)
 
 
 def _scored(folder: Path, device: str, dtype: Dtype, max_length: int, table: Table) -> Model:

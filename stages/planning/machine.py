@@ -37,7 +37,7 @@ class Machine:
     score: Model
     step: Training
     teacher: Model | None
-    """That of [mine] teacher, where it is another model than the base of the reranker."""
+    """That of [verify] verifier, where it is another model than the base of the reranker."""
     fresh_head: bool
     """The base of the reranker is an encoder, so its head learns the retriever's scores first."""
     yard: float

@@ -99,7 +99,7 @@ def step(params: "TrainParams", folder: Path, table: Table, seconds: float = SEC
     loss = GroupLoss(model, params.loss, params.dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
     tokens = np.minimum(table.pair_tokens, params.max_length)
-    size = 1 + params.negatives
+    size = 1 + params.num_negatives
     groups = max(1, min(params.batch_size, round(_STEP / (float(tokens.mean()) * size))))
     spent: list[float] = []
     counts: list[int] = []

@@ -82,7 +82,7 @@ def read(params: EncodeParams, base: str, inputs: Mapping[str, Path], vectors: P
     splits = dict(owners.group_by("split").len().sort("split").iter_rows())
     judged = owners.filter(pl.col("split") == "train")["len"]
     characters = scan_documents(inputs["corpus"]).select(pl.col("text").str.len_chars().sum()).collect().item()
-    names = (params.model, *params.more_models)
+    names = (params.model, *params.extra_models)
     asked = owners.filter(pl.col("split") == "train")["query_id"]
     questions = _texts(inputs["queries"], "query", queries["query_id"].is_in(asked.implode()).to_numpy())
     documents = _texts(inputs["corpus"], "document", None)

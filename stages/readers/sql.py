@@ -21,7 +21,7 @@ SQL_LABEL = "sql"
 _FETCH_ROWS = 5000
 _SORT_RUN_BYTES = 64 << 20
 TextRow = tuple[str | None, ...]
-_DATABASE_HELP = "Give --database as sqlite:///path/to/file.db or postgresql://user@host/name."
+_DATABASE_HELP = "Give [pairs] database as sqlite:///path/to/file.db or postgresql://user@host/name."
 
 
 def sql_source(url: str, query: str, spool_path: Path) -> TableSource:
@@ -117,13 +117,13 @@ def _open_query(url: str, query: str) -> Iterator[tuple[list[str], Iterator[list
         with _query_postgres(url, query) as found:
             yield found
     else:
-        raise InputError(f"--database names no database that is read. {_DATABASE_HELP}")
+        raise InputError(f"[pairs] database names no database that is read. {_DATABASE_HELP}")
 
 
 @contextmanager
 def _query_sqlite(path: Path, query: str) -> Iterator[tuple[list[str], Iterator[list[tuple[Any, ...]]]]]:
     if not path.is_file():
-        raise InputError(f"--database: there is no SQLite file {path}. {_DATABASE_HELP}")
+        raise InputError(f"[pairs] database: there is no SQLite file {path}. {_DATABASE_HELP}")
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:

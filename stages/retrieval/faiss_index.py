@@ -38,13 +38,11 @@ class FaissIndex:
         self.factory, self.n_lists = factory, count_ivf_lists(factory)
         if self.n_lists > n_documents:
             raise InputError(
-                f"--index {factory!r} has {self.n_lists:,} lists, and there are only {n_documents:,} documents to "
-                f"train "
-                f"them on. Take at most {max(1, n_documents // MIN_POINTS_PER_LIST):,} lists, or leave --index out: "
-                f"exact "
-                "search of so few is fast."
+                f"[search] faiss_index = {factory!r} has {self.n_lists:,} lists, and there are only {n_documents:,} "
+                f"documents to train them on. Take at most {max(1, n_documents // MIN_POINTS_PER_LIST):,} lists, or "
+                "leave faiss_index out: exact search of so few is fast."
             )
-        self._description = f"--index {factory!r} for {n_documents:,} vectors of dimension {dimension}"
+        self._description = f"[search] faiss_index = {factory!r} for {n_documents:,} vectors of dimension {dimension}"
         # Polysemous codes take ten times as long to train and serve a filter that is off unless its threshold is set.
         filtered = "ht=" in parameters
         plain = factory if filtered else re.sub(r"((?:^|,)PQ\d+(?:x\d+)?)(?=,|$)", r"\1np", factory)
@@ -74,7 +72,7 @@ class FaissIndex:
 
     def set_parameters(self, parameters: str) -> None:
         """Set search parameters as `faiss.ParameterSpace` spells them: "nprobe=32,k_factor_rf=4"; "" changes none."""
-        with self._translate_faiss_errors(f"does not take --index-params {parameters!r}", _PARAMETERS_HINT):
+        with self._translate_faiss_errors(f"does not take faiss_params = {parameters!r}", _PARAMETERS_HINT):
             faiss = _import_faiss()
             faiss.ParameterSpace().set_index_parameters(self._index, parameters)
         self._parameters = parameters
@@ -102,7 +100,7 @@ class FaissIndex:
         faiss = _import_faiss()
         pool_options = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
         error_context = self._translate_faiss_errors(
-            f"can't be searched with --index-params {self._parameters!r}", _PARAMETERS_HINT
+            f"can't be searched with faiss_params = {self._parameters!r}", _PARAMETERS_HINT
         )
         with error_context, ThreadPoolExecutor(faiss.omp_get_max_threads(), **pool_options) as threads:
             for _ in threads.map(search_batch, range(0, len(queries), _FAISS_BATCH_QUERIES)):

@@ -28,7 +28,7 @@ _MIN_PAIRS_FOR_INDEX = 2_000_000_000
 IVF1024,Flat took 1.2 times as long and PQ192x4fs three quarters (tests.benchmarks.approximate_search)."""
 _RECALL_HINT = (
     " To find more, take a bigger code (more PQ parts, or SQ8), refine (append ,RFlat, and k_factor_rf=4 to "
-    "--index-params), or give HNSW more links; or accept less with --min-recall."
+    "faiss_params), or give HNSW more links; or accept less with min_recall."
 )
 
 
@@ -69,7 +69,7 @@ class FaissSearch:
             progress.log(
                 f"{len(dense.query_ids):,} queries x {self._n_documents:,} documents: exact search takes about as "
                 f"long as "
-                f"making {spec.factory} and searching it, and misses nothing (--index exact)"
+                f"making {spec.factory} and searching it, and misses nothing (faiss_index = 'exact')"
             )
         self._build_index(spec.seed)
         sampled = _sample_positions_by_hash(dense.query_ids, _RECALL_SAMPLE_QUERIES, spec.seed, "recall sample")
@@ -158,14 +158,14 @@ class FaissSearch:
             return trials[len(recalls) - 1], recalls[-1]
         reported = 0 if is_fixed else -1
         most = (
-            f" With --index-params {trials[len(recalls) - 1]} it is {recalls[-1]:.3f}."
+            f" With faiss_params = {trials[len(recalls) - 1]} it is {recalls[-1]:.3f}."
             if is_fixed and len(recalls) > 1
             else ""
         )
         raise InputError(
-            f"--index {spec.factory!r} ({trials[reported] or 'no parameters'}): recall@{self._top_k} is "
+            f"[search] faiss_index = {spec.factory!r} ({trials[reported] or 'no parameters'}): recall@{self._top_k} is "
             f"{recalls[reported]:.3f} "
-            f"on {len(sampled):,} sampled queries, and --min-recall is {spec.min_recall:g}.{most}"
+            f"on {len(sampled):,} sampled queries, and min_recall is {spec.min_recall:g}.{most}"
             f"{'' if is_reached else _RECALL_HINT}"
         )
 

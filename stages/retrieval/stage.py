@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -11,11 +11,11 @@ from pydantic import field_validator, model_validator
 
 from stages.core.arrays import Ints
 from stages.core.context import StageContext, Summary
-from stages.core.device import Dtype, detect_device_type, pick_device, should_use_bfloat16
+from stages.core.device import Device, Dtype, detect_device_type, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
-from stages.core.hashing import seed_option
 from stages.core.params import BaseParams as Base
 from stages.core.params import option
+from stages.core.run_params import device_option, dtype_option, seed_option
 from stages.core.schemas import (
     CANDIDATES,
     CORPUS,
@@ -40,24 +40,24 @@ from stages.retrieval.results import CandidateSource, SearchResults, parse_sourc
 class Params(Base):
     """Where to look, and how deep."""
 
-    depth: int = option(
+    top_k: int = option(
         200, "Candidates a query, known positives included, from each source that is given without an END.", ge=1
     )
     sources: tuple[str, ...] = option(
         ("dense",),
-        "Where candidates come from; repeat it for several: dense (the encoder), dense2, dense3, ... (more_models), "
+        "Where candidates come from; repeat it for several: dense (the encoder), dense2, dense3, ... (extra_models), "
         "bm25 or random. NAME:END keeps the first END ranks of that source, NAME:START-END ranks START + 1 to END, as "
         "FlagEmbedding's range does. dense must be among them, from its first rank on.",
     )
     # These and the seed enter the key through `key_extras`, where there is an index.
-    index: str | None = option(
+    faiss_index: str | None = option(
         None,
         "Search the vectors through a FAISS index, for corpora where exact search does not pay: a string of "
         'faiss.index_factory, as "IVF4096,PQ64" or "HNSW32". Left out: exact search. exact: the same, '
-        "whatever index_params says.",
+        "whatever faiss_params says.",
         exclude_from_key=True,
     )
-    index_params: str | None = option(
+    faiss_params: str | None = option(
         None,
         'How the index is searched, as faiss.ParameterSpace takes it: "nprobe=32,k_factor_rf=4". Where nprobe (IVF) or '
         "efSearch (HNSW) is left open, the least power of two that reaches min_recall is taken.",
@@ -70,23 +70,13 @@ class Params(Base):
         ge=0,
         le=1,
     )
-    seed: int = seed_option(exclude_from_key=True)  # enters the key through `key_extras`, where something is drawn
     block: int = option(
         32_768, "Documents held in memory at once. It changes memory and speed only.", exclude_from_key=True, ge=1
     )
-    search_device: Literal["auto", "cpu", "cuda"] = option(
-        "auto",
-        "Where exact search multiplies. auto: cuda where torch and the driver offer it, else cpu. It changes the speed "
-        "only: what was found is scored again on the CPU.",
-        exclude_from_key=True,
-    )
-
-    search_dtype: Dtype = option(
-        "auto",
-        "Number format that exact search multiplies in. auto: bfloat16 where the device has instructions for it and "
-        "there is enough to multiply, else float32. It changes the speed only, as search_device does.",
-        exclude_from_key=True,
-    )
+    seed: int = seed_option(exclude_from_key=True)  # enters the key through `key_extras`, where something is drawn
+    # What was found is scored again on the CPU, in float32: these two change the speed only.
+    device: Device = device_option()
+    dtype: Dtype = dtype_option(exclude_from_key=True)
 
     @field_validator("sources")
     @classmethod
@@ -94,14 +84,14 @@ class Params(Base):
         parse_sources(given)
         return given
 
-    @field_validator("index")
+    @field_validator("faiss_index")
     @classmethod
     def _check_index(cls, given: str | None) -> str | None:
         if given and given not in EXACT_INDEX_NAMES:
             check_factory(given)
         return given
 
-    @field_validator("index_params")
+    @field_validator("faiss_params")
     @classmethod
     def _check_index_params(cls, given: str | None) -> str | None:
         check_parameters(given or "")
@@ -109,10 +99,10 @@ class Params(Base):
 
     @model_validator(mode="after")
     def _check_index_is_given(self) -> "Params":
-        if self.index_params and not self.index:
+        if self.faiss_params and not self.faiss_index:
             raise ValueError(
-                f"index_params = {self.index_params!r} is how an index is searched, and there is none: give index too, "
-                "or leave both out for exact search"
+                f"faiss_params = {self.faiss_params!r} is how an index is searched, and there is none: give "
+                "faiss_index too, or leave both out for exact search"
             )
         return self
 
@@ -120,7 +110,7 @@ class Params(Base):
     def source_depths(self) -> tuple[tuple[CandidateSource, int], ...]:
         """The sources, each with its last rank."""
         return tuple(
-            (source, self.depth if source.end is None else source.end) for source in parse_sources(self.sources)
+            (source, self.top_k if source.end is None else source.end) for source in parse_sources(self.sources)
         )
 
 
@@ -137,8 +127,14 @@ _MIN_BFLOAT16_PRODUCTS = 2**39
 def key_extras(params: Params) -> dict[str, str]:
     """What shapes the candidates beyond the keyed parameters."""
     is_random = any(source.name == "random" for source, _ in params.source_depths)
-    index_settings = {"index": params.index, "index_params": params.index_params or "", "min_recall": params.min_recall}
-    indexed = {} if params.index in EXACT_INDEX_NAMES else {name: str(value) for name, value in index_settings.items()}
+    index_settings = {
+        "faiss_index": params.faiss_index,
+        "faiss_params": params.faiss_params or "",
+        "min_recall": params.min_recall,
+    }
+    indexed = (
+        {} if params.faiss_index in EXACT_INDEX_NAMES else {name: str(value) for name, value in index_settings.items()}
+    )
     return ({"seed": str(params.seed)} if is_random or indexed else {}) | indexed
 
 
@@ -236,13 +232,11 @@ def choose_device_and_dtype(params: Params, n_products: int) -> tuple[str, str]:
 
     Raises `InputError` where there is no such device.
     """
-    device = detect_device_type() if params.search_device == "auto" else params.search_device
+    device = {"auto": detect_device_type(), "mps": "cpu"}.get(params.device, params.device)
     if device != "cpu":
-        pick_device(device, "search_device")
-    is_bfloat16_worthwhile = params.search_dtype != "auto" or device != "cpu" or n_products >= _MIN_BFLOAT16_PRODUCTS
-    return device, "bfloat16" if is_bfloat16_worthwhile and should_use_bfloat16(
-        device, params.search_dtype
-    ) else "float32"
+        pick_device(device)
+    is_bfloat16_worthwhile = params.dtype != "auto" or device != "cpu" or n_products >= _MIN_BFLOAT16_PRODUCTS
+    return device, "bfloat16" if is_bfloat16_worthwhile and should_use_bfloat16(device, params.dtype) else "float32"
 
 
 def _make_dense_retriever(
@@ -258,9 +252,9 @@ def _make_dense_retriever(
 def _make_vector_search(
     dense: DenseRetriever, top_k: int, params: Params, context: StageContext
 ) -> IncrementalSearch | FaissSearch:
-    if params.index is None or params.index in EXACT_INDEX_NAMES:
+    if params.faiss_index is None or params.faiss_index in EXACT_INDEX_NAMES:
         return IncrementalSearch(dense, top_k, VERSION, context.progress)
-    spec = IndexSpec(params.index, params.index_params or "", params.min_recall, params.seed)
+    spec = IndexSpec(params.faiss_index, params.faiss_params or "", params.min_recall, params.seed)
     return FaissSearch(dense, top_k, spec, context.progress)
 
 
@@ -271,11 +265,11 @@ def _find_unused_encoders(source_depths: Sequence[tuple[CandidateSource, int]], 
         if place is not None and place >= len(encoders):
             there = ", ".join(f"dense{number} is {model}" for number, model in enumerate(encoders[1:], 2)) or "none"
             raise InputError(
-                f"the source {name} has no encoder: more_models under [encode] gives dense2, dense3, ... in its order "
+                f"the source {name} has no encoder: extra_models under [encode] gives dense2, dense3, ... in its order "
                 f"(now: {there}). Name a model there, or take {name} out of sources."
             )
     return [
-        f"no source uses the encoder {model}: add dense{place + 1} to sources, or remove it from more_models"
+        f"no source uses the encoder {model}: add dense{place + 1} to sources, or remove it from extra_models"
         for place, model in enumerate(encoders)
         if place not in used
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from stages.core.device import Device, Dtype
 from stages.core.model_files import DEFAULT_ENCODER
 from stages.core.params import BaseParams, option
+from stages.core.run_params import device_option, dtype_option, seed_option
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -33,10 +34,10 @@ class Params(BaseParams):
         "listwise: softmax cross-entropy of the positive within its group, which learns an order; pointwise: binary "
         "cross-entropy of each pair, whose scores are probabilities, but needs negatives as hard as those met in use",
     )
-    positives: int = option(
+    num_positives: int = option(
         1, "positives drawn from each query an epoch, each for a group of its own; other epochs draw others", ge=1
     )
-    negatives: int = option(
+    num_negatives: int = option(
         7, "negatives in a group, drawn anew each epoch from those mined; a query with fewer gives all it has", ge=1
     )
     epochs: int = option(2, "times that every query is seen", ge=1)
@@ -61,7 +62,7 @@ class Params(BaseParams):
     max_length: int = option(
         256, "tokens of query and document together; the longer of the two is cut. Time and memory grow with it", ge=8
     )
-    warmup: float = option(0.1, "share of the steps over which the learning rate rises to its peak", ge=0, lt=1)
+    warmup_ratio: float = option(0.1, "share of the steps over which the learning rate rises to its peak", ge=0, lt=1)
     weight_decay: float = option(0.01, "AdamW's weight decay", ge=0)
     dropout: float = option(
         0.0,
@@ -69,24 +70,19 @@ class Params(BaseParams):
         ge=0,
         lt=1,
     )
-    dtype: Dtype = option(
-        "auto",
-        "bfloat16 or float32 for matrix products (weights stay float32); auto: bfloat16 where the device is fast at it",
-    )
     max_queries: int = option(
         0, "train on at most this many queries, drawn by a hash of seed and query id; 0: all", ge=0
     )
-    dev_queries: int = option(
+    max_dev_queries: int = option(
         200, "dev queries that the figures after each epoch are taken on, drawn so too; 0: all", ge=0
     )
     dev_top_k: int = option(20, "the retriever's best documents of each dev query, which are reranked for them", ge=1)
     gradient_checkpointing: bool = option(
         False, "compute activations again in the backward pass: a third slower, in far less memory"
     )
-    seed: int = option(42, "seed of the new head and of every draw", ge=0, lt=2**32)
-    device: Device = option(
-        "auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", exclude_from_key=True
-    )
+    seed: int = seed_option()
+    device: Device = device_option()
+    dtype: Dtype = dtype_option()
 
     def resolve_distill_epochs(self, has_new_head: bool) -> int:
         """The number of distillation epochs: 1 for a new head if `distill_epochs` is unset, else 0."""

@@ -47,7 +47,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     if n_skipped:
         context.progress.log(f"{n_skipped} queries have no negative (or no positive) and are not trained on")
     dev_lists = build_candidate_lists(
-        inputs, ("dev",), top_k=params.dev_top_k, max_queries=params.dev_queries, seed=params.seed, include_forced=False
+        inputs,
+        ("dev",),
+        top_k=params.dev_top_k,
+        max_queries=params.max_dev_queries,
+        seed=params.seed,
+        include_forced=False,
     )
     if dev_lists.lists.is_empty():
         context.progress.log("there is no dev query to measure the epochs on: the last epoch's weights are kept")
@@ -115,12 +120,12 @@ def train_reranker(
     folder = resolve_model(params.base)
     has_new_head = not has_head(folder)
     epochs = [
-        build_epoch_groups(mined_queries, e, params.positives, params.negatives, params.seed)
+        build_epoch_groups(mined_queries, e, params.num_positives, params.num_negatives, params.seed)
         for e in range(params.epochs)
     ]
     n_distill_epochs = params.resolve_distill_epochs(has_new_head)
     distillation_groups = build_distillation_groups(
-        candidates_path, mined_queries, n_distill_epochs, params.positives, 1 + params.negatives, params.seed
+        candidates_path, mined_queries, n_distill_epochs, params.num_positives, 1 + params.num_negatives, params.seed
     )
     if distillation_groups:
         known = "the head is new: " if has_new_head else ""

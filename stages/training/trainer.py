@@ -234,7 +234,7 @@ def _build_arguments(model: "CrossEncoder", params: Params, learning_rate: float
         num_train_epochs=1,
         per_device_train_batch_size=params.batch_size,
         learning_rate=learning_rate,
-        warmup_steps=params.warmup,
+        warmup_steps=params.warmup_ratio,
         weight_decay=params.weight_decay,
         seed=params.seed,
         use_cpu=cpu,

@@ -93,11 +93,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_inputs(folder, given)
-        exact, pairs = searched(folder, Params(depth=given.depth))
+        exact, pairs = searched(folder, Params(top_k=given.depth))
         print(json.dumps(vars(given) | exact), flush=True)
         for spelled in given.index:
             index, _, parameters = spelled.partition(" ")
-            params = Params(depth=given.depth, index=index, index_params=parameters, min_recall=given.min_recall)
+            params = Params(top_k=given.depth, faiss_index=index, faiss_params=parameters, min_recall=given.min_recall)
             try:
                 told, found = searched(folder, params)
             except InputError as refused:

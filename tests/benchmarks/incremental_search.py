@@ -57,7 +57,7 @@ def timed(folder: Path, depth: int, out: str) -> tuple[float, dict[str, Any]]:
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
     tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     started = time.perf_counter()
-    summary = run(Params(depth=depth), inputs | {"encoder": folder / "encoder.json"}, folder / out, tools)
+    summary = run(Params(top_k=depth), inputs | {"encoder": folder / "encoder.json"}, folder / out, tools)
     return time.perf_counter() - started, summary["topk_cache"]["dense"]
 
 

@@ -189,7 +189,7 @@ def main() -> None:
                 base=given.base,
                 epochs=given.epochs,
                 distill_epochs=given.distill,
-                negatives=5,
+                num_negatives=5,
                 max_length=given.max_length,
                 max_queries=size,
             )

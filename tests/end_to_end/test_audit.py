@@ -57,7 +57,7 @@ def test_audit_lists_writes_refuses_and_its_file_comes_back_as_decisions(lived_i
         same = (row["query_id"], row["doc_id"]) == (wrong["query_id"], wrong["doc_id"])
         row["label"] = "negative" if same else "positive" if row is other else None
     (project.folder / "decisions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    project.set("pairs", "decisions", '"decisions.jsonl"')
+    project.set("pairs", "label_overrides", '"decisions.jsonl"')
     again = result(project, "audit")
     pairs = {(row["query_id"], row["doc_id"]) for row in again["findings"]}
     assert (wrong["query_id"], wrong["doc_id"]) not in pairs

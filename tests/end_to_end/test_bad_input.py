@@ -128,7 +128,9 @@ def test_one_document_only_and_fewer_documents_than_negatives(tmp_path: Path) ->
         "question,context\n"
         + "".join(f"where is item {w},item {w} is in room {w}\n" for w in ("one", "two", "three", "four"))
     )
-    few = run_prep("build-pairs", "few.csv", "--workspace", "few", "--test", "0", "--dev", "0", cwd=tmp_path)
+    few = run_prep(
+        "build-pairs", "few.csv", "--workspace", "few", "--test-ratio", "0", "--dev-ratio", "0", cwd=tmp_path
+    )
     assert few.returncode == 0, few.stderr
     mined = run_prep(
         "mine-negatives",

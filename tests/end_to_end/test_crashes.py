@@ -132,7 +132,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(project: Project, w
 
 def test_current_is_readable_through_every_moment_of_a_refresh(project: Project, finished: Path) -> None:
     shutil.copytree(finished, project.work, symlinks=True)
-    project.set("mine", "negatives", "2")
+    project.set("mine", "num_negatives", "2")
     process = project.start("refresh", "-q", "--force")
     seen = set()
     while process.exitcode is None:

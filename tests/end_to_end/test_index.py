@@ -17,21 +17,21 @@ def mined(project: Project, *arguments: str, work: str = "work") -> tuple[dict[s
 
 
 def test_an_index_on_the_way_to_mined_jsonl(project: Project) -> None:
-    project.set("mine", "index", '"IVF2,SQ8"')
+    project.set("search", "faiss_index", '"IVF2,SQ8"')
     told, files = mined(project)
     assert told["faiss_indexes"]["dense"]["recall"] >= 0.95
     assert told["candidates_by_source"] == {"dense": 20 * told["queries"]}
     assert (mined(project, work="again")) == (told, files)
     done = project.prep("mine-negatives")
     assert f"index IVF2,SQ8, parameters {told['indexes']['dense']['parameters']}, recall" in done.stdout
-    exact, exact_files = mined(project, "--index", "exact")
+    exact, exact_files = mined(project, "--faiss-index", "exact")
     assert "faiss_indexes" not in exact
     assert exact["candidates"] == told["candidates"]
-    assert mined(project, "--index", "Flat", work="flat")[1]["sample"] == exact_files["sample"]
+    assert mined(project, "--faiss-index", "Flat", work="flat")[1]["sample"] == exact_files["sample"]
 
 
 def test_the_manifest_says_the_index_and_its_recall(project: Project) -> None:
-    told, _ = mined(project, "--index", "HNSW8", "--index-params", "efSearch=64")
+    told, _ = mined(project, "--faiss-index", "HNSW8", "--index-params", "efSearch=64")
     (folder,) = (project.work / "runs/search").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["summary"]["faiss_indexes"] == told["faiss_indexes"]
@@ -42,7 +42,7 @@ def test_the_manifest_says_the_index_and_its_recall(project: Project) -> None:
 
 
 def test_too_low_a_recall_is_exit_2(project: Project) -> None:
-    done = project.prep("mine-negatives", "--index", "IVF2,PQ1x2", "--min-recall", "0.999", "--depth", "2")
+    done = project.prep("mine-negatives", "--faiss-index", "IVF2,PQ1x2", "--min-recall", "0.999", "--top-k", "2")
     assert done.returncode == 2
     assert "recall@2 is 0." in done.stderr
     assert "--min-recall is 0.999" in done.stderr
@@ -53,9 +53,12 @@ def test_too_low_a_recall_is_exit_2(project: Project) -> None:
 
 def test_what_faiss_cannot_read_is_refused_before_anything_runs(project: Project) -> None:
     for arguments, why in (
-        (("--index", "IVF,PQ64"), "--index = 'IVF,PQ64': this is no string of faiss.index_factory"),
+        (("--faiss-index", "IVF,PQ64"), "--index = 'IVF,PQ64': this is no string of faiss.index_factory"),
         (("--index-params", "nprobe=2"), "is how an index is searched, and there is none: give index too"),
-        (("--index", "IVF2,Flat", "--index-params", "nprobe"), "--index-params = 'nprobe': these are NAME=NUMBER"),
+        (
+            ("--faiss-index", "IVF2,Flat", "--index-params", "nprobe"),
+            "--index-params = 'nprobe': these are NAME=NUMBER",
+        ),
     ):
         done = project.prep("mine-negatives", *arguments)
         assert (done.returncode, why in done.stderr) == (2, True), done.stderr
@@ -64,7 +67,7 @@ def test_what_faiss_cannot_read_is_refused_before_anything_runs(project: Project
 
 def test_what_does_not_fit_the_table_is_exit_2(project: Project) -> None:
     for index, why in (("IVF4096,PQ64", "4,096 lists"), ("PQ7", "dimension 32 can't be made: The dimension of")):
-        done = project.prep("mine-negatives", "--index", index)
+        done = project.prep("mine-negatives", "--faiss-index", index)
         assert done.returncode == 2, done.stderr
         assert index in done.stderr
         assert why in done.stderr

@@ -144,7 +144,7 @@ def test_a_new_row_costs_its_own_texts_and_ends_like_a_run_from_nothing(project:
 def test_a_new_mask_searches_nothing_again(project: Project, finished: Path) -> None:
     lived_in(project, finished)
     assert result(project, "mine-negatives", "--window-end", "12")["ran"] == ["mask", "sample"]
-    assert result(project, "mine-negatives", "--negatives", "2")["ran"] == ["mask", "sample"]
+    assert result(project, "mine-negatives", "--num-negatives", "2")["ran"] == ["mask", "sample"]
     assert result(project, "mine-negatives", "--sampling", "random")["ran"] == ["sample"]
 
 
@@ -183,7 +183,7 @@ def test_the_learned_mask_says_how_sure_it_is(project: Project, finished: Path) 
 def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> None:
     lived_in(project, finished)
     assert {row["state"] for row in result(project, "status")["stages"]} == {"fresh"}
-    project.set("mine", "depth", "15")
+    project.set("search", "top_k", "15")
     stages = {row["stage"]: row for row in result(project, "status")["stages"]}
     assert stages["encode"]["state"] == "fresh"
     assert stages["search"] | {"made": 0} == {
@@ -223,7 +223,7 @@ def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) 
     assert sorted(shown["negatives"]) == sorted(line["neg_ids"])
     for side, key in (("pos", "pos_ids"), ("neg", "neg_ids")):
         assert {row["doc_id"] for row in shown["documents"] if row["mined"] == side} == set(line[key])
-    project.set("mine", "negatives", "1")  # composed anew, so that it shows what this prep.toml gives
+    project.set("mine", "num_negatives", "1")  # composed anew, so that it shows what this prep.toml gives
     assert len(result(project, "show", line["query_id"])["negatives"]) == 1
     for name, value in (("mask", '"abs"'), ("window_start", "10"), ("window_end", "210")):
         project.set("mine", name, value)
@@ -259,7 +259,7 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
     project: Project, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lived_in(project, finished)
-    project.set("mine", "negatives", "2")
+    project.set("mine", "num_negatives", "2")
     workspace = Workspace(project.work)
     before = str(workspace.current.readlink())
     params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].validate_params()
@@ -319,7 +319,7 @@ def test_show_reads_while_another_run_holds_the_workspace(project: Project, fini
     query = pl.read_parquet(project.work / "current" / "queries.parquet")["query_id"][0]
     with Workspace(project.work).lock():
         assert result(project, "show", query)["query_id"] == query
-        project.set("mine", "depth", "15")
+        project.set("search", "top_k", "15")
         assert result(project, "show", query)["query_id"] == query
 
 
@@ -347,10 +347,10 @@ def test_a_decision_is_honoured_by_all_that_comes_after(project: Project, finish
     first = json.loads((finished / "current" / "mined.jsonl").read_text().splitlines()[0])
     wrong = {"query_id": first["query_id"], "doc_id": first["neg_ids"][0], "label": "positive"}
     (project.folder / "decisions.jsonl").write_text(json.dumps(wrong) + "\n" + json.dumps({**wrong, "query_id": "?"}))
-    done = result(project, "mine-negatives", "--negatives", "2")
+    done = result(project, "mine-negatives", "--num-negatives", "2")
     assert done["ran"] == ["mask", "sample"]
-    project.set("pairs", "decisions", '"decisions.jsonl"')
-    done = result(project, "mine-negatives", "--negatives", "2")
+    project.set("pairs", "label_overrides", '"decisions.jsonl"')
+    done = result(project, "mine-negatives", "--num-negatives", "2")
     assert done["summary"]["sample"]["queries"] > 0
     lines = (project.folder / done["artifacts"]["sample"] / "mined.jsonl").read_text().splitlines()
     again = next(row for row in map(json.loads, lines) if row["query_id"] == first["query_id"])

@@ -70,7 +70,7 @@ def test_candidates_of_dense_bm25_and_random(mined: Project) -> None:
 def test_a_second_encoder_from_the_command_line(mined: Project, tiny_model: Path, tmp_path: Path) -> None:
     alone, _, _ = search_of(mined)
     second = second_model(tiny_model, mined.folder / "second")
-    mined.set("encode", "more_models", '["second"]')
+    mined.set("encode", "extra_models", '["second"]')
     try:
         rows, summary, ran = search_of(mined, "--sources", "dense", "--sources", "dense2:5")
         assert ran[:2] == ["encode", "search"]
@@ -86,7 +86,7 @@ def test_a_second_encoder_from_the_command_line(mined: Project, tiny_model: Path
         assert "the source dense3 has no encoder" in refused.stderr
         assert f"dense2 is {second.name}" in refused.stderr
     finally:
-        mined.set("encode", "more_models", "[]")
+        mined.set("encode", "extra_models", "[]")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def verdicts(project: Project, made: dict) -> pl.DataFrame:
 
 def test_a_judge_changes_what_is_emitted_and_is_paid_once(seen: Project, server: Server) -> None:  # noqa: F811
     plain = result(seen, "mine-negatives")
-    asked = ("--judge", server.url, "--judge-model", "model-a", "--judge-budget", "12")
+    asked = ("--llm-judge", server.url, "--llm-judge-model", "model-a", "--judge-budget", "12")
     made = result(seen, "mine-negatives", *asked)
     assert made["ran"] == ["verify", "mask", "sample"]
     told = made["summary"]["verify"]["llm_judge"]
@@ -53,18 +53,18 @@ def test_a_judge_changes_what_is_emitted_and_is_paid_once(seen: Project, server:
 def test_a_teacher_is_asked_about_what_is_in_doubt(seen: Project, tiny_model: Path) -> None:
     folder = seen.folder / "teacher"
     save_reranker(load_reranker(tiny_model, "cpu", seed=3), folder)
-    made = result(seen, "mine-negatives", "--teacher", str(folder), "--teacher-rule", "margin_max")
+    made = result(seen, "mine-negatives", "--verifier", str(folder), "--teacher-rule", "margin_max")
     told = made["summary"]["verify"]["verifier"]
     assert told["scored"] > 0
     assert told["is_used"] is False  # no question of this table has several positives to show it
     scored = verdicts(seen, made).filter(pl.col("verifier_score").is_not_null())
     assert (scored["reason"] == "verifier").any()
-    again = result(seen, "mine-negatives", "--teacher", str(folder), "--negatives", "2")
+    again = result(seen, "mine-negatives", "--verifier", str(folder), "--num-negatives", "2")
     assert again["summary"]["verify"]["verifier"]["scored"] == 0
 
 
 def test_a_judge_that_is_not_there_is_named(seen: Project) -> None:
-    done = seen.prep("mine-negatives", "--judge", "http://127.0.0.1:9/v1", "--judge-model", "m", "--json")
+    done = seen.prep("mine-negatives", "--llm-judge", "http://127.0.0.1:9/v1", "--llm-judge-model", "m", "--json")
     assert done.returncode == 2
     assert "http://127.0.0.1:9/v1" in json.loads(done.stdout)["error"]
 
@@ -78,7 +78,7 @@ def test_a_table_too_unlike_the_prior_s_asks_nobody_and_goes_by_perc(seen: Proje
         ("do you ship abroad", "To all of Europe and Norway."),
     )
     (seen.folder / "faq.csv").write_text("question,answer\n" + "".join(f"{q},{a}\n" for q, a in rows))
-    done = seen.prep("mine-negatives", "--teacher", "self", "--json")
+    done = seen.prep("mine-negatives", "--verifier", "self", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)["summary"]
     assert summary["mask"]["rule"] == "perc"

@@ -95,7 +95,7 @@ def one_thread() -> Iterator[None]:
 def test_two_processes_learn_what_one_learns(
     undisturbed: Project, tiny_model: Path, tmp_path: Path, one_thread: None
 ) -> None:
-    base = training_stage.Params(base=str(tiny_model), negatives=3, max_length=48, learning_rate=5e-3, **SETTINGS)
+    base = training_stage.Params(base=str(tiny_model), num_negatives=3, max_length=48, learning_rate=5e-3, **SETTINGS)
     runs = undisturbed.work / "runs"
     names = ("pairs/*/queries.parquet", "pairs/*/corpus.parquet", "pairs/*/qrels.parquet")
     files = [next(runs.glob(name)) for name in (*names, "search/*/candidates.parquet", "sample/*/mined.jsonl")]

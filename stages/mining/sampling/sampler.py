@@ -58,13 +58,13 @@ class NegativeSampler:
         self._flagged_positives = pl.DataFrame(schema=checks.FINDINGS_SCHEMA)
         if params.drop_positives:
             found = checks.find_label_issues(
-                inputs, context.vectors_dir, params.audit_rank, params.negatives, params.drop_positives
+                inputs, context.vectors_dir, params.audit_rank, params.num_negatives, params.drop_positives
             )
             self._flagged_positives = found[0]
         self._n_verdicts = pq.read_metadata(inputs["verdicts"]).num_rows
         self._keys = compute_text_keys(inputs["corpus"]).with_row_index("document")
         self._categories = None
-        if params.same == "category":
+        if params.prefer_category:
             corpus = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id", "category"])
             self._categories = corpus.filter(pl.col("category").is_not_null() & (pl.col("category") != ""))
         self._vectorise: DocumentVectoriser | None = None
@@ -102,7 +102,7 @@ class NegativeSampler:
 
     def _iter_query_blocks(self) -> Iterator[pl.Series]:
         ids = self._queries["query_id"]
-        rows = self._n_verdicts + len(ids) * self._params.negatives * ROWS_PER_NEGATIVE
+        rows = self._n_verdicts + len(ids) * self._params.num_negatives * ROWS_PER_NEGATIVE
         return iter_query_batches(ids, rows, SAMPLING_ROWS_PER_BLOCK)
 
     def _sample_block(self, block: pl.Series, hub_cap: hubness.HubCap | None) -> SampledBlock:
@@ -143,7 +143,7 @@ class NegativeSampler:
         """As `_select_from_survivors`. Where nothing but the score orders a query's survivors, the first that fill it
         are enough; a
         query that they do not fill, since texts repeat or are thinned, is looked at again with all."""
-        n_negatives = self._params.negatives
+        n_negatives = self._params.num_negatives
         by_score = self._params.sampling == "top" and not self._params.quotas and self._categories is None
         if not by_score or hub_cap is not None:
             return self._select_from_survivors(survivors, positives, hub_cap)
@@ -244,7 +244,7 @@ def select_negatives(
         pool["doc_id"], params.thin_similarity, vectorise
     )
     picks, duplicates_skipped = near_duplicates.greedy_select(
-        pick_order, pool["curated_negative"].to_numpy(), params.negatives, duplicate_filter
+        pick_order, pool["curated_negative"].to_numpy(), params.num_negatives, duplicate_filter
     )
     pick_rows = pick_order[picks]
     negatives = pool[pick_rows["row"].to_numpy()].with_columns(pick_rows["band"])

@@ -16,11 +16,11 @@ from pydantic import field_validator, model_validator
 from stages.core import schemas
 from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
-from stages.core.hashing import seed_option
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
+from stages.core.run_params import seed_option
 from stages.mining.audit import checks
-from stages.mining.params import negatives_option
+from stages.mining.params import num_negatives_option
 from stages.mining.sampling import quotas
 from stages.mining.sampling.random_baseline import RandomNegatives
 from stages.mining.sampling.sampler import NegativeSampler, SampledBlock
@@ -37,7 +37,7 @@ DOCUMENT_OVERHEAD_BYTES = 500
 class Params(BaseParams):
     """How many negatives a query gets, and which."""
 
-    negatives: int = negatives_option()
+    num_negatives: int = num_negatives_option()
     sampling: Literal["top", "random", "simans", "quota", "slices"] = option(
         "top",
         "Which survivors are taken. top: those that the retriever scores highest; random: any, by a seeded draw; "
@@ -62,16 +62,16 @@ class Params(BaseParams):
     quota_head: int = option(3, "quota: parts of the negatives that come from the highest-scored survivors.", ge=0)
     quota_middle: int = option(2, "quota: parts drawn from the middle third of the survivors.", ge=0)
     quota_random: int = option(2, "quota: parts drawn from all that is left.", ge=0)
-    quota_sources: tuple[str, ...] = option(
+    source_quotas: tuple[str, ...] = option(
         (),
         "Parts of the negatives by the retriever that found them, as in dense=4 and bm25=2. A pair found by several "
         "counts for the first that has room; what a source lacks goes to the others by score. Left out: no parts.",
     )
     slice: int = option(16, "slices: negatives a line.", ge=1)
     slices: int = option(5, "slices: lines a query, each with other negatives.", ge=1)
-    same: Literal["none", "category"] = option(
-        "none",
-        "category: documents of a category that a positive of the query is of come before all others: harder than "
+    prefer_category: bool = option(
+        False,
+        "Documents of a category that a positive of the query is of come before all others: harder than "
         "random ones, easier than the top. A query whose positives have no category has no preference.",
     )
     # Looked at with MiniLM on medical FAQs, see mask.duplicate_similarity.
@@ -108,7 +108,7 @@ class Params(BaseParams):
     audit_rank: int = checks.audit_rank_option()
     seed: int = seed_option()
 
-    @field_validator("quota_sources")
+    @field_validator("source_quotas")
     @classmethod
     def _check_quotas(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         quotas.parse_quotas(given)
@@ -128,7 +128,7 @@ class Params(BaseParams):
     def _check_combination(self) -> Self:
         if self.quota_head + self.quota_middle + self.quota_random == 0:
             raise ValueError("quota_head, quota_middle and quota_random are all 0: give at least one part")
-        given = {"same": self.same != "none", "hub_cap": self.hub_cap, "quota_sources": self.quota_sources}
+        given = {"prefer_category": self.prefer_category, "hub_cap": self.hub_cap, "source_quotas": self.source_quotas}
         given["drop_positives"] = self.drop_positives
         if self.sampling == "slices" and (vain := [name for name, value in given.items() if value]):
             raise ValueError(f"sampling = 'slices' knows no scores and no candidates: remove {', '.join(vain)}")
@@ -139,12 +139,12 @@ class Params(BaseParams):
     @property
     def quotas(self) -> list[tuple[str, int]]:
         """The parts of each source, in the order given."""
-        return quotas.parse_quotas(self.quota_sources)
+        return quotas.parse_quotas(self.source_quotas)
 
     @property
     def n_requested(self) -> int:
         """Negatives wanted of each query, over all its lines."""
-        return self.slice * self.slices if self.sampling == "slices" else self.negatives
+        return self.slice * self.slices if self.sampling == "slices" else self.num_negatives
 
 
 def key_extras(params: Params) -> dict[str, str]:
@@ -177,13 +177,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     if not stats.counts["written"]:
         raise InputError(_explain_no_negatives(stats.counts))
     summary = (
-        summarise_sampling(stats, params.same == "category", params.drop_positives, params.positive_weight)
+        summarise_sampling(stats, params.prefer_category, params.drop_positives, params.positive_weight)
         | negative_sampler.stats
     )
     if params.hub_cap and (line := explain_unmet_hub_cap(params, stats, int(corpus.select(pl.len()).collect().item()))):
         context.progress.log(line)
-    if params.same == "category" and stats.counts["without_category"] == stats.counts["with_positive"]:
-        context.progress.log("same = category: no positive has a category, so no negative was preferred")
+    if params.prefer_category and stats.counts["without_category"] == stats.counts["with_positive"]:
+        context.progress.log("prefer_category: no positive has a category, so no negative was preferred")
     return summary
 
 
@@ -262,9 +262,12 @@ def explain_unmet_hub_cap(params: Params, stats: SamplingStats, n_documents: int
 
 def _explain_no_negatives(counts: Mapping[str, int]) -> str:
     if not counts["train"]:
-        return "no question is in train, so there is nothing to mine for. Give more questions, or smaller dev and test."
+        return (
+            "no question is in train, so there is nothing to mine for. Give more questions, or lower dev_ratio and "
+            "test_ratio."
+        )
     return (
         f"not one negative is left for the {counts['train']:,} train questions "
-        f"({counts['train'] - counts['with_positive']:,} have no positive). Add documents (--corpus), or choose a mask "
-        "that leaves more: `prep show QUESTION` says why each candidate was set aside."
+        f"({counts['train'] - counts['with_positive']:,} have no positive). Add documents (corpus under [pairs]), or "
+        "choose a mask that leaves more: `prep show QUESTION` says why each candidate was set aside."
     )

@@ -60,14 +60,14 @@ def build_pick_order(params: "Params", pool: pl.DataFrame) -> pl.DataFrame:
     """The rows of `pool` in the order in which they are looked at: row, query, counter, upto, band.
 
     A row may come up in several bands. It is taken where its query's `counter` stands below `upto`: 0 counts curated
-    ones, which come first; then each source of `quota_sources` has a counter, in the order of their names (without:
+    ones, which come first; then each source of `source_quotas` has a counter, in the order of their names (without:
     one for all); the last band, `rest`, gives room that is left to any, by score.
     """
     n_curated = pl.col("curated_negative").sum().over("query").cast(pl.Int64)
-    pool = pool.with_columns(room=(params.negatives - n_curated).clip(lower_bound=0))
+    pool = pool.with_columns(room=(params.num_negatives - n_curated).clip(lower_bound=0))
     non_curated = pool.filter(~pl.col("curated_negative"))
     non_curated = non_curated.with_columns(key=_compute_sort_keys(params, non_curated))
-    limit = pl.lit(params.negatives, pl.Int64)
+    limit = pl.lit(params.num_negatives, pl.Int64)
     strata = [
         pool.filter("curated_negative").with_columns(counter=pl.lit(0), upto=limit, band=pl.lit("curated_negative"))
     ]

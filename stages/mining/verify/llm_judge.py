@@ -67,9 +67,9 @@ class LLMJudge:
         parallel: int = 4,
     ) -> None:
         if not _is_url(url):
-            raise InputError("--judge is no URL of an API. Give one such as http://localhost:8000/v1")
+            raise InputError("[verify] llm_judge is no URL of an API. Give one such as http://localhost:8000/v1")
         if not model:
-            raise InputError("--judge needs the name of a model that it serves: --judge-model NAME")
+            raise InputError("[verify] llm_judge needs the name of a model that it serves: llm_judge_model")
         self._url, self._model, self._progress = url.rstrip("/"), model, progress
         self._api_key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
         self._timeout, self._attempts, self._parallel = timeout, attempts, parallel
@@ -188,7 +188,7 @@ class LLMJudge:
             answer = parse_completion(body)
             if answer is None:
                 excerpt = self._redact_key(body)[:80]
-                return {}, f"no chat completion but {excerpt!r}. Does --judge end as the API does (/v1)?"
+                return {}, f"no chat completion but {excerpt!r}. Does llm_judge end as the API does (/v1)?"
             if (
                 not self._has_answered
             ):  # while the first request is alone, so that no other hangs on when this is learned
@@ -228,12 +228,12 @@ class LLMJudge:
             return f"no answer in {self._timeout:g} s, {self._attempts} times over. Is the model loaded, and not busy?"
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
-            return self._redact_key(f"{cause}. Is the server running, and is --judge its URL (http://HOST:PORT/v1)?")
+            return self._redact_key(f"{cause}. Is the server running, and is llm_judge its URL (http://HOST:PORT/v1)?")
         status = getattr(error, "status_code", None)
         hints = {
             401: "Set OPENAI_API_KEY to a key that this server takes.",
             403: "Set OPENAI_API_KEY to a key that may use this model.",
-            404: f"Check --judge-model ({self._redacted_url}/models lists them), and that --judge ends as the API "
+            404: f"Check llm_judge_model ({self._redacted_url}/models lists them), and that llm_judge ends as the API "
             f"does (/v1).",
             429: "Its limit or the account's quota is used up: run again later.",
         }

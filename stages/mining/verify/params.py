@@ -2,8 +2,10 @@
 
 from typing import Literal
 
+from stages.core.device import Device, Dtype
 from stages.core.model_files import DEFAULT_ENCODER
 from stages.core.params import option
+from stages.core.run_params import device_option, dtype_option, seed_option
 from stages.mining.params import RiskPolicy
 
 SELF_TRAINED = "self"
@@ -15,7 +17,7 @@ class Params(RiskPolicy):
     """Who is asked for a second opinion."""
 
     # the weights enter the key through `key_extras`
-    teacher: str | None = option(
+    verifier: str | None = option(
         None,
         "Cross-encoder that reads the candidates in doubt, by folder or Hugging Face id; self: small rerankers trained "
         "on this table, each for the questions that it did not see. In doubt is what the learned mask might emit. Left "
@@ -23,36 +25,41 @@ class Params(RiskPolicy):
         is_model=True,
         exclude_from_key=True,
     )
-    teacher_rule: Literal["none", "margin", "margin_max", "perc", "perc_max", "abs"] = option(
+    verifier_rule: Literal["none", "margin", "margin_max", "perc", "perc_max", "abs"] = option(
         "none",
         "Sets aside what the teacher itself takes for a positive, by the rule of that name on its scores (margin: "
         "logits; perc, abs: their sigmoid). Without it, its scores only enter p_false_negative.",
     )
-    teacher_threshold: float | None = option(
-        None, "The teacher_rule's number; left out: margin 0, perc 0.95, abs 0.7.", allow_inf_nan=False
+    verifier_threshold: float | None = option(
+        None, "The verifier_rule's number; left out: margin 0, perc 0.95, abs 0.7.", allow_inf_nan=False
     )
-    teacher_budget: int = option(
+    verifier_budget: int = option(
         0, "Candidates that a teacher may be asked about, nearest to doubt first; 0: all.", ge=0
     )
-    teacher_max_length: int = option(256, "Tokens of query and document together that a teacher reads.", ge=8)
-    teacher_base: str = option(
+    verifier_max_length: int = option(256, "Tokens of query and document together that a teacher reads.", ge=8)
+    verifier_base: str = option(
         DEFAULT_ENCODER,
-        "With teacher = self: the model that these rerankers start from.",
+        "With verifier = self: the model that these rerankers start from.",
         is_model=True,
         exclude_from_key=True,
     )
     folds: int = option(
-        2, "With teacher = self: so many rerankers, each scores one part and learns from the others.", ge=2
+        2, "With verifier = self: so many rerankers, each scores one part and learns from the others.", ge=2
     )
-    judge: str | None = option(
+    llm_judge: str | None = option(
         None, "URL of an OpenAI-compatible API that is asked about candidates, such as http://localhost:8000/v1.",
         exclude_from_key=True,
     )  # fmt: skip
-    judge_model: str | None = option(None, "Name of the model behind judge.")
-    judge_budget: int = option(
+    llm_judge_model: str | None = option(None, "Name of the model behind judge.")
+    llm_judge_budget: int = option(
         1000, "Pairs that the judge is asked about, those whose verdict changes most; each is paid for once.",
         ge=1,
     )  # fmt: skip
+
+    # They shape nothing where nobody is asked, and enter the key through `key_extras` where somebody is.
+    seed: int = seed_option(exclude_from_key=True)
+    device: Device = device_option()
+    dtype: Dtype = dtype_option(exclude_from_key=True)
 
     @classmethod
     def fields_with_mark(cls, mark: str) -> set[str]:

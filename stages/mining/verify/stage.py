@@ -39,11 +39,14 @@ P_JUDGED_RELEVANT, P_JUDGED_NOT_RELEVANT = 0.98, 0.01
 
 def key_extras(params: Params) -> dict[str, str]:
     """Who is asked (the weights of the teacher, or of what it starts from), and within what limits."""
-    extras = {"llm_judge": "enabled"} if params.judge else {}
-    if params.teacher == SELF_TRAINED:
-        extras["verifier"] = f"self: {model_digest(resolve_model(params.teacher_base))}"
-    elif params.teacher:
-        extras["verifier"] = model_digest(resolve_model(params.teacher))
+    extras = {"llm_judge": "enabled"} if params.llm_judge else {}
+    if params.verifier == SELF_TRAINED:
+        extras["verifier"] = f"self: {model_digest(resolve_model(params.verifier_base))}"
+        extras["seed"] = str(params.seed)
+    elif params.verifier:
+        extras["verifier"] = model_digest(resolve_model(params.verifier))
+    if params.verifier:
+        extras["dtype"] = params.dtype
     return extras | ({name: str(getattr(params, name)) for name in RiskPolicy.model_fields} if extras else {})
 
 
@@ -53,7 +56,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     holdout = schemas.read_table(inputs["holdout_candidates"], schemas.HOLDOUT_CANDIDATES)
     summary: Summary = {}
     verifier_scores = pl.DataFrame(pl.from_arrow(schemas.VERIFIER_SCORES.empty_table()))
-    verifier_names = " nor ".join(who for who in ("teacher", "judge") if getattr(params, who))
+    verifier_names = " nor ".join(
+        name for name, given in (("verifier", params.verifier), ("LLM judge", params.llm_judge)) if given
+    )
     if verifier_names and estimator["source"] is None:
         reason = estimator["unreliable_reason"]
         raise InputError(f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {reason}")
@@ -66,9 +71,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     elif verifier_names:
         verify_inputs = VerifyInputs(inputs, context)
         rows = verify_inputs.select_for_verification(params).with_columns(llm_judge=pl.lit(None, pl.Boolean))
-        if params.teacher:
+        if params.verifier:
             rows, holdout, verifier_scores, summary["verifier"] = apply_verifier(params, rows, holdout, verify_inputs)
-        if params.judge:
+        if params.llm_judge:
             rows, summary["llm_judge"] = apply_llm_judge(params, rows, verify_inputs)
             if summary["llm_judge"]["failed"]:  # the next run asks again
                 summary["complete"] = False
@@ -99,7 +104,7 @@ def apply_verifier(
     p = rows["p_false_negative"].to_numpy()
     uncertain = rows.filter(
         pl.Series(
-            teacher.select_uncertain(p, max_candidates=params.teacher_budget, threshold=rows["threshold"].to_numpy()),
+            teacher.select_uncertain(p, max_candidates=params.verifier_budget, threshold=rows["threshold"].to_numpy()),
             dtype=pl.Boolean,
         )
     )
@@ -151,16 +156,16 @@ def apply_verifier(
         updates = stacking_rows.select(*PAIR_COLUMNS, "fold").with_columns(after=pl.Series(holdout_p, dtype=pl.Float32))
         holdout = holdout.join(updates, on=[*PAIR_COLUMNS, "fold"], how="left", maintain_order="left")
         holdout = holdout.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
-    elif params.teacher != SELF_TRAINED and "auc_estimator" not in stacked_model.metrics:
+    elif params.verifier != SELF_TRAINED and "auc_estimator" not in stacked_model.metrics:
         p_after = stacking.raise_only(p_before, score, positive_max)
         reason = f"{reason}; what it prefers to the positive is taken for a positive, nothing else hangs on it"
     else:
         p_after = p_before
     verify_inputs.context.progress.log(f"teacher: {reason}")
     is_false_negative = np.zeros(len(scored_rows), np.bool_)
-    if params.teacher_rule != "none":
+    if params.verifier_rule != "none":
         is_false_negative = teacher.flag_false_negatives(
-            params.teacher_rule, params.teacher_threshold, score, positive_min, positive_max
+            params.verifier_rule, params.verifier_threshold, score, positive_min, positive_max
         )
     rows = rows.with_columns(p_false_negative=pl.Series(p_after, dtype=pl.Float32))
     verifier_flags = scored_rows.select(
@@ -192,12 +197,18 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
     from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier
     from stages.training.params import Params as TrainParams
 
-    assert params.teacher
+    assert params.verifier
     cache_folder = verify_inputs.context.scores_dir
-    if params.teacher != SELF_TRAINED:
+    if params.verifier != SELF_TRAINED:
         context = verify_inputs.context
         verifier = CrossEncoderVerifier(
-            params.teacher, cache_folder, "auto", params.teacher_max_length, "auto", context.progress, context.executor
+            params.verifier,
+            cache_folder,
+            params.device,
+            params.verifier_max_length,
+            params.dtype,
+            context.progress,
+            context.executor,
         )
         return _SingleModelScorer(verifier), ""
     from stages.mining.verify.cross_fitting import CrossFitReranker, TrainingSet, build_training_queries
@@ -214,11 +225,15 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
         pl.col("query_id").is_in(train_queries["query_id"].implode())
     )
     train_params = TrainParams(
-        base=params.teacher_base, epochs=1, max_length=params.teacher_max_length, max_queries=SELF_TRAINED_MAX_QUERIES
+        base=params.verifier_base,
+        epochs=1,
+        max_length=params.verifier_max_length,
+        max_queries=SELF_TRAINED_MAX_QUERIES,
+        seed=params.seed,
+        device=params.device,
+        dtype=params.dtype,
     )
-    training_queries = build_training_queries(
-        train_queries, candidates.collect(), verify_inputs.positives, train_params.seed
-    )
+    training_queries = build_training_queries(train_queries, candidates.collect(), verify_inputs.positives, params.seed)
     doc_ids = pl.Series(
         [d for query in training_queries for d in (*query.positives, *query.negatives)], dtype=pl.String
     ).unique()
@@ -263,12 +278,12 @@ def apply_llm_judge(params: Params, rows: pl.DataFrame, verify_inputs: VerifyInp
     from stages.mining.verify.llm_judge import LLMJudge
 
     judge = LLMJudge(
-        params.judge or "",
-        params.judge_model or "",
+        params.llm_judge or "",
+        params.llm_judge_model or "",
         verify_inputs.context.scores_dir / "llm_judge.jsonl",
         verify_inputs.context.progress,
     )
-    selected = sort_by_label_value(rows).head(params.judge_budget)
+    selected = sort_by_label_value(rows).head(params.llm_judge_budget)
     # the first N, asked before or not: so the result does not hang on what this workspace has seen
     verdicts = judge.judge_pairs(verify_inputs.read_pair_texts(selected))
     answered = pl.Series("llm_judge", verdicts == 1, dtype=pl.Boolean).to_frame()

@@ -104,8 +104,8 @@ def _check_error_bounds(scan_result: ScanResult, exact: Floats) -> Floats:
             f"at most "
             f"{scan_result.error_bound[row]:.2g} where matrices are multiplied as asked for. Something makes it "
             f"less exact, as the "
-            "environment variable NVIDIA_TF32_OVERRIDE=1 does: unset it, or search by numpy on the CPU: search_device "
-            "= 'cpu' and search_dtype = 'float32'."
+            "environment variable NVIDIA_TF32_OVERRIDE=1 does: unset it, or search by numpy on the CPU: [run] device = "
+            "'cpu' and dtype = 'float32'."
         )
     return exact
 

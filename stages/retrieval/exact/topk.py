@@ -51,10 +51,10 @@ def translate_oom_errors(task: ScanTask, device: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_oom(error):
             raise
-        elsewhere = "" if device == "cpu" else " or search on the CPU: search_device = 'cpu'."
+        elsewhere = "" if device == "cpu" else " or search on the CPU: [run] device = 'cpu'."
         raise InputError(
-            f"the memory of {device} does not hold {len(task.documents):,} vectors and their scores. Free it, or lower "
-            f"block under [mine]{elsewhere or '.'}"
+            f"the memory of {device} does not hold {len(task.documents):,} vectors and their scores. Free "
+            f"it{elsewhere or '.'}"
         ) from error
 
 

@@ -10,8 +10,16 @@ from tests.unit.pipeline.cli.test_bench_downstream import collection
 
 
 def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -> None:
-    command = ["bench", "negatives", str(collection(tmp_path / "letters")), "--encoder", str(tiny_model), "--k", "3"]
-    done = run_prep(*command, "--json", "--write-prior", "pretrained_model.json", cwd=tmp_path)
+    command = [
+        "bench",
+        "negatives",
+        str(collection(tmp_path / "letters")),
+        "--encoder",
+        str(tiny_model),
+        "--num-negatives",
+        "3",
+    ]
+    done = run_prep(*command, "--json", "--write-model", "pretrained_model.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     of_set = found["sets"]["letters"]
@@ -24,7 +32,7 @@ def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -
     assert prior["sets"]["letters"]["n_held_out_keep_one"] > prior["sets"]["letters"]["n_held_out"] > 0
     assert prior["all_sets"]["single_positive"] != prior["all_sets"]["multi_positive"]
 
-    one = run_prep(*command, "--left", "one", cwd=tmp_path)
+    one = run_prep(*command, "--keep-positives", "one", cwd=tmp_path)
     assert "letters: 40 questions, 120 positives hidden; learned from pretrained" in one.stdout
     assert "0 questions with several positives are too few" in one.stderr
 
@@ -39,7 +47,7 @@ def test_a_set_that_can_teach_no_prior_is_refused(tmp_path: Path, tiny_model: Pa
         str(folder),
         "--encoder",
         str(tiny_model),
-        "--write-prior",
+        "--write-model",
         "pretrained_model.json",
     ]
     done = run_prep(*command, cwd=tmp_path)

@@ -32,7 +32,7 @@ def test_the_command_reports_and_trains_nothing_twice(tmp_path: Path, tiny_model
     command = ["bench", "downstream", str(collection(tmp_path / "letters"))]
     command += ["--encoder", str(tiny_model), "--student", str(tiny_model), "--learning-rate", "3e-3"]
     command += ["--rule", "naive", "--rule", "learned", "--rule", "oracle", "--max-false-negatives", "0.5"]
-    command += ["--seeds", "2", "--train-queries", "12", "--negatives", "3", "--top-k", "8", "--max-length", "32"]
+    command += ["--seeds", "2", "--train-queries", "12", "--num-negatives", "3", "--top-k", "8", "--max-length", "32"]
     done = run_prep(*command, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # what two rules take alike is trained once

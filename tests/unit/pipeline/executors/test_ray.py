@@ -160,7 +160,7 @@ def test_a_node_that_is_killed_changes_no_byte(
     monkeypatch.setattr(incremental, "_FULL_SEARCH_QUERIES", 10)
     work = [
         (embedding_stage, embedding_stage.Params(model=str(tiny_model), batch_tokens=8)),
-        (retrieval_stage, retrieval_stage.Params(depth=7, block=40)),
+        (retrieval_stage, retrieval_stage.Params(top_k=7, block=40)),
     ]
     for stage, params in work:
         expected = run(stage, params, tables, tmp_path / "local", InProcessExecutor(), Said())
@@ -226,7 +226,7 @@ def test_a_teachers_scores_are_the_same(engine: RayExecutor, tiny_model: Path, t
 
 def test_the_command_line_runs_on_the_cluster(nodes: Nodes, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-    done = project.prep("encode", "--engine", "ray", "--json", "-q")
+    done = project.prep("encode", "--executor", "ray", "--json", "-q")
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
     assert said["summary"]["encode"]["n_encoded"] > 50
@@ -235,7 +235,7 @@ def test_the_command_line_runs_on_the_cluster(nodes: Nodes, project: Project, mo
 
 
 def test_a_cluster_that_is_not_there_is_said(project: Project) -> None:
-    done = project.prep("encode", "--engine", "ray", "--ray-address", "127.0.0.1:1")
+    done = project.prep("encode", "--executor", "ray://127.0.0.1:1")
     assert done.returncode == 2
     assert "the Ray cluster at 127.0.0.1:1 can't be reached" in done.stderr
     assert "Traceback" not in done.stderr

@@ -44,7 +44,7 @@ def test_what_nobody_gave_is_not_refused() -> None:
     assert refused() == {}
     for sampling in ("top", "random", "simans", "quota", "slices"):
         assert refused(sampling=sampling) == {}
-    assert refused(folds=2, above=0.9, max_false_negatives=0.02, mask="perc", teacher="") == {}
+    assert refused(folds=2, relabel_min_probability=0.9, max_false_negatives=0.02, mask="perc", verifier="") == {}
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_what_nobody_gave_is_not_refused() -> None:
     [
         {"mask": "perc"},
         {"relabel": "positive"},
-        {"negatives": 3},
+        {"num_negatives": 3},
         {"max_false_negatives": 0.01},
         {"duplicate_similarity": 0.9},
         {"thin_similarity": 2.0},
-        {"teacher": "some/model"},
-        {"judge": "http://localhost:1/v1", "judge_model": "m"},
-        {"estimate": False},
+        {"verifier": "some/model"},
+        {"llm_judge": "http://localhost:1/v1", "llm_judge_model": "m"},
+        {"estimate_false_negatives": False},
     ],
 )
 def test_slices_go_by_no_mask(given: dict[str, Any]) -> None:
@@ -69,9 +69,9 @@ def test_slices_go_by_no_mask(given: dict[str, Any]) -> None:
 
 
 def test_what_to_leave_it_at_is_said() -> None:
-    found = refused(sampling="slices", mask="perc", negatives=3)
+    found = refused(sampling="slices", mask="perc", num_negatives=3)
     assert {name: why.rpartition(": ")[2] for name, why in found.items()} == {
-        "negatives": "leave it at 7",
+        "num_negatives": "leave it at 7",
         "mask": "leave it at 'learned'",
     }
 
@@ -79,28 +79,28 @@ def test_what_to_leave_it_at_is_said() -> None:
 @pytest.mark.parametrize(
     ("given", "needs", "says"),
     [
-        ({"min_answer_chars": 9, "answers": False}, {"answers": True}, "answers = True"),
+        ({"min_answer_chars": 9, "exclude_answers": False}, {"exclude_answers": True}, "exclude_answers = True"),
         (
             {"max_false_negatives": 0.01, "mask": "perc"},
             {"mask": "learned"},
-            "mask = 'learned' or a teacher or a judge",
+            "mask = 'learned' or a verifier or a llm_judge",
         ),
-        ({"max_false_negatives": 0.01, "mask": "perc"}, {"teacher": "some/model"}, "a teacher"),
-        ({"max_false_negatives": 0.01, "mask": "perc"}, {"judge": "http://localhost:1/v1"}, "a judge"),
+        ({"max_false_negatives": 0.01, "mask": "perc"}, {"verifier": "some/model"}, "a verifier"),
+        ({"max_false_negatives": 0.01, "mask": "perc"}, {"llm_judge": "http://localhost:1/v1"}, "a llm_judge"),
         ({"window_start": 5}, {"mask": "window"}, "mask = 'window'"),
         ({"window_end": 50}, {"mask": "window"}, "mask = 'window'"),
-        ({"above": 0.8}, {"relabel": "positive"}, "relabel = 'positive'"),
-        ({"above": 0.8, "relabel": "weight"}, {"relabel": "positive"}, "relabel = 'positive'"),
-        ({"teacher_rule": "margin"}, {"teacher": "some/model"}, "a teacher"),
-        ({"teacher_threshold": 0.1}, {"teacher": "some/model", "teacher_rule": "margin"}, "a teacher_rule"),
-        ({"teacher_threshold": 0.1, "teacher": "a/b"}, {"teacher_rule": "margin"}, "a teacher_rule"),
-        ({"teacher_budget": 100}, {"teacher": "self"}, "a teacher"),
-        ({"teacher_max_length": 128}, {"teacher": "self"}, "a teacher"),
-        ({"teacher_base": "a/b", "teacher": "c/d"}, {"teacher": "self"}, "teacher = 'self'"),
-        ({"folds": 3}, {"teacher": "self"}, "teacher = 'self'"),
-        ({"folds": 3, "teacher": "a/b"}, {"teacher": "self"}, "teacher = 'self'"),
-        ({"judge_model": "m"}, {"judge": "http://localhost:1/v1"}, "a judge"),
-        ({"judge_budget": 10}, {"judge": "http://localhost:1/v1"}, "a judge"),
+        ({"relabel_min_probability": 0.8}, {"relabel": "positive"}, "relabel = 'positive'"),
+        ({"relabel_min_probability": 0.8, "relabel": "weight"}, {"relabel": "positive"}, "relabel = 'positive'"),
+        ({"verifier_rule": "margin"}, {"verifier": "some/model"}, "a verifier"),
+        ({"verifier_threshold": 0.1}, {"verifier": "some/model", "verifier_rule": "margin"}, "a verifier_rule"),
+        ({"verifier_threshold": 0.1, "verifier": "a/b"}, {"verifier_rule": "margin"}, "a verifier_rule"),
+        ({"verifier_budget": 100}, {"verifier": "self"}, "a verifier"),
+        ({"verifier_max_length": 128}, {"verifier": "self"}, "a verifier"),
+        ({"verifier_base": "a/b", "verifier": "c/d"}, {"verifier": "self"}, "verifier = 'self'"),
+        ({"folds": 3}, {"verifier": "self"}, "verifier = 'self'"),
+        ({"folds": 3, "verifier": "a/b"}, {"verifier": "self"}, "verifier = 'self'"),
+        ({"llm_judge_model": "m"}, {"llm_judge": "http://localhost:1/v1"}, "a llm_judge"),
+        ({"llm_judge_budget": 10}, {"llm_judge": "http://localhost:1/v1"}, "a llm_judge"),
         ({"simans_a": 100.0}, {"sampling": "simans"}, "sampling = 'simans'"),
         ({"simans_b": 0.1, "sampling": "random"}, {"sampling": "simans"}, "sampling = 'simans'"),
         ({"quota_head": 1}, {"sampling": "quota"}, "sampling = 'quota'"),

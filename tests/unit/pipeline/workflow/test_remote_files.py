@@ -90,11 +90,11 @@ def test_a_glob_stands_for_all_that_match_by_name(workspace: Workspace, store: S
     both = fetch_files(workspace, {"corpus": tuple(urls)})
     assert [Path(file).read_text() for file in both["corpus"]] == ["faq/b-1.csv", "other/b-1.csv"]
     assert (
-        Path(fetch_files(workspace, {"decisions": store.url("bucket/faq/c.csv")})["decisions"]).read_text()
+        Path(fetch_files(workspace, {"label_overrides": store.url("bucket/faq/c.csv")})["label_overrides"]).read_text()
         == "faq/c.csv"
     )
     with pytest.raises(InputError, match="2 files match, and it can only be one"):
-        fetch_files(workspace, {"decisions": store.url("bucket/faq/b-*.csv")})
+        fetch_files(workspace, {"label_overrides": store.url("bucket/faq/b-*.csv")})
 
 
 def test_a_name_is_taken_as_it_is_before_it_is_a_pattern(workspace: Workspace, store: Store) -> None:
@@ -147,7 +147,7 @@ def test_what_is_not_there_or_not_to_be_read_is_said_without_the_secret(workspac
 def test_settings_take_the_files_in_the_place_of_urls(tmp_path: Path, workspace: Workspace) -> None:
     (tmp_path / "faq.csv").write_text("question,answer\n")
     (tmp_path / "prep.toml").write_text(f'[pairs]\ntables = "{(tmp_path / "faq.csv").as_uri()}"\n')
-    settings, _ = load_settings(tmp_path / "prep.toml", workspace, None, {})
+    settings, _ = load_settings(tmp_path / "prep.toml", workspace)
     settings.local_paths = fetch_files(workspace, settings.sections["pairs"])
     (file,) = settings.validate_params()["pairs"].tables  # type: ignore[attr-defined]
     assert Path(file).read_text() == "question,answer\n"
@@ -160,7 +160,7 @@ def test_a_secret_is_not_shown_among_the_settings_that_are_remembered(workspace:
     workspace.root.mkdir()
     kept = {"pairs": {"tables": ["s3://me:SECRET@b/a.csv"]}, "refresh": {"publish_to": "s3://me:SECRET@bucket/prep"}}
     (workspace.root / "settings.json").write_text(json.dumps(kept))
-    told = load_settings(None, workspace, None, {})[0].describe_remembered()
+    told = load_settings(None, workspace)[0].describe_remembered()
     assert told is not None
     assert "s3://bucket/prep" in told
     assert "SECRET" not in told

@@ -36,7 +36,7 @@ def sliced(project: Project, **given: int) -> None:
 
 
 def test_slices_need_no_model_and_what_comes_after_still_works(project: Project) -> None:
-    sliced(project, slice=4, slices=2, depth=20)
+    sliced(project, slice=4, slices=2)
     assert ran(project, "mine-negatives") == ["pairs", "sample"]
     fresh = ("pairs", "sample")
     assert states(project) == {stage.name: "fresh" if stage.name in fresh else "absent" for stage in PIPELINE}
@@ -97,8 +97,8 @@ def test_a_result_that_is_not_complete_is_made_again(tmp_path: Path) -> None:
 def test_a_search_that_changes_leaves_slices_as_they_are(project: Project) -> None:
     sliced(project)
     assert ran(project, "mine-negatives") == ["pairs", "sample"]
-    assert ran(project, "mine-negatives", "--depth", "7") == []
-    refused = project.prep("mine-negatives", "--mask", "none", "--depth", "7")
+    assert ran(project, "mine-negatives", "--top-k", "7") == []
+    refused = project.prep("mine-negatives", "--mask", "none", "--top-k", "7")
     assert refused.returncode == 2
     assert "--mask = 'none' does not count with sampling = 'slices'" in refused.stderr
     _, *others = [stage.name for stage in PIPELINE[: PIPELINE.index(STAGES_BY_NAME["sample"]) + 1]]
@@ -107,12 +107,12 @@ def test_a_search_that_changes_leaves_slices_as_they_are(project: Project) -> No
 
 def test_flags_of_the_composer(project: Project) -> None:
     flags = ["--sampling", "simans", "--simans-a", "100", "--simans-b", "-0.1", "--hub-cap", "3"]
-    flags += ["--quota-sources", "dense=2", "--quota-sources", "bm25=1", "--same", "category"]
+    flags += ["--source-quotas", "dense=2", "--source-quotas", "bm25=1", "--prefer-category"]
     done = project.prep("mine-negatives", *flags, "--json", "-q")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)["summary"]["sample"]
     assert summary["by_stratum"].keys() == {"simans", "rest"}  # there is no bm25
     assert summary["hubness"]["max_document_count"] <= 3
-    refused = project.prep("mine-negatives", "--quota-sources", "dense")
+    refused = project.prep("mine-negatives", "--source-quotas", "dense")
     assert refused.returncode == 2
     assert "'dense' is no NAME=PARTS" in refused.stderr

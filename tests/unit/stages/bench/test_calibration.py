@@ -68,10 +68,10 @@ def test_each_line_says_what_was_found_of_hidden_positives(tmp_path: Path) -> No
         verdicts=verdicts,
         holdout_verified=taught(),
     )
-    found = compute_tradeoffs({**inputs, "holdout_candidates": inputs["holdout_verified"]}, Params(negatives=3))
+    found = compute_tradeoffs({**inputs, "holdout_candidates": inputs["holdout_verified"]}, Params(num_negatives=3))
     checks = {row["rule"]: row["holdout_validation"] for row in found["rules"]}
-    assert checks["naive"] == validate_on_holdout(Params(mask="none", negatives=3), None, taught())
-    assert checks["perc 0.95"] == validate_on_holdout(Params(mask="perc", negatives=3), None, taught())
+    assert checks["naive"] == validate_on_holdout(Params(mask="none", num_negatives=3), None, taught())
+    assert checks["perc 0.95"] == validate_on_holdout(Params(mask="perc", num_negatives=3), None, taught())
     assert checks["range_min 10"] is None  # its ranks are others than those that are known of what was hidden
     assert [row["holdout_validation"]["max_false_negatives"] for row in found["budgets"]] == [
         0.002,

@@ -61,7 +61,7 @@ def trial() -> BenchmarkSplit:
 
 
 def params(*rules: str, **settings: object) -> Params:
-    return Params(rule=rules, **{"negatives": 2, "train_queries": 10} | settings)  # type: ignore[arg-type]
+    return Params(rule=rules, **{"num_negatives": 2, "train_queries": 10} | settings)  # type: ignore[arg-type]
 
 
 def test_what_each_rule_takes() -> None:

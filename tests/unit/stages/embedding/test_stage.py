@@ -183,7 +183,7 @@ def test_a_similarity_that_is_replaced_is_said(
     assert used == ("dot" if stated == "dot" else "cosine")
     said = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
     assert [says in line and str(model) in line for line in said] == ([True] if says else [])
-    run(Params(more_models=(str(model),), **given), inputs, fresh(tmp_path / "extra_encoders"), tools)  # type: ignore[arg-type]
+    run(Params(extra_models=(str(model),), **given), inputs, fresh(tmp_path / "extra_encoders"), tools)  # type: ignore[arg-type]
     again = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
     replaced = stated in ("euclidean", "manhattan")  # further encoders go by their own, whatever the first is given
     assert len(again) - len(said) == int(replaced)
@@ -283,7 +283,7 @@ def test_the_encoders_folder_says_what_it_is(
 def test_further_encoders_have_stores_of_their_own(
     inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path
 ) -> None:
-    params = Params(query_prompt="query: ", more_models=(str(tiny_model),))
+    params = Params(query_prompt="query: ", extra_models=(str(tiny_model),))
     out = fresh(tmp_path / "out")
     summary = run(params, inputs, out, tools)
     assert summary["texts"] == 5
@@ -323,7 +323,7 @@ def test_damage_in_any_store_is_noticed(
     inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder], tiny_model: Path, which: int
 ) -> None:
     out = fresh(tmp_path / "out")
-    run(Params(more_models=(str(tiny_model),)), inputs, out, tools)
+    run(Params(extra_models=(str(tiny_model),)), inputs, out, tools)
     assert has_all_vectors(out, tools)
     (segment,) = (tools.vectors_dir / read_encodings(out / "encoder.json")[which]["encoder_key"]).glob("*.npy")
     segment.write_bytes(b"")
@@ -332,10 +332,10 @@ def test_damage_in_any_store_is_noticed(
 
 def test_the_same_encoder_twice_is_refused(tiny_model: Path) -> None:
     with pytest.raises(InputError, match="is there already"):
-        key_extras(Params(model=str(tiny_model), more_models=(str(tiny_model),)))
+        key_extras(Params(model=str(tiny_model), extra_models=(str(tiny_model),)))
     with pytest.raises(InputError, match="is there already"):
-        key_extras(Params(more_models=(str(tiny_model), str(tiny_model))))
-    assert len(key_extras(Params(model=str(tiny_model), query_prompt="q: ", more_models=(str(tiny_model),)))) == 4
+        key_extras(Params(extra_models=(str(tiny_model), str(tiny_model))))
+    assert len(key_extras(Params(model=str(tiny_model), query_prompt="q: ", extra_models=(str(tiny_model),)))) == 4
 
 
 def test_identity_loads_no_torch() -> None:

@@ -62,4 +62,4 @@ def test_other_questions_are_a_defect() -> None:
 
 def test_a_measure_that_is_not_measured_is_refused() -> None:
     with pytest.raises(ValidationError):
-        Params(measure="nDCG@7")
+        Params(metric="nDCG@7")

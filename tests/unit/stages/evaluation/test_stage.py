@@ -143,7 +143,7 @@ def useless(query: str, document: str) -> float:
 def run(inputs: dict[str, Path], tools: StageContext, name: str = "out", **params: Any) -> tuple[Path, dict[str, Any]]:
     out = tools.scratch_dir / name
     out.mkdir()
-    evaluation_stage.run(Params(**{"top_k": 3, "samples": 999} | params), inputs, out, tools)
+    evaluation_stage.run(Params(**{"top_k": 3, "bootstrap_samples": 999} | params), inputs, out, tools)
     return out, json.loads((out / "metrics.json").read_text())
 
 
@@ -190,7 +190,13 @@ def test_the_figures_by_hand(reranker: dict[str, Path], tools: StageContext, use
     }
     assert metrics["collapse_reason"] is None
     assert metrics["base_has_new_head"] is True
-    assert metrics["parameters"] == {"top_k": 3, "max_queries": 300, "samples": 999, "seed": 42, "dtype": "auto"}
+    assert metrics["parameters"] == {
+        "top_k": 3,
+        "max_queries": 300,
+        "bootstrap_samples": 999,
+        "seed": 42,
+        "dtype": "auto",
+    }
     # 3 documents for each of 16 questions, and two forced in: each pair once a model
     assert [len(pairs) for pairs in asked] == [50, 50]
     assert len(set(asked[0])) == 25  # dev and test ask the same of the same
@@ -328,7 +334,7 @@ def test_the_gate_scores_the_published_model_on_the_new_lists(
     asked = use(perfect)
     (tools.scratch_dir / "gate").mkdir()
     found = regression_gate.run(
-        regression_gate.Params(measure="MRR@10", samples=999), inputs, tools.scratch_dir / "gate", tools
+        regression_gate.Params(metric="MRR@10", bootstrap_samples=999), inputs, tools.scratch_dir / "gate", tools
     )
     assert found == {
         "metric": "MRR@10",

@@ -23,7 +23,7 @@ def taught() -> pl.DataFrame:
 def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
     # none: the three best, x, h and y. h stands for 0.85 x 3 that nobody labelled, beside two that are written, which
     # count 1 / (1 + 0.1 / 3) and 1 / (1 + 0.2 / 3)
-    assert validate_on_holdout(Params(mask="none", negatives=3), None, taught()) == {
+    assert validate_on_holdout(Params(mask="none", num_negatives=3), None, taught()) == {
         "n_queries": 1,
         "n_negatives": 3,
         "n_held_out": 1,
@@ -34,13 +34,13 @@ def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
         "max_false_negatives": None,
     }
     # perc: at most 0.95 x 0.7; y and z
-    assert validate_on_holdout(Params(mask="perc", negatives=3), None, taught()) == {
+    assert validate_on_holdout(Params(mask="perc", num_negatives=3), None, taught()) == {
         "n_queries": 1, "n_negatives": 2, "n_held_out": 0, "expected": pytest.approx(0.1875 / 1.9375, abs=1e-5),
         "observed": 0.0, "low": 0.0, "high": 0.0, "max_false_negatives": None,
     }  # fmt: skip
     # learned at a price of 1: 0.85 - 0.1, 0.84 - 0.4, 0.6 - 0.2, 0.5: x and z
     limit = RiskSolution(1.0, 1.0, 0.05, 0.5, 2)
-    assert validate_on_holdout(Params(mask="learned", negatives=2), limit, taught()) == {
+    assert validate_on_holdout(Params(mask="learned", num_negatives=2), limit, taught()) == {
         "n_queries": 1, "n_negatives": 2, "n_held_out": 0, "expected": pytest.approx(0.09677 / 1.96774, abs=1e-5),
         "observed": 0.0, "low": 0.0, "high": 0.0, "max_false_negatives": 0.02,
     }  # fmt: skip
@@ -48,7 +48,7 @@ def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
 
 def test_each_turn_is_a_question_of_its_own() -> None:
     twice = pl.concat([taught(), taught().with_columns(fold=pl.lit(1, pl.Int32))])
-    found = validate_on_holdout(Params(mask="none", negatives=2), None, twice)
+    found = validate_on_holdout(Params(mask="none", num_negatives=2), None, twice)
     assert found is not None
     assert (found["n_queries"], found["n_negatives"], found["n_held_out"]) == (1, 4, 2)
     assert validate_on_holdout(Params(), None, taught().clear()) is None
@@ -56,7 +56,7 @@ def test_each_turn_is_a_question_of_its_own() -> None:
 
 def test_what_the_learned_mask_never_writes_is_not_counted_as_written() -> None:
     likely = taught().with_columns(p_false_negative=pl.lit(0.51, pl.Float32))
-    found = validate_on_holdout(Params(mask="learned", negatives=2), RiskSolution(0.0, 1.0, 0.05, 0.5, 2), likely)
+    found = validate_on_holdout(Params(mask="learned", num_negatives=2), RiskSolution(0.0, 1.0, 0.05, 0.5, 2), likely)
     assert found is not None
     assert (found["n_negatives"], found["n_held_out"]) == (0, 0)
 
@@ -64,7 +64,7 @@ def test_what_the_learned_mask_never_writes_is_not_counted_as_written() -> None:
 def test_the_interval_is_that_of_questions() -> None:
     """Of two questions one lets a hidden positive through: both may be drawn twice."""
     harmless = taught().with_columns(query_id=pl.lit("r"), held_out=pl.lit(False))
-    found = validate_on_holdout(Params(mask="none", negatives=3), None, pl.concat([taught(), harmless]))
+    found = validate_on_holdout(Params(mask="none", num_negatives=3), None, pl.concat([taught(), harmless]))
     assert found is not None
     # 2.55 beside 1.90524 of the one, and beside 1.90524 + 1 / (1 + 0.4 / 3) + 1.90524 of both
     assert (found["low"], found["observed"], found["high"]) == (0.0, pytest.approx(2.55 / 4.69284, abs=1e-5), 1.0)

@@ -69,7 +69,7 @@ def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     lent = tools(tmp_path)
-    candidate_features.run(candidate_features.Params(estimate=False, **(look or {})), inputs, out, lent)
+    candidate_features.run(candidate_features.Params(estimate_false_negatives=False, **(look or {})), inputs, out, lent)
     seen = {name: out / file for name, file in FILES.items()}
     verify_stage.run(verify_stage.Params(), inputs | seen, out, lent)
     summary = mask.run(Params(**{"mask": "perc"} | given), inputs | seen, out, lent)
@@ -148,7 +148,10 @@ def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_pos
     ("given", "kept"),
     [
         ({"mask": "none"}, {"high", "edge", "low"}),
-        ({"mask": "none", "answers": False, "duplicate_similarity": 1.5}, {"high", "edge", "low", "holds", "near"}),
+        (
+            {"mask": "none", "exclude_answers": False, "duplicate_similarity": 1.5},
+            {"high", "edge", "low", "holds", "near"},
+        ),
         ({"mask": "none", "min_answer_chars": 13}, {"high", "edge", "low", "holds"}),
         ({"mask": "none", "duplicate_similarity": 0.6}, {"edge", "low"}),
         ({"mask": "window", "window_start": 5, "window_end": 6}, {"edge"}),
@@ -234,7 +237,7 @@ def test_a_pair_that_several_sources_found_is_one_row():
 
 @pytest.mark.parametrize("given", [{"mask": "learned"}, {"relabel": "positive"}, {"relabel": "weight"}])
 def test_what_goes_by_the_estimate_needs_one(given, inputs, tmp_path):
-    with pytest.raises(InputError, match="estimate = false switches off"):
+    with pytest.raises(InputError, match="estimate_false_negatives = false switches off"):
         verdicts(inputs, tmp_path, **given)
 
 
@@ -284,7 +287,7 @@ def test_what_the_rule_sets_aside_can_become_a_positive():
         ("a", "positive", "relabelled", None),
         ("b", "negative", "kept", None),
     ]
-    assert judged_by({"a": 0.95}, relabel="positive", above=0.96)["reason"].to_list() == ["perc"]
+    assert judged_by({"a": 0.95}, relabel="positive", relabel_min_probability=0.96)["reason"].to_list() == ["perc"]
 
 
 def test_what_the_judge_calls_relevant_is_never_a_negative():
@@ -339,7 +342,7 @@ def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
 def test_where_relabel_finds_nothing_it_says_how_likely_the_likeliest_is(rows, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(mask, "MASK_ROWS_PER_BLOCK", rows)
     [line] = relabelled(inputs, tmp_path, 0.8614)
-    assert "0.861, and above = 0.9 is asked for" in line
+    assert "0.861, and relabel_min_probability = 0.9 is asked for" in line
     assert relabelled(inputs, tmp_path, 0.91) == []
     assert relabelled(inputs, tmp_path, 0.8614, relabel="no") == []
     [line] = relabelled(inputs, tmp_path, 0.8614, mask="none")

@@ -190,7 +190,7 @@ def open_of(*rows: tuple[object, ...]) -> list[bool]:
         positive_similarity=pl.lit(0.1, pl.Float32), same_text=pl.lit(None, pl.Boolean),
         contains_answer=pl.lit(None, pl.Boolean),
     )  # fmt: skip
-    found, _, here = pad_eligible_candidates(RiskPolicy(negatives=2), frame)
+    found, _, here = pad_eligible_candidates(RiskPolicy(num_negatives=2), frame)
     assert found.quota.tolist() == [2 - sum(row[3] is True for row in rows)]
     return here.tolist()  # type: ignore[no-any-return]
 

@@ -47,7 +47,7 @@ def test_with_every_vector_there_no_model_is_loaded(table: Table, settings: Sett
 def test_search_sweeps_everything_and_keeps_a_little_more_than_the_depth(
     table: Table, settings: Settings, machine: Machine
 ) -> None:
-    found = one("search", table, turned(settings, "search", depth=16), machine)
+    found = one("search", table, turned(settings, "search", top_k=16), machine)
     # 100 x 50 x 8 products, and of each query 16 + 8 + 2 that are scored again
     assert found.seconds == pytest.approx(40_000e-6 + 2_600e-5)
     assert found.work == "100 x 50 x 8, 1,600 candidates"
@@ -55,7 +55,7 @@ def test_search_sweeps_everything_and_keeps_a_little_more_than_the_depth(
 
 def test_a_search_that_goes_on_pays_for_what_is_new(table: Table, settings: Settings, machine: Machine) -> None:
     table = replace(table, encodings=[replace(table.encodings[0], went_on=True)])
-    found = one("search", table, turned(settings, "search", depth=16), machine)
+    found = one("search", table, turned(settings, "search", top_k=16), machine)
     # 20 new queries x 50 documents and 80 old ones x 10 new documents, of 8 dimensions
     assert found.seconds == pytest.approx((1_000 + 800) * 8 * 1e-6 + 20 * 26 * 1e-5)
     assert found.work.endswith("goes on from the last search")
@@ -64,8 +64,8 @@ def test_a_search_that_goes_on_pays_for_what_is_new(table: Table, settings: Sett
 def test_training_is_pairs_updates_dev_figures_and_checkpoints(
     table: Table, settings: Settings, machine: Machine
 ) -> None:
-    short = turned(settings, "train", epochs=2, negatives=3, batch_size=8, max_length=200, max_queries=50)
-    short = turned(short, "train", dev_queries=10, dev_top_k=5)
+    short = turned(settings, "train", epochs=2, num_negatives=3, batch_size=8, max_length=200, max_queries=50)
+    short = turned(short, "train", max_dev_queries=10, dev_top_k=5)
     found = one("train", table, short, machine)
     # 50 groups of 4 pairs, 3 epochs (one of the retriever's scores), pairs of 100 and 200 tokens: 150 in the mean
     steps, dev, checkpoints = 3 * 7, 3 * 10 * 5, 3
@@ -100,32 +100,34 @@ def test_stages_without_a_model_go_by_the_yardstick(table: Table, settings: Sett
         + 10_000 * constants.BM25_CHARACTER
     )
     assert evidence.seconds == pytest.approx(2 * yards)
-    plain = one("features", table, turned(settings, "features", estimate=False), machine)
+    plain = one("features", table, turned(settings, "features", estimate_false_negatives=False), machine)
     assert plain.seconds == pytest.approx(2 * (constants.BEGIN + constants.FLAG * found))
 
 
 def test_nobody_knows_how_long_a_judge_takes(table: Table, settings: Settings, machine: Machine) -> None:
-    found = predict(["verify", "mask"], table, turned(settings, "verify", judge="http://x", judge_model="m"), machine)
+    found = predict(
+        ["verify", "mask"], table, turned(settings, "verify", llm_judge="http://x", llm_judge_model="m"), machine
+    )
     assert found[0].seconds is None
     assert total(found) == found[1].seconds
 
 
 def test_nobody_knows_how_long_an_index_takes(table: Table, settings: Settings, machine: Machine) -> None:
-    found = one("search", table, turned(settings, "search", index="IVF16,Flat"), machine)
+    found = one("search", table, turned(settings, "search", faiss_index="IVF16,Flat"), machine)
     assert found.seconds is None
     assert found.work.endswith("by the index IVF16,Flat")
-    assert one("search", table, turned(settings, "search", index="exact"), machine).seconds
+    assert one("search", table, turned(settings, "search", faiss_index="exact"), machine).seconds
 
 
 def test_a_teacher_reads_what_is_in_doubt_and_the_positives(table: Table, settings: Settings, machine: Machine) -> None:
-    asked = turned(settings, "verify", teacher="t", teacher_budget=40, teacher_max_length=200)
+    asked = turned(settings, "verify", verifier="t", verifier_budget=40, verifier_max_length=200)
     assert one("verify", table, asked, machine).seconds == pytest.approx(3 + (40 + 60) * 150 * 0.002)
     large = replace(machine.score, rates={"": Rate((1.0,), (0.02,))}, start=9.0)
     assert one("verify", table, asked, replace(machine, teacher=large)).seconds == pytest.approx(9 + 300)
 
 
 def test_a_table_that_teaches_itself_is_trained_on_first(table: Table, settings: Settings, machine: Machine) -> None:
-    asked = turned(settings, "verify", teacher="self", teacher_budget=40, teacher_max_length=200, folds=3)
+    asked = turned(settings, "verify", verifier="self", verifier_budget=40, verifier_max_length=200, folds=3)
     # each fold learns from 400 of the 600 questions, 8 pairs each, in a lesson and an epoch
     trained = 3 * (4 + 6_400 * 150 * 0.01)
     larger = replace(table, splits={"train": 600})
@@ -156,6 +158,6 @@ def test_memory_stays_taken_and_libraries_are_waited_for_once(
 def test_a_step_of_more_tokens_takes_more_memory(table: Table, settings: Settings, machine: Machine) -> None:
     # a step of 1,000 tokens took 900 MB, of which 800 MB are the model; pairs of 200 tokens, 20 a step, are 4,000
     alike = replace(table, pair_tokens=np.array([200, 200]))
-    found = one("train", alike, turned(settings, "train", batch_size=5, negatives=3), machine)
+    found = one("train", alike, turned(settings, "train", batch_size=5, num_negatives=3), machine)
     states = 12 * 2_000
     assert found.memory == pytest.approx(800e6 + states + (100e6 - states) * 4, rel=1e-6)

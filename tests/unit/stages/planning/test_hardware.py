@@ -18,7 +18,7 @@ def test_a_teacher_on_a_gpu_takes_what_it_computes_itself(
 ) -> None:
     BertTokenizerFast.from_pretrained(tiny_model).save_pretrained(tmp_path)
     BertModel(BertConfig.from_pretrained(tiny_model, num_hidden_layers=4, hidden_size=64)).save_pretrained(tmp_path)
-    verify = settings["verify"].model_copy(update={"teacher": str(tmp_path)})
+    verify = settings["verify"].model_copy(update={"verifier": str(tmp_path)})
     made = {
         **settings,
         "train": settings["train"].model_copy(update={"base": str(tiny_model)}),
@@ -31,5 +31,5 @@ def test_a_teacher_on_a_gpu_takes_what_it_computes_itself(
     assert teacher.shape.layers == 4
     expected = teacher.shape.flops(1) / (GPUS["h100"].bf16 * 0.3)
     assert next(iter(teacher.rates.values())).seconds[0] == pytest.approx(expected)
-    made["verify"] = verify.model_copy(update={"teacher": "self"})
+    made["verify"] = verify.model_copy(update={"verifier": "self"})
     assert on_gpus(GPUS["h100"], 1, alone, made, machine).teacher is None

@@ -71,7 +71,7 @@ class World:
         inputs["encoder"] = self.folder / "encoder.json"
         self.said.lines.clear()
         tools = StageContext(self.said, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
-        told: dict[str, Any] = run(Params(**{"depth": 20, **settings}), inputs, self.folder / out, tools)
+        told: dict[str, Any] = run(Params(**{"top_k": 20, **settings}), inputs, self.folder / out, tools)
         return told
 
     def found(self, out: str = "out") -> np.ndarray:
@@ -104,7 +104,7 @@ def test_an_index_that_misses_nothing_gives_the_bytes_of_exact_search(
     world: World, factory: str, parameters: str
 ) -> None:
     world.search("exact")
-    told = world.search("index", index=factory, index_params=parameters, min_recall=1)
+    told = world.search("index", index=factory, faiss_params=parameters, min_recall=1)
     assert told["faiss_indexes"]["dense"]["recall"] == 1
     assert "topk_cache" not in told
     assert world.bytes("index") == world.bytes("exact")
@@ -113,7 +113,7 @@ def test_an_index_that_misses_nothing_gives_the_bytes_of_exact_search(
 
 def test_what_is_found_is_scored_and_ordered_exactly(world: World) -> None:
     world.search("exact")
-    world.search(index="IVF8,PQ2x4", index_params="nprobe=2", min_recall=0)
+    world.search(faiss_index="IVF8,PQ2x4", faiss_params="nprobe=2", min_recall=0)
     found = world.found()
     assert found.tolist() != world.exact().tolist()
     rows = read_table(world.folder / "out/candidates.parquet", CANDIDATES)
@@ -128,14 +128,14 @@ def test_what_is_found_is_scored_and_ordered_exactly(world: World) -> None:
 
 def test_the_recall_is_what_was_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every query is in the sample here, and finds enough, so that all that is found was found by the index."""
-    told = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
+    told = world.search(faiss_index="IVF8,Flat", faiss_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
     assert told["n_exactly_searched_queries"] == 0
     assert told["recall"] == round(share(world.exact(), world.found()), 4) < 1
     assert (told["index"], told["parameters"], told["recall_at"]) == ("IVF8,Flat", "nprobe=3", 20)
     assert (told["n_sampled_queries"], told["n_training_documents"]) == (ASKED, DOCUMENTS)
     assert f"IVF8,Flat (nprobe=3): recall@20 {told['recall']:.3f} on 30 sampled queries" in world.said.lines
     monkeypatch.setattr(faiss_search, "_RECALL_SAMPLE_QUERIES", 7)
-    few = world.search(index="IVF8,Flat", index_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
+    few = world.search(faiss_index="IVF8,Flat", faiss_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
     sampled = faiss_search._sample_positions_by_hash(
         pl.Series([f"q{i:03}" for i in range(ASKED)]), 7, 0, "recall sample"
     )
@@ -145,18 +145,22 @@ def test_the_recall_is_what_was_found(world: World, monkeypatch: pytest.MonkeyPa
 
 def test_the_least_setting_that_reaches_the_recall_is_taken(world: World) -> None:
     recalls = {
-        n: world.search(index="IVF8,Flat", index_params=f"nprobe={n}", min_recall=0)["faiss_indexes"]["dense"]["recall"]
+        n: world.search(faiss_index="IVF8,Flat", faiss_params=f"nprobe={n}", min_recall=0)["faiss_indexes"]["dense"][
+            "recall"
+        ]
         for n in (1, 2, 4, 8)
     }
     assert recalls[2] < recalls[4] < recalls[8] == 1
-    told = world.search(index="IVF8,Flat", min_recall=recalls[4] - 0.001)["faiss_indexes"]["dense"]
+    told = world.search(faiss_index="IVF8,Flat", min_recall=recalls[4] - 0.001)["faiss_indexes"]["dense"]
     assert (told["parameters"], told["recall"]) == ("nprobe=4", recalls[4])
-    told = world.search(index="IVF8,SQ8,RFlat", index_params="k_factor_rf=2", min_recall=1)["faiss_indexes"]["dense"]
+    told = world.search(faiss_index="IVF8,SQ8,RFlat", faiss_params="k_factor_rf=2", min_recall=1)["faiss_indexes"][
+        "dense"
+    ]
     assert told["parameters"] == "k_factor_rf=2,nprobe=8"
 
 
 def test_too_low_a_recall_is_refused_with_what_would_mend_it(world: World) -> None:
-    given = {"index": "IVF8,Flat", "index_params": "nprobe=2"}
+    given = {"faiss_index": "IVF8,Flat", "faiss_params": "nprobe=2"}
     recall = world.search(**given, min_recall=0)["faiss_indexes"]["dense"]["recall"]
     with pytest.raises(InputError) as refused:
         world.search(**given, min_recall=0.999)
@@ -165,19 +169,19 @@ def test_too_low_a_recall_is_refused_with_what_would_mend_it(world: World) -> No
         "With --index-params nprobe=8 it is 1.000."
     )
     with pytest.raises(InputError, match=r"With --index-params k_factor_rf=2,nprobe=8 it is 1\.000\.$"):
-        world.search(index="IVF8,SQ8,RFlat", index_params="nprobe=1,k_factor_rf=2", min_recall=0.999)
+        world.search(faiss_index="IVF8,SQ8,RFlat", faiss_params="nprobe=1,k_factor_rf=2", min_recall=0.999)
     with pytest.raises(InputError) as refused:
-        world.search(index="IVF4,PQ1x2", depth=2, min_recall=0.999)
+        world.search(faiss_index="IVF4,PQ1x2", depth=2, min_recall=0.999)
     said = str(refused.value)
     assert re.search(r"\(nprobe=4\): recall@2 is 0\.\d+ on 30 .* is 0.999\. To find more, take a bigger code", said), (
         said
     )
     with pytest.raises(InputError, match=r"'PQ1x2' \(no parameters\): recall@2 is 0\.\d+ .* is 0.999\. To find more, "):
-        world.search(index="PQ1x2", depth=2, min_recall=0.999)
+        world.search(faiss_index="PQ1x2", depth=2, min_recall=0.999)
 
 
 def test_a_query_that_finds_too_little_is_searched_exactly(world: World) -> None:
-    told = world.search(index="IVF40,Flat", index_params="nprobe=1", min_recall=0)["faiss_indexes"]["dense"]
+    told = world.search(faiss_index="IVF40,Flat", faiss_params="nprobe=1", min_recall=0)["faiss_indexes"]["dense"]
     assert 0 < told["n_exactly_searched_queries"] <= ASKED
     same = (world.found() == world.exact()).all(axis=1)
     assert same.sum() >= told["n_exactly_searched_queries"]
@@ -199,7 +203,7 @@ def test_the_seed_draws_the_training_sample(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr("stages.retrieval.faiss_index._POINTS_PER_LIST", 1)
     found = []
     for seed in (0, 0, 1):
-        told = world.search(index="IVF4,Flat", index_params="nprobe=1", min_recall=0, seed=seed)
+        told = world.search(faiss_index="IVF4,Flat", faiss_params="nprobe=1", min_recall=0, seed=seed)
         assert told["faiss_indexes"]["dense"]["n_training_documents"] == 60
         found.append(world.found().tolist())
     assert found[0] == found[1] != found[2]
@@ -217,9 +221,9 @@ def test_what_is_drawn_hangs_on_ids_alone() -> None:
 
 
 def test_few_documents_a_list_are_said(world: World) -> None:
-    world.search(index="IVF8,Flat", min_recall=0)
+    world.search(faiss_index="IVF8,Flat", min_recall=0)
     assert not [line for line in world.said.lines if "a list" in line]
-    world.search(index="IVF20,Flat", min_recall=0)
+    world.search(faiss_index="IVF20,Flat", min_recall=0)
     assert [line for line in world.said.lines if "a list" in line] == [
         "IVF20,Flat: 20.0 documents a list to train on, FAISS wants 39: 10 lists or fewer would find better"
     ]
@@ -229,7 +233,7 @@ def test_where_exact_search_is_as_fast_it_is_said(world: World, monkeypatch: pyt
     line = "30 queries x 400 documents: exact search takes about as long as making Flat and searching it, and misses "
     for pays, count in ((30 * 400, 0), (30 * 400 + 1, 1)):
         monkeypatch.setattr(faiss_search, "_MIN_PAIRS_FOR_INDEX", pays)
-        world.search(index="Flat")
+        world.search(faiss_index="Flat")
         assert len([said for said in world.said.lines if said.startswith(line)]) == count
 
 
@@ -238,14 +242,14 @@ def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world:
         with pytest.raises(InputError, match=f"--index '{factory}'.*{why}"):
             world.search(index=factory)
     with pytest.raises(InputError, match="--index-params 'k_factor_rf=2'"):
-        world.search(index="IVF4,Flat", index_params="k_factor_rf=2")
+        world.search(faiss_index="IVF4,Flat", faiss_params="k_factor_rf=2")
     assert not [line for line in world.said.lines if "training" in line]
 
 
 def test_what_faiss_refuses_of_a_search_names_the_parameters(world: World) -> None:
     for factory, parameters in (("IVF4,Flat", "nprobe=0"), ("Flat,RFlat", "k_factor_rf=0.1")):
         with pytest.raises(InputError, match=f"can't be searched with --index-params '{parameters}'.* at least 1"):
-            world.search(index=factory, index_params=parameters)
+            world.search(index=factory, faiss_params=parameters)
 
 
 def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,14 +268,14 @@ def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(FaissIndex, "train", training)
     tracemalloc.start()
     try:
-        world.search(index="IVF4,Flat", min_recall=0, block=20)
+        world.search(faiss_index="IVF4,Flat", min_recall=0, block=20)
     finally:
         tracemalloc.stop()
     assert 1 < held[0] < 1.5
 
 
 def test_every_encoder_has_an_index_of_its_own(world: World) -> None:
-    told = world.search(sources=("dense", "dense2:5"), index="IVF8,Flat", min_recall=1)["faiss_indexes"]
+    told = world.search(sources=("dense", "dense2:5"), faiss_index="IVF8,Flat", min_recall=1)["faiss_indexes"]
     assert {name: one["recall_at"] for name, one in told.items()} == {"dense": 20, "dense2": 5}
     rows = read_table(world.folder / "out/candidates.parquet", CANDIDATES)
     found = {name: rows.filter(source=name)["doc_id"].str.slice(1).cast(pl.Int64).to_numpy() for name in told}
@@ -282,8 +286,8 @@ def test_every_encoder_has_an_index_of_its_own(world: World) -> None:
 
 def test_an_exact_search_after_it_goes_on_from_the_exact_one_before(world: World) -> None:
     first = world.search("first")
-    world.search(index="IVF8,Flat", min_recall=0)
-    told = world.search("again", index="exact")
+    world.search(faiss_index="IVF8,Flat", min_recall=0)
+    told = world.search("again", faiss_index="exact")
     assert told["topk_cache"]["dense"] == {
         "n_new_documents": 0,
         "n_merged_queries": first["queries"],
@@ -294,18 +298,20 @@ def test_an_exact_search_after_it_goes_on_from_the_exact_one_before(world: World
 
 def test_no_queries(world: World) -> None:
     world.write([], [f"d{i:03}" for i in range(DOCUMENTS)])
-    told = world.search(index="IVF4,Flat")
+    told = world.search(faiss_index="IVF4,Flat")
     assert (told["candidates"], told["faiss_indexes"]["dense"]["n_sampled_queries"]) == (0, 0)
     assert read_table(world.folder / "out/qrels_scored.parquet", QRELS_SCORED).height == 0
 
 
 def test_exact_search_keeps_its_key() -> None:
     assert (
-        key_extras(Params()) == key_extras(Params(index="exact", index_params="nprobe=2", min_recall=0.5, seed=3)) == {}
+        key_extras(Params())
+        == key_extras(Params(faiss_index="exact", faiss_params="nprobe=2", min_recall=0.5, seed=3))
+        == {}
     )
-    assert key_extras(Params(index="IVF4,Flat", seed=3)) == {
+    assert key_extras(Params(faiss_index="IVF4,Flat", seed=3)) == {
         "seed": "3",
-        "index": "IVF4,Flat",
-        "index_params": "",
+        "faiss_index": "IVF4,Flat",
+        "faiss_params": "",
         "min_recall": "0.95",
     }

@@ -46,7 +46,7 @@ def test_a_bad_spelling_is_refused_with_what_is_allowed(given: list[str], says: 
 
 
 def test_the_depth_holds_where_no_end_is_given() -> None:
-    params = Params(depth=30, sources=("dense", "bm25:50", "random:2-4"))
+    params = Params(top_k=30, sources=("dense", "bm25:50", "random:2-4"))
     assert [(source.name, source.start, end) for source, end in params.source_depths] == [
         ("dense", 0, 30),
         ("bm25", 0, 50),

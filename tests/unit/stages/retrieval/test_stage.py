@@ -72,7 +72,7 @@ def search(workspace: Path, params: Params, progress: Said | None = None) -> dic
 
 @pytest.mark.parametrize("block", [1, 2, 100])
 def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
-    summary = search(workspace, Params(depth=2, block=block))
+    summary = search(workspace, Params(top_k=2, block=block))
     lists = {"dense": {"n_new_documents": 3, "n_merged_queries": 0, "n_searched_queries": 2}}
     counts = {"queries": 2, "documents": 3, "candidates": 4, "candidates_by_source": {"dense": 4}, "qrels_scored": 2}
     assert summary == counts | {"topk_cache": lists}
@@ -98,13 +98,13 @@ def test_the_block_size_changes_no_byte(workspace: Path) -> None:
 
 def test_no_judgements_and_a_depth_beyond_the_corpus(workspace: Path) -> None:
     write_table(read_table(workspace / "qrels.parquet", QRELS).clear(), QRELS, workspace / "qrels.parquet")
-    summary = search(workspace, Params(depth=200))
+    summary = search(workspace, Params(top_k=200))
     assert (summary["candidates"], summary["candidates_by_source"], summary["qrels_scored"]) == (6, {"dense": 6}, 0)
     assert read_table(workspace / "out/qrels_scored.parquet", QRELS_SCORED).height == 0
 
 
 def test_a_depth_beyond_the_corpus_takes_no_memory(workspace: Path) -> None:
-    assert search(workspace, Params(depth=10**15))["candidates"] == 6
+    assert search(workspace, Params(top_k=10**15))["candidates"] == 6
 
 
 def test_one_document(workspace: Path) -> None:
@@ -152,7 +152,7 @@ def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -
     VectorStore(workspace / "vectors/key").append(
         hash_texts(["two reds", "T green", "one and blue"]), floats([[0.6, 0.8], [1, 0], [0.6, 0.8]])
     )
-    params = Params(depth=2, sources=("random:1-3", "dense:1", "bm25"))
+    params = Params(top_k=2, sources=("random:1-3", "dense:1", "bm25"))
     summary = search(workspace, params)
     assert summary["candidates_by_source"] == {"random": 4, "dense": 2, "bm25": 2}
     assert summary["candidates"] == 8
@@ -171,13 +171,13 @@ def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -
         ("q2", "a", pytest.approx(weights[2])),
     ]
     assert {score for *_, source, _, score in rows if source == "random"} == {0.0}
-    whole = search(workspace, Params(depth=9, sources=("dense", "random:3")))
+    whole = search(workspace, Params(top_k=9, sources=("dense", "random:3")))
     assert whole["candidates_by_source"] == {"dense": 6, "random": 6}
 
 
 def test_a_second_encoder_is_a_source_of_its_own(workspace: Path) -> None:
     add_encoder(workspace)
-    summary = search(workspace, Params(depth=2, sources=("dense", "dense2:1")))
+    summary = search(workspace, Params(top_k=2, sources=("dense", "dense2:1")))
     assert summary["candidates_by_source"] == {"dense": 4, "dense2": 2}
     rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).filter(pl.col("source") == "dense2").rows()
     # the query q two is [1, 0] there, and green [0, 1]
@@ -194,7 +194,7 @@ def test_a_source_without_an_encoder_is_refused_and_an_idle_encoder_said(workspa
         search(workspace, Params(sources=("dense", "dense3")))
     said = Said()
     search(workspace, Params(sources=("dense",)), said)
-    assert said.lines == ["no source uses the encoder second: add dense2 to sources, or remove it from more_models"]
+    assert said.lines == ["no source uses the encoder second: add dense2 to sources, or remove it from extra_models"]
     said.lines.clear()
     search(workspace, Params(sources=("dense", "dense2")), said)
     assert said.lines == []
@@ -204,7 +204,7 @@ def test_a_source_without_an_encoder_is_refused_and_an_idle_encoder_said(workspa
 def test_cuts_of_the_queries_change_no_row(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, queries: int, rows: int
 ) -> None:
-    params = Params(depth=2, sources=("dense", "bm25", "random:2"))
+    params = Params(top_k=2, sources=("dense", "bm25", "random:2"))
     whole = search(workspace, params)
     expected = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     monkeypatch.setattr(search_module, "_SEARCH_BATCH_QUERIES", queries)
@@ -214,10 +214,10 @@ def test_cuts_of_the_queries_change_no_row(
 
 
 def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Path) -> None:
-    search(workspace, Params(depth=2))
+    search(workspace, Params(top_k=2))
     alone = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     judged = (workspace / "out/qrels_scored.parquet").read_bytes()
-    search(workspace, Params(depth=2, sources=("random:1", "dense", "bm25")))
+    search(workspace, Params(top_k=2, sources=("random:1", "dense", "bm25")))
     both = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     assert both.filter(pl.col("source") == "dense").equals(alone)
     assert (workspace / "out/qrels_scored.parquet").read_bytes() == judged
@@ -225,31 +225,29 @@ def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Pa
 
 @pytest.mark.skipif(detect_device_type() == "cuda", reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_named_with_the_option_that_asked_for_it() -> None:
-    assert [choose_device_and_dtype(Params(search_device=device), 1)[0] for device in ("auto", "cpu")] == ["cpu", "cpu"]
-    with pytest.raises(InputError, match=r"^search_device = 'cuda': .* Try search_device = 'cpu'\.$"):
-        choose_device_and_dtype(Params(search_device="cuda"), 1)
+    assert [choose_device_and_dtype(Params(device=device), 1)[0] for device in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(InputError, match=r"^device = 'cuda': .* Try device = 'cpu'\.$"):
+        choose_device_and_dtype(Params(device="cuda"), 1)
 
 
 def test_bfloat16_is_for_devices_that_have_it_and_enough_to_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.core.device._cpu_flags", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr("stages.core.device._gpus", lambda: (9,))
-    monkeypatch.setattr("stages.retrieval.stage.pick_device", lambda device, option: device)
-    assert choose_device_and_dtype(Params(search_device="cpu"), 2**39 - 1) == ("cpu", "float32")
-    assert choose_device_and_dtype(Params(search_device="cpu"), 2**39) == ("cpu", "bfloat16")
-    assert choose_device_and_dtype(Params(search_device="cpu", search_dtype="float32"), 2**50) == ("cpu", "float32")
+    monkeypatch.setattr("stages.retrieval.stage.pick_device", lambda device: device)
+    assert choose_device_and_dtype(Params(device="cpu"), 2**39 - 1) == ("cpu", "float32")
+    assert choose_device_and_dtype(Params(device="cpu"), 2**39) == ("cpu", "bfloat16")
+    assert choose_device_and_dtype(Params(device="cpu", dtype="float32"), 2**50) == ("cpu", "float32")
     assert choose_device_and_dtype(Params(), 1) == ("cuda", "bfloat16")
     monkeypatch.setattr("stages.core.device._cpu_flags", lambda: frozenset({"avx2"}))
     monkeypatch.setattr("stages.core.device._gpus", lambda: (7,))
-    assert [choose_device_and_dtype(Params(search_device=device), 2**50)[1] for device in ("cpu", "cuda")] == [
-        "float32"
-    ] * 2
-    assert choose_device_and_dtype(Params(search_device="cpu", search_dtype="bfloat16"), 1) == ("cpu", "bfloat16")
+    assert [choose_device_and_dtype(Params(device=device), 2**50)[1] for device in ("cpu", "cuda")] == ["float32"] * 2
+    assert choose_device_and_dtype(Params(device="cpu", dtype="bfloat16"), 1) == ("cpu", "bfloat16")
 
 
 def test_the_format_that_is_multiplied_in_changes_no_byte(workspace: Path) -> None:
     made = []
     for dtype in ("float32", "bfloat16"):
-        search(workspace, Params(depth=2, search_dtype=dtype))
+        search(workspace, Params(top_k=2, dtype=dtype))
         made.append(
             [(workspace / "out" / name).read_bytes() for name in ("candidates.parquet", "qrels_scored.parquet")]
         )

@@ -44,7 +44,7 @@ def chosen(params: Params, *survivors: tuple[str, float, str]) -> list[tuple[str
 
 
 def test_each_source_gets_its_part():
-    params = Params(negatives=5, quota_sources=SOURCES)
+    params = Params(num_negatives=5, source_quotas=SOURCES)
     found = chosen(
         params,
         ("a", 0.9, "dense"),
@@ -59,7 +59,7 @@ def test_each_source_gets_its_part():
 
 
 def test_what_several_found_counts_for_the_first_named_that_has_room():
-    params = Params(negatives=4, quota_sources=("dense=2", "bm25=2"))
+    params = Params(num_negatives=4, source_quotas=("dense=2", "bm25=2"))
     both = [(name, 0.9 - i / 10, "bm25+dense") for i, name in enumerate("abc")]
     # a and b fill dense, c is left to bm25, beside d
     assert [d for d, _ in chosen(params, *both, ("d", 0.2, "bm25"), ("e", 0.1, "bm25"))] == ["a", "b", "c", "d"]
@@ -68,7 +68,7 @@ def test_what_several_found_counts_for_the_first_named_that_has_room():
 
 
 def test_a_source_with_too_few_leaves_its_room_to_the_others_by_score():
-    params = Params(negatives=5, quota_sources=SOURCES)
+    params = Params(num_negatives=5, source_quotas=SOURCES)
     found = chosen(
         params,
         ("a", 0.9, "dense"),
@@ -82,14 +82,19 @@ def test_a_source_with_too_few_leaves_its_room_to_the_others_by_score():
 
 
 def test_curated_ones_come_before_and_leave_less():
-    params = Params(negatives=3, quota_sources=("dense=1", "bm25=1"))
+    params = Params(num_negatives=3, source_quotas=("dense=1", "bm25=1"))
     found = chosen(params, ("x", 0.0, "curated_negative"), ("a", 0.9, "dense"), ("b", 0.8, "dense"), ("c", 0.1, "bm25"))
     assert found == [("x", "curated_negative"), ("a", "top"), ("c", "top")]
 
 
 def test_bands_within_each_source():
     params = Params(
-        negatives=4, sampling="quota", quota_sources=("dense=1", "bm25=1"), quota_head=1, quota_middle=1, quota_random=0
+        num_negatives=4,
+        sampling="quota",
+        source_quotas=("dense=1", "bm25=1"),
+        quota_head=1,
+        quota_middle=1,
+        quota_random=0,
     )
     dense = [(f"d{i}", 0.9 - i / 100, "dense") for i in range(3)]
     bm25 = [(f"b{i}", 0.5 - i / 100, "bm25") for i in range(3)]
@@ -113,4 +118,4 @@ def test_parsing():
 )
 def test_what_is_no_quota_is_refused(given, said):
     with pytest.raises(ValidationError, match=said):
-        Params(quota_sources=given)
+        Params(source_quotas=given)

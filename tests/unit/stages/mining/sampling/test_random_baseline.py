@@ -156,7 +156,12 @@ def test_flagembedding_trains_on_the_lines(inputs, tmp_path, tiny_model):
     assert [len(examples[i][0]) for i in range(len(examples))] == [3] * len(mined)
 
 
-CAN_NOT = [{"same": "category"}, {"hub_cap": 5}, {"quota_sources": ("dense=1",)}, {"drop_positives": ("low_ranked",)}]
+CAN_NOT = [
+    {"prefer_category": True},
+    {"hub_cap": 5},
+    {"source_quotas": ("dense=1",)},
+    {"drop_positives": ("low_ranked",)},
+]
 
 
 @pytest.mark.parametrize("given", CAN_NOT)

@@ -87,7 +87,7 @@ def run(params: Params, inputs, tmp_path) -> tuple[list[dict], dict, bytes]:
 
 
 def test_the_lines(inputs, tmp_path):
-    mined, summary, content = run(Params(negatives=3, thin_similarity=NO_THINNING), inputs, tmp_path)
+    mined, summary, content = run(Params(num_negatives=3, thin_similarity=NO_THINNING), inputs, tmp_path)
     assert mined == [
         {
             "query_id": "a",
@@ -149,7 +149,7 @@ def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(in
         for name in schemas.VERDICTS.names if name not in verdicts.columns
     ).select(schemas.VERDICTS.names)  # fmt: skip
     changed = inputs | write(tmp_path, verdicts=verdicts)
-    [mined], summary, _ = run(Params(negatives=3, thin_similarity=NO_THINNING), changed, tmp_path)
+    [mined], summary, _ = run(Params(num_negatives=3, thin_similarity=NO_THINNING), changed, tmp_path)
     assert mined["pos_ids"] == ["n1", "p2", "p1"]
     assert (mined["neg_ids"], mined["neg_weights"]) == (["n2", "n3"], [0.75, 1.0])
     assert summary["expected_false_negative_rate"] == 0.15  # (0.25 + 0.05) / 2
@@ -159,7 +159,7 @@ def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(in
 @pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
-    params = Params(negatives=2, sampling=sampling, thin_similarity=NO_THINNING)
+    params = Params(num_negatives=2, sampling=sampling, thin_similarity=NO_THINNING)
     _, summary, content = run(params, inputs, tmp_path)
     monkeypatch.setattr(sampler, "SAMPLING_ROWS_PER_BLOCK", rows)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
@@ -222,9 +222,9 @@ def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, m
             qrels=table(schemas.QRELS),
         ) | {"encoder": tmp_path / "encoder.json"}
         monkeypatch.setattr(sampler, "CANDIDATES_PER_NEGATIVE", 1_000)
-        expected = run(Params(negatives=4), found, tmp_path)
+        expected = run(Params(num_negatives=4), found, tmp_path)
         monkeypatch.setattr(sampler, "CANDIDATES_PER_NEGATIVE", 1)
-        assert run(Params(negatives=4), found, tmp_path) == expected
+        assert run(Params(num_negatives=4), found, tmp_path) == expected
         again += expected[1]["n_duplicates_skipped"]
     assert again > 25
 
@@ -269,7 +269,7 @@ NINE = {f"d{i}": (1 - i / 10, "kept") for i in range(9)}
 
 
 def test_quotas_take_head_middle_and_rest():
-    chosen = one_query(NINE, Params(negatives=4, sampling="quota", quota_head=2, quota_middle=1, quota_random=1))
+    chosen = one_query(NINE, Params(num_negatives=4, sampling="quota", quota_head=2, quota_middle=1, quota_random=1))
     bands = {band: [doc_id for doc_id, its in chosen if its == band] for band in ("head", "middle", "random")}
     assert bands["head"] == ["d0", "d1"]
     assert len(bands["middle"]) == len(bands["random"]) == 1
@@ -279,11 +279,11 @@ def test_quotas_take_head_middle_and_rest():
 
 def test_curated_ones_come_first_and_leave_less_to_the_quotas():
     documents = NINE | {"x": (-0.5, "curated_negative"), "y": (0.0, "curated_negative")}
-    params = Params(negatives=5, sampling="quota", quota_head=1, quota_middle=1, quota_random=1)
+    params = Params(num_negatives=5, sampling="quota", quota_head=1, quota_middle=1, quota_random=1)
     bands = [band for _, band in one_query(documents, params)]
     assert bands[:2] == ["curated_negative", "curated_negative"]
     assert sorted(bands[2:]) == ["head", "middle", "random"]
-    assert one_query(documents, Params(negatives=1)) == [("y", "curated_negative")]
+    assert one_query(documents, Params(num_negatives=1)) == [("y", "curated_negative")]
 
 
 @pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
@@ -294,7 +294,7 @@ def test_too_few_are_all_kept(sampling):
 
 def test_a_draw_changes_with_the_seed_and_the_query():
     draws = {
-        tuple(doc_id for doc_id, _ in one_query(NINE, Params(negatives=4, sampling="random", seed=seed), query_id))
+        tuple(doc_id for doc_id, _ in one_query(NINE, Params(num_negatives=4, sampling="random", seed=seed), query_id))
         for seed in range(3)
         for query_id in ("q", "r")
     }
@@ -325,7 +325,9 @@ def test_choose_equals_the_plain_way(scores, curated, negatives, sampling, seed)
         )
 
     expected = set(sorted(documents, key=turn)[:negatives])
-    found = [doc_id for doc_id, _ in one_query(documents, Params(negatives=negatives, sampling=sampling, seed=seed))]
+    found = [
+        doc_id for doc_id, _ in one_query(documents, Params(num_negatives=negatives, sampling=sampling, seed=seed))
+    ]
     assert set(found) == expected
     assert found == sorted(found, key=lambda d: (documents[d][1] != "curated_negative", -documents[d][0], d))
 
@@ -333,7 +335,7 @@ def test_choose_equals_the_plain_way(scores, curated, negatives, sampling, seed)
 @settings(max_examples=40)
 @given(others=st.sets(st.integers(20, 60), max_size=12), negatives=st.integers(1, 9))
 def test_what_comes_or_goes_moves_no_one_else(others, negatives):
-    params = Params(negatives=negatives, sampling="random")
+    params = Params(num_negatives=negatives, sampling="random")
     before = {doc_id for doc_id, _ in one_query(NINE, params)}
     more = NINE | {f"d{i}": (1 - i / 100, "kept") for i in others}
     after = {doc_id for doc_id, _ in one_query(more, params)}
@@ -385,7 +387,7 @@ def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
     verdicts += [verdict(q, "n2", 2, 0.2, "negative", "kept") for q in "abe"]
     judged = pl.read_parquet(inputs["qrels_scored"]).filter(pl.col("relevance") > 0)
     found = write(tmp_path, verdicts=table(schemas.VERDICTS, *verdicts), qrels_scored=judged)
-    params = Params(negatives=1, hub_cap=2, thin_similarity=NO_THINNING)
+    params = Params(num_negatives=1, hub_cap=2, thin_similarity=NO_THINNING)
     mined, summary, content = run(params, inputs | found, tmp_path)
     assert {line["query_id"]: line["neg_ids"] for line in mined} == {"a": ["n2"], "b": ["n1"], "e": ["n1"]}
     assert summary["hubness"] == {"max_document_count": 2, "n_capped_documents": 1, "n_rejected": 1}
@@ -409,12 +411,12 @@ def test_a_cap_that_the_documents_can_not_meet_is_said(inputs, tmp_path):
         sampling_stage.run(Params(thin_similarity=NO_THINNING, **given), inputs, out, lent)
         return [line for line in lent.progress.lines if "hub_cap" in line]
 
-    assert said(negatives=3, hub_cap=1) == []  # 8 of the 9: n5 is curated, and knows no cap
-    [line] = said(negatives=4, hub_cap=1)
+    assert said(num_negatives=3, hub_cap=1) == []  # 8 of the 9: n5 is curated, and knows no cap
+    [line] = said(num_negatives=4, hub_cap=1)
     assert "8 documents x 1 are at most 8 negatives, and 11 are wanted, which takes hub_cap = 2 at least" in line
     assert line.endswith("Of 3 questions 2 have fewer than 4, 1 none")
-    assert said(negatives=4, hub_cap=2) == []
-    assert said(negatives=4) == []
+    assert said(num_negatives=4, hub_cap=2) == []
+    assert said(num_negatives=4) == []
 
 
 def test_categories_are_counted(inputs, tmp_path):
@@ -422,7 +424,7 @@ def test_categories_are_counted(inputs, tmp_path):
         category=pl.col("doc_id").replace_strict({"p2": "x", "n3": "x", "n1": "y"}, default=None)
     )
     found = write(tmp_path, corpus=corpus)
-    params = Params(negatives=2, same="category", thin_similarity=NO_THINNING)
+    params = Params(num_negatives=2, prefer_category=True, thin_similarity=NO_THINNING)
     mined, summary, _ = run(params, inputs | found, tmp_path)
     # n5 is curated; of the others n3 is of the category of p2, though n2 is harder
     assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]

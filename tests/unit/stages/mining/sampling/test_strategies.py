@@ -50,13 +50,13 @@ def test_the_draw_is_by_hash_and_by_the_lowest_positive():
         u = ((xxhash.xxh3_64_intdigest(f"3:compose:q:{doc_id}".encode()) >> 12) + 0.5) / 2**52
         return -math.log(u) / math.exp(-20 * (np.float32(survivors[doc_id]) - 0.5 - 0.1) ** 2)
 
-    params = Params(sampling="simans", simans_a=20, simans_b=0.1, negatives=6, seed=3)
+    params = Params(sampling="simans", simans_a=20, simans_b=0.1, num_negatives=6, seed=3)
     assert set(taken(params, pool(survivors, positive=0.5))) == set(sorted(survivors, key=time)[:6])
 
 
 def test_shares_of_the_first_draw_are_the_weights():
     survivors = {"near": 1.0, "far": 0.0, "farther": -0.5}
-    params = Params(sampling="simans", simans_a=1, negatives=1)
+    params = Params(sampling="simans", simans_a=1, num_negatives=1)
     counts = Counter(taken(params, pool(survivors, query_id=f"q{i}"))[0] for i in range(1500))
     weights = {"near": 1.0, "far": math.exp(-1), "farther": math.exp(-2.25)}
     for name, weight in weights.items():
@@ -67,14 +67,14 @@ def test_shares_of_the_first_draw_are_the_weights():
 def test_scores_of_any_scale_are_drawn_from():
     # every weight is exp(-some thousands): 0 as a number, but not in the order of the keys
     survivors = {f"d{i}": float(i) for i in range(0, 100, 10)}
-    params = Params(sampling="simans", negatives=3)
+    params = Params(sampling="simans", num_negatives=3)
     assert taken(params, pool(survivors, positive=300.0)) == ["d90", "d80", "d70"]
     assert taken(params, pool(survivors, positive=42.0))[1] == "d40"
 
 
 def test_one_that_comes_changes_one_place():
     survivors = {f"d{i}": i / 30 for i in range(30)}
-    params = Params(sampling="simans", simans_a=50, negatives=8)
+    params = Params(sampling="simans", simans_a=50, num_negatives=8)
     before = set(taken(params, pool(survivors)))
     for name in ("x", "y", "z", "v", "w"):
         after = set(taken(params, pool(survivors | {name: 0.97})))
@@ -87,7 +87,7 @@ FIVE = {"a": 0.9, "b": 0.5, "c": 0.4, "d": 0.3, "e": 0.2}
 
 @pytest.mark.parametrize("sampling", ["top", "random", "simans"])
 def test_the_query_s_own_category_comes_first(sampling):
-    params = Params(negatives=3, sampling=sampling)
+    params = Params(num_negatives=3, sampling=sampling)
     found = taken(params, pool(FIVE, categories=CATEGORIES))
     assert {"b", "d"} <= set(found)
     assert len(found) == 3
@@ -96,12 +96,12 @@ def test_the_query_s_own_category_comes_first(sampling):
 
 def test_a_query_has_every_category_of_its_positives():
     both = CATEGORIES | {"p2": "films"}
-    assert taken(Params(negatives=4), pool(FIVE, categories=both)) == ["a", "b", "d", "e"]
+    assert taken(Params(num_negatives=4), pool(FIVE, categories=both)) == ["a", "b", "d", "e"]
 
 
 def test_without_a_category_there_is_no_preference():
     without = {name: category for name, category in CATEGORIES.items() if name != "p"}
-    assert taken(Params(negatives=3), pool(FIVE, categories=without)) == ["a", "b", "c"]
+    assert taken(Params(num_negatives=3), pool(FIVE, categories=without)) == ["a", "b", "c"]
     assert not pool(FIVE, categories=without)["foreign"].any()
 
 

@@ -45,7 +45,7 @@ class Deadly(Said):
 def settings(model: Path | str) -> Params:
     return Params(
         base=str(model),
-        negatives=3,
+        num_negatives=3,
         epochs=2,
         batch_size=4,
         max_length=32,

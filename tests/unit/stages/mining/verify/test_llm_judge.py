@@ -272,7 +272,10 @@ def answering(status: int, message: str) -> Behave:
 @pytest.mark.parametrize(
     ("behave", "words"),
     [
-        (answering(404, "The model `model-a` does not exist"), ["404", "does not exist", "--judge-model", "/models"]),
+        (
+            answering(404, "The model `model-a` does not exist"),
+            ["404", "does not exist", "llm_judge_model", "/models"],
+        ),
         (answering(401, "Incorrect API key provided: sk-secret-1"), ["401", "OPENAI_API_KEY", "***"]),
         (answering(400, "Model Not Exist"), ["400", "Model Not Exist"]),
         (answering(429, "You exceeded your current quota"), ["429", "quota"]),

@@ -81,7 +81,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 def verified(inputs: dict[str, Path], folder: Path, **given: object) -> tuple[dict[str, dict], dict]:
     out = folder / "out"
     out.mkdir(exist_ok=True)
-    params = Params(**{"negatives": 3, "max_false_negatives": 0.3, **given})  # type: ignore[arg-type]
+    params = Params(**{"num_negatives": 3, "max_false_negatives": 0.3, **given})  # type: ignore[arg-type]
     summary = verify_stage.run(params, inputs, out, tools(folder))
     found = schemas.read_table(out / "verifier_scores.parquet", schemas.VERIFIER_SCORES)
     assert found["query_id"].is_in(["q"]).all()
@@ -94,7 +94,7 @@ def test_nobody_is_asked_where_nobody_is_named(inputs: dict[str, Path], tmp_path
 
 def test_a_teacher_reads_what_is_in_doubt_and_the_positives(inputs: dict[str, Path], tmp_path: Path) -> None:
     # 0.3 of 3 negatives: 0.5 + 0.4 is too much; at the price found, 0.4, 0.1 and 0.001 are emitted
-    found, summary = verified(inputs, tmp_path, teacher="some/model")
+    found, summary = verified(inputs, tmp_path, verifier="some/model")
     assert Reader.said == [("Question?", name) for name in ("bad", "good", "worse", "x")]  # 0.95 and 0.001 are sure
     assert {name: row["verifier_score"] for name, row in found.items()} == {
         "bad": -4.0, "good": 3.0, "worse": -6.0, "x": 2.0,
@@ -113,7 +113,7 @@ def test_a_teacher_reads_what_is_in_doubt_and_the_positives(inputs: dict[str, Pa
 
 
 def test_the_teacher_s_own_rule_sets_aside(inputs: dict[str, Path], tmp_path: Path) -> None:
-    found, _ = verified(inputs, tmp_path, teacher="some/model", teacher_rule="margin", teacher_threshold=0.5)
+    found, _ = verified(inputs, tmp_path, verifier="some/model", verifier_rule="margin", verifier_threshold=0.5)
     assert [name for name, row in found.items() if row["verifier_false_negative"]] == ["good"]  # 3 is not 0.5 below 2
     evidence = schemas.scan_table(inputs["features"], schemas.CANDIDATE_FEATURES)
     rows = mask.apply_verifier_scores(evidence, pl.scan_parquet(tmp_path / "out" / "verifier_scores.parquet")).collect()
@@ -125,7 +125,7 @@ def test_the_teacher_s_own_rule_sets_aside(inputs: dict[str, Path], tmp_path: Pa
 
 
 def test_a_judge_is_asked_where_its_verdict_changes_most(inputs: dict[str, Path], tmp_path: Path) -> None:
-    found, summary = verified(inputs, tmp_path, judge="http://here/v1", judge_model="m", judge_budget=3)
+    found, summary = verified(inputs, tmp_path, llm_judge="http://here/v1", llm_judge_model="m", llm_judge_budget=3)
     assert len(Court.said) == 3
     assert {text for _, text in Court.said} >= {"bad", "worse"}  # emitted with p 0.4 and 0.1
     assert found["bad"]["llm_judge"] is False
@@ -133,12 +133,12 @@ def test_a_judge_is_asked_where_its_verdict_changes_most(inputs: dict[str, Path]
     assert "worse" not in found  # no verdict
     assert summary["llm_judge"] == {"model": "m", "failed": 1}
     assert summary["complete"] is False  # "worse" is asked again in the next run
-    found, _ = verified(inputs, tmp_path, judge="http://here/v1", judge_model="m", judge_budget=100)
+    found, _ = verified(inputs, tmp_path, llm_judge="http://here/v1", llm_judge_model="m", llm_judge_budget=100)
     assert found["good"]["p_false_negative"] == pytest.approx(P_JUDGED_RELEVANT)
 
 
 def test_both_are_heard(inputs: dict[str, Path], tmp_path: Path) -> None:
-    found, _ = verified(inputs, tmp_path, teacher="some/model", judge="http://here/v1", judge_model="m")
+    found, _ = verified(inputs, tmp_path, verifier="some/model", llm_judge="http://here/v1", llm_judge_model="m")
     assert found["good"]["verifier_score"] == 3.0
     assert found["good"]["p_false_negative"] == pytest.approx(P_JUDGED_RELEVANT)
     assert found["worse"]["p_false_negative"] == pytest.approx(0.1)
@@ -149,7 +149,7 @@ def test_a_table_too_small_for_a_self_taught_teacher_goes_on_without_one(
 ) -> None:
     write(tmp_path, candidates=table(schemas.CANDIDATES))
     given = inputs | {"candidates": tmp_path / "candidates.parquet"}
-    found, summary = verified(given, tmp_path, teacher="self")
+    found, summary = verified(given, tmp_path, verifier="self")
     assert found == {}
     assert "too few" in summary["verifier"]["reason"]
 
@@ -159,16 +159,19 @@ def test_without_an_estimate_there_is_no_doubt_to_ask_about(inputs: dict[str, Pa
         json.dumps({"source": None, "unreliable_reason": "estimate is switched off", "models": {}})
     )
     with pytest.raises(InputError, match="estimate is switched off"):
-        verified(inputs, tmp_path, teacher="some/model")
+        verified(inputs, tmp_path, verifier="some/model")
 
 
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"teacher": "some/model"}, "no teacher is asked, since it can't be told what is in doubt: too odd"),
-        ({"teacher": "self"}, "no teacher is asked, since it can't be told what is in doubt: too odd"),
-        ({"judge": "http://here/v1", "judge_model": "m"}, "no judge is asked, since"),
-        ({"teacher": "self", "judge": "http://here/v1", "judge_model": "m"}, "no teacher nor judge is asked, since"),
+        ({"verifier": "some/model"}, "no verifier is asked, since it can't be told what is in doubt: too odd"),
+        ({"verifier": "self"}, "no verifier is asked, since it can't be told what is in doubt: too odd"),
+        ({"llm_judge": "http://here/v1", "llm_judge_model": "m"}, "no LLM judge is asked, since"),
+        (
+            {"verifier": "self", "llm_judge": "http://here/v1", "llm_judge_model": "m"},
+            "no verifier nor LLM judge is asked, since",
+        ),
         ({}, None),
     ],
 )
