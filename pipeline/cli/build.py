@@ -162,7 +162,7 @@ def format_summary(stage: str, artifact: Artifact, accepted_share: float | None 
     """What a stage reported, for a person; `get_accepted_share`: of the learned mask."""
     summary = artifact.summary
     if stage == "pairs":
-        from stages.pairs.stage import format_funnel
+        from stages.pairs.funnel import format_funnel
 
         return ["", *format_funnel(summary)]
     if stage == "mask":
