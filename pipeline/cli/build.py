@@ -231,7 +231,7 @@ def _format_value(value: Any) -> str:
 
 def run_gc(options: Mapping[str, Any], keep: int | None) -> CommandResult:
     """Drop what no publication uses."""
-    from pipeline.workflow.publish import collect_garbage
+    from pipeline.workflow.garbage_collection import collect_garbage
 
     with open_session(options, fetch=False) as (runner, settings):
         dropped = collect_garbage(runner.workspace, keep or settings.validate_refresh_params().keep)
