@@ -19,6 +19,7 @@ from pydantic import field_validator
 from stages.bench import leak
 from stages.bench.leak import RULE_PRESETS, CandidateMatrix
 from stages.bench.split import BenchmarkSplit
+from stages.core.arrays import Bools, Doubles, Floats
 from stages.core.context import StageContext
 from stages.core.device import Device
 from stages.core.errors import InputError
@@ -32,7 +33,7 @@ from stages.evaluation.candidate_lists import CandidateLists
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores
 from stages.evaluation.metrics import Evaluator
 from stages.mining import risk_budget
-from stages.mining.risk_budget import Bools, Doubles, PaddedCandidates
+from stages.mining.risk_budget import PaddedCandidates
 from stages.reranking.cross_encoder import TextPair
 from stages.training import examples
 from stages.training.distillation import build_distillation_groups
@@ -221,7 +222,7 @@ def train_and_score(
     pairs: Sequence[TextPair],
     params: TrainParams,
     context: StageContext,
-) -> tuple[NDArray[np.float32], TrainingHistory]:
+) -> tuple[Floats, TrainingHistory]:
     """Train one student and score `pairs` [n] with it; goes on from the checkpoint in the scratch
     folder."""
     from stages.reranking.cross_encoder import has_head, load_reranker, score_pairs

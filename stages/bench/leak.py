@@ -15,11 +15,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.bench.collections import HoldoutCollection
+from stages.core.arrays import Bools, Floats, Ints
 from stages.core.errors import InputError
 from stages.core.schemas import PAIR_COLUMNS
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator import model
-from stages.mining.risk_budget import Bools, Floats, PaddedCandidates, RiskSolution
+from stages.mining.risk_budget import PaddedCandidates, RiskSolution
 from stages.mining.threshold_rules import RuleName
 
 
@@ -114,9 +115,7 @@ def build_candidate_matrix(
     )
 
 
-def _scatter_to_matrix(
-    values: NDArray[Any], shape: tuple[int, ...], at: tuple[NDArray[np.int64], NDArray[np.int64]]
-) -> NDArray[Any]:
+def _scatter_to_matrix(values: NDArray[Any], shape: tuple[int, ...], at: tuple[Ints, Ints]) -> NDArray[Any]:
     matrix = np.zeros(shape, values.dtype)
     matrix[at] = values
     return matrix

@@ -14,15 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from stages.core.arrays import Bools, Doubles, Floats, Ints
 from stages.core.query_batches import collect_query_batch, map_query_batches
 from stages.mining.params import RiskPolicy
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 LAMBDAS: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 """In units of the scores' spread within a query (`estimate_score_scale`); at the last, only p counts."""
@@ -186,9 +181,7 @@ def compute_risk_limits(candidates: PaddedCandidates, solution: RiskSolution, ma
     return np.minimum(out, solution.max_p).astype(np.float32)
 
 
-def pad_by_query(
-    query: NDArray[np.int64], score: Floats, p: Floats, quota: Ints
-) -> tuple[PaddedCandidates, tuple[Ints, Ints]]:
+def pad_by_query(query: Ints, score: Floats, p: Floats, quota: Ints) -> tuple[PaddedCandidates, tuple[Ints, Ints]]:
     """Rows sorted by query as `PaddedCandidates`, and the (row, column) of each; `query` counts 0 to len(room) -
     1."""
     counts = np.bincount(query, minlength=len(quota))
