@@ -66,7 +66,7 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
         {
             "max_false_negatives": share,
             **summarise_selection(matrix.lists, chosen),
-            "holdout_validation": validate_mask(limit, max_false_negatives=share),
+            "holdout_validation": validate_mask(limit),
         }
         for share, (limit, chosen) in zip(
             CALIBRATION_BUDGETS, select_within_budgets(matrix, CALIBRATION_BUDGETS), strict=True

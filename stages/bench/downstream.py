@@ -7,7 +7,7 @@ pairs and steps, seeds, and each seed's new head.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,7 @@ def select_by_rule(matrix: CandidateMatrix, rule: str, max_false_negative_rate: 
     if rule in RULE_PRESETS:
         return leak.select_by_preset(matrix, RULE_PRESETS[rule])
     if rule == ORACLE:
-        return risk_budget.select_at_lambda(
-            replace(matrix.lists, eligible=matrix.lists.eligible & ~matrix.is_held_out), 0.0
-        )
+        return risk_budget.select_at_lambda(matrix.lists.restrict(~matrix.is_held_out), 0.0)
     if rule == LEARNED_AT_EQUAL_HARDNESS:
         hardness = leak.compute_leak_metrics(
             matrix, leak.select_by_preset(matrix, RULE_PRESETS[HARDNESS_REFERENCE_RULE])
