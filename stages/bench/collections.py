@@ -1,4 +1,4 @@
-"""Judged collections, as the benches read them from a folder: Parquet, or BEIR."""
+"""Judged collections, read from a folder: Parquet files, or a BEIR folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ from stages.mining.estimator.holdout import KeptPositives, hold_out_positives
 
 @dataclass(frozen=True)
 class HoldoutCollection:
-    """A judged collection of which some positives are hidden."""
+    """A judged collection with some positives held out."""
 
     name: str
     digest: str
-    """Of its judgements; tells a set that the prior was fitted on."""
+    """Hash of its qrels: it identifies a collection that the pretrained model was fitted on."""
     queries: pl.DataFrame
     corpus: pl.DataFrame
     known_positives: pl.DataFrame
-    """query_id, doc_id, relevance: the positives that are left."""
+    """query_id, doc_id, relevance: the positives that are kept."""
     held_out_positives: pl.DataFrame
     """query_id, doc_id."""
     nonrelevant: pl.DataFrame
@@ -32,13 +32,13 @@ class HoldoutCollection:
 
 @dataclass(frozen=True)
 class JudgedCollection:
-    """What people judged of a collection, nothing hidden."""
+    """All qrels of a collection, nothing held out."""
 
     digest: str
     queries: pl.DataFrame
     """query_id, query."""
     corpus: pl.DataFrame
-    """doc_id, text, and where the collection has them title and category."""
+    """doc_id, text, and title and category if the collection has them."""
     positives: pl.DataFrame
     """query_id, doc_id, relevance."""
     nonrelevant: pl.DataFrame
@@ -46,10 +46,10 @@ class JudgedCollection:
 
 
 def read_judged_collection(folder: Path) -> JudgedCollection:
-    """A folder with queries, corpus and qrels as Parquet or as BEIR has them.
+    """Read a folder of queries, corpus and qrels, as Parquet files or as a BEIR folder.
 
-    Where grades go up to 3, positives begin at 2, as in TREC; a 1 is neither. Raises `InputError` naming what is
-    missing.
+    If grades go up to 3, positives begin at 2, as in TREC; a 1 is neither positive nor negative. Raises `InputError`
+    with what is missing.
     """
     queries, corpus, qrels = (
         _read_beir_folder(folder) if (folder / "corpus.jsonl").is_file() else _read_parquet_folder(folder)
@@ -74,10 +74,10 @@ def read_judged_collection(folder: Path) -> JudgedCollection:
 def read_holdout_collection(
     folder: Path, seed: int, max_queries: int, keep: KeptPositives = "half"
 ) -> HoldoutCollection:
-    """The judgements in `folder` with half of each question's positives hidden, or all but one.
+    """The qrels in `folder` with half of each query's positives held out, or all but one.
 
-    Mined for are the questions with two positives or more, of these at most `max_queries` (drawn by hash). Raises
-    `InputError` naming what is missing.
+    Negatives are mined for queries with two positives or more, at most `max_queries` of them (sampled by hash). Raises
+    `InputError` with what is missing.
     """
     judged_collection = read_judged_collection(folder)
     positives = hold_out_positives(judged_collection.positives, seed, "bench", keep)
@@ -102,7 +102,7 @@ def _read_parquet_folder(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.D
         path = folder / f"{name}.parquet"
         if not path.is_file():
             raise InputError(
-                f"{path} is not there: a bench folder holds queries, corpus and qrels, or is a BEIR folder"
+                f"{path} is missing: a bench folder holds queries, corpus and qrels as Parquet, or is a BEIR folder"
             )
         frames.append(pl.read_parquet(path))
         if missing := [column for column in columns if column not in frames[-1].columns]:
@@ -126,7 +126,7 @@ def _read_beir_folder(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.Data
 
 
 def write_stage_inputs(collection: HoldoutCollection, folder: Path) -> dict[str, Path]:
-    """The collection as the stages read it, with the known positives as its only judgements."""
+    """Write the collection as the steps read it, with the known positives as its only qrels."""
     frames = {"queries": collection.queries, "corpus": collection.corpus, "qrels": collection.known_positives}
     for name, frame in frames.items():
         schemas.write_table(frame, schemas.TABLES[name], folder / f"{name}.parquet")

@@ -1,4 +1,4 @@
-"""A judged collection as a trial of negatives: questions to train on, with half hidden, and to test on."""
+"""The train and test split of a judged collection: half of the train queries' positives are held out."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,32 +13,32 @@ from stages.mining.estimator.holdout import hold_out_positives
 from stages.pairs.split import SplitConstraints, SplitRatios, assign_splits
 
 TEST_RATIO = 0.4
-"""Share of the split's units on the test side."""
+"""Share of the components that go to test."""
 MAX_MINED_QUERIES = 2_000
-"""Train questions that are mined for, drawn by hash."""
+"""Train queries that negatives are mined for, sampled by hash."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSplit:
-    """A judged collection as it is mined and tested on."""
+    """A judged collection, split for mining and testing."""
 
     collection: HoldoutCollection
-    """Its questions are "train" (mined for), "test", or "dev" (neither); judgements are known of the train side only,
-    with half of each question's hidden."""
+    """Queries are "train" (mined for), "test" or "dev" (neither). Only train queries have qrels, and half of each
+    query's positives are held out."""
     test_qrels: pl.DataFrame
-    """query_id, doc_id, relevance: every positive of the test side."""
+    """query_id, doc_id, relevance: every positive of the test queries."""
     notes: list[str]
 
 
 def read_benchmark_split(folder: Path, seed: int) -> BenchmarkSplit:
-    """Read a folder as `read_judged_collection` does, split its questions and hide. Raises `InputError`."""
+    """Read a judged collection, split its queries, and hold out positives. Raises `InputError`."""
     judged_collection = read_judged_collection(folder)
     queries = judged_collection.queries.join(judged_collection.positives, on="query_id", how="semi").sort("query_id")
     split_queries, notes = assign_benchmark_split(queries, judged_collection.positives, seed)
     test_queries = split_queries.filter("test").select("query_id")
     if test_queries.is_empty() or test_queries.height == split_queries.height:
         raise InputError(
-            f"{folder}: its {split_queries.height} questions with a positive can't be split into train and test"
+            f"{folder}: its {split_queries.height} queries with a positive can't be split into train and test"
         )
     positives = judged_collection.positives.join(test_queries, on="query_id", how="anti", maintain_order="left")
     positives = hold_out_positives(positives, seed, "bench")
@@ -62,9 +62,9 @@ def read_benchmark_split(folder: Path, seed: int) -> BenchmarkSplit:
 
 
 def assign_benchmark_split(queries: pl.DataFrame, positives: pl.DataFrame, seed: int) -> tuple[pl.DataFrame, list[str]]:
-    """`queries` (query_id, query) with `test` and `group`, its unit; and what the split has to say.
+    """`queries` (query_id, query) with `test` (bool) and `group` (the component); and the notes of the split.
 
-    Questions that share a positive or restate one another fall on the same side, as in `stages.pairs.split`.
+    Queries that share a positive, and paraphrases, get the same split, as in `stages.pairs.split`.
     """
     ids, documents = queries["query_id"].to_list(), positives["doc_id"].unique().sort()
     positive_edges = positives.join(queries.with_row_index("question"), on="query_id").join(

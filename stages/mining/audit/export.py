@@ -1,4 +1,4 @@
-"""Findings of the audit for people: with the texts, counted, and as a file to mark and hand back as decisions."""
+"""Findings of the audit for a person: joined with the texts, counted, and written as a file to label and hand back."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +14,10 @@ EXPORT_EXTENSIONS = (".jsonl", ".csv", ".parquet")
 
 
 def build_review_table(findings: pl.DataFrame, inputs: Mapping[str, Path]) -> pl.DataFrame:
-    """`findings` (of `checks.find_label_issues`) with label (null: nobody decided yet), the question and the positive's
-    text.
+    """`findings` (of `checks.find_label_issues`) with an empty label column, the query and the positive's text.
 
-    query_id, doc_id and label come first: what `stages.pairs.label_overrides` reads. `inputs`: the files queries and
-    corpus.
+    query_id, doc_id and label come first, as `stages.pairs.label_overrides` reads them. `inputs` holds the files
+    queries and corpus.
     """
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query"])
     doc_ids = findings["doc_id"].unique().implode()
@@ -30,7 +29,7 @@ def build_review_table(findings: pl.DataFrame, inputs: Mapping[str, Path]) -> pl
 
 
 def count_findings(table: pl.DataFrame, n_positives: int) -> dict[str, Any]:
-    """positives, flagged (each once, whatever it was found for), share of them, and counts by finding."""
+    """n_positives, n_flagged (each positive once), their share, and counts by finding."""
     flagged = table.select("query_id", "doc_id").n_unique() if len(table) else 0
     counts = {name: int((table["finding"] == name).sum()) for name in FINDING_KINDS}
     return {
@@ -47,13 +46,13 @@ def select_worst(table: pl.DataFrame, finding: str, top: int) -> list[dict[str, 
 
 
 def check_extension(path: Path) -> None:
-    """Raise `InputError` where the file's ending names no format that can be written."""
+    """Raise `InputError` if the file's extension is not that of a format that can be written."""
     if path.suffix.lower() not in EXPORT_EXTENSIONS:
-        raise InputError(f"--out {path}: its ending names no format; take one of {', '.join(EXPORT_EXTENSIONS)}")
+        raise InputError(f"--out {path}: its extension names no format; use one of {', '.join(EXPORT_EXTENSIONS)}")
 
 
 def write_findings(table: pl.DataFrame, path: Path) -> None:
-    """Write CSV, JSON Lines or Parquet, by the file's ending; raises `InputError` where it can't be written."""
+    """Write CSV, JSON Lines or Parquet, by the file's extension. Raises `InputError` if it can't be written."""
     check_extension(path)
     extension, temporary_path = path.suffix.lower(), path.with_name(f".{path.name}.tmp")
     try:

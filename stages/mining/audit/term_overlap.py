@@ -1,7 +1,7 @@
-"""Telling words: how much of what is particular to a question a document holds, whatever an encoder makes of the two.
+"""IDF-weighted term overlap: the share of a query's terms that a document contains, without any encoder.
 
-A word weighs ln(1 + N / n), where n of N questions hold it (Spärck Jones 1972, over questions instead of documents):
-what every question of an FAQ says weighs little, the name of a disease much. Needs no pass over the corpus.
+A term's weight is ln(1 + N / n) if n of N queries contain it (Spärck Jones 1972, over queries instead of documents): a
+word of every query of an FAQ weighs little, the name of a disease much. It needs no pass over the corpus.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from stages.retrieval.bm25 import tokenise
 
 
 class IdfOverlap:
-    """The weights of words, from all questions."""
+    """The weights of terms, from the texts of all queries."""
 
     def __init__(self, queries: Iterable[str]) -> None:
         self._query_frequency: Counter[str] = Counter()
@@ -24,10 +24,9 @@ class IdfOverlap:
             self._n_queries += 1
 
     def compute_overlap(self, pairs: pl.DataFrame, queries: Mapping[str, str], texts: Mapping[str, str]) -> pl.Series:
-        """For each of `pairs` (query_id, doc_id): the share of the query's weight that the document's
-        words have, f64.
+        """The share of the query's term weight that the document contains, for each of `pairs` (query_id, doc_id).
 
-        0 to 1; 0 where the query has no word. `queries` and `texts` are texts by id.
+        From 0 to 1; 0 if the query has no term. `queries` and `texts` map ids to texts.
         """
         document_terms = {doc_id: set(tokenise(texts[doc_id])) for doc_id in pairs["doc_id"].unique()}
         weights = {query_id: self._compute_idf(queries[query_id]) for query_id in pairs["query_id"].unique()}
@@ -38,5 +37,5 @@ class IdfOverlap:
         return pl.Series("term_overlap", overlaps, dtype=pl.Float64)
 
     def _compute_idf(self, query: str) -> dict[str, float]:
-        terms = sorted(set(tokenise(query)))  # in order, so that sums are the same to the last bit
+        terms = sorted(set(tokenise(query)))  # sorted, so that sums are equal to the last bit
         return {word: float(np.log1p(self._n_queries / max(self._query_frequency[word], 1))) for word in terms}
