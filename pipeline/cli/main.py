@@ -259,30 +259,20 @@ def refresh_command(force: bool, **options: Any) -> None:
     show_default=True,
     help="The last stage that is planned for.",
 )
-@click.option("--gpu", help="Plan for GPUs of this kind, by their published rate: h100, h200, a100, l40s, l4 or a10.")
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
-@click.option(
-    "--compare", is_flag=True, help="Only stand the last prediction for this machine beside what then happened."
-)
-def plan_command(files: tuple[str, ...], until: str, gpu: str | None, gpus: int, compare: bool, **options: Any) -> None:
-    """Predict time, peak memory and disk of every stage that would run, say what dominates and what would change it.
+def plan_command(files: tuple[str, ...], until: str, **options: Any) -> None:
+    """Estimate time, memory and disk of each step that would run, and list settings that would change the time.
 
-    Builds the pairs, counts them, and measures this machine for less than a minute: real texts through the encoder, a
-    small search, a few steps of training. The prediction is kept in events.jsonl; once its stages ran, the next
-    `prep plan` shows both. FILES are those of build-pairs.
+    Builds the pairs and counts them. The speed of this machine comes from the last runs in the workspace or, without
+    any, from measurements of a few seconds. FILES are those of build-pairs.
 
     \b
     Examples:  prep plan
                prep plan --until sample
-               prep plan faq.csv --gpu h100 --gpus 4
-               prep plan --compare
+               prep plan --set train.epochs=1
     """
-    from pipeline.cli import plan as run
+    from pipeline.cli.plan import plan_steps
 
-    options = add_tables(options, files)
-    print_result(
-        options, run.compare_last_prediction(options) if compare else run.plan_stages(options, until, gpu, gpus)
-    )
+    print_result(options, plan_steps(add_tables(options, files), until))
 
 
 @register_command("status", "what is there, what is stale and why")

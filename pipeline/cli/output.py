@@ -110,3 +110,15 @@ def _measure_longest_word(text: str) -> int:
 def _is_numeric_cell(cell: str) -> bool:
     digits = cell.lstrip("+-").replace(",", "").replace(".", "", 1).replace("%", "").strip()
     return cell in ("", "-") or digits.isdigit()
+
+
+def format_duration(seconds: float) -> str:
+    """A time as people say it: 4.2 s, 12 min, 3.1 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Bytes as people say them: 25 MB, 1.2 GB."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

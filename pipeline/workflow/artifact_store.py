@@ -228,6 +228,15 @@ class Workspace:
                 line = "\n" + line  # a kill or a full disk cut the line before short
             file.write((line + "\n").encode())
 
+    def read_events(self) -> list[dict[str, Any]]:
+        """The events of events.jsonl, first to last; a line that a kill or a full disk cut short is skipped."""
+        events = []
+        with contextlib.suppress(OSError):
+            for line in (self.root / "events.jsonl").read_text(encoding="utf-8", errors="replace").split("\n"):
+                with contextlib.suppress(ValueError):
+                    events.append(json.loads(line))
+        return events
+
 
 def _apply_umask(build_folder: Path) -> None:
     """Give all files and folders the permissions that the umask gives new ones: some libraries write for the owner

@@ -4,7 +4,13 @@ Functions are named as "module:function", so that this file imports no step and 
 resolves each.
 """
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from pipeline.workflow.stage import Stage, Store
+
+if TYPE_CHECKING:
+    from stages.core.params import BaseParams
 
 STAGES = (
     Stage(
@@ -190,3 +196,12 @@ PUBLISHED_OUTPUTS = (
     "train/reranker",
 )
 """What readers find in `current/`."""
+
+
+def list_required_stages(name: str, params: Mapping[str, "BaseParams"]) -> list[str]:
+    """The stages that `name` needs under these parameters, and itself, in the order of the pipeline."""
+    required = {name}
+    for stage in reversed(PIPELINE):
+        if stage.name in required:
+            required |= set(stage.list_upstream_stages(params[stage.name]))
+    return [stage.name for stage in PIPELINE if stage.name in required]

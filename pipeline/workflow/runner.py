@@ -1,17 +1,20 @@
 """Runs stages by key: a committed artifact of the same key is a hit; anything else is run, checked and committed."""
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.workflow.artifact_store import Artifact, Workspace, digest_json
 from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
 from pipeline.workflow.stage import Stage, Store, resolve_function
+from pipeline.workflow.work_counter import WorkCounter
 from stages.core.context import Progress, StageContext
+from stages.core.device import describe_machine
 from stages.core.errors import InputError, QualityGateError
 from stages.core.executor import Executor, InProcessExecutor
 from stages.core.libraries import get_library_versions
@@ -96,12 +99,14 @@ class Runner:
         self.progress.log(f"{stage.name}: running")
         self.workspace.log_event(event="start", stage=stage.name, key=key)
         started = time.monotonic()
+        counter = WorkCounter(self.progress)
         reset_peak_rss()
         try:
             with self.workspace.create_build_folder(stage.name, key) as out:
                 if context.scratch:
                     context.scratch.mkdir(parents=True, exist_ok=True)
-                summary = stage.load_module().run(params, {one.name: one.path for one in inputs}, out, context)
+                paths = {one.name: one.path for one in inputs}
+                summary = stage.load_module().run(params, paths, out, replace(context, progress=counter))
                 missing = [name for name in stage.outputs if not (out / name).exists()]
                 if missing:
                     raise RuntimeError(f"stage {stage.name} did not write {missing}")
@@ -118,11 +123,17 @@ class Runner:
             raise
         _delete_scratch(context)
         seconds = round(time.monotonic() - started, 3)
+        measured = {"seconds": seconds, "memory": peak_rss(), "machine": self.describe_machine(params)}
         self.workspace.log_event(
-            event="done", stage=stage.name, key=key, seconds=seconds, memory=peak_rss(), summary=summary
+            event="done", stage=stage.name, key=key, **measured, work=counter.counts, summary=summary
         )
         self.progress.log(f"{stage.name}: done in {seconds:.1f} s")
         return artifact
+
+    def describe_machine(self, params: BaseParams) -> str:
+        """What the speed of a stage with these parameters depends on beside its work: hardware, executor, processes."""
+        processes = f"{os.environ.get('WORLD_SIZE', '1')} x {type(self.executor).__name__}"
+        return f"{describe_machine(getattr(params, 'device', 'auto'))}, {processes}"
 
     def _find_valid_artifact(self, stage: Stage, key: str, context: StageContext) -> Artifact | None:
         """The artifact of this key, if it is committed, complete, and the stores hold what it refers to."""
@@ -188,12 +199,18 @@ class Runner:
         return statuses
 
 
-def collect_key_fields(stage: Stage, params: BaseParams, inputs: Iterable[ResolvedInput]) -> dict[str, Any]:
-    """Everything that shapes a stage's result, in words; its hash is the artifact's key."""
+def collect_settings(stage: Stage, params: BaseParams) -> dict[str, Any]:
+    """The part of an artifact's key that does not depend on other artifacts: code version, parameters and models."""
     return {
         "version": stage.load_module().VERSION,
         "parameters": params.model_dump(mode="json", exclude=params.fields_with_mark("unkeyed")),
         "key_extras": resolve_function(stage.key_extras)(params) if stage.key_extras else {},
+    }
+
+
+def collect_key_fields(stage: Stage, params: BaseParams, inputs: Iterable[ResolvedInput]) -> dict[str, Any]:
+    """Everything that shapes a stage's result, in words; its hash is the artifact's key."""
+    return collect_settings(stage, params) | {
         "inputs": {one.label: one.digest for one in inputs},
         "libraries": get_library_versions(stage.libraries),
     }

@@ -5,6 +5,8 @@ CPU time and 140 MB, with `import torch` 3.6 s and 326 MB (2 cores, torch 2.13.0
 """
 
 import importlib.metadata
+import os
+import platform
 import re
 from contextlib import AbstractContextManager
 from functools import cache
@@ -101,14 +103,26 @@ def _gpus() -> tuple[int, ...]:
     return tuple(capabilities)
 
 
+def describe_machine(device: str) -> str:
+    """What the speed of work on `device` (auto, cpu, cuda, ...) depends on: CPU cores and, unless it is cpu, GPUs."""
+    cores = f"{os.cpu_count()} x {_read_cpu_fact('model name') or platform.machine()}"
+    gpus = [] if device == "cpu" else [f"GPU of compute capability {capability}" for capability in _gpus()]
+    return ", ".join([cores, *gpus])
+
+
 @cache
 def _cpu_flags() -> frozenset[str]:
     """The instruction sets of the CPU, as Linux names them; none if the system does not list them."""
+    return frozenset(_read_cpu_fact("flags").split())
+
+
+def _read_cpu_fact(name: str) -> str:
+    """A line of Linux' /proc/cpuinfo; empty if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def autocast(device: object, dtype: Dtype) -> AbstractContextManager[Any]:

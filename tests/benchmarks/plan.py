@@ -1,8 +1,9 @@
-"""What `prep plan` predicted, and what then happened: `python -m tests.benchmarks.plan [--only NAME ...] [--cpu]`.
+"""What `prep plan` estimated, and what then happened: `python -m tests.benchmarks.plan [--only NAME ...] [--cpu]`.
 
-For the sample and real tables (looked for in ../shared/data, or --data) with a short training: `prep plan`,
-`prep refresh`, `prep plan --compare`, each in a process of its own. --cpu takes the processes' CPU time for a clock
-(with one thread), so that other work on the machine does not count.
+For the sample and real tables (looked for in ../shared/data, or --data) with a short training: `prep plan`, whose rates
+are measured, and `prep refresh`; then both again with more training queries, at the rates of the first run. Each is a
+process of its own. --cpu takes the processes' CPU time for a clock (with one thread), so that other work on the machine
+does not count.
 """
 
 import argparse
@@ -19,42 +20,42 @@ SAMPLE = {"pairs": {"tables": ["questions.csv"], "document": "article", "documen
 BY_CPU = "import time; time.monotonic = time.process_time; from pipeline.cli.main import main; main()"
 
 
-def short(sections: dict[str, Any], queries: int) -> dict[str, Any]:
+def shorten(sections: dict[str, Any], max_queries: int) -> dict[str, Any]:
     """The settings of a table with a training and an evaluation of minutes."""
-    train = {"max_queries": queries, "negatives": 3, "batch_size": 4, "epochs": 1, "dev_queries": 10, "max_length": 128}
-    return {"pairs": sections["pairs"], "train": train, "evaluate": {"top_k": 10, "max_queries": queries // 3}}
+    train = {"max_queries": max_queries, "num_negatives": 3, "batch_size": 4, "epochs": 1, "max_length": 128}
+    evaluate = {"top_k": 10, "max_queries": max_queries // 3}
+    return {"pairs": sections["pairs"], "train": {**train, "max_dev_queries": 10}, "evaluate": evaluate}
 
 
-def ratios(name: str, data: Path, folder: Path, queries: int, cpu: bool) -> dict[str, Any]:
-    """happened / predicted of each stage of one table, in a folder that must be new."""
-    place = folder / name
-    place.mkdir(parents=True)
-    sections = SAMPLE if name == "sample" else TABLES[name]
-    (place / "prep.toml").write_text(
-        toml(short(sections, queries), ROOT / "data_samples" if name == "sample" else data)
-    )
+def measure_ratios(folder: Path, cpu: bool) -> dict[str, float]:
+    """Seconds that happened / seconds that were estimated, of each step that takes a second."""
     prep = [sys.executable, "-c", BY_CPU] if cpu else [sys.executable, "-m", "pipeline.cli.main"]
     threads = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"} if cpu else {}
     env = {**os.environ, "PYTHONPATH": str(ROOT), **threads}
-    for arguments in (["plan", "-q"], ["refresh", "-q"]):  # a training so short may well be refused: that is no matter
-        subprocess.run([*prep, *arguments], cwd=place, env=env, stdout=subprocess.DEVNULL, check=arguments[0] == "plan")
-    told = subprocess.run([*prep, "plan", "--compare", "--json"], cwd=place, env=env, capture_output=True, check=True)
-    rows = json.loads(told.stdout)["compared"]["stages"]
-    return {"name": name, **{row["stage"]: row["ratio"] for row in rows}}
+    plan = subprocess.run([*prep, "plan", "-q", "--json"], cwd=folder, env=env, stdout=subprocess.PIPE, check=True)
+    estimated = {one["step"]: one["seconds"] for one in json.loads(plan.stdout)["steps"]}
+    subprocess.run([*prep, "refresh", "-q"], cwd=folder, env=env, stdout=subprocess.DEVNULL)  # a gate may refuse it
+    events = [json.loads(line) for line in (folder / "work" / "events.jsonl").read_text().splitlines()]
+    took = {event["stage"]: event["seconds"] for event in events if event["event"] == "done"}
+    return {step: round(took[step] / n, 2) for step, n in estimated.items() if n and n > 1}
 
 
 def main() -> None:
-    """Print a JSON line for each table."""
+    """Print a JSON line for each table and round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=["sample", *TABLES], default=["sample", "covid_faq", "stackfaq"])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--folder", type=Path, default=Path("plans"), help="a new folder for the workspaces")
-    parser.add_argument("--queries", type=int, default=60, help="train questions")
-    parser.add_argument("--cpu", action="store_true", help="go by CPU time, on one thread")
+    parser.add_argument("--queries", type=int, default=60, help="train queries of the first run")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU time, on one thread")
     given = parser.parse_args()
     for name in given.only:
-        found = ratios(name, given.data.absolute(), given.folder.absolute(), given.queries, given.cpu)
-        print(json.dumps(found), flush=True)
+        folder = given.folder.absolute() / name
+        folder.mkdir(parents=True)
+        sections, data = (SAMPLE, ROOT / "data_samples") if name == "sample" else (TABLES[name], given.data.absolute())
+        for rates, max_queries in (("probe", given.queries), ("last run", 2 * given.queries)):
+            (folder / "prep.toml").write_text(toml(shorten(sections, max_queries), data))
+            print(json.dumps({"table": name, "rates": rates, **measure_ratios(folder, given.cpu)}), flush=True)
 
 
 if __name__ == "__main__":

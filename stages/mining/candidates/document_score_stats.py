@@ -3,8 +3,11 @@
 from threading import Lock
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stages.core.arrays import Doubles, Floats, Ints
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 _MIN_SCORE_STD = 1e-6
 _SCORE_STATS_DOCUMENTS_PER_BATCH = 8_192

@@ -2,8 +2,11 @@
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from stages.core.arrays import Bools, Doubles, Floats
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 def compute_label_value(p: Floats, threshold: Floats, is_selected: Bools, is_within_cutoff: Bools) -> Doubles:

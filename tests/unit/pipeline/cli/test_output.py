@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from pipeline.cli.output import ResultTable, fit_column_widths
+from pipeline.cli.output import ResultTable, fit_column_widths, format_bytes, format_duration
 from tests.conftest import ROOT
 
 TABLE = ResultTable("quality", ["", "nDCG@10", "remark"], [["embedder", "0.706", "a " * 30], ["tuned", "0.771", "b"]])
@@ -65,3 +65,14 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width: int) -> 
 
 def test_no_color_is_honoured() -> None:
     assert not [line for line in print_on_terminal(60, NO_COLOR="1") if re.search(r"\x1b\[[\d;]*3\d", line)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0.0 s"), (59.94, "59.9 s"), (90, "1.5 min"), (5_399, "90.0 min"), (7_200, "2.0 h")]
+)
+def test_durations_have_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_sizes_have_the_unit_that_fits() -> None:
+    assert [format_bytes(count) for count in (1_500_000, 2_340_000_000)] == ["2 MB", "2.3 GB"]

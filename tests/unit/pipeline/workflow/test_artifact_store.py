@@ -195,3 +195,11 @@ def test_a_lock_sweeps_what_a_killed_run_left(tmp_path: Path) -> None:
         (leftover / "half").write_text("")
     with workspace.lock():
         assert not leftover.exists()
+
+
+def test_events_that_a_full_disk_cut_short_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(
+        b'{"event": "hit"}\n{"event": "failed", "error": "caf\xc3\n{"event": "done"}\n'
+    )
+    assert [event["event"] for event in Workspace(tmp_path).read_events()] == ["hit", "done"]
+    assert Workspace(tmp_path / "nothing").read_events() == []

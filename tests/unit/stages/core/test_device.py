@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from stages.core import device as devices
-from stages.core.device import detect_device_type, pick_device, should_use_bfloat16
+from stages.core.device import describe_machine, detect_device_type, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
 from stages.evaluation import regression_gate
 from stages.evaluation import stage as evaluation_stage
@@ -74,7 +74,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise OSError(f"{name}: cannot open shared object file")
             return driver
 
-        cpuinfo = "processor\t: 0\nflags\t\t: fpu " + flags + "\nbugs\t\t: none\n"
+        cpuinfo = "processor\t: 0\nmodel name\t: A Fine CPU\nflags\t\t: fpu " + flags + "\nbugs\t\t: none\n"
         monkeypatch.setattr(importlib.metadata, "version", lambda name: torch_version)
         monkeypatch.setattr(ctypes, "CDLL", load)
         monkeypatch.setattr(Path, "read_text", lambda path: cpuinfo)
@@ -112,3 +112,13 @@ def test_without_a_driver_or_a_build_for_it_there_is_no_gpu(machine: Any) -> Non
     for driver, build in ((Driver(9), "2.13.0+cpu"), (None, "2.13.0"), (Driver(), "2.13.0")):
         machine(driver, build)
         assert detect_device_type() == "cpu"
+
+
+def test_a_machine_is_its_cores_and_the_gpus_that_are_used(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    machine(Driver(9, 7))
+    assert describe_machine("cpu") == "4 x A Fine CPU"
+    assert describe_machine("auto").startswith("4 x A Fine CPU, ")
+    assert len({describe_machine(device) for device in ("cpu", "cuda")}) == 2
+    machine(None)
+    assert describe_machine("auto") == describe_machine("cpu")

@@ -1,4 +1,4 @@
-"""A table and a machine whose figures are easy to reckon with."""
+"""A workload with round numbers, and the default settings."""
 
 from typing import Any
 
@@ -6,65 +6,37 @@ import numpy as np
 import pytest
 
 from pipeline.workflow.graph import PIPELINE
-from stages.core.params import BaseParams
+from stages.core.model_size import ModelSize
 from stages.embedding.encoder import EncoderSpec
-from stages.planning.machine import Machine, Model, Training
-from stages.planning.throughput import Rate, Shape, Sweep
-from stages.planning.workload import Encoding, Table
-
-MB = 1_000_000
+from stages.planning.workload import NewTexts, Workload
 
 
 @pytest.fixture
-def table() -> Table:
-    """100 questions (60 train, 20 dev, 20 test), 50 documents; 20 questions and 10 documents have no vector yet."""
-    recipe = EncoderSpec("m", "w", "", "", None, "float32", "cpu", "cosine", False)
-    encoding = Encoding(
-        recipe=recipe,
-        name="m",
-        new={"query": 20, "document": 10},
-        texts=[("query", "a"), ("query", "b"), ("document", "c")],
-        tokens=np.array([10, 30, 400]),
-        weight=np.array([10.0, 10.0, 10.0]),
-        limit=256,
-        begun=False,
-        went_on=False,
-    )
-    return Table(
-        queries=100,
-        documents=50,
-        splits={"dev": 20, "test": 20, "train": 60},
-        positives=1.0,
-        several=0,
-        answered=0,
-        characters=10_000,
-        encodings=[encoding],
-        pairs=[("a", "c"), ("b", "c")],
+def workload() -> Workload:
+    """100 queries (60 train, 20 dev, 20 test) and 50 documents; 20 queries and 10 documents have no vector yet."""
+    return Workload(
+        n_queries=100,
+        n_documents=50,
+        n_queries_by_split={"train": 60, "dev": 20, "test": 20},
+        n_positives_per_query=1.5,
+        new_texts=[NewTexts(20, 10, has_search=False)],
+        spec=EncoderSpec("m", "w", "", "", None, "float32", "cpu", "cosine", False),
+        encoder_size=ModelSize(n_weights=1_000, n_layers=2, hidden_size=8, max_length=256),
+        base_size=ModelSize(n_weights=2_000, n_layers=2, hidden_size=8, max_length=512),
+        has_new_head=True,
+        verifier_size=ModelSize(n_weights=4_000, n_layers=2, hidden_size=8, max_length=512),
+        query_tokens=np.array([10, 30]),
+        document_tokens=np.array([40, 400]),
         pair_tokens=np.array([100, 300]),
     )
 
 
 @pytest.fixture
-def machine() -> Machine:
-    """A millisecond a token to encode, two to score, ten to train; the yardstick takes no time."""
-    shape = Shape(1_000, 2_000, 2, 8)
-    return Machine(
-        encoders=[Model({"float32": Rate((1.0,), (0.001,))}, 5.0, 700 * MB, shape)],
-        sweep=Sweep(1e-6, 1e-5),
-        score=Model({"": Rate((1.0,), (0.002,))}, 3.0, 800 * MB, shape),
-        step=Training(Rate((1.0,), (0.01,)), 0.5, 4.0, 900 * MB, 1_000.0),
-        teacher=None,
-        fresh_head=True,
-        yard=0.0,
-        tables=100 * MB,
-        importing=0.0,
-    )
-
-
-@pytest.fixture
 def settings() -> dict[str, Any]:
-    """The defaults of every stage."""
-    made: dict[str, BaseParams] = {
-        stage.name: stage.load_module().Params() for stage in PIPELINE if stage.name != "pairs"
-    }
-    return made
+    """The defaults of every step."""
+    return {stage.name: stage.load_module().Params() for stage in PIPELINE if stage.name != "pairs"}
+
+
+def change(settings: dict[str, Any], step: str, **values: Any) -> dict[str, Any]:
+    """`settings` with other values for one step."""
+    return {**settings, step: settings[step].model_copy(update=values)}

@@ -1,6 +1,7 @@
-"""What is counted of a table, on rows that can be counted by eye."""
+"""What is counted of tables that can be counted by eye."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,101 +10,98 @@ import pytest
 from stages.core import schemas
 from stages.core.hashing import hash_texts
 from stages.embedding.encoder import resolve_encoder_spec
-from stages.embedding.stage import Params, find_missing_texts
 from stages.embedding.vector_store import VectorStore
-from stages.planning.workload import counted, limit_of, read
+from stages.planning.workload import NewTexts, Workload, count_workload, mean_length
+
+SUMMARY = {
+    "queries": 4,
+    "documents": 3,
+    "splits": {"train": 3, "test": 1},
+    "positives_per_query": {"mean": 1.25},
+}
 
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Path]:
-    """Four questions (three train, one of them without a positive) and three documents, one a question's text."""
-    frames = {
-        "queries": (
-            schemas.QUERIES,
-            pl.DataFrame(
-                [
-                    ("q1", "ab", "train", "g"),
-                    ("q2", "abc", "train", "g"),
-                    ("q3", "a", "train", "g"),
-                    ("q4", "abcd", "test", "g"),
-                ],
-                schema=["query_id", "query", "split", "group"],
-                orient="row",
-            ),
-        ),
-        "corpus": (
-            schemas.CORPUS,
-            pl.DataFrame({"doc_id": ["d1", "d2", "d3"], "text": ["ab", "abcde", "abcdef"], "title": [None, "t", None]}),
-        ),
-        "qrels": (
-            schemas.QRELS,
-            pl.DataFrame(
-                [("q1", "d1", 1), ("q1", "d2", 1), ("q2", "d3", 1), ("q3", "d3", 0), ("q4", "d1", 2)],
-                schema=["query_id", "doc_id", "relevance"],
-                orient="row",
-            ),
-        ),
-        "answers": (schemas.ANSWERS, pl.DataFrame({"query_id": ["q1", "q1", "q4"], "answer": ["x", "y", "z"]})),
-    }
-    for name, (schema, frame) in frames.items():
-        schemas.write_table(frame, schema, tmp_path / f"{name}.parquet")
-    return {name: tmp_path / f"{name}.parquet" for name in frames}
+    """Four queries and three documents; one text is both."""
+    queries = pl.DataFrame(
+        {
+            "query_id": ["q1", "q2", "q3", "q4"],
+            "query": ["ab", "abc", "a", "abcd"],
+            "split": ["train", "train", "train", "test"],
+            "group": ["g"] * 4,
+        }
+    )
+    corpus = pl.DataFrame({"doc_id": ["d1", "d2", "d3"], "text": ["ab", "abcde", "abcdef"], "title": [None, "t", None]})
+    schemas.write_table(queries, schemas.QUERIES, tmp_path / "queries.parquet")
+    schemas.write_table(corpus, schemas.CORPUS, tmp_path / "corpus.parquet")
+    return {name: tmp_path / f"{name}.parquet" for name in ("queries", "corpus")}
 
 
-def test_counts(inputs: dict[str, Path], tiny_model: Path, tmp_path: Path) -> None:
-    table = read(Params(model=str(tiny_model)), str(tiny_model), inputs, tmp_path / "vectors")
-    assert (table.queries, table.documents) == (4, 3)
-    assert (table.splits, table.train) == ({"test": 1, "train": 2}, 2)
-    assert (table.positives, table.several, table.answered) == (1.5, 1, 2)
-    assert table.characters == 2 + 7 + 6  # a document is read with its title and a space
-    (encoding,) = table.encodings
-    # "ab" is a question and a document, and is encoded once
-    assert encoding.new == {"query": 4, "document": 2}
-    assert sorted(encoding.texts) == [("document", "abcdef"), ("document", "t abcde")] + [
-        ("query", text) for text in ("a", "ab", "abc", "abcd")
-    ]
-    # the tiny model's tokens are letters, between [CLS] and [SEP]
-    tokens = {text: int(count) for (_, text), count in zip(encoding.texts, encoding.tokens, strict=True)}
-    assert tokens == {"a": 3, "ab": 4, "abc": 5, "abcd": 6, "abcdef": 8, "t abcde": 8}
-    assert encoding.weight.tolist() == [1.0] * 6
-    assert (encoding.limit, encoding.begun, encoding.went_on) == (128, False, False)
-    # the pairs' questions are train questions with a positive; [CLS] question [SEP] document [SEP]
-    assert {query for query, _ in table.pairs} == {"ab", "abc"}
-    assert [len(q) + len(d.replace(" ", "")) + 3 for q, d in table.pairs] == table.pair_tokens.tolist()
+def count(settings: dict[str, Any], model: Path, inputs: dict[str, Path], vectors: Path, **encode: Any) -> Workload:
+    settings["encode"] = settings["encode"].model_copy(update={"model": str(model), **encode})
+    settings["train"] = settings["train"].model_copy(update={"base": str(model)})
+    return count_workload(settings, SUMMARY, inputs, vectors)
 
 
-def test_texts_with_a_vector_are_not_counted(inputs: dict[str, Path], tiny_model: Path, tmp_path: Path) -> None:
-    params, root = Params(model=str(tiny_model), document_prompt="p "), tmp_path / "vectors"
-    made = resolve_encoder_spec(str(tiny_model), document_prompt="p ")
-    store = VectorStore(root / made.key)
-    texts = ["abc", "p abcdef"]
-    store.append(hash_texts(texts), np.ones((2, 32), np.float32))
-    ((found, rows),) = find_missing_texts(params, inputs, root)
-    assert found == made
-    assert rows["query"].tolist() == [True, False, True, True]
-    assert rows["document"].tolist() == [True, True, False]
-    table = read(params, str(tiny_model), inputs, root)
-    assert table.encodings[0].new == {"query": 3, "document": 2}
-    assert table.encodings[0].begun
+def test_tokens_are_those_of_the_models(
+    inputs: dict[str, Path], tiny_model: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    found = count(settings, tiny_model, inputs, tmp_path / "vectors")
+    # the tokens of the tiny model are letters, between [CLS] and [SEP]; a document is read with its title
+    assert found.query_tokens.tolist() == [4, 5, 3, 6]
+    assert found.document_tokens.tolist() == [4, 8, 8]
+    # [CLS] query [SEP] document [SEP], the documents in turn
+    assert found.pair_tokens.tolist() == [2 + 2 + 3, 3 + 6 + 3, 1 + 6 + 3, 4 + 2 + 3]
+    assert (found.n_queries, found.n_documents, found.n_positives_per_query) == (4, 3, 1.25)
+    assert (found.count_split("train"), found.count_split("train", 2), found.count_split("dev")) == (3, 2, 0)
+    assert found.has_new_head
+    assert (found.encoder_size.hidden_size, found.encoder_size.max_length) == (32, 128)
 
 
-def test_a_sample_stands_for_all(inputs: dict[str, Path], tiny_model: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("stages.planning.workload.SAMPLE", 2)
-    (encoding,) = read(Params(model=str(tiny_model)), str(tiny_model), inputs, tmp_path / "vectors").encodings
-    assert encoding.weight.tolist() == [2.0, 2.0, 1.0, 1.0]
-    assert [role for role, _ in encoding.texts] == ["query", "query", "document", "document"]
+def test_a_text_of_both_kinds_is_new_once(
+    inputs: dict[str, Path], tiny_model: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    found = count(settings, tiny_model, inputs, tmp_path / "vectors")
+    assert found.new_texts == [NewTexts(4, 2, has_search=False)]
 
 
-def test_the_limit_of_a_model_is_what_its_files_say(tiny_model: Path, tmp_path: Path) -> None:
-    assert limit_of(tiny_model) == 128
-    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 77}')
-    assert limit_of(tmp_path) == 77
-    assert limit_of(tmp_path / "nothing") == 512
-    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1e30}')
-    (tmp_path / "config.json").write_text('{"max_position_embeddings": 300}')
-    assert limit_of(tmp_path) == 300
+def test_texts_with_a_vector_are_not_new(
+    inputs: dict[str, Path], tiny_model: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    spec, root = resolve_encoder_spec(str(tiny_model), document_prompt="p "), tmp_path / "vectors"
+    VectorStore(root / spec.key).append(hash_texts(["abc", "p abcdef"]), np.ones((2, 32), np.float32))
+    (root / spec.key / "lists").mkdir()
+    found = count(settings, tiny_model, inputs, root, document_prompt="p ")
+    assert found.new_texts == [NewTexts(3, 2, has_search=True)]
+    assert found.document_tokens.tolist() == [5, 9, 9]
 
 
-def test_no_text_has_no_tokens(tiny_model: Path) -> None:
-    assert counted(tiny_model, []).tolist() == []
+def test_large_tables_are_sampled(
+    inputs: dict[str, Path],
+    tiny_model: Path,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stages.planning.workload.SAMPLE_SIZE", 2)
+    found = count(settings, tiny_model, inputs, tmp_path / "vectors")
+    assert found.query_tokens.tolist() == [4, 6]  # the first and the fourth
+    assert len(found.document_tokens) == len(found.pair_tokens) == 2
+
+
+def test_the_verifier_is_the_base_unless_one_is_named(
+    inputs: dict[str, Path], tiny_model: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    found = count(settings, tiny_model, inputs, tmp_path / "vectors")
+    assert found.verifier_size == found.base_size
+    larger = tmp_path / "larger"
+    larger.mkdir()
+    (larger / "config.json").write_text('{"hidden_size": 64, "num_hidden_layers": 3}')
+    settings["verify"] = settings["verify"].model_copy(update={"verifier": str(larger)})
+    assert count(settings, tiny_model, inputs, tmp_path / "vectors").verifier_size.hidden_size == 64
+
+
+def test_mean_lengths_are_cut() -> None:
+    assert mean_length(np.array([10, 30]), 20) == 15
+    assert mean_length(np.array([], np.int64), 20) == 0

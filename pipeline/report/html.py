@@ -1,3 +1,118 @@
+"""HTML by hand: escaping, tables, and the frame with its style. Whatever comes from data goes through `escape_html`."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+MAX_TEXT_CHARS = 240
+"""Characters of a text that a page shows."""
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
+
+
+class Html(str):
+    """Markup that is safe to place in a page; any other string is text and gets escaped."""
+
+    __slots__ = ()
+
+
+def escape_html(value: object) -> Html:
+    """`threshold` as markup: text is escaped, also for attributes; characters that HTML forbids become U+FFFD."""
+    return value if isinstance(value, Html) else Html(html.escape(_UNPRINTABLE.sub("\ufffd", str(value))))
+
+
+def join_lines(parts: Iterable[str]) -> Html:
+    """Pieces of markup, one a line; plain strings are escaped."""
+    return Html("\n".join(escape_html(part) for part in parts))
+
+
+def render_text(text: str, tag: str = "p", css_class: str = "text") -> Html:
+    """Text of unknown language in its own direction, white space folded, cut to `MAX_TEXT_CHARS` characters."""
+    return Html(f'<{tag} class="{css_class}" dir="auto">{escape_html(truncate_text(text))}</{tag}>')
+
+
+def truncate_text(text: str) -> str:
+    """The first `MAX_TEXT_CHARS` characters of a text with its white space folded, up to a word's end where one is
+    near."""
+    folded = " ".join(text.split())
+    if len(folded) <= MAX_TEXT_CHARS:
+        return folded
+    kept, _, broken = folded[:MAX_TEXT_CHARS].rpartition(" ")
+    return (kept if len(broken) < MAX_TEXT_CHARS // 8 else folded[: MAX_TEXT_CHARS - 1]) + "…"
+
+
+def render_section(title: str, *parts: str) -> Html:
+    """A section under its heading."""
+    return join_lines([Html("<section>"), Html(f"<h2>{escape_html(title)}</h2>"), *parts, Html("</section>")])
+
+
+def render_note(*sentences: str) -> Html:
+    """A paragraph that says how to read what follows it."""
+    return Html(f'<p class="note">{" ".join(map(escape_html, sentences))}</p>')
+
+
+def format_count(n: int, noun: str) -> str:
+    """`1 question`, `1,431 questions`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def render_table(
+    header: Sequence[str], bodies: Sequence[tuple[str, Sequence[Sequence[str]]]], css_class: str = ""
+) -> Html:
+    """A table of groups of rows, each under its name (none where that is empty); it scrolls where it is too wide.
+
+    The first cell of a row names the row. A cell whose text is a number stands right-aligned.
+    """
+    out = [f'<div class="scroll"><table class="{escape_html(css_class)}">']
+    if header:
+        numeric = [all(_is_number_text(row[i]) for _, rows in bodies for row in rows) for i in range(len(header))]
+        cells = (
+            f'<th{_format_number_class(right)} scope="col">{escape_html(name)}</th>'
+            for name, right in zip(header, numeric, strict=True)
+        )
+        out.append(f"<thead><tr>{''.join(cells)}</tr></thead>")
+    for name, rows in bodies:
+        out.append("<tbody>")
+        if name:
+            width = len(rows[0]) if rows else 1
+            out.append(f'<tr class="group"><th scope="rowgroup" colspan="{width}">{escape_html(name)}</th></tr>')
+        for first, *rest in rows:
+            cells = (f"<td{_format_number_class(_is_number_text(cell))}>{escape_html(cell)}</td>" for cell in rest)
+            out.append(f'<tr><th scope="row">{escape_html(first)}</th>{"".join(cells)}</tr>')
+        out.append("</tbody>")
+    return Html("\n".join([*out, "</table></div>"]))
+
+
+def _format_number_class(numeric: bool) -> str:
+    return ' class="number"' if numeric else ""
+
+
+def _is_number_text(cell: str) -> bool:
+    return not isinstance(cell, Html) and bool(re.fullmatch(r"<?[+−-]?[\d,]*\.?\d+%?", cell))
+
+
+def render_html_page(title: str, body: str) -> str:
+    """A whole page: it loads nothing, and its policy lets nothing in a text run or load either."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape_html(title)}</title>
+<style>{STYLESHEET}</style>
+</head>
+<body>
+<main>
+{escape_html(body)}
+</main>
+</body>
+</html>
+"""
+
+
+STYLESHEET = """
 :root {
   color-scheme: light dark;
   --paper: #fcfcfa; --ink: #1c1e22; --muted: #5a606b; --rule: #dfdfda; --grey: #737a86; --soft: #c3c7cd;
@@ -86,3 +201,4 @@ li p { margin: 0; }
   p, figure, tr, li { break-inside: avoid; }
   .scroll { overflow: visible; }
 }
+"""
