@@ -112,7 +112,7 @@ class OrderedGroup(click.Group):
 
 
 @click.group(cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="prep")
+@click.version_option(package_name="prep-reranker")
 def prep() -> None:
     """From tables of questions and answers to a better reranker, with negatives that can be trusted.
 

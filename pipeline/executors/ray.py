@@ -28,7 +28,7 @@ class RayExecutor:
 
     def __init__(self, address: str | None, progress: Progress) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise InputError("--executor ray needs the extra: pip install 'prep[ray]'")
+            raise InputError("--executor ray needs the extra: pip install 'prep-reranker[ray]'")
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._progress, self._is_connected = progress, False
         self._exit_stack = ExitStack()

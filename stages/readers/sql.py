@@ -140,7 +140,7 @@ def _query_postgres(url: str, query: str) -> Iterator[tuple[list[str], Iterator[
     try:
         import psycopg
     except ImportError:
-        raise InputError("PostgreSQL needs the extra: pip install 'prep[postgres]'") from None
+        raise InputError("PostgreSQL needs the extra: pip install 'prep-reranker[postgres]'") from None
     try:
         with psycopg.connect(url) as connection:
             connection.read_only = True

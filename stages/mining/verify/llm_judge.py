@@ -255,5 +255,5 @@ def _import_openai() -> Any:
     try:
         import openai
     except ImportError:
-        raise InputError("a judge needs the extra: pip install 'prep[judge]'") from None
+        raise InputError("a judge needs the extra: pip install 'prep-reranker[judge]'") from None
     return openai

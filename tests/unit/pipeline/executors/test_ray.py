@@ -31,7 +31,9 @@ from stages.retrieval import incremental
 from stages.retrieval import stage as retrieval_stage
 from tests.conftest import ROOT, Project
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: prep[ray]")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: prep-reranker[ray]"
+)
 
 QUERY_IDS = [f"q{i:03}" for i in range(300)]
 DOC_IDS = [f"d{i:03}" for i in range(300)]

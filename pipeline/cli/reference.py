@@ -1,0 +1,72 @@
+"""docs/configuration.md, written from the settings and the commands themselves: `python -m pipeline.cli.reference`."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from pipeline.cli.main import prep
+from pipeline.workflow.config import list_section_fields, list_section_models
+
+HEADER = """# Configuration: every setting and every option
+
+For: you look for a setting, or for what an option does. This page is written by `python -m pipeline.cli.reference`.
+
+Settings come from `prep.toml` (`prep init` writes one with every key), then from options. A key with dashes is an option
+of the command that uses it; `--set section.key=value` sets any key. Relative paths in `prep.toml` are relative to that
+file. Without a `prep.toml` the workspace remembers the options of each command for those after it.
+"""
+
+
+def write_reference() -> str:
+    """The page as Markdown: one table for each section of prep.toml, then one for each command."""
+    lines = [HEADER]
+    for section, models in list_section_models().items():
+        lines += [f"## [{section}]", "", "| key | default | meaning |", "|---|---|---|"]
+        for name, field in list_section_fields(models).items():
+            lines.append(f"| `{name}` | {_format_default(field.default)} | {_escape_cell(field.description or '')} |")
+        lines.append("")
+    lines += ["## Commands", ""]
+    for path, command in iter_commands(prep, "prep"):
+        lines += [f"### {path}", "", _first_sentence(command), "", "| option | meaning |", "|---|---|"]
+        for option in iter_options(command, path):
+            names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+            lines.append(f"| {names} | {_escape_cell(option.help or '')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def iter_commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command under `group` that is no group itself, with its full name."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.commands[name]
+        if isinstance(command, click.Group):
+            yield from iter_commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def iter_options(command: click.Command, path: str) -> Iterator[click.Option]:
+    """The options of a command, --help left out."""
+    for parameter in command.get_params(click.Context(command, info_name=path)):
+        if isinstance(parameter, click.Option) and parameter.name != "help":
+            yield parameter
+
+
+def _format_default(value: Any) -> str:
+    if value in (None, "", ()):
+        return ""
+    return f"`{json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}`"
+
+
+def _first_sentence(command: click.Command) -> str:
+    return " ".join((command.help or "").split("\n\n")[0].split())
+
+
+def _escape_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    click.echo(write_reference(), nl=False)
