@@ -7,24 +7,24 @@ from typing import Any
 import click
 
 from pipeline.cli.main import prep
-from pipeline.workflow.config import list_section_fields, list_section_models
+from pipeline.workflow.config import list_section_fields
 
 HEADER = """# Configuration: every setting and every option
 
 For: you look for a setting, or for what an option does. This page is written by `python -m pipeline.cli.reference`.
 
-Settings come from `prep.toml` (`prep init` writes one with every key), then from options. A key with dashes is an option
-of the command that uses it; `--set section.key=value` sets any key. Relative paths in `prep.toml` are relative to that
-file. Without a `prep.toml` the workspace remembers the options of each command for those after it.
+Settings come from `prep.toml` (`prep init` writes one with every key), then from options. A key with dashes is an
+option of the command that uses it; `--set section.key=value` sets any key. Relative paths in `prep.toml` are relative
+to that file. Without a `prep.toml` the workspace remembers the options of each command for those after it.
 """
 
 
 def write_reference() -> str:
     """The page as Markdown: one table for each section of prep.toml, then one for each command."""
     lines = [HEADER]
-    for section, models in list_section_models().items():
+    for section, fields in list_section_fields().items():
         lines += [f"## [{section}]", "", "| key | default | meaning |", "|---|---|---|"]
-        for name, field in list_section_fields(models).items():
+        for name, field in fields.items():
             lines.append(f"| `{name}` | {_format_default(field.default)} | {_escape_cell(field.description or '')} |")
         lines.append("")
     lines += ["## Commands", ""]

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cli.main import prep
 from pipeline.cli.reference import iter_commands, iter_options, write_reference
-from pipeline.workflow.config import list_section_fields, list_section_models
+from pipeline.workflow.config import list_section_fields
 from tests.conftest import ROOT, SAMPLE, environment, new_project, run_prep
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,9 +46,9 @@ def test_every_command_option_and_setting_is_in_the_docs() -> None:
         assert f"### {path}\n" in text
         for option in iter_options(command, path):
             assert all(f"`{name}`" in text for name in option.opts), (path, option.opts)
-    for section, models in list_section_models().items():
+    for section, fields in list_section_fields().items():
         assert f"## [{section}]" in text
-        assert all(f"| `{name}` |" in text for name in list_section_fields(models))
+        assert all(f"| `{name}` |" in text for name in fields)
 
 
 def test_every_command_has_an_example_that_a_person_can_copy() -> None:
