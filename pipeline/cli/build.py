@@ -162,7 +162,7 @@ def format_summary(stage: str, artifact: Artifact, accepted_share: float | None 
     """What a stage reported, for a person; `get_accepted_share`: of the learned mask."""
     summary = artifact.summary
     if stage == "pairs":
-        from stages.pairs.stage import format_funnel
+        from stages.pairs.funnel import format_funnel
 
         return ["", *format_funnel(summary)]
     if stage == "mask":
@@ -231,7 +231,7 @@ def _format_value(value: Any) -> str:
 
 def run_gc(options: Mapping[str, Any], keep: int | None) -> CommandResult:
     """Drop what no publication uses."""
-    from pipeline.workflow.publish import collect_garbage
+    from pipeline.workflow.garbage_collection import collect_garbage
 
     with open_session(options, fetch=False) as (runner, settings):
         dropped = collect_garbage(runner.workspace, keep or settings.validate_refresh_params().keep)

@@ -1,4 +1,4 @@
-"""The process of a command: which of several it is, and what its end says to whoever started it."""
+"""How a command ends: one message on stderr and an exit code; and which of several processes runs it."""
 
 import contextlib
 import errno
@@ -16,11 +16,11 @@ from stages.training import distributed
 
 EXIT_CODES: dict[type[PrepError], int] = {InputError: 2, QualityGateError: 3, WorkspaceBusyError: 75}
 ENVIRONMENT_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
-"""What the operating system refuses is for the person at the keyboard to mend, wherever we meet it."""
+"""Refusals of the operating system that the person at the keyboard can fix, wherever they occur."""
 
 
 def dispatch_by_rank(command: Callable[[], Any]) -> Callable[[], Any]:
-    """Of several processes that a launcher started, the first runs the command for all; the others train along."""
+    """The first of the processes that a launcher started runs the command; the others join its training."""
 
     def run_rank() -> Any:
         if distributed.get_rank():
@@ -32,7 +32,7 @@ def dispatch_by_rank(command: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def run_worker_rank() -> None:
-    """Train along with the process that runs the command, whatever that is, until it ends."""
+    """Join the training of the process that runs the command, until that ends."""
 
     def train() -> None:
         from stages.training.trainer import train_as_worker
@@ -44,7 +44,7 @@ def run_worker_rank() -> None:
 
 
 def run_with_exit_code(command: Callable[[], Any]) -> int:
-    """Do it; what goes wrong becomes one message and the exit code that scripts can act on."""
+    """Run it; a failure becomes one message and the exit code that scripts can act on."""
     try:
         code = command()
         sys.stdout.flush()
@@ -66,20 +66,22 @@ def run_with_exit_code(command: Callable[[], Any]) -> int:
         if error.errno not in ENVIRONMENT_ERRNOS:
             code = report_internal_error()
         else:
-            code = report_failure(f"{error.filename or 'a file'}: {error.strerror}. Mend its permissions or space.", 2)
+            code = report_failure(
+                f"{error.filename or 'a file'}: {error.strerror}. Fix its permissions, or free space.", 2
+            )
     except Exception:
         code = report_internal_error()
     return code if isinstance(code, int) else 0
 
 
 def report_internal_error() -> int:
-    """A failure that nobody but us can mend: with its traceback."""
+    """Report a failure that only a change of prep can fix, with its traceback."""
     traceback.print_exc()
     return report_failure("this is a defect of prep, not of your data. Please report it with the traceback above.", 1)
 
 
 def report_failure(message: str, code: int, usage: str = "") -> int:
-    """Say what went wrong on stderr, and with --json as an object on stdout too; returns the exit code."""
+    """Print what went wrong on stderr, and with --json as an object on stdout too; returns the exit code."""
     click.echo(f"{usage}prep: {message}", err=True)
     if "--json" in sys.argv:
         with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""How far a run is, on stderr: bars and rates on a terminal, plain timed lines in cron and CI."""
+"""Progress on stderr: a bar and a rate on a terminal, plain timed lines in cron and CI."""
 
 import sys
 import time
-from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from stages.core.context import NullProgress
@@ -13,7 +13,7 @@ _LINE_INTERVAL_SECONDS = 15.0
 
 
 class LineProgress(NullProgress):
-    """One timed line for each thing said, and every 15 seconds one on how far the work is (each second with -v)."""
+    """One timed line for each message, and one every 15 seconds with the state of the work (every second with -v)."""
 
     def __init__(self, verbose: bool = False) -> None:
         self.interval_seconds = 1.0 if verbose else _LINE_INTERVAL_SECONDS
@@ -38,7 +38,7 @@ class LineProgress(NullProgress):
 
 
 class BarProgress(NullProgress):
-    """A live bar with rate and time left under the lines that were said."""
+    """A live bar with rate and time left, under the messages."""
 
     def __init__(self) -> None:
         self.rate_meter = RateMeter()
@@ -68,7 +68,7 @@ class BarProgress(NullProgress):
     def log(self, message: str) -> None:
         """Print one line above the bar."""
         self._remove_bar()
-        self.bars.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {_escape_markup(message)}", highlight=False)
+        self.bars.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {escape(message)}", highlight=False)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -82,14 +82,14 @@ class BarProgress(NullProgress):
 
 
 class RateMeter:
-    """The rate since the count of a unit began."""
+    """The rate of a unit since its count began."""
 
     def __init__(self) -> None:
         self.unit, self.initial_count, self.last_count, self.started_at = "", 0, 0, time.monotonic()
         self.is_restarted = False
 
     def update_rate(self, done: int, unit: str) -> float:
-        """Units a second so far; 0 where it is not known yet, as at the first that is heard of a unit."""
+        """Units a second so far; 0 if it is not known yet, as at the first call for a unit."""
         now = time.monotonic()
         self.is_restarted = unit != self.unit or done < self.last_count
         if self.is_restarted:
@@ -106,14 +106,8 @@ def _format_rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def _escape_markup(message: str) -> str:
-    from rich.markup import escape
-
-    return escape(message)
-
-
-def make_progress(quiet: bool, verbose: bool) -> Any:
-    """The right progress for this run: quiet, a live bar on a terminal, or plain lines elsewhere."""
+def make_progress(quiet: bool, verbose: bool) -> NullProgress:
+    """Nothing if `quiet`, a live bar on a terminal, plain lines elsewhere."""
     if quiet:
         return NullProgress()
     return BarProgress() if sys.stderr.isatty() else LineProgress(verbose)

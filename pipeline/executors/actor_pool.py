@@ -1,4 +1,4 @@
-"""The actors that do the work of one `map` on a Ray cluster; what a lost one had in hand, another does again."""
+"""The actors that do the work of one `map` on a Ray cluster; another actor repeats the items of a lost one."""
 
 import re
 import socket
@@ -12,18 +12,18 @@ from stages.core.executor import Worker
 from stages.core.libraries import get_library_versions
 
 _MAX_CPUS_PER_ACTOR = 4
-"""An actor's at most: one process makes poor use of more."""
+"""One process makes poor use of more."""
 _ITEMS_PER_ACTOR = 2
-"""Items that an actor has in hand, so that it need not wait for the next."""
+"""Items queued for an actor, so that it does not wait."""
 _MAX_ATTEMPTS = 3
-"""Actors that an item may cost before it is taken for the cause."""
+"""Actors that may be lost over one item before the item is taken for the cause."""
 SYNCHRONISED_LIBRARIES = ("prep", "faiss-cpu", "numpy", "sentence-transformers", "tokenizers", "torch", "transformers")
 """Must be the same everywhere, or vectors could differ in their last bits."""
 
 
 class _ActorTask(NamedTuple):
-    """What an actor has in hand: item `item_index`, which lies in the object store; None: it is only asked if it is
-    fit."""
+    """A call that runs on an actor: item `item_index`, which lies in the object store, or None for the check of its
+    versions."""
 
     actor: Any
     item_index: int | None
@@ -31,7 +31,7 @@ class _ActorTask(NamedTuple):
 
 
 class ActorPool:
-    """The actors of one map. They are recruited anew when none is left, on whatever nodes there are then."""
+    """The actors of one map. When none is left, new ones start on the nodes that are alive then."""
 
     def __init__(self, worker: Worker[Any, Any], progress: Progress) -> None:
         import ray
@@ -39,9 +39,9 @@ class ActorPool:
         self._worker, self._progress = worker, progress
         self._worker_ref = ray.put(worker)
         self._actors: list[Any] = []
-        """Those that are not lost."""
+        """Actors that are not lost."""
         self._free_slots: list[Any] = []
-        """An actor stands here once for each item that it could take."""
+        """An actor stands here once for each item that it can still take."""
         self._in_flight: dict[Any, _ActorTask] = {}
         self._retry_queue: list[tuple[int, Any]] = []
         self._attempts: dict[int | str | None, int] = {}
@@ -101,7 +101,7 @@ class ActorPool:
         self._in_flight[actor.run_item.remote(item)] = _ActorTask(actor, number, item)
 
     def _wait_for_results(self) -> dict[int, list[Any]]:
-        """Wait for a task to end: the results by the item's number, none where an actor was lost or said it is fit."""
+        """Wait for calls to end: the results by item number. A lost actor or a check of versions gives none."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -118,9 +118,8 @@ class ActorPool:
             except RayError as error:
                 if "error raised in its creation" in str(error):
                     raise InputError(
-                        f"a node of the Ray cluster can't work for prep: {_get_last_error_line(error)}. Is the same "
-                        f"prep "
-                        "installed on every node, with the same Python?"
+                        f"a node of the Ray cluster can't work for prep: {_get_last_error_line(error)}. Install the "
+                        "same prep on every node, with the same Python."
                     ) from error
                 self._handle_lost_actor(task, error)
                 continue
@@ -133,36 +132,33 @@ class ActorPool:
         return done
 
     def _handle_lost_actor(self, task: _ActorTask, error: Exception) -> None:
-        """Take the item back, and give the actor none any more."""
+        """Queue the item again, and give the actor no other."""
         if task.actor in self._actors:
-            self._progress.log(
-                f"a Ray worker was lost; what it had in hand is done again ({_get_first_error_line(error)})"
-            )
+            self._progress.log(f"a Ray worker was lost; its items are done again ({_get_first_error_line(error)})")
             self._actors.remove(task.actor)
             self._free_slots = [actor for actor in self._free_slots if actor is not task.actor]
-            _kill_actor(task.actor)  # one that only can't be reached would keep others off its CPUs
+            _kill_actor(task.actor)  # an actor that is alive but out of reach would block its CPUs
         if task.item_index is not None:
             self._retry_queue = sorted([*self._retry_queue, (task.item_index, task.item)], key=lambda one: one[0])
-        # an item that costs every actor, or actors that never get to work
-        work = "to begin" if task.item_index is None and not self._actors else task.item_index
+        # the same item loses every actor, or no actor ever starts to work
+        work = "start" if task.item_index is None and not self._actors else task.item_index
         self._attempts[work] = self._attempts.get(work, 0) + 1
         if work is not None and self._attempts[work] >= _MAX_ATTEMPTS:
             raise InputError(
-                f"Ray workers are lost again and again ({_get_first_error_line(error)}). Are all nodes up (`ray "
-                f"status`)? Where "
-                "their memory runs out, lower batch_tokens under [encode]."
+                f"Ray workers are lost again and again ({_get_first_error_line(error)}). Check that all nodes are up "
+                "(`ray status`). If their memory runs out, lower batch_tokens under [encode]."
             )
 
 
 class WorkerActor:
-    """A process on a node. What the person at the keyboard can mend comes back as a value: Ray would wrap it."""
+    """A process on a node. A `PrepError` comes back as a value, because Ray would wrap an exception."""
 
     def __init__(self, worker: Worker[Any, Any]) -> None:
         self._worker = worker
         self._function: Callable[[Any], Iterable[Any]] | None = None
 
     def check_versions(self, expected: dict[str, str]) -> InputError | None:
-        """Whether this node has the libraries of the process that runs `prep`."""
+        """None if this node has the libraries of the process that runs `prep`, else an error that names the others."""
         found = get_library_versions(SYNCHRONISED_LIBRARIES)
         if found == expected:
             return None
@@ -180,7 +176,7 @@ class WorkerActor:
 
 
 def divide_node_resources(resources: Mapping[str, float], needs_gpu: bool) -> list[dict[str, int]]:
-    """What each actor takes of a node: a GPU with its part of the CPUs; or like parts of the CPUs, at most _CPUS."""
+    """The resources of each actor on a node: a GPU and a share of the CPUs, or an equal share of the CPUs alone."""
     cpus, gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
     count = gpus if needs_gpu else -(-cpus // _MAX_CPUS_PER_ACTOR)
     return [{"num_cpus": min(cpus // count, _MAX_CPUS_PER_ACTOR), "num_gpus": int(needs_gpu)} for _ in range(count)]
@@ -189,7 +185,7 @@ def divide_node_resources(resources: Mapping[str, float], needs_gpu: bool) -> li
 def _kill_actor(actor: Any) -> None:
     import ray
 
-    with suppress(Exception):  # it, or the cluster, may be gone by now
+    with suppress(Exception):  # the actor or the cluster may be gone
         ray.kill(actor)
 
 

@@ -1,4 +1,4 @@
-"""This machine: one worker in this process; where it has several GPUs and the work is for them, one process each."""
+"""This machine: one worker in this process, or one process for each GPU if several can do the work."""
 
 import multiprocessing
 import os
@@ -15,11 +15,11 @@ from stages.core.errors import InputError
 from stages.core.executor import InProcessExecutor, ItemT, ResultT, Worker
 
 _ITEMS_PER_PROCESS = 2
-"""Items that each process has in hand, so that none waits for the next."""
+"""Items queued for each process, so that none waits."""
 
 
 class LocalExecutor(InProcessExecutor):
-    """The engine that is used unless another is named."""
+    """The default executor."""
 
     def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         """The results in the items' order."""
@@ -37,9 +37,9 @@ def list_visible_gpus() -> list[str]:
 
 
 def map_on_gpus(worker: Worker[ItemT, ResultT], items: Iterable[ItemT], gpus: Iterable[str]) -> Iterator[ResultT]:
-    """`Executor.map` by one process for each of `gpus`, which sees that one only; they take the items in turn.
+    """`Executor.map` by one process for each of `gpus`, which sees only that GPU; they take the items in turn.
 
-    Raises `InputError` where one of them is ended from outside, which is what happens where memory runs out.
+    Raises `InputError` if one of the processes is killed, which happens when memory runs out.
     """
     with ExitStack() as stack:
         stack.enter_context(_translate_broken_pool())
@@ -64,8 +64,8 @@ def _translate_broken_pool() -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise InputError(
-            "a process that computed on one of the GPUs was ended from outside, as happens where this machine's memory "
-            "runs out. What was done is kept. Free memory, or use fewer GPUs (CUDA_VISIBLE_DEVICES=0), and run again."
+            "a process that computed on one of the GPUs was killed, which happens when this machine's memory runs out. "
+            "Finished work is kept. Free memory, or use fewer GPUs (CUDA_VISIBLE_DEVICES=0), and run again."
         ) from error
 
 
@@ -81,7 +81,7 @@ def _initialise_process(gpu: str, worker: Worker[Any, Any]) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A pool's process waits for items for ever, also where the one that would give them was killed."""
+    """End with the parent: a pool's process would wait for items for ever if its parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent
     parent.join()
@@ -90,7 +90,6 @@ def _exit_with_parent() -> None:
 
 def _run_item(item: Any) -> list[Any]:
     global _worker_function
-    _worker_function = (
-        _worker_function or _worker.factory()
-    )  # here and not in _begin, so that what it raises gets to the caller
+    # made here and not in _initialise_process, so that what it raises reaches the caller
+    _worker_function = _worker_function or _worker.factory()
     return list(_worker_function(item))

@@ -1,10 +1,15 @@
-"""Charts as inline SVG: x in percent and y in pixels, so that they stretch with the page while their text does not."""
+"""Charts as data for the templates, which draw them as inline SVG.
+
+x is a share of the width, as "12.5%", and y is in pixels: so a chart stretches with the page while its text does not.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report.html import Html, escape_html
+ROW_HEIGHT, AXIS_HEIGHT, MARKER_HEIGHT, BARS_HEIGHT = 30, 26, 22, 190
+_BAR_SHARE = 0.94
+"""Width of a bar as a share of its bin's."""
 
 
 @dataclass(frozen=True)
@@ -37,93 +42,142 @@ class Marker:
     high: float | None = None
 
 
-_ROW_HEIGHT, _AXIS_HEIGHT, _MARKER_HEIGHT = 30, 26, 22
+@dataclass(frozen=True)
+class Tick:
+    """A place on an axis, and what stands there."""
+
+    position: str
+    label: str
 
 
-def render_dot_plot(title: str, rows: Sequence[Dot], reference: float) -> Html:
-    """A dot-and-whisker plot, a row each, with a dashed line at `reference`; the axis spans the data, not zero."""
-    low, high = _compute_axis_range(
-        [reference, *(x for row in rows for x in (row.value, row.low, row.high) if x is not None)]
-    )
-    height = _ROW_HEIGHT * len(rows)
+@dataclass(frozen=True)
+class PlottedDot:
+    """A row of a dot plot: `whisker` holds the x of both ends, or nothing."""
+
+    label: str
+    value: str
+    x: str
+    y: int
+    whisker: tuple[str, ...]
+    is_highlighted: bool
+
+
+@dataclass(frozen=True)
+class DotPlot:
+    """A row for each dot over an axis, with a dashed line at `reference`; `description` is for who can't see it."""
+
+    title: str
+    description: str
+    height: int
+    ticks: list[Tick]
+    reference: str
+    dots: list[PlottedDot]
+
+
+@dataclass(frozen=True)
+class PlottedBar:
+    """A part of a stacked bar."""
+
+    css_class: str
+    x: str
+    y: str
+    width: str
+    height: str
+
+
+@dataclass(frozen=True)
+class PlottedMarker:
+    """A marker's line at `x`, and its name at `y` on the side where there is room."""
+
+    label: str
+    x: str
+    y: int
+    span: tuple[str, ...]
+    anchor: str
+    shift: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Stacked bars of equal bins, markers above them, and a legend (css class, text)."""
+
+    title: str
+    description: str
+    bottom: int
+    count_ticks: list[Tick]
+    ticks: list[Tick]
+    bars: list[PlottedBar]
+    markers: list[PlottedMarker]
+    legend: list[tuple[str, str]]
+
+
+def build_dot_plot(title: str, rows: Sequence[Dot], reference: float) -> DotPlot:
+    """A dot-and-whisker plot; its axis spans the data, not zero."""
+    values = [reference, *(x for row in rows for x in (row.value, row.low, row.high) if x is not None)]
+    low, high = min(values), max(values)
+    margin = (high - low) * 0.04 or 0.05
+    low, high = low - margin, high + margin
 
     def at(x: float) -> str:
-        return _format_svg_percent((x - low) / (high - low))
+        return format_svg_percent((x - low) / (high - low))
 
-    plot = [_render_axis(low, high, height)]
-    plot.append(f'<line class="mark" x1="{at(reference)}" x2="{at(reference)}" y1="2" y2="{height}" {_DASHED_STROKE}/>')
-    names = []
-    for number, row in enumerate(rows):
-        y = _ROW_HEIGHT * number + _ROW_HEIGHT // 2
-        css = " ours" if row.is_highlighted else ""
-        if row.low is not None and row.high is not None:
-            plot.append(f'<line class="whisker{css}" x1="{at(row.low)}" x2="{at(row.high)}" y1="{y}" y2="{y}"/>')
-            plot += [
-                f'<line class="whisker{css}" x1="{at(end)}" x2="{at(end)}" y1="{y - 4}" y2="{y + 4}"/>'
-                for end in (row.low, row.high)
-            ]
-        plot.append(f'<circle class="dot{css}" cx="{at(row.value)}" cy="{y}" r="5.5"/>')
-        names.append(f'<text class="{css.strip()}" x="0" y="{y + 4}">{escape_html(row.label)}</text>')
-        names.append(f'<text class="{css.strip()}" x="100%" y="{y + 4}" text-anchor="end">{row.value:.3f}</text>')
-    inner = "\n".join(['<svg x="31%" width="56%" y="0" overflow="visible">', *plot, "</svg>"])
-    description = "; ".join(f"{row.label} {row.value:.3f}" for row in rows)
-    return _render_figure(title, description, height + _AXIS_HEIGHT, [*names, inner])
+    dots = [
+        PlottedDot(
+            row.label,
+            f"{row.value:.3f}",
+            at(row.value),
+            ROW_HEIGHT * number + ROW_HEIGHT // 2,
+            () if row.low is None or row.high is None else (at(row.low), at(row.high)),
+            row.is_highlighted,
+        )
+        for number, row in enumerate(rows)
+    ]
+    description = f"{title}: " + "; ".join(f"{row.label} {row.value:.3f}" for row in rows)
+    return DotPlot(title, description, ROW_HEIGHT * len(rows), _build_axis(low, high), at(reference), dots)
 
 
-def render_histogram(title: str, low: float, high: float, series: Sequence[Series], markers: Sequence[Marker]) -> Html:
-    """Stacked bars of equal bins from `low` to `high`, with markers above them, and a legend."""
-    top, height = _MARKER_HEIGHT * len(markers) + 6, 190
+def build_histogram(
+    title: str, low: float, high: float, series: Sequence[Series], markers: Sequence[Marker]
+) -> Histogram:
+    """Stacked bars of equal bins from `low` to `high`; series without a count are left out of the legend."""
     totals = [sum(counts) for counts in zip(*(one.counts for one in series), strict=True)]
     max_count = max(*totals, 1)
-    bottom = top + height
+    bottom = MARKER_HEIGHT * len(markers) + 6 + BARS_HEIGHT
 
     def at(x: float) -> str:
-        return _format_svg_percent((x - low) / (high - low))
+        return format_svg_percent((x - low) / (high - low))
 
-    out = []
-    for count in [tick for tick in compute_ticks(0, max_count, 3) if tick and tick == int(tick)]:
-        y = bottom - height * count / max_count
-        out.append(f'<line class="rule" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text class="tick" x="0" y="{y - 3:.1f}">{count:,.0f}</text>')
     base = [0] * len(totals)
+    bars = []
     for one in series:
         for place, count in enumerate(one.counts):
             if count:
-                size = height * count / max_count
-                y = bottom - height * base[place] / max_count - size
-                x, width = _format_svg_percent(place / len(totals)), _format_svg_percent(0.94 / len(totals))
-                out.append(f'<rect class="{one.css_class}" x="{x}" y="{y:.1f}" width="{width}" height="{size:.1f}"/>')
+                height = BARS_HEIGHT * count / max_count
+                y = bottom - BARS_HEIGHT * base[place] / max_count - height
+                x, width = format_svg_percent(place / len(totals)), format_svg_percent(_BAR_SHARE / len(totals))
+                bars.append(PlottedBar(one.css_class, x, f"{y:.1f}", width, f"{height:.1f}"))
                 base[place] += count
-    names = []
-    leftward = {marker: marker.value > (low + high) / 2 for marker in markers}
+    is_right = {marker: marker.value > (low + high) / 2 for marker in markers}
     # names stand beside their lines, a row each; in this order no line runs through the name of a later one
-    for number, marker in enumerate(sorted(markers, key=lambda m: m.value, reverse=all(leftward.values()))):
-        y = _MARKER_HEIGHT * number + 12
-        side, shift = ("end", -7) if leftward[marker] else ("start", 7)
-        x = at(marker.value)
-        out.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{y - 8}" y2="{bottom}"/>')
-        if marker.low is not None and marker.high is not None:
-            out.append(f'<line class="mark" x1="{at(marker.low)}" x2="{at(marker.high)}" y1="{y + 9}" y2="{y + 9}"/>')
-        names.append(
-            f'<text class="halo" x="{x}" dx="{shift}" y="{y + 2}" text-anchor="{side}">'
-            f"{escape_html(marker.label)}</text>"
+    ordered = sorted(markers, key=lambda marker: marker.value, reverse=all(is_right.values()))
+    plotted = [
+        PlottedMarker(
+            marker.label,
+            at(marker.value),
+            MARKER_HEIGHT * number + 12,
+            () if marker.low is None or marker.high is None else (at(marker.low), at(marker.high)),
+            *(("end", -7) if is_right[marker] else ("start", 7)),
         )
-    out += [_render_axis(low, high, bottom), *names]
-    shown = [one for one in series if sum(one.counts)]
-    description = "; ".join(
-        [*(f"{one.label} {sum(one.counts):,}" for one in shown), *(marker.label for marker in markers)]
-    )
-    swatch = '<svg width="11" height="11" aria-hidden="true"><rect class="{}" width="11" height="11"/></svg>'
-    legend = [
-        f"<span>{swatch.format(one.css_class)}{escape_html(one.label)} {sum(one.counts):,}</span>" for one in shown
+        for number, marker in enumerate(ordered)
     ]
-    return _render_figure(title, description, bottom + _AXIS_HEIGHT, out, f'<p class="legend">{" ".join(legend)}</p>')
-
-
-def render_bar(share: float) -> Html:
-    """A bar of `share` (0 to 1) of the width that it is given."""
-    rect = f'<rect class="light" width="{_format_svg_percent(share)}" height="9"/>'
-    return Html(f'<svg width="100%" height="9" aria-hidden="true">{rect}</svg>')
+    count_ticks = [
+        Tick(f"{bottom - BARS_HEIGHT * count / max_count:.1f}", f"{count:,.0f}")
+        for count in compute_ticks(0, max_count, 3)
+        if count and count == int(count)
+    ]
+    legend = [(one.css_class, f"{one.label} {sum(one.counts):,}") for one in series if sum(one.counts)]
+    description = f"{title}: " + "; ".join([*(text for _, text in legend), *(marker.label for marker in markers)])
+    return Histogram(title, description, bottom, count_ticks, _build_axis(low, high), bars, plotted, legend)
 
 
 def compute_ticks(low: float, high: float, max_ticks: int) -> list[float]:
@@ -133,40 +187,10 @@ def compute_ticks(low: float, high: float, max_ticks: int) -> list[float]:
     return [round(place * step, 10) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-_DASHED_STROKE = 'stroke-dasharray="3 3"'
-
-
-def _compute_axis_range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = (high - low) * 0.04 or 0.05
-    return low - room, high + room
-
-
-def _render_axis(low: float, high: float, y: int) -> str:
-    out = [f'<line class="rule" x1="0" x2="100%" y1="{y}" y2="{y}"/>']
-    for tick in compute_ticks(low, high, 5):
-        x = _format_svg_percent((tick - low) / (high - low))
-        out.append(f'<line class="rule" x1="{x}" x2="{x}" y1="{y}" y2="{y + 4}"/>')
-        out.append(f'<text class="tick" x="{x}" y="{y + 18}" text-anchor="middle">{tick:g}</text>')
-    return "\n".join(out)
-
-
-def _format_svg_percent(share: float) -> str:
+def format_svg_percent(share: float) -> str:
+    """0.125 -> "12.5%", with three digits at most."""
     return f"{100 * share:.3f}".rstrip("0").rstrip(".") + "%"
 
 
-def _render_figure(title: str, description: str, height: int, parts: Sequence[str], legend: str = "") -> Html:
-    opening = f'<svg width="100%" height="{height}" role="img" aria-label="{escape_html(f"{title}: {description}")}">'
-    return Html(
-        "\n".join(
-            [
-                "<figure>",
-                f"<figcaption>{escape_html(title)}</figcaption>",
-                opening,
-                *parts,
-                "</svg>",
-                legend,
-                "</figure>",
-            ]
-        )
-    )
+def _build_axis(low: float, high: float) -> list[Tick]:
+    return [Tick(format_svg_percent((tick - low) / (high - low)), f"{tick:g}") for tick in compute_ticks(low, high, 5)]

@@ -1,4 +1,4 @@
-"""A refresh: everything brought up to date, the new reranker held against the published one, then published."""
+"""A refresh: every step is brought up to date, the new reranker is compared with the published one, then published."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,24 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.workflow.artifact_store import Artifact, Workspace, read_manifest
+from pipeline.workflow.garbage_collection import collect_garbage
 from pipeline.workflow.graph import PIPELINE
-from pipeline.workflow.publish import (
-    collect_garbage,
-    is_current_complete,
-    publish,
-    read_latest_publication,
-    record_refusal,
-)
+from pipeline.workflow.publish import is_current_complete, publish, read_latest_publication, record_refusal
 from pipeline.workflow.runner import Runner
 from stages.core.errors import QualityGateError
 
 ReportRenderer = Callable[[Mapping[str, Artifact]], str]
-"""Artifact of each stage -> the HTML of the report; called only if something is published."""
+"""Artifact of each step -> the HTML of the report; called only if something is published."""
 
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """What a refresh did: "published" or "unchanged", where, which stages ran, and what the gate said."""
+    """What a refresh did: "published" or "unchanged", where, which steps ran, and what the gate found."""
 
     status: str
     publication: str
@@ -33,7 +28,8 @@ class RefreshResult:
 
 
 def refresh(runner: Runner, keep: int, force: bool, render_report: ReportRenderer) -> RefreshResult:
-    """The whole road once; raises `QualityGateError` and leaves `current` as it is where the new reranker is not fit.
+    """Every step once, then publish. If the new reranker is worse, raises `QualityGateError` and leaves `current` as it
+    is.
 
     `keep` publications stay, the new one included. `force` publishes a reranker that is worse than the published one
     or can't be compared; never one that collapsed.
@@ -83,8 +79,8 @@ def _publish_if_accepted(runner: Runner, force: bool, render_report: ReportRende
 def run_gate(
     runner: Runner, artifacts: dict[str, Artifact], published: dict[str, Any], force: bool
 ) -> dict[str, Any] | None:
-    """Both rerankers on the new test split; None where it is the same reranker. Raises `QualityGateError` if it can't
-    be."""
+    """The gate's verdict on both rerankers; None if they are the same, or if `force` is given and the published one is
+    missing. Raises `QualityGateError` if it is missing without `force`."""
     key = published["artifacts"]["train"]
     if key == artifacts["train"].key:
         return None
@@ -93,7 +89,7 @@ def run_gate(
         return None
     if old is None:
         raise QualityGateError(
-            f"the published reranker (runs/train/{key}) is missing or damaged, so the new one can't be compared with "
+            "the published reranker (current/reranker) is missing or damaged, so the new one can't be compared with "
             "it. `current` is untouched; --force publishes the new one without a comparison."
         )
     if old.digest_output("reranker") == artifacts["train"].digest_output("reranker"):
@@ -105,7 +101,7 @@ def run_gate(
 
 
 def count_moved_queries(workspace: Workspace, published: dict[str, Any] | None, pairs: Artifact) -> int:
-    """How many queries stand on another side of the split than in the current publication."""
+    """How many queries are in another split than in the current publication."""
     if (
         published is None
         or read_manifest(workspace.get_artifact_folder("pairs", published["artifacts"]["pairs"])) is None

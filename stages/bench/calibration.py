@@ -15,6 +15,7 @@ import polars as pl
 
 from stages.bench.leak import RULE_PRESETS, build_candidate_matrix, select_by_preset, select_within_budgets
 from stages.core import schemas
+from stages.core.arrays import Bools, Ints
 from stages.core.context import Summary
 from stages.core.errors import InputError
 from stages.core.hashing import sample_by_hash
@@ -22,7 +23,7 @@ from stages.core.query_batches import sort_by_score
 from stages.mining.holdout_validation import validate_on_holdout
 from stages.mining.mask import NEGATIVE
 from stages.mining.params import Params
-from stages.mining.risk_budget import Bools, Ints, PaddedCandidates, RiskSolution
+from stages.mining.risk_budget import PaddedCandidates, RiskSolution
 
 CALIBRATION_BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 CALIBRATION_QUERIES = 20_000
@@ -65,7 +66,7 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
         {
             "max_false_negatives": share,
             **summarise_selection(matrix.lists, chosen),
-            "holdout_validation": validate_mask(limit, max_false_negatives=share),
+            "holdout_validation": validate_mask(limit),
         }
         for share, (limit, chosen) in zip(
             CALIBRATION_BUDGETS, select_within_budgets(matrix, CALIBRATION_BUDGETS), strict=True

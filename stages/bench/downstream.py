@@ -7,7 +7,7 @@ pairs and steps, seeds, and each seed's new head.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic import field_validator
 from stages.bench import leak
 from stages.bench.leak import RULE_PRESETS, CandidateMatrix
 from stages.bench.split import BenchmarkSplit
+from stages.core.arrays import Bools, Doubles, Floats
 from stages.core.context import StageContext
 from stages.core.device import Device
 from stages.core.errors import InputError
@@ -32,7 +33,7 @@ from stages.evaluation.candidate_lists import CandidateLists
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores
 from stages.evaluation.metrics import Evaluator
 from stages.mining import risk_budget
-from stages.mining.risk_budget import Bools, Doubles, PaddedCandidates
+from stages.mining.risk_budget import PaddedCandidates
 from stages.reranking.cross_encoder import TextPair
 from stages.training import examples
 from stages.training.distillation import build_distillation_groups
@@ -112,9 +113,7 @@ def select_by_rule(matrix: CandidateMatrix, rule: str, max_false_negative_rate: 
     if rule in RULE_PRESETS:
         return leak.select_by_preset(matrix, RULE_PRESETS[rule])
     if rule == ORACLE:
-        return risk_budget.select_at_lambda(
-            replace(matrix.lists, eligible=matrix.lists.eligible & ~matrix.is_held_out), 0.0
-        )
+        return risk_budget.select_at_lambda(matrix.lists.restrict(~matrix.is_held_out), 0.0)
     if rule == LEARNED_AT_EQUAL_HARDNESS:
         hardness = leak.compute_leak_metrics(
             matrix, leak.select_by_preset(matrix, RULE_PRESETS[HARDNESS_REFERENCE_RULE])
@@ -221,7 +220,7 @@ def train_and_score(
     pairs: Sequence[TextPair],
     params: TrainParams,
     context: StageContext,
-) -> tuple[NDArray[np.float32], TrainingHistory]:
+) -> tuple[Floats, TrainingHistory]:
     """Train one student and score `pairs` [n] with it; goes on from the checkpoint in the scratch
     folder."""
     from stages.reranking.cross_encoder import has_head, load_reranker, score_pairs

@@ -7,7 +7,7 @@ against the learned mask's at the same hardness (the price of `stages.mining.ris
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from stages.bench.collections import HoldoutCollection
+from stages.core.arrays import Bools, Floats, Ints
 from stages.core.errors import InputError
 from stages.core.schemas import PAIR_COLUMNS
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator import model
-from stages.mining.risk_budget import Bools, Floats, PaddedCandidates, RiskSolution
+from stages.mining.risk_budget import PaddedCandidates, RiskSolution
 from stages.mining.threshold_rules import RuleName
 
 
@@ -114,9 +115,7 @@ def build_candidate_matrix(
     )
 
 
-def _scatter_to_matrix(
-    values: NDArray[Any], shape: tuple[int, ...], at: tuple[NDArray[np.int64], NDArray[np.int64]]
-) -> NDArray[Any]:
+def _scatter_to_matrix(values: NDArray[Any], shape: tuple[int, ...], at: tuple[Ints, Ints]) -> NDArray[Any]:
     matrix = np.zeros(shape, values.dtype)
     matrix[at] = values
     return matrix
@@ -138,10 +137,7 @@ def select_by_preset(matrix: CandidateMatrix, preset: RulePreset) -> Bools:
         np.repeat(limit, shape[1]),
         preset.rank_window,
     ).reshape(shape)
-    return risk_budget.select_at_lambda(
-        PaddedCandidates(matrix.lists.score, matrix.lists.p, matrix.lists.eligible & is_accepted, matrix.lists.quota),
-        0.0,
-    )
+    return risk_budget.select_at_lambda(matrix.lists.restrict(is_accepted), 0.0)
 
 
 def compute_leak_metrics(matrix: CandidateMatrix, selection: Bools) -> dict[str, float | None]:
@@ -168,15 +164,10 @@ def compute_leak_metrics(matrix: CandidateMatrix, selection: Bools) -> dict[str,
 def select_within_budgets(matrix: CandidateMatrix, budgets: Sequence[float]) -> list[tuple[RiskSolution, Bools]]:
     """What the learned mask takes within each of `budgets`, as the mask does: the limit and the choice [q, width]."""
     score_scale = compute_matrix_score_scale(matrix)
-    candidates = replace(
-        matrix.lists, eligible=matrix.lists.eligible & (matrix.lists.p <= risk_budget.MAX_P_FALSE_NEGATIVE)
-    )
+    candidates = matrix.lists.restrict(matrix.lists.p <= risk_budget.MAX_P_FALSE_NEGATIVE)
     lambda_sums = risk_budget.evaluate_lambdas(candidates, score_scale)
     solutions = [risk_budget.solve_lambda(lambda_sums, share, score_scale) for share in budgets]
-    return [
-        (solution, risk_budget.select_at_lambda(candidates, solution.lambda_) & (candidates.p <= solution.max_p))
-        for solution in solutions
-    ]
+    return [(solution, solution.select(candidates)) for solution in solutions]
 
 
 def compute_matrix_score_scale(matrix: CandidateMatrix) -> float:

@@ -8,7 +8,7 @@ from stages.evaluation.bootstrap import MIN_GROUPS
 HEADLINE_METRICS = ("nDCG@10", "MRR@10")
 """The metrics that are shown large; the first one decides."""
 
-Test = Mapping[str, float | None]
+Comparison = Mapping[str, float | None]
 """A row against the embedder by one metric: "difference", its interval "low" and "high", and "p"."""
 
 
@@ -17,10 +17,10 @@ def describe_result(metrics: Mapping[str, Any]) -> str:
     if metrics["collapse_reason"]:
         return "The reranker collapsed: it no longer tells documents apart"
     if not metrics["test"]:
-        return "There are no test questions, so nothing is known of the reranker's quality"
+        return "There are no test queries, so nothing is known of the reranker's quality"
     found = _classify_rows(metrics)
     if found["reranker"] == "unknown":
-        return "There are too few test questions to tell whether the reranker is better"
+        return "There are too few test queries to tell whether the reranker is better"
     if found["reranker"] != "unclear":
         return f"The trained reranker ranks {found['reranker']} than the embedder"
     if found["fused"] == "better":
@@ -41,11 +41,11 @@ def list_advice(metrics: Mapping[str, Any]) -> list[str]:
     return advice
 
 
-def classify_difference(test: Test | None) -> str:
+def classify_difference(comparison: Comparison | None) -> str:
     """better or worse if the interval leaves out 0, else unclear; unknown without an interval."""
-    if test is None or test["low"] is None or test["high"] is None:
+    if comparison is None or comparison["low"] is None or comparison["high"] is None:
         return "unknown"
-    return "better" if test["low"] > 0 else "worse" if test["high"] < 0 else "unclear"
+    return "better" if comparison["low"] > 0 else "worse" if comparison["high"] < 0 else "unclear"
 
 
 def explain_interval(metrics: Mapping[str, Any]) -> str:
@@ -55,7 +55,7 @@ def explain_interval(metrics: Mapping[str, Any]) -> str:
     return {
         "better": f"{interval} leaves out 0: chance is an unlikely explanation.",
         "worse": f"{interval} leaves out 0: the loss is unlikely to be chance.",
-        "unclear": f"{interval} holds 0: the difference may be chance. More test questions would narrow it.",
+        "unclear": f"{interval} holds 0: the difference may be chance. More test queries would narrow it.",
         "unknown": f"With {n_groups:,} group{'' if n_groups == 1 else 's'} no difference can be told from chance; at "
         f"least {MIN_GROUPS} are needed.",
     }[_classify_rows(metrics)["reranker"]]

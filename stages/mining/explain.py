@@ -18,22 +18,33 @@ from stages.core.text import match_key
 from stages.mining.risk_budget import MAX_P_FALSE_NEGATIVE
 from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName, describe_rule
 
-_REASON_TEXTS = {
+REASON_TEXTS = {
     "known_positive": "is one of the query's positives",
-    "repeated_query": "is a positive of a question that restates this one",
+    "repeated_query": "is a positive of a query that restates this one",
     "same_text": "has the same text as a positive",
     "curated_negative": "was judged not relevant by people",
     "contains_answer": "contains a known answer of the query",
-    "near_duplicate": "is nearly the same as a positive: similarity {positive_similarity}",
+    "near_duplicate": "is nearly the same as a positive",
     "no_positive": "can't be judged: the query has no positive to measure from",
-    "window": "has rank {rank}, outside the window",
-    "llm_judge": "may answer: {p}",
-    "verifier": "is taken for a positive by the teacher: {p}",
-    "relabelled": "became a positive: {p}",
-    "weighted": "is kept with the weight {weight}: {p}",
-    "learned": "may answer: {p}, {accepted}{likeness}",
+    "relabelled": "became a positive",
+    "llm_judge": "may answer",
+    "weighted": "is kept with a weight",
+    "verifier": "is a positive according to the verifier",
+    "learned": "may answer",
+    "window": "is outside the window of ranks",
     "kept": "passed every check",
 }
+"""What a reason of a verdict says of the candidate. `get_reason_text` knows the other rules too."""
+_REASON_FIGURES = {
+    "near_duplicate": "similarity {positive_similarity}",
+    "relabelled": "{p}",
+    "llm_judge": "{p}",
+    "weighted": "{weight}, {p}",
+    "verifier": "{p}",
+    "learned": "{p}, {accepted}{likeness}",
+    "window": "rank {rank}",
+}
+"""The figures of a candidate behind the reason."""
 BENCHMARK_FALSE_NEGATIVE_RATE = "0 to 5.1 % (median 1.6 %)"
 """`prep bench negatives stackfaq bioasq policyqa medquad medquad_liveqa covid_faq --keep-positives one`."""
 _NUMERIC_FIELDS = ("score", "threshold", "positive_similarity", "rank", "weight")
@@ -115,14 +126,18 @@ def _explain_reason(row: Mapping[str, Any], rule: RuleName) -> str:
             parts += [] if p is None else [_describe_risk_limit(row)]
         elif row.get("threshold") is not None:
             parts.insert(0, "score {score} is at most {threshold}".format(**figures))
-        return _REASON_TEXTS[reason] + (": " + ", ".join(parts) if parts else "")
-    if reason in THRESHOLD_RULES and reason not in _REASON_TEXTS:
-        return "may be a positive: score {score} is above {threshold} ({reason})".format(**figures, reason=reason)
-    words = _REASON_TEXTS.get(reason, str(reason))
+        return REASON_TEXTS[reason] + (": " + ", ".join(parts) if parts else "")
     near = row.get("positive_similarity")
     similarity_note = "" if near is None else f"; similarity {near:.2f} with a positive"
-    words = words.format(**figures, p=probability, accepted=_describe_risk_limit(row), likeness=similarity_note)
-    return words + (", not among the candidates" if reason == "known_positive" and row.get("rank") is None else "")
+    template = _REASON_FIGURES.get(reason, "score {score} is above {threshold}" if reason in THRESHOLD_RULES else "")
+    details = template.format(**figures, p=probability, accepted=_describe_risk_limit(row), likeness=similarity_note)
+    text = get_reason_text(reason) + (f": {details}" if details else "")
+    return text + (", not among the candidates" if reason == "known_positive" and row.get("rank") is None else "")
+
+
+def get_reason_text(reason: str) -> str:
+    """What a reason of a verdict says of the candidate; of a rule on scores, that the candidate did not pass it."""
+    return REASON_TEXTS.get(reason, f"may be a positive by the rule {reason}" if reason in THRESHOLD_RULES else reason)
 
 
 def _describe_probability(row: Mapping[str, Any]) -> str:

@@ -46,9 +46,8 @@ def validate_on_holdout(
     query = rows.select(pl.struct("query_id", "fold").rle_id()).to_series().cast(pl.Int64).to_numpy()
     quota = np.full(int(query.max(initial=-1)) + 1, params.num_negatives)
     candidates, cells = risk_budget.pad_by_query(query, rows["score"].to_numpy(), p, quota)
-    selected = risk_budget.select_at_lambda(candidates, solution.lambda_ if solution else 0.0)[cells] & (
-        p <= (solution.max_p if solution else 1.0)
-    )
+    selection = solution.select(candidates) if solution else risk_budget.select_at_lambda(candidates, 0.0)
+    selected = selection[cells]
     hidden_selected = selected & rows["held_out"].to_numpy()
     n_known = rows["weight"].to_numpy().astype(np.float64) - 1
     other_weight = np.where(selected & ~hidden_selected, model.pu_weight(p.astype(np.float64), n_known), 0.0)
@@ -74,7 +73,7 @@ def validate_on_holdout(
         "observed": round(float(_false_negative_rate(false_per_query.sum(), others_per_query.sum())), 5),
         "low": round(float(low), 5),
         "high": round(float(high), 5),
-        "max_false_negatives": params.max_false_negatives if solution else None,
+        "max_false_negatives": solution.max_false_negative_rate if solution else None,
     }
 
 

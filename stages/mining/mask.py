@@ -160,9 +160,7 @@ def assign_verdicts(
     if solution:
         candidates, cells, is_eligible = risk_budget.pad_eligible_candidates(params, rows)
         threshold = np.full(len(rows), np.nan, np.float32)
-        threshold[is_eligible] = risk_budget.compute_risk_limits(candidates, solution, params.max_false_negatives)[
-            cells
-        ]
+        threshold[is_eligible] = solution.compute_limits(candidates)[cells]
         max_p = pl.lit(risk_budget.MAX_P_FALSE_NEGATIVE, pl.Float32)
         rows = rows.with_columns(pl.Series("threshold", threshold).fill_nan(None)).with_columns(
             threshold=pl.when(pl.col("p_false_negative") > max_p).then(max_p).otherwise("threshold")

@@ -15,8 +15,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from stages.core.arrays import Bools, Floats
+
 RuleName = Literal["perc", "perc_max", "margin", "margin_max", "abs", "window", "infonce", "none", "learned"]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def compute_thresholds(name: RuleName, threshold: float | None, lowest: Floats, 
 
 def passes_rule(
     name: RuleName, score: Floats, rank: NDArray[np.int32], max_score: Floats, window: tuple[int, int]
-) -> NDArray[np.bool_]:
+) -> Bools:
     """Whether each candidate may be a negative: bool [n]; all arguments but `window` are [n], aligned.
 
     `window` is (skipped, last): ranks skipped + 1 to last pass, ranks counted from 1 with the positives among

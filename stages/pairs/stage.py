@@ -203,36 +203,6 @@ def build_pairs(frames: Any, params: Params | None = None) -> PairTables:
     return PairTables(**tables, summary=summary)
 
 
-def format_funnel(summary: Summary) -> list[str]:
-    """The funnel as lines to print: rows in, each loss by its reason, and what came of the rest."""
-    rows = [("rows in", summary["rows_in"])]
-    rows += [(f"  {reason}", -count) for reason, count in summary["rejected"].items()]
-    if summary["standalone_rows"]:
-        rows.append(("  of a document or a question alone", -summary["standalone_rows"]))
-    rows += [
-        ("rows used as pairs", summary["rows_used"]),
-        ("  merged into an equal question", summary["merged_queries"]),
-        ("  merged into an equal document", summary["merged_documents"]),
-        ("queries", summary["queries"]),
-        *((f"  {name}", count) for name, count in summary["splits"].items()),
-    ]
-    optional_labels = {"paraphrases_across_splits": "  restated on another side of the split"}
-    optional_labels |= {"documents": "documents", "chunks": "  in chunks"}
-    optional_labels |= {
-        "documents_across_splits": "  positive on two sides of the split",
-        "curated_negatives": "curated negatives",
-    }
-    optional_labels |= {"label_overrides": "decided by people"}
-    rows += [(name, summary[count]) for count, name in optional_labels.items() if summary[count]]
-    width = max(len(name) for name, _ in rows)
-    figures = [f"{count:,}" for _, count in rows]
-    per = summary["positives_per_query"]
-    mean = f"{per['mean']:.2f}"
-    wide = max(map(len, [*figures, mean]))
-    lines = [f"{name:<{width}}  {figure:>{wide}}" for (name, _), figure in zip(rows, figures, strict=True)]
-    return [*lines, f"{'positives a query':<{width}}  {mean:>{wide}}  (at most {per['max']})"]
-
-
 def _file_sources(patterns: Sequence[str], flag: str, params: Params) -> list[TableSource]:
     paths = find_files(patterns, flag)
     delimiter = _parse_delimiter(params.delimiter)

@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -68,6 +69,15 @@ def test_init_files_are_empty() -> None:
     assert [
         p for p in [*ROOT.glob("pipeline/**/__init__.py"), *ROOT.glob("stages/**/__init__.py")] if p.read_text()
     ] == []
+
+
+def test_files_that_are_no_code_are_in_the_package() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folders = [(ROOT / package.replace(".", "/"), globs) for package, globs in declared.items()]
+    packaged = {path for folder, globs in folders for glob in globs for path in folder.glob(glob)}
+    others = {path for top in ("pipeline", "stages") for path in (ROOT / top).rglob("*") if path.is_file()}
+    assert packaged
+    assert {path for path in others if path.suffix not in (".py", ".pyc")} == packaged
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["init", "--help"]], ids=" ".join)

@@ -22,6 +22,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from stages.core import schemas
+from stages.core.arrays import l2_normalise
 from stages.core.hashing import sample_by_hash
 from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches
@@ -321,8 +322,7 @@ def _find_nearest_positives(
 ) -> pl.DataFrame:
     """form, doc_id, compared_doc_id, similarity_z: each document's nearest among the other ones of its form."""
     ids = documents.select(pl.col("doc_id").unique().sort())
-    vectors = vectorise(ids).astype(np.float32, copy=False)
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    vectors = l2_normalise(vectorise(ids).astype(np.float32, copy=False))
     places = documents.join(ids.with_row_index("place"), on="doc_id", how="left", maintain_order="left")
     against, similarity = [], []
     for form in places.partition_by("form", maintain_order=True):

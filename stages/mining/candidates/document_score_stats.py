@@ -3,11 +3,8 @@
 from threading import Lock
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from stages.core.arrays import Doubles, Floats, Ints
 
 _MIN_SCORE_STD = 1e-6
 _SCORE_STATS_DOCUMENTS_PER_BATCH = 8_192

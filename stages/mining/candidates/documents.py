@@ -8,15 +8,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from stages.core.arrays import Floats, Ints
 from stages.core.schemas import document_text
 from stages.core.text import casefold_words
 
 if TYPE_CHECKING:
     from stages.embedding.lookup import VectorLookup
 
-DocumentVectoriser = Callable[[pl.DataFrame], NDArray[np.float32]]
+DocumentVectoriser = Callable[[pl.DataFrame], Floats]
 """Document vectors [n, d] of a frame with a doc_id column, in its order."""
 
 _CORPUS_ROWS_PER_BATCH = 8192
@@ -65,7 +65,7 @@ class DocumentVectors(NamedTuple):
 
     doc_ids: pl.Series
     """[n]: sorted, each once."""
-    vectors: NDArray[np.float32]
+    vectors: Floats
     """[n, d]"""
 
     @classmethod
@@ -74,12 +74,12 @@ class DocumentVectors(NamedTuple):
         ids = doc_ids.unique().sort()
         return cls(ids, vectorise(ids.to_frame("doc_id")).astype(np.float32, copy=False))
 
-    def find_rows(self, doc_ids: pl.Series) -> NDArray[np.int64]:
+    def find_rows(self, doc_ids: pl.Series) -> Ints:
         """Where each of `doc_ids` stands: [n]. Raises `KeyError` for one that is not among them."""
         return find_id_rows(doc_ids, self.doc_ids)
 
 
-def find_id_rows(wanted: pl.Series, sorted_ids: pl.Series) -> NDArray[np.int64]:
+def find_id_rows(wanted: pl.Series, sorted_ids: pl.Series) -> Ints:
     """Where each of `wanted` stands in the sorted `sorted_ids`: [n]. Raises `KeyError` for one that does not.
 
     Its time hangs on `wanted`, and hardly on how long `sorted_ids` is.

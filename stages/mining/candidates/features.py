@@ -25,18 +25,13 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from stages.core.arrays import Segments
+from stages.core.arrays import Bools, Floats, Ints, Segments, l2_normalise
 from stages.core.schemas import FEATURES
 from stages.mining.candidates.document_score_stats import DocumentScoreStats
 from stages.mining.candidates.documents import DocumentVectors, find_id_rows
 from stages.retrieval.bm25 import Bm25
 from stages.retrieval.exact.scoring import max_pair_scores, vector_norms
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 TRANSFERABLE_FEATURES = FEATURES[:-1]
 """Those that mean the same on any data set. `nearest_query_similarity` depends on how a table was made."""
@@ -289,10 +284,3 @@ def compute_nearest_query_similarity(query: Ints, document: Ints, context: Featu
         rows = row[part][Segments.from_sorted(row[part]).starts]
         out[rows] = np.maximum(out[rows], context.query_scaler(cosines))
     return out
-
-
-def l2_normalise(vectors: Floats) -> Floats:
-    """Rows scaled to length 1; a zero row stays."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Floats = (vectors / np.maximum(norms, np.float32(1e-12))).astype(np.float32)
-    return unit

@@ -28,15 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stages.core.arrays import Bools, Doubles, Floats, Ints, sigmoid
 from stages.core.hashing import stable_hash
 from stages.core.schemas import FEATURES
 from stages.mining.candidates.features import TRANSFERABLE_FEATURES
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 PRETRAINED_MODEL_PATH = Path(__file__).with_name("pretrained_model.json")
 
 N_FOLDS = 5
@@ -82,7 +79,7 @@ class LogisticModel:
         cls,
         names: Sequence[str],
         features: Floats,
-        labels: NDArray[np.bool_],
+        labels: Bools,
         weights: Doubles,
         inverse_regularisation: float,
     ) -> "LogisticModel":
@@ -108,7 +105,7 @@ class PretrainedModel:
     """For questions with a single known positive."""
     multi_positive: LogisticModel
 
-    def split_rows_by_model(self, features: Floats) -> list[tuple[LogisticModel, NDArray[np.bool_]]]:
+    def split_rows_by_model(self, features: Floats) -> list[tuple[LogisticModel, Bools]]:
         """Each model, and which of features [n, len(FEATURES)] it judges [n]."""
         single = features[:, N_POSITIVES_INDEX] == 0
         return [(self.single_positive, single), (self.multi_positive, ~single)]
@@ -154,8 +151,7 @@ class BlendedModel:
         `fold` [n] is that of `assign_folds`: what restates one another has the same one, as it has in
         `fit_table_models`.
         """
-        out: Floats = (1 / (1 + np.exp(-self.predict_log_odds(features, fold)))).astype(np.float32)
-        return out
+        return sigmoid(self.predict_log_odds(features, fold)).astype(np.float32)
 
     def predict_log_odds(self, features: Floats, fold: Ints) -> Doubles:
         """Those of `predict_probability`."""
@@ -199,13 +195,13 @@ def pu_weight(p: Doubles, n_known: Doubles) -> Doubles:
     return out
 
 
-def fit_logit_offsets(log_odds: Doubles, labels: NDArray[np.bool_], n_known: Doubles, fold: Ints) -> tuple[float, ...]:
+def fit_logit_offsets(log_odds: Doubles, labels: Bools, n_known: Doubles, fold: Ints) -> tuple[float, ...]:
     """Of each fold the `fit_logit_offset` of all rows [n] outside it."""
     in_training = [fold != number for number in range(N_FOLDS)]
     return tuple(fit_logit_offset(log_odds[s], labels[s], n_known[s]) for s in in_training)
 
 
-def fit_logit_offset(log_odds: Doubles, labels: NDArray[np.bool_], n_known: Doubles) -> float:
+def fit_logit_offset(log_odds: Doubles, labels: Bools, n_known: Doubles) -> float:
     """What to add to log odds [n] so that they expect no more missing positives than there are, by `labels` [n]: 0
     or
     less.
@@ -218,7 +214,7 @@ def fit_logit_offset(log_odds: Doubles, labels: NDArray[np.bool_], n_known: Doub
     odds, left = log_odds[others], n_known[others]
 
     def expected(added: float) -> float:
-        p = 1 / (1 + np.exp(-odds - added))
+        p = sigmoid(odds + added)
         return float((p * pu_weight(p, left)).sum())
 
     low, high = MIN_LOGIT_OFFSET, 0.0
@@ -232,7 +228,7 @@ def fit_logit_offset(log_odds: Doubles, labels: NDArray[np.bool_], n_known: Doub
 
 def fit_table_models(
     features: Floats,
-    labels: NDArray[np.bool_],
+    labels: Bools,
     weights: Doubles,
     match_keys: Sequence[str],
     pretrained_model: PretrainedModel,
@@ -306,7 +302,7 @@ def model_from_dict(values: Mapping[str, Any]) -> LogisticModel:
     return LogisticModel(names, mean, scale, coef, values["intercept"])
 
 
-def fit_pretrained_model(datasets: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> LogisticModel:
+def fit_pretrained_model(datasets: Sequence[tuple[Floats, Bools]]) -> LogisticModel:
     """One model of several data sets' (features [n, len(FEATURES)], labels [n]), each with the same say."""
     table = np.concatenate([features[:, : len(TRANSFERABLE_FEATURES)] for features, _ in datasets])
     labels = np.concatenate([label for _, label in datasets])

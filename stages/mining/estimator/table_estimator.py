@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from stages.core import schemas
+from stages.core.arrays import Floats
 from stages.core.context import Progress, Summary
 from stages.core.hashing import sample_by_hash
 from stages.core.query_batches import sort_by_score
@@ -20,7 +21,6 @@ from stages.mining.candidates.features import (
     FEATURE_DESCRIPTIONS,
     TRANSFERABLE_FEATURES,
     FeatureContext,
-    Floats,
     PositiveQueries,
     ZScaler,
 )

@@ -5,13 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from stages.core.arrays import Bools, Ints, l2_normalise
 from stages.mining.candidates.documents import DocumentVectoriser
 from stages.retrieval.exact.scoring import pair_scores
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 _COSINE_PAIRS_PER_BATCH = 8192
 
@@ -52,8 +49,8 @@ class NearDuplicateFilter:
             return
         missing = np.unique(self._document_of_row[np.concatenate([rows, prefetch_rows()])])
         missing = missing[self._slot[missing] < 0]
-        vectors = self._vectorise(self._documents.gather(missing).to_frame("doc_id")).astype(np.float32, copy=False)
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+        vectors = self._vectorise(self._documents.gather(missing).to_frame("doc_id"))
+        vectors = l2_normalise(vectors.astype(np.float32, copy=False))
         self._slot[missing] = len(self._vectors) + np.arange(len(missing))
         self._vectors = np.concatenate([self._vectors.reshape(-1, vectors.shape[1]), vectors])
 

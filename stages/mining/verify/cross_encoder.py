@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 import xxhash
-from numpy.typing import NDArray
 
+from stages.core.arrays import Bools, Floats, compute_log_odds, sigmoid
 from stages.core.context import Progress
 from stages.core.device import Dtype, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
@@ -32,8 +32,6 @@ from stages.core.schemas import PAIR_COLUMNS
 from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 from stages.mining import threshold_rules
 
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 TextPair = tuple[str, str]
 
 MIN_UNCERTAIN_P, MAX_UNCERTAIN_P = 0.02, 0.9
@@ -196,12 +194,6 @@ def hash_pairs(pairs: Sequence[TextPair]) -> Hashes:
     return hash_texts(f"{len(query)}:{query}{document}" for query, document in pairs)
 
 
-def sigmoid(logits: NDArray[np.floating]) -> Floats:
-    """The sigmoid of logits [n]: 0..1."""
-    out: Floats = (1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700)))).astype(np.float32)
-    return out
-
-
 def select_uncertain(
     p: Floats,
     low: float = MIN_UNCERTAIN_P,
@@ -218,7 +210,7 @@ def select_uncertain(
     is_uncertain = (p >= low) & (p <= high)
     if not max_candidates or is_uncertain.sum() <= max_candidates:
         return is_uncertain
-    distance = np.abs(log_odds(p) - log_odds(np.asarray(threshold, np.float32)))
+    distance = np.abs(compute_log_odds(p) - compute_log_odds(np.asarray(threshold, np.float32)))
     nearest = np.argsort(np.where(is_uncertain, distance, np.inf), kind="stable")[:max_candidates]
     out = np.zeros(len(p), np.bool_)
     out[nearest] = True
@@ -260,7 +252,10 @@ def flag_false_negatives(
     `threshold` below the lowest or the best, in logits; `perc`, `perc_max`: the sigmoid above `threshold` of theirs;
     `abs`: a sigmoid above `threshold`.
     """
-    scale = (lambda logits: logits) if rule in ("margin", "margin_max") else sigmoid
+
+    def scale(logits: Floats) -> Floats:
+        return logits if rule in ("margin", "margin_max") else sigmoid(logits).astype(np.float32)
+
     limit = threshold_rules.compute_thresholds(
         rule,
         DEFAULT_VERIFIER_THRESHOLDS[rule] if threshold is None else threshold,
@@ -268,11 +263,4 @@ def flag_false_negatives(
         scale(positive_max),
     )
     out: Bools = scale(score) > limit
-    return out
-
-
-def log_odds(p: Floats) -> NDArray[np.float64]:
-    """Of probabilities [n], those beyond 1e-6 and 1 - 1e-6 taken for these."""
-    clipped = np.clip(p.astype(np.float64), 1e-6, 1 - 1e-6)
-    out: NDArray[np.float64] = np.log(clipped / (1 - clipped))
     return out

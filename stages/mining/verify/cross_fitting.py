@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from stages.core.arrays import Bools, Floats, Ints
 from stages.core.context import StageContext
 from stages.core.hashing import sample_by_hash, stable_hash
 from stages.core.schemas import PAIR_COLUMNS
-from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier, Floats, TextPair
+from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier, TextPair
 from stages.reranking.cross_encoder import save_reranker
 from stages.training import stage as training_stage
 from stages.training.examples import MinedQuery, subsample_queries
@@ -116,7 +116,7 @@ class CrossFitReranker:
                 self.counts[name] += count
         return out
 
-    def is_training_positive(self, query_ids: Sequence[str], doc_ids: Sequence[str]) -> NDArray[np.bool_]:
+    def is_training_positive(self, query_ids: Sequence[str], doc_ids: Sequence[str]) -> Bools:
         """Whether the model that scores the query has been taught that the document is right for another one: [n]."""
         fold_positives = [
             {doc_id for query in lesson for doc_id in query.positives} for lesson in self.training_queries_by_fold
@@ -173,7 +173,7 @@ class CrossFitReranker:
         shutil.rmtree(context.scratch_dir)
 
 
-def assign_group_folds(groups: Sequence[str], n_folds: int) -> NDArray[np.int64]:
+def assign_group_folds(groups: Sequence[str], n_folds: int) -> Ints:
     """The fold of each group, by a hash of its name: [n]."""
     return np.array([stable_hash(0, "crossfit", group) % n_folds for group in groups], np.int64)
 

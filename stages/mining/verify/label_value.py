@@ -2,11 +2,8 @@
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from stages.core.arrays import Bools, Doubles, Floats
 
 
 def compute_label_value(p: Floats, threshold: Floats, is_selected: Bools, is_within_cutoff: Bools) -> Doubles:

@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stages.core.arrays import Floats
 from stages.core.context import Progress, Summary
 from stages.core.errors import InputError
 from stages.mining.verify.llm_prompt import (
@@ -31,8 +31,6 @@ from stages.mining.verify.llm_prompt import (
     truncate_at_word,
 )
 from stages.mining.verify.verdict_cache import VerdictCache
-
-Floats = NDArray[np.float32]
 
 REQUEST_OPTIONS: tuple[dict[str, Any], ...] = (
     {"temperature": 0, "response_format": RESPONSE_FORMAT},

@@ -1,10 +1,9 @@
 """Doubts: the candidates whose verdict a second opinion could change, and the texts that it has to read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -71,14 +70,9 @@ def select_eligible_rows(risk_policy: RiskPolicy, rows: pl.DataFrame, risk_solut
     """Of some queries' EVIDENCE what `Scene.select_for_verification` gives, in the order of `rows`."""
     # what is too likely to be emitted may be won back by whoever is asked
     lists, cells, is_eligible = risk_budget.pad_eligible_candidates(risk_policy, rows, max_p=1.0)
-    emittable = replace(lists, eligible=lists.eligible & (lists.p <= risk_budget.MAX_P_FALSE_NEGATIVE))
-    is_selected = risk_budget.select_at_lambda(emittable, risk_solution.lambda_) & (lists.p <= risk_solution.max_p)
-    width = lists.score.shape[1]
-    last_selected = (
-        np.where(is_selected.any(axis=1), width - 1 - is_selected[:, ::-1].argmax(axis=1), -1) if width else np.zeros(0)
-    )
-    is_within_cutoff = np.arange(width)[None] <= last_selected[:, None]
-    threshold = risk_budget.compute_risk_limits(emittable, risk_solution, risk_policy.max_false_negatives)
+    candidates = lists.restrict(lists.p <= risk_budget.MAX_P_FALSE_NEGATIVE)
+    is_selected, threshold = risk_solution.select(candidates), risk_solution.compute_limits(candidates)
+    is_within_cutoff = risk_budget.mark_through_last_selected(is_selected)
     found = rows.filter(is_eligible).select(
         *PAIR_COLUMNS, "score", "p_false_negative",
         threshold=pl.Series(threshold[cells], dtype=pl.Float32),

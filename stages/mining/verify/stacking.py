@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.arrays import Bools, Doubles, Floats, Ints, compute_log_odds, sigmoid
 from stages.core.context import Summary
 from stages.mining.estimator import model as learned
 from stages.mining.estimator.model import LogisticModel
-from stages.mining.verify.cross_encoder import Bools, Floats, log_odds, sigmoid
 
 BASE_FEATURES = ("log_odds",)
 STACKING_FEATURES = ("log_odds", "verifier_gap_max", "verifier_gap_min", "verifier_score")
@@ -136,13 +136,12 @@ def raise_only(p: Floats, score: Floats, positive_max: Floats) -> Floats:
 
 def build_stacking_features(p: Floats, score: Floats, positive_min: Floats, positive_max: Floats) -> Floats:
     """The columns TOLD [n, 4]; the first is ALONE."""
-    out: Floats = np.stack([log_odds(p), score - positive_max, score - positive_min, score], axis=1).astype(np.float32)
+    columns = [compute_log_odds(p), score - positive_max, score - positive_min, score]
+    out: Floats = np.stack(columns, axis=1).astype(np.float32)
     return out
 
 
-def cluster_robust_mean(
-    values: NDArray[np.float64], weights: NDArray[np.float64], query_ids: NDArray[np.object_]
-) -> tuple[float, float]:
+def cluster_robust_mean(values: Doubles, weights: Doubles, query_ids: NDArray[np.object_]) -> tuple[float, float]:
     """The weighted mean of `values` [n] and its standard error, for rows that come in clusters, one a query."""
     _, cluster = np.unique(query_ids.astype(str), return_inverse=True)
     cluster_sums = np.bincount(cluster, values * weights)
@@ -164,7 +163,7 @@ def auc(score: NDArray[np.floating], labels: Bools) -> float:
 
 
 def _fit_folds(
-    names: Sequence[str], features: Floats, labels: Bools, weights: NDArray[np.float64], fold: NDArray[np.int64]
+    names: Sequence[str], features: Floats, labels: Bools, weights: Doubles, fold: Ints
 ) -> tuple[LogisticModel, ...]:
     """A model a fold, of the rows outside it."""
     training_masks = [fold != number for number in range(learned.N_FOLDS)]
@@ -173,14 +172,14 @@ def _fit_folds(
     )
 
 
-def _predict_by_fold(models: Sequence[LogisticModel], features: Floats, fold: NDArray[np.int64]) -> NDArray[np.float64]:
+def _predict_by_fold(models: Sequence[LogisticModel], features: Floats, fold: Ints) -> Doubles:
     out = np.empty(len(features))
     for number, model in enumerate(models):
         out[fold == number] = model.predict_log_odds(features[fold == number])
     return out
 
 
-def log_loss(logits: NDArray[np.float64], labels: Bools) -> NDArray[np.float64]:
+def log_loss(logits: Doubles, labels: Bools) -> Doubles:
     """The log loss of each row [n]."""
-    out: NDArray[np.float64] = np.logaddexp(0, np.where(labels, -logits, logits))
+    out: Doubles = np.logaddexp(0, np.where(labels, -logits, logits))
     return out

@@ -62,7 +62,7 @@ def test_what_a_worker_raises_is_raised_here() -> None:
 def test_a_process_that_was_ended_from_outside_is_said() -> None:
     results = map_on_gpus(Worker(partial(letters, "never")), ["a", "death", "c", "d"], ["0", "1"])
     assert next(results)[0] == "a"
-    with pytest.raises(InputError, match=r"ended from outside.* use fewer GPUs"):
+    with pytest.raises(InputError, match=r"was killed.* use fewer GPUs"):
         list(results)
 
 

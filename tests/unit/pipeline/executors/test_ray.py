@@ -210,7 +210,7 @@ def test_results_come_in_order_and_trouble_comes_as_itself(engine: RayExecutor) 
         list(engine.map(Worker(partial(squares, "input")), range(9)))
     with pytest.raises(ValueError, match="3 should not come here"):
         list(engine.map(Worker(partial(squares, "defect")), range(9)))
-    with pytest.raises(InputError, match=r"lost again and again .*Are all nodes up"):
+    with pytest.raises(InputError, match=r"lost again and again .*Check that all nodes are up"):
         list(engine.map(Worker(partial(squares, "death")), range(9)))
     with pytest.raises(InputError, match=r"none of the \d nodes of the Ray cluster offers a GPU"):
         list(engine.map(Worker(partial(squares, ""), "cuda"), range(9)))

@@ -10,11 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.report.charts import Dot, Marker, Series, compute_ticks, render_dot_plot, render_histogram
+from pipeline.report.charts import Dot, Marker, Series, build_dot_plot, build_histogram, compute_ticks
 from pipeline.report.examples import sample_queries
-from pipeline.report.html import MAX_TEXT_CHARS, Html, escape_html, render_table, truncate_text
 from pipeline.report.page import describe_mask_rule, render_report
 from pipeline.report.quality import format_difference
+from pipeline.report.templating import MAX_TEXT_CHARS, shorten
 from pipeline.workflow.artifact_store import Artifact
 from pipeline.workflow.graph import PIPELINE
 from stages.core.schemas import CORPUS, QRELS_SCORED, QUERIES, VERDICTS, write_table
@@ -77,10 +77,14 @@ def measured(split: str = "test", low: float | None = 0.051, high: float | None 
 
 SUMMARIES: dict[str, dict[str, Any]] = {
     "pairs": {
-        "rows_in": 1623,
+        "rows_in": 1643,
+        "standalone_rows": 20,
         "rejected": {"empty question": 17, "too short": 3},
         "rows_used": 1603,
         "merged_queries": 27,
+        "merged_documents": 0,
+        "paraphrases_across_splits": 0,
+        "label_overrides": 0,
         "queries": 1576,
         "splits": {"train": 1211, "dev": 181, "test": 184},
         "documents": 905,
@@ -116,8 +120,8 @@ SUMMARIES: dict[str, dict[str, Any]] = {
     "evaluate": {},
 }
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "pairs": {"dev": 0.15, "test": 0.1},
-    "search": {"depth": 100},
+    "pairs": {"dev_ratio": 0.15, "test_ratio": 0.1},
+    "search": {"top_k": 100},
     "mask": {"mask": "window", "window_start": 4, "window_end": 60},
 }
 TEXTS = {
@@ -198,7 +202,7 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if data.strip():
-            self.texts.append(data.strip())
+            self.texts.append(" ".join(data.split()))
 
 
 def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
@@ -215,7 +219,7 @@ def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
                 assert f"{value:.3f}" in texts
     assert texts.count("+0.083") == texts.count("[+0.051, +0.114]") == texts.count("p = 0.002") == 4
     told = " ".join(texts)
-    assert "103 test questions in 97 independent groups, a sample of 150" in told
+    assert "103 test queries in 97 independent groups, a sample of 150" in told
     assert "79.6% of the positives" in told
     assert "0.85 × the reranker's score + 0.15 × the embedder's" in told
 
@@ -223,18 +227,18 @@ def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
 def test_the_funnel_and_the_mask_are_those_of_the_summaries(build: Build) -> None:
     texts = Reader(render_report(build())).texts
     told = " ".join(texts)
-    pairs = "rows in 1,623 empty question −17 too short −3 rows used 1,603 merged into an equal question 27"
-    assert f"{pairs} questions 1,576 train 1,211 dev 181 test 184 documents 905 curated negatives 12" in told
-    assert "positives a question 1.23 at most 5" in told
+    pairs = "rows in 1,643 empty question −17 too short −3 a document or a question alone −20 rows used as pairs 1,603"
+    queries = "merged into an equal query −27 queries 1,576 train 1,211 dev 181 test 184"
+    assert f"{pairs} {queries} documents 905 curated negatives 12 positives a query 1.23 at most 5" in told
     assert "the id column is not used" in told
-    assert "of every split: 1,234 by bm25, 59,610 by dense (dense goes by tiny-encoder)" in told
+    assert "of every split: 1,234 by bm25, 59,610 by dense (dense is the encoder tiny-encoder)" in told
     verdicts = ("known_positive", "curated_negative", "near_duplicate", "perc", "kept")
     assert [text for text in texts if text in verdicts] == list(verdicts)  # in the order of the mask's precedence
-    assert "perc does not pass the rule ignored 18,153 30.5%" in told
+    assert "perc may be a positive by the rule perc ignored 18,153 30.5%" in told
     assert "near_duplicate is nearly the same as a positive ignored 1 <0.1%" in told
     assert "The rule perc accepts: at most 0.95 of the lowest positive's score" in told
-    assert "81.3% were found: 2,327 for 334 train questions, of which 2 got fewer" in told
-    assert "75 further questions got none and are not trained on" in told
+    assert "81.3% were found: 2,327 for 334 train queries, of which 2 got fewer" in told
+    assert "75 further queries got none and are not trained on" in told
     assert "mean mined negative 0.467" in told
     assert "median positive 0.800" in told  # of train alone
     assert "negative 1" in told  # the candidate of the test question is not counted
@@ -244,8 +248,9 @@ def test_an_example_says_why(build: Build) -> None:
     told = " ".join(Reader(render_report(build())).texts)
     assert "How do I reset it? q1 Positive 0.800 Press the button. not among the candidates" in told
     assert "Mined negatives 0.310 Opening hours are nine to five. rank 3; passed every check" in told
-    nearest = "0.790 Hold the button for ten seconds. rank 1; may be a positive: score 0.79 is above 0.76 (perc)"
-    assert f"{nearest} 0.700 It is the button. rank 2; contains a known answer of the query" in told
+    nearest = "may be a positive by the rule perc: score 0.79 is above 0.76"
+    assert f"0.790 Hold the button for ten seconds. rank 1; {nearest}" in told
+    assert "0.700 It is the button. rank 2; contains a known answer of the query" in told
     assert "not shown" not in told
 
 
@@ -265,7 +270,7 @@ def test_negatives_of_all_lines_are_shown_and_need_be_no_candidates(build: Build
 def test_keys_and_settings(build: Build) -> None:
     texts = Reader(render_report(build())).texts
     place = texts.index("0a2b3c4d")
-    assert texts[place - 1 : place + 2] == ["pairs", "0a2b3c4d", "dev = 0.15"]  # test = 0.1 is the default
+    assert texts[place - 1 : place + 2] == ["pairs", "0a2b3c4d", "dev_ratio = 0.15"]  # test_ratio = 0.1 is the default
     assert texts[texts.index("1a2b3c4d") + 1] == "defaults"
     assert 'mask = "window", window_end = 60, window_start = 4' in texts
 
@@ -281,7 +286,7 @@ def test_no_path_of_this_machine_is_on_the_page(build: Build, tmp_path: Path) ->
     html = render_report(build())
     assert str(tmp_path) not in html
     assert "someone" not in html
-    assert "by tiny-encoder" in html
+    assert "encoder tiny-encoder" in html
 
 
 HOSTILE = {
@@ -324,22 +329,22 @@ def test_nothing_is_loaded_from_anywhere(build: Build) -> None:
 
 def test_an_empty_test_split_is_said_and_dev_is_shown(build: Build) -> None:
     told = " ".join(Reader(render_report(build(metrics=measured("dev")))).texts)
-    assert "There are no test questions, so nothing is known of the reranker's quality" in told
+    assert "There are no test queries, so nothing is known of the reranker's quality" in told
     assert "nDCG@10, dev" in told
-    assert "its figures flatter" in told
+    assert "its figures are too good" in told
     assert "nDCG@10, test" not in told
 
 
 def test_nothing_evaluated_and_nothing_to_train_on(build: Build) -> None:
     told = " ".join(Reader(render_report(build(TEXTS | {"split": "dev"}, measured("")))).texts)
-    assert "Neither test nor dev holds a question with a positive." in told
+    assert "Neither test nor dev holds a query with a positive." in told
     assert "median positive" not in told
-    assert "Candidates of train questions" not in told
+    assert "Candidates of train queries" not in told
 
 
 def test_too_few_groups_are_said(build: Build) -> None:
     told = " ".join(Reader(render_report(build(metrics=measured(low=None, high=None)))).texts)
-    assert "There are too few test questions to tell whether the reranker is better" in told
+    assert "There are too few test queries to tell whether the reranker is better" in told
     assert "+0.083 too few groups" in told
 
 
@@ -363,18 +368,10 @@ def test_a_rule_in_words(name: str, threshold: float | None, says: str) -> None:
 
 
 def test_a_text_is_cut_at_a_word_where_one_ends_nearby() -> None:
-    assert truncate_text(" a \n b ") == "a b"
-    assert truncate_text("x" * MAX_TEXT_CHARS) == "x" * MAX_TEXT_CHARS
-    assert truncate_text("word " * 100) == ("word " * (MAX_TEXT_CHARS // 5)).strip() + "…"
-    assert truncate_text("x" * 999) == "x" * (MAX_TEXT_CHARS - 1) + "…"
-
-
-def test_escaping() -> None:
-    assert escape_html('<a href="x">&\'\x07') == "&lt;a href=&quot;x&quot;&gt;&amp;&#x27;\ufffd"
-    assert escape_html(Html("<b>")) == "<b>"
-    found = render_table(["<i>", "n"], [("<g>", [["<r>", "1,234"]])])
-    assert Reader(found).texts == ["<i>", "n", "<g>", "<r>", "1,234"]
-    assert '<td class="number">1,234</td>' in found
+    assert shorten(" a \n b ") == "a b"
+    assert shorten("x" * MAX_TEXT_CHARS) == "x" * MAX_TEXT_CHARS
+    assert shorten("word " * 100) == ("word " * (MAX_TEXT_CHARS // 5)).strip() + "…"
+    assert shorten("x" * 999) == "x" * (MAX_TEXT_CHARS - 1) + "…"
 
 
 def test_ticks_are_round() -> None:
@@ -384,27 +381,41 @@ def test_ticks_are_round() -> None:
 
 
 def test_dots_stand_where_their_values_are() -> None:
-    found = render_dot_plot("m", [Dot("a", 0.5), Dot("b", 0.0, -1.0, 1.0, is_highlighted=True)], 0.5)
+    plot = build_dot_plot("m", [Dot("a", 0.5), Dot("b", 0.0, -1.0, 1.0, is_highlighted=True)], 0.5)
     # the axis runs from -1.08 to 1.08
-    assert 'cx="73.148%"' in found and 'cx="50%"' in found
-    assert 'class="whisker ours" x1="3.704%" x2="96.296%"' in found
-    assert 'aria-label="m: a 0.500; b 0.000"' in found
-    Reader(render_dot_plot("all alike", [Dot("a", 0.5)], 0.5))
+    assert [(dot.x, dot.y, dot.whisker) for dot in plot.dots] == [
+        *(("73.148%", 15, ()), ("50%", 45, ("3.704%", "96.296%")))
+    ]
+    assert plot.reference == "73.148%"
+    assert plot.height == 60
+    assert plot.description == "m: a 0.500; b 0.000"
+    assert len(build_dot_plot("all alike", [Dot("a", 0.5)], 0.5).ticks) > 1
 
 
 def test_bars_stack_to_their_counts() -> None:
-    found = render_histogram(
-        "h", 0.0, 1.0, [Series("n", "solid", [1, 3]), Series("i", "light", [1, 0])], [Marker("m", 0.25)]
-    )
-    bars = re.findall(r'<rect class="(\w+)" x="([^"]*)" y="([^"]*)" width="47%" height="([^"]*)"', found)
+    series = [Series("n", "solid", [1, 3]), Series("i", "light", [1, 0]), Series("none", "dark", [0, 0])]
+    chart = build_histogram("h", 0.0, 1.0, series, [Marker("m", 0.25)])
     # 190 pixels for 3, above the axis at 218
-    assert bars == [
-        ("solid", "0%", "154.7", "63.3"),
-        ("solid", "50%", "28.0", "190.0"),
-        ("light", "0%", "91.3", "63.3"),
+    assert chart.bottom == 218
+    assert [(bar.css_class, bar.x, bar.y, bar.width, bar.height) for bar in chart.bars] == [
+        ("solid", "0%", "154.7", "47%", "63.3"),
+        ("solid", "50%", "28.0", "47%", "190.0"),
+        ("light", "0%", "91.3", "47%", "63.3"),
     ]
-    assert 'x1="25%"' in found
-    assert Reader(found).texts[-2:] == ["n 4", "i 1"]
+    assert [(marker.x, marker.anchor) for marker in chart.markers] == [("25%", "start")]
+    assert chart.legend == [("solid", "n 4"), ("light", "i 1")]
+
+
+def test_charts_are_drawn_from_their_values(build: Build) -> None:
+    read = Reader(render_report(build()))
+    assert read.tags.count("circle") == 2 * 5  # two metrics of five systems
+    assert read.tags.count("figure") == 3
+    assert ("class", "whisker ours") in read.attributes
+    labels = [value for name, value in read.attributes if name == "aria-label"]
+    assert (
+        labels[0]
+        == "nDCG@10, test: BM25 0.401; embedder 0.501; base reranker 0.601; trained reranker 0.701; fused 0.801"
+    )
 
 
 def test_what_the_learned_mask_set_aside_is_near_its_threshold_by_its_probability(build: Build) -> None:

@@ -38,14 +38,14 @@ def test_a_difference_is_clear_only_if_its_interval_leaves_out_zero() -> None:
         (WORSE, BETTER, "The trained reranker ranks worse than the embedder"),
         (UNCLEAR, BETTER, "alone, it is not clearly better"),
         (TOUCHES_ZERO, TOUCHES_ZERO, "No clear difference"),
-        (TOO_FEW_GROUPS, TOO_FEW_GROUPS, "too few test questions"),
+        (TOO_FEW_GROUPS, TOO_FEW_GROUPS, "too few test queries"),
     ],
 )
 def test_the_headline_claims_what_the_interval_supports(reranker: Test, fused: Test, says: str) -> None:
     metrics = metrics_with(reranker, fused)
     assert says in describe_result(metrics)
     assert "collapsed" in describe_result(metrics | {"collapse_reason": "all scores are alike"})
-    assert "no test questions" in describe_result(metrics | {"test": {}})
+    assert "no test queries" in describe_result(metrics | {"test": {}})
 
 
 def test_advice_is_given_only_if_the_reranker_is_worse_alone() -> None:

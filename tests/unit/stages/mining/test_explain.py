@@ -84,7 +84,7 @@ def test_show_lays_out_positives_then_candidates(tmp_path):
             "is one of the query's positives, not among the candidates",
             "unseen",
         ),
-        ("x", 1, "ignored", "perc", None, "may be a positive: score 0.9 is above 0.19 (perc)", "close"),
+        ("x", 1, "ignored", "perc", None, "may be a positive by the rule perc: score 0.9 is above 0.19", "close"),
         ("n", 3, "negative", "kept", "neg", "passed every check: score 0.1 is at most 0.19", "far"),
         ("o", None, "negative", "curated_negative", "neg", "was judged not relevant by people", "old"),
     ]
@@ -193,12 +193,12 @@ KEPT = {"rank": 1, "score": 0.5, "reason": "kept"}
         (
             KEPT | {"reason": "weighted", "p_false_negative": 0.25, "weight": 0.75},
             "learned",
-            "is kept with the weight 0.75: 25.0% likely a false negative",
+            "is kept with a weight: 0.75, 25.0% likely a false negative",
         ),
         (
             KEPT | {"reason": "verifier", "p_false_negative": 0.3, "first_p": 0.3, "verifier_score": 3.0},
             "perc",
-            "is taken for a positive by the teacher: 30.0% likely a false negative; the teacher scores it 3.00",
+            "is a positive according to the verifier: 30.0% likely a false negative; the teacher scores it 3.00",
         ),
     ],
 )

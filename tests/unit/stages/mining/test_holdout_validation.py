@@ -39,7 +39,7 @@ def test_what_a_mask_lets_through_of_what_was_hidden() -> None:
         "observed": 0.0, "low": 0.0, "high": 0.0, "max_false_negatives": None,
     }  # fmt: skip
     # learned at a price of 1: 0.85 - 0.1, 0.84 - 0.4, 0.6 - 0.2, 0.5: x and z
-    limit = RiskSolution(1.0, 1.0, 0.05, 0.5, 2)
+    limit = RiskSolution(0.02, 1.0, 1.0, 0.05, 0.5, 2)
     assert validate_on_holdout(Params(mask="learned", num_negatives=2), limit, taught()) == {
         "n_queries": 1, "n_negatives": 2, "n_held_out": 0, "expected": pytest.approx(0.09677 / 1.96774, abs=1e-5),
         "observed": 0.0, "low": 0.0, "high": 0.0, "max_false_negatives": 0.02,
@@ -56,7 +56,9 @@ def test_each_turn_is_a_question_of_its_own() -> None:
 
 def test_what_the_learned_mask_never_writes_is_not_counted_as_written() -> None:
     likely = taught().with_columns(p_false_negative=pl.lit(0.51, pl.Float32))
-    found = validate_on_holdout(Params(mask="learned", num_negatives=2), RiskSolution(0.0, 1.0, 0.05, 0.5, 2), likely)
+    found = validate_on_holdout(
+        Params(mask="learned", num_negatives=2), RiskSolution(0.02, 0.0, 1.0, 0.05, 0.5, 2), likely
+    )
     assert found is not None
     assert (found["n_negatives"], found["n_held_out"]) == (0, 0)
 

@@ -18,7 +18,7 @@ from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, REJECTS, docume
 from stages.core.text import normalise, text_id
 from stages.pairs import external_sort
 from stages.pairs.split import count_split_changes
-from stages.pairs.stage import PairTables, Params, build_pairs, format_funnel, key_extras, run
+from stages.pairs.stage import PairTables, Params, build_pairs, key_extras, run
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
 
@@ -528,30 +528,6 @@ def test_a_name_that_is_no_utf8_goes_through(tmp_path: Path) -> None:
     assert found.rejects["source"].to_list() == ["caf\\xe9.csv"]
     json.dumps(found.summary, ensure_ascii=False).encode()
     found.said.encode()
-
-
-def test_the_funnel_in_lines() -> None:
-    summary = pairs_of(("Who?", "He."), ("Who?", "She."), ("", "x"), dev=0, test=0).summary
-    assert format_funnel(summary) == [
-        "rows in                             3",
-        "  no question                      -1",
-        "rows used as pairs                  2",
-        "  merged into an equal question     1",
-        "  merged into an equal document     0",
-        "queries                             1",
-        "  train                             1",
-        "  dev                               0",
-        "  test                              0",
-        "documents                           2",
-        "positives a query                2.00  (at most 2)",
-    ]
-
-
-def test_the_funnel_says_what_stands_on_two_sides() -> None:
-    summary = pairs_of(("Who?", "He.")).summary
-    lines = format_funnel(summary | {"paraphrases_across_splits": 3, "documents_across_splits": 2})
-    assert any(line.split() == ["restated", "on", "another", "side", "of", "the", "split", "3"] for line in lines)
-    assert any(line.split() == ["positive", "on", "two", "sides", "of", "the", "split", "2"] for line in lines)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real tables are not at ../shared/data")

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from stages.core.arrays import Segments
+from stages.core.arrays import Segments, l2_normalise
 from stages.core.schemas import FEATURES
 from stages.mining.candidates.document_score_stats import DocumentScoreStats, compute_score_stats
 from stages.mining.candidates.documents import DocumentVectors
@@ -25,7 +25,6 @@ from stages.mining.candidates.features import (
     compute_list_features,
     compute_nearest_query_similarity,
     compute_similarities,
-    l2_normalise,
     reference_mask,
 )
 from stages.retrieval.bm25 import Bm25
