@@ -127,7 +127,7 @@ def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
 
 def test_too_few_questions_is_said() -> None:
     with pytest.raises(InputError, match="0 questions get 7 negatives under every rule"):
-        build_rule_training_sets(trial(), candidates(), mined(7), params("naive", negatives=7))
+        build_rule_training_sets(trial(), candidates(), mined(7), params("naive", num_negatives=7))
 
 
 def fixed() -> CandidateLists:
