@@ -19,6 +19,7 @@ from stages.core.arrays import Bools, Floats, Ints
 from stages.core.errors import InputError
 from stages.core.schemas import PAIR_COLUMNS
 from stages.mining import risk_budget, threshold_rules
+from stages.mining.candidates.known_positives import compute_positive_score_range
 from stages.mining.estimator import model
 from stages.mining.risk_budget import PaddedCandidates, RiskSolution
 from stages.mining.threshold_rules import RuleName
@@ -97,13 +98,8 @@ def build_candidate_matrix(
         marked_pairs = (rows.clear() if pairs is None else pairs).select(*PAIR_COLUMNS, is_marked=pl.lit(True))
         is_marked = rows.join(marked_pairs, on=PAIR_COLUMNS, how="left", maintain_order="left")["is_marked"]
         masks.append(_scatter_to_matrix(is_marked.fill_null(False).to_numpy(), candidates.eligible.shape, at))
-    positives = qrels_scored.filter(pl.col("relevance") > 0).group_by("query_id")
-    positive_scores = ids.join(
-        positives.agg(positive_score_min=pl.col("score").min(), positive_score_max=pl.col("score").max()),
-        on="query_id",
-        how="left",
-        maintain_order="left",
-    )
+    positive_scores = compute_positive_score_range(qrels_scored.filter(pl.col("relevance") > 0))
+    positive_scores = ids.join(positive_scores, on="query_id", how="left", maintain_order="left")
     return CandidateMatrix(
         candidates,
         _scatter_to_matrix(rows["rank"].cast(pl.Int32).to_numpy(), candidates.eligible.shape, at),

@@ -25,7 +25,7 @@ from stages.mining.candidates.documents import (
     DocumentVectors,
     compute_text_keys,
     make_document_vectoriser,
-    write_match_keys,
+    write_document_words,
 )
 from stages.mining.candidates.known_facts import KnownFacts, add_known_facts
 from stages.mining.candidates.merge import make_dense_scorer, merge_sources
@@ -86,9 +86,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             answers if params.exclude_answers else answers.clear(), params.min_answer_chars
         ),
     )
-    match_keys = (
-        write_match_keys(inputs["corpus"], context.scratch_dir / "loose.arrow") if len(facts.answer_strings) else None
-    )
+    document_words = None
+    if len(facts.answer_strings):
+        document_words = write_document_words(inputs["corpus"], context.scratch_dir / "words.arrow")
     vectors = VectorLookup(inputs["encoder"], context.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
     score_pairs = make_dense_scorer(queries, vectors, vectorise)
@@ -101,7 +101,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         )
         positives = facts.positives.filter(pl.col("query_id").is_in(block.implode()))
         documents = DocumentVectors.load(pl.concat([found["doc_id"], labels["doc_id"], positives["doc_id"]]), vectorise)
-        rows = add_known_facts(found, labels, positives, facts, documents, match_keys)
+        rows = add_known_facts(found, labels, positives, facts, documents, document_words)
         return sort_by_score(
             estimator.add_estimates(rows, documents) if estimator and not estimator.unreliable_reason else rows
         )

@@ -1,4 +1,4 @@
-"""How high a document scores for any question, and how widely: what its score for one question is measured by."""
+"""Mean and standard deviation of a document's scores for sampled queries: the baseline of the hubness features."""
 
 from threading import Lock
 
@@ -12,18 +12,18 @@ _MANTISSA_BITS = 18
 
 
 class DocumentScoreStats:
-    """Every document's `compute_score_stats`, computed when they are first asked for; 8 bytes a document are held.
+    """`compute_score_stats` of every document, computed at the first request and cached: 8 bytes a document.
 
-    Threads may share it: what two of them need at the same time both compute, to the same figures.
+    Threads may share it. If two threads need the same document at once, both compute it, with equal results.
     """
 
     def __init__(self, n_documents: int, probe_vectors: Floats) -> None:
         self._probe_vectors = probe_vectors
-        self._lock = Lock()  # nobody sees a level without its width
+        self._lock = Lock()  # a reader never sees a new mean beside an old standard deviation
         self._mean, self._std = np.full((2, n_documents), np.nan, np.float32)
 
     def __call__(self, rows: Ints, vectors: Floats) -> tuple[Floats, Floats]:
-        """Those of the documents of these numbers [n], each once, with their vectors [n, d]: [n] each."""
+        """Mean and standard deviation [n] of distinct documents, by their numbers [n] and vectors [n, d]."""
         with self._lock:
             new = np.flatnonzero(np.isnan(self._mean[rows]))
         found = compute_score_stats(vectors[new], self._probe_vectors)
@@ -33,10 +33,10 @@ class DocumentScoreStats:
 
 
 def compute_score_stats(vectors: Floats, probe_vectors: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of each document's scores for the probes: [n] each.
+    """Mean and standard deviation [n] of the scores of document vectors [n, d] for probe queries [p, d].
 
-    A product of matrices depends in its last bits on where a row stands; so these are taken in float64 and kept to
-    _BITS, and a document's figures depend on nothing else that is asked.
+    The last bits of a matrix product depend on the position of a row in the matrix. So the scores are computed in
+    float64 and the results are rounded to `_MANTISSA_BITS`: they depend on the document alone.
     """
     mean, std = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.float32)
     transposed_probes = probe_vectors.T.astype(np.float64)

@@ -1,4 +1,4 @@
-"""What evidence and the stages after it need of the corpus as it streams by: text keys, loose forms, vectors."""
+"""What mining needs of the corpus: keys of equal texts, folded words, vectors. The corpus is read in batches."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,38 +17,38 @@ if TYPE_CHECKING:
     from stages.embedding.lookup import VectorLookup
 
 DocumentVectoriser = Callable[[pl.DataFrame], Floats]
-"""Document vectors [n, d] of a frame with a doc_id column, in its order."""
+"""A function from a frame with a doc_id column to its document vectors [n, d], in the same order."""
 
 _CORPUS_ROWS_PER_BATCH = 8192
 
 
 def compute_text_keys(corpus: Path) -> pl.DataFrame:
-    """doc_id and text_key (64 bits of a hash of the text as models read it), for telling equal texts.
+    """doc_id and text_key (a 64-bit hash of the text as models read it), to find documents with equal texts.
 
-    The hash is polars', which may be another with its next version: keys are compared within a run and never kept.
+    The hash is polars' own, which may change with its version. So keys are compared within a run and never stored.
     """
     parts = [pl.DataFrame(schema={"doc_id": pl.String, "text_key": pl.UInt64})]
     parts += [frame.select("doc_id", text_key=pl.col("text").hash()) for frame in _iter_documents(corpus)]
     return pl.concat(parts)
 
 
-def write_match_keys(corpus: Path, path: Path) -> pa.Table:
-    """doc_id and loose: every document's loose form, padded by a space on both sides.
+def write_document_words(corpus: Path, path: Path) -> pa.Table:
+    """doc_id and words: the `casefold_words` of every document, with a space on both sides.
 
-    Written to `path` and memory-mapped from there, so that the corpus need not fit into memory.
+    The table is written to `path` and memory-mapped, so the corpus need not fit into memory.
     """
-    schema = pa.schema({"doc_id": pa.large_string(), "loose": pa.large_string()})
+    schema = pa.schema({"doc_id": pa.large_string(), "words": pa.large_string()})
     with pa.ipc.new_file(path, schema) as writer:
         for ids, texts in iter_document_texts(corpus):
-            forms = pa.array([f" {casefold_words(text)} " for text in texts], pa.large_string())
-            writer.write_batch(pa.record_batch([pa.array(ids, pa.large_string()), forms], schema=schema))
+            words = pa.array([f" {casefold_words(text)} " for text in texts], pa.large_string())
+            writer.write_batch(pa.record_batch([pa.array(ids, pa.large_string()), words], schema=schema))
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def make_document_vectoriser(corpus: Path, vectors: "VectorLookup") -> DocumentVectoriser:
-    """A function from frames with doc_id to vectors [n, d]; it keeps 8 bytes a document, not the vectors.
+    """A function that reads the vectors of documents. It holds 8 bytes for each document of the corpus, no vectors.
 
-    Raises `KeyError` where a document was not encoded.
+    The function raises `KeyError` for an unknown document; this one raises it for a document that was not encoded.
     """
     ids = pl.read_parquet(corpus, columns=["doc_id"])["doc_id"]
     with pq.ParquetFile(corpus) as file:
@@ -61,7 +61,7 @@ def make_document_vectoriser(corpus: Path, vectors: "VectorLookup") -> DocumentV
 
 
 class DocumentVectors(NamedTuple):
-    """Some documents whose vectors are in memory."""
+    """The vectors of some documents, in memory."""
 
     doc_ids: pl.Series
     """[n]: sorted, each once."""
@@ -70,20 +70,17 @@ class DocumentVectors(NamedTuple):
 
     @classmethod
     def load(cls, doc_ids: pl.Series, vectorise: DocumentVectoriser) -> Self:
-        """The documents of these ids, in whatever order and however often they come."""
+        """The vectors of the documents with these ids, in any order and with repetitions."""
         ids = doc_ids.unique().sort()
         return cls(ids, vectorise(ids.to_frame("doc_id")).astype(np.float32, copy=False))
 
     def find_rows(self, doc_ids: pl.Series) -> Ints:
-        """Where each of `doc_ids` stands: [n]. Raises `KeyError` for one that is not among them."""
+        """The row of each of `doc_ids` [n]. Raises `KeyError` for an unknown id."""
         return find_id_rows(doc_ids, self.doc_ids)
 
 
 def find_id_rows(wanted: pl.Series, sorted_ids: pl.Series) -> Ints:
-    """Where each of `wanted` stands in the sorted `sorted_ids`: [n]. Raises `KeyError` for one that does not.
-
-    Its time hangs on `wanted`, and hardly on how long `sorted_ids` is.
-    """
+    """The position of each of `wanted` [n] in `sorted_ids`, by binary search. Raises `KeyError` for an unknown id."""
     found = sorted_ids.search_sorted(wanted)
     unknown = (
         wanted
@@ -96,7 +93,7 @@ def find_id_rows(wanted: pl.Series, sorted_ids: pl.Series) -> Ints:
 
 
 def iter_document_texts(corpus: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """The ids and texts of a corpus file, some at a time, as models read them."""
+    """The ids and the texts of a corpus file as models read them, in batches."""
     for frame in _iter_documents(corpus):
         yield frame["doc_id"].to_list(), frame["text"].to_list()
 

@@ -16,37 +16,37 @@ if TYPE_CHECKING:
 
 
 def merge_sources(candidates: pl.DataFrame, score_pairs: Callable[[pl.DataFrame], Floats]) -> pl.DataFrame:
-    """One row a pair of CANDIDATES that several sources may have found.
+    """CANDIDATES of several sources as one row for each pair.
 
-    Its source is their names joined by "+", in their order; its rank that of the first encoder, or else the best of
-    another; its score that of the first encoder, by which the rules measure: `score_pairs` gives it for pairs
-    (query_id, doc_id) that this one did not find.
+    The source of a pair is the names of its sources, joined by "+" in their order. Its rank is the one of the first
+    encoder, or the best of the others if the first encoder did not find it. Its score is the one of the first encoder,
+    which all rules measure by; `score_pairs` computes it for pairs (query_id, doc_id) that this encoder did not find.
     """
     if candidates["source"].is_in([DENSE_SOURCE]).all():
         return candidates
-    first = pl.col("source") == DENSE_SOURCE
-    rows = candidates.group_by("query_id", "doc_id", maintain_order=True).agg(
+    is_dense = pl.col("source") == DENSE_SOURCE
+    rows = candidates.group_by(PAIR_COLUMNS, maintain_order=True).agg(
         source=pl.col("source").str.join("+"),
-        rank=pl.coalesce(pl.col("rank").filter(first).first(), pl.col("rank").min()),
-        score=pl.col("score").filter(first).first(),
+        rank=pl.coalesce(pl.col("rank").filter(is_dense).first(), pl.col("rank").min()),
+        score=pl.col("score").filter(is_dense).first(),
     )
-    unscored = rows.filter(pl.col("score").is_null()).select("query_id", "doc_id")
-    measured = unscored.with_columns(measured=pl.Series(score_pairs(unscored), dtype=pl.Float32))
-    rows = rows.join(measured, on=PAIR_COLUMNS, how="left", maintain_order="left")
-    return rows.with_columns(score=pl.coalesce("score", "measured")).drop("measured")
+    unscored = rows.filter(pl.col("score").is_null()).select(PAIR_COLUMNS)
+    computed = unscored.with_columns(computed=pl.Series(score_pairs(unscored), dtype=pl.Float32))
+    rows = rows.join(computed, on=PAIR_COLUMNS, how="left", maintain_order="left")
+    return rows.with_columns(score=pl.coalesce("score", "computed")).drop("computed")
 
 
 def make_dense_scorer(
     queries: pl.DataFrame, vectors: "VectorLookup", vectorise: DocumentVectoriser
 ) -> Callable[[pl.DataFrame], Floats]:
-    """A function from pairs (query_id, doc_id) to their scores by the first encoder [n], as search computes them."""
+    """A function from pairs (query_id, doc_id) to their scores [n] by the first encoder, equal to those of search."""
     hashes = vectors.hash_queries(queries)
-    places = queries.select("query_id").with_row_index("place")
+    query_numbers = queries.select("query_id").with_row_index("number")
 
     def score_pairs(pairs: pl.DataFrame) -> Floats:
         if pairs.is_empty():
             return np.empty(0, np.float32)
-        asked = pairs.join(places, on="query_id", how="left", maintain_order="left")["place"].to_numpy()
-        return pair_scores(vectors.read(hashes[asked]), vectorise(pairs))
+        numbers = pairs.join(query_numbers, on="query_id", how="left", maintain_order="left")["number"].to_numpy()
+        return pair_scores(vectors.read(hashes[numbers]), vectorise(pairs))
 
     return score_pairs

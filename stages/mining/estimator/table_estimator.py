@@ -24,6 +24,7 @@ from stages.mining.candidates.features import (
     PositiveQueries,
     ZScaler,
 )
+from stages.mining.candidates.known_positives import compute_positive_score_range
 from stages.mining.estimator import model as learned
 from stages.mining.estimator.holdout import hold_out_one
 from stages.retrieval.bm25 import Bm25
@@ -168,9 +169,7 @@ class FalseNegativeEstimator:
         questions:
         TAUGHT without p, and their features."""
         kept, hidden = (positives.filter(side) for side in (~pl.col("held_out"), pl.col("held_out")))
-        score_range = kept.group_by("query_id").agg(
-            pl.col("weight").first(), positive_score_min=pl.col("score").min(), positive_score_max=pl.col("score").max()
-        )
+        score_range = compute_positive_score_range(kept).join(kept.select("query_id", "weight").unique(), on="query_id")
         rows = (
             self._collect_rows(kept, hidden)
             .join(hidden.select("query_id", "doc_id", "held_out"), on=PAIR_COLUMNS, how="left", maintain_order="left")

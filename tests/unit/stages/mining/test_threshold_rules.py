@@ -1,4 +1,4 @@
-"""The rules against hand-computed thresholds, and against the sources' own code where it is installed."""
+"""The rules: thresholds by hand, and the same negatives as sentence-transformers mines."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ LOWEST, BEST = floats(0.6, -0.4), floats(0.8, -0.2)
         ("abs", 0.7, (0.7, 0.7)),
     ],
 )
-def test_thresholds(name, value, expected):
+def test_thresholds_by_hand(name, value, expected):
     assert compute_thresholds(name, value, LOWEST, BEST) == pytest.approx(expected)
     assert THRESHOLD_RULES[name].default_threshold == value
 
@@ -40,7 +40,7 @@ def test_rules_without_a_threshold(name):
     assert THRESHOLD_RULES[name].default_threshold is None
 
 
-def test_a_query_without_a_positive_has_no_threshold_but_for_abs():
+def test_a_query_without_a_positive_has_no_threshold_except_for_abs():
     nothing = floats(np.nan)
     assert np.isnan(compute_thresholds("perc", 0.95, nothing, nothing)).all()
     assert compute_thresholds("abs", 0.7, nothing, nothing) == pytest.approx([0.7])
@@ -52,13 +52,13 @@ def test_a_score_at_the_threshold_passes_and_one_above_does_not():
     assert passes_rule("perc", scores, np.array([1, 2, 3]), limit, (0, 1)).tolist() == [True, False, True]
 
 
-def test_the_window_is_flag_embeddings_slice():
+def test_the_window_is_the_slice_that_flag_embedding_takes():
     ranks = np.arange(1, 8)
     passed = ranks[passes_rule("window", np.zeros(7, np.float32), ranks, floats(*[np.nan] * 7), (2, 5))]
     assert passed.tolist() == list(range(1, 8))[2:5] == [3, 4, 5]
 
 
-def test_apply_marks_what_the_rule_sets_aside():
+def test_apply_rule_marks_the_candidates_that_the_rule_excludes():
     rows = pl.DataFrame(
         {
             "query_id": ["a", "a", "b"],
@@ -67,23 +67,23 @@ def test_apply_marks_what_the_rule_sets_aside():
             "score": pl.Series([0.58, 0.56, 0.1], dtype=pl.Float32),
         }
     )
-    judged = pl.DataFrame(
+    qrels_scored = pl.DataFrame(
         {
             "query_id": ["a", "a", "a", "b"],
             "relevance": [2, 1, 0, 0],
             "score": pl.Series([0.8, 0.6, 0.1, 0.5], dtype=pl.Float32),
         }
     )
-    found = apply_rule("perc", 0.95, (10, 210), rows, judged)
+    found = apply_rule("perc", 0.95, (10, 210), rows, qrels_scored)
     assert found["threshold"].to_list() == [pytest.approx(0.57), pytest.approx(0.57), None]
     assert found["rule"].to_list() == [True, False, True]
     assert found["no_positive"].to_list() == [False, False, True]
     assert found.columns == ["query_id", "doc_id", "rank", "score", "threshold", "no_positive", "rule"]
-    assert apply_rule("abs", 0.7, (10, 210), rows, judged)["no_positive"].to_list() == [False, False, False]
+    assert apply_rule("abs", 0.7, (10, 210), rows, qrels_scored)["no_positive"].to_list() == [False, False, False]
 
 
 class Encoder:
-    """As much of a SentenceTransformer as `mine_hard_negatives` asks for: unit vectors at given angles."""
+    """The methods of a SentenceTransformer that `mine_hard_negatives` calls; its unit vectors have given angles."""
 
     def __init__(self, degrees: dict[str, float]):
         import torch
@@ -107,15 +107,15 @@ class Encoder:
         return (torch.as_tensor(left) * torch.as_tensor(right)).sum(dim=1)
 
 
-# p and r are the positives of q, v that of w: q's lie at cosines 0.94 and 0.77, w's (away from it) at -0.17.
+# p and r are the positives of q, at cosines 0.94 and 0.77; v is the positive of w, at -0.17.
 DEGREES = {"q": 0, "w": 90, "p": 20, "r": 40, "v": 190}
 DEGREES |= {f"d{angle}": angle for angle in (2, 10, 25, 35, 39, 41, 43, 44, 46, 60, 75, 95, 130, 185, 195, 215, 300)}
 POSITIVES = {"q": ["p", "r"], "w": ["v"]}
 DOCUMENTS = [name for name in DEGREES if name not in POSITIVES]
 
 
-def theirs(**given) -> set[tuple[str, str]]:
-    """What sentence-transformers mines there."""
+def mine_with_sentence_transformers(**given) -> set[tuple[str, str]]:
+    """The (query, negative) pairs that sentence-transformers mines from these documents."""
     from datasets import Dataset
     from sentence_transformers.util import mine_hard_negatives
 
@@ -131,8 +131,8 @@ def theirs(**given) -> set[tuple[str, str]]:
     return found
 
 
-def retrieved() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """All documents by rank for each query, and which pairs are known positives."""
+def retrieve_all() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All documents of each query by rank, and the pairs that are known positives."""
     encoder = Encoder(DEGREES)
     scores = encoder.similarity(encoder.encode_query(POSITIVES), encoder.encode_query(DOCUMENTS)).numpy()
     rows = pl.DataFrame(
@@ -165,30 +165,30 @@ def retrieved() -> tuple[pl.DataFrame, pl.DataFrame]:
     ],
 )
 def test_the_same_negatives_as_sentence_transformers(name, value, given):
-    rows, known = retrieved()
-    judged = known.join(rows, on=["query_id", "doc_id"]).with_columns(relevance=1)
+    rows, known = retrieve_all()
+    qrels_scored = known.join(rows, on=["query_id", "doc_id"]).with_columns(relevance=1)
     ours = (
-        apply_rule(name, value, (0, 1), rows, judged)
+        apply_rule(name, value, (0, 1), rows, qrels_scored)
         .filter(~pl.col("rule"))
         .join(known, on=["query_id", "doc_id"], how="anti")
     )
-    assert set(ours.select("query_id", "doc_id").iter_rows()) == theirs(**given)
+    assert set(ours.select("query_id", "doc_id").iter_rows()) == mine_with_sentence_transformers(**given)
 
 
 @pytest.mark.parametrize(("skipped", "k"), [(0, 3), (2, 3), (3, 5), (10, 4)])
-def test_and_under_its_range_min(skipped, k):
-    rows, known = retrieved()
+def test_the_same_negatives_as_sentence_transformers_with_range_min(skipped, k):
+    rows, known = retrieve_all()
     rows = rows.join(known, on=["query_id", "doc_id"], how="anti", maintain_order="left")
     positives = known.with_columns(relevance=pl.lit(1), score=pl.lit(0.5, pl.Float32))
-    mined = build_candidate_matrix(rows, np.zeros(len(rows), np.float32), positives, k)
-    chosen = select_by_preset(mined, replace(RULE_PRESETS["range_min 10"], rank_window=(skipped, 10**6)))
+    matrix = build_candidate_matrix(rows, np.zeros(len(rows), np.float32), positives, k)
+    chosen = select_by_preset(matrix, replace(RULE_PRESETS["range_min 10"], rank_window=(skipped, 10**6)))
     of_query = rows.partition_by("query_id", maintain_order=True)
     ours = {
         pair
         for part, taken in zip(of_query, chosen, strict=True)
         for pair in part.filter(pl.Series(taken[: len(part)])).select("query_id", "doc_id").iter_rows()
     }
-    assert ours == theirs(range_min=skipped, num_negatives=k, range_max=skipped + k)
-    # FlagEmbedding counts the positives among the ranks that it skips: q's p stands third
-    counted = select_by_preset(mined, RulePreset("window", rank_window=(skipped, 10**6)))
+    assert ours == mine_with_sentence_transformers(range_min=skipped, num_negatives=k, range_max=skipped + k)
+    # FlagEmbedding counts positives among the skipped ranks: p has rank 3 for q
+    counted = select_by_preset(matrix, RulePreset("window", rank_window=(skipped, 10**6)))
     assert (counted == chosen).all() == (skipped < 3)

@@ -1,13 +1,14 @@
-"""Positives in disguise and documents that hold the answer, on literal texts."""
+"""Positives of paraphrases and documents that contain the answer, on literal texts."""
 
 import numpy as np
 import polars as pl
 import pytest
 
 from stages.core import schemas
-from stages.mining.candidates.documents import DocumentVectors, compute_text_keys, write_match_keys
+from stages.mining.candidates.documents import DocumentVectors, compute_text_keys, write_document_words
 from stages.mining.candidates.known_positives import (
     add_positive_similarity,
+    compute_positive_score_range,
     find_documents_with_answer,
     pool_positives,
     select_answer_strings,
@@ -22,12 +23,12 @@ def labels(*rows: tuple[str, str, int]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["query_id", "doc_id", "relevance"], orient="row")
 
 
-def test_restated_questions_share_their_positives():
-    asked = queries(
+def test_paraphrases_share_their_positives():
+    paraphrases = queries(
         ("a", "How do I pay?", "train"), ("b", "how do i pay", "train"), ("c", "How do I pay back?", "train")
     )
     found = pool_positives(
-        asked, labels(("a", "d1", 1), ("b", "d1", 2), ("b", "d2", 1), ("b", "d3", 0), ("c", "d4", 1))
+        paraphrases, labels(("a", "d1", 1), ("b", "d1", 2), ("b", "d2", 1), ("b", "d3", 0), ("c", "d4", 1))
     )
     assert found.rows() == [
         ("a", "d1", "own"),
@@ -38,9 +39,9 @@ def test_restated_questions_share_their_positives():
     ]
 
 
-def test_a_positive_of_another_split_is_known_but_never_the_questions_own():
-    asked = queries(("a", "How do I pay?", "train"), ("b", "How do I pay?", "test"))
-    found = pool_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1)))
+def test_a_positive_of_a_paraphrase_in_another_split_is_no_positive_of_the_query():
+    paraphrases = queries(("a", "How do I pay?", "train"), ("b", "How do I pay?", "test"))
+    found = pool_positives(paraphrases, labels(("a", "d1", 1), ("b", "d2", 1)))
     assert found.rows() == [
         ("a", "d1", "own"),
         ("a", "d2", "paraphrase"),
@@ -49,20 +50,20 @@ def test_a_positive_of_another_split_is_known_but_never_the_questions_own():
     ]
 
 
-def test_questions_without_a_word_are_compared_as_they_are():
-    asked = queries(("a", "???", "train"), ("b", "!!!", "train"))
-    assert pool_positives(asked, labels(("a", "d1", 1), ("b", "d2", 1))).rows() == [
+def test_queries_without_words_are_compared_by_their_characters():
+    paraphrases = queries(("a", "???", "train"), ("b", "!!!", "train"))
+    assert pool_positives(paraphrases, labels(("a", "d1", 1), ("b", "d2", 1))).rows() == [
         ("a", "d1", "own"),
         ("b", "d2", "own"),
     ]
 
 
-def test_text_keys_are_equal_for_documents_that_read_the_same(tmp_path):
+def test_text_keys_are_equal_for_documents_with_equal_title_and_text(tmp_path):
     rows = [("a", "one two", None), ("b", "two", "one"), ("c", "One two", None), ("d", "two", "")]
     frame = pl.DataFrame(rows, schema={"doc_id": pl.String, "text": pl.String, "title": pl.String}, orient="row")
     schemas.write_table(frame, schemas.CORPUS, tmp_path / "corpus.parquet")
     a, b, c, d = compute_text_keys(tmp_path / "corpus.parquet")["text_key"]
-    assert a == b  # a title is read as the text's beginning
+    assert a == b  # models read a title as the beginning of the text
     assert len({a, c, d}) == 3
 
 
@@ -72,7 +73,7 @@ def test_text_keys_of_an_empty_corpus(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answer", "needle"),
+    ("answer", "answer_string"),
     [
         ("Denver Broncos", " denver broncos "),
         ("  1973. ", " 1973 "),
@@ -90,9 +91,9 @@ def test_text_keys_of_an_empty_corpus(tmp_path):
         ("!?", None),
     ],
 )
-def test_answers_that_tell_something(answer, needle):
+def test_only_specific_answers_are_searched_for(answer, answer_string):
     found = select_answer_strings(pl.DataFrame({"query_id": ["q"], "answer": [answer]}), min_chars=4)
-    assert found["needle"].to_list() == ([] if needle is None else [needle])
+    assert found["answer_string"].to_list() == ([] if answer_string is None else [answer_string])
 
 
 def test_answers_are_found_as_whole_words_and_in_chinese_anywhere(tmp_path):
@@ -104,12 +105,13 @@ def test_answers_are_found_as_whole_words_and_in_chinese_anywhere(tmp_path):
     }
     frame = pl.DataFrame({"doc_id": list(texts), "text": list(texts.values())})
     schemas.write_table(frame, schemas.CORPUS, tmp_path / "corpus.parquet")
-    forms = pl.DataFrame(pl.from_arrow(write_match_keys(tmp_path / "corpus.parquet", tmp_path / "loose.arrow")))
-    needles = select_answer_strings(
+    words = pl.DataFrame(pl.from_arrow(write_document_words(tmp_path / "corpus.parquet", tmp_path / "words.arrow")))
+    answer_strings = select_answer_strings(
         pl.DataFrame({"query_id": ["q", "q", "z"], "answer": ["october 1973", "北京", "October"]}), 4
     )
     rows = pl.DataFrame({"query_id": ["q"] * 4 + ["z"], "doc_id": [*texts, "d1"]})
-    assert sorted(find_documents_with_answer(rows, needles, forms).rows()) == [("q", "d1"), ("q", "d3"), ("z", "d1")]
+    found = find_documents_with_answer(rows, answer_strings, words)
+    assert sorted(found.rows()) == [("q", "d1"), ("q", "d3"), ("z", "d1")]
 
 
 def test_positive_similarity_is_the_highest_cosine_with_a_positive():
@@ -125,3 +127,8 @@ def test_positive_similarity_is_the_highest_cosine_with_a_positive():
     assert found.select("query_id", "doc_id").rows() == rows.rows()
     # b: d1 (0.6, 0.8) against p1 0.6. a: d2 against p1 -1, p2 0; d1 against p1 0.6, p2 0.8. c has no positive.
     assert found["positive_similarity"].to_list() == [pytest.approx(0.6), 0.0, pytest.approx(0.8), None]
+
+
+def test_the_score_range_of_each_querys_positives():
+    positives = pl.DataFrame({"query_id": ["a", "b", "a"], "score": [0.5, 0.1, 0.7]})
+    assert sorted(compute_positive_score_range(positives).rows()) == [("a", 0.5, 0.7), ("b", 0.1, 0.1)]
