@@ -71,10 +71,8 @@ top_k = 20
 [mine]
 num_negatives = 3
 mask = "window"
-window_start = 1
-window_end = 19
-duplicate_similarity = 1.0
-thin_similarity = 1.0
+rank_window = [1, 19]
+near_duplicate_similarity = 1.0
 [train]
 base = "{model}"
 epochs = 3

@@ -99,7 +99,7 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> CommandResul
     policy = MaskSummary(
         mask_summary["rule"],
         mask_summary["threshold"],
-        (mask_params["window_start"], mask_params["window_end"]),
+        tuple(mask_params["rank_window"]),
         mask_params["max_false_negatives"],
         artifacts["sample"].summary["expected_false_negative_rate"] if "sample" in artifacts else None,
         mask_summary["estimate"]["unreliable_reason"] if mask_summary["rule"] != mask_params["mask"] else None,
@@ -243,9 +243,7 @@ def audit_positives(
         inputs = {name: runner.artifacts[at].folder / f"{name}.parquet" for name, at in files.items()}
         inputs["encoder"] = runner.artifacts["encode"].folder / "encoder.json"
         given: Any = runner.params["sample"]
-        found, n_positives = stage.find_label_issues(
-            inputs, runner.workspace.vectors, given.audit_rank, given.num_negatives
-        )
+        found, n_positives = stage.find_label_issues(inputs, runner.workspace.vectors, given.num_negatives)
         table = build_review_table(found, inputs)
     summary = count_findings(table, n_positives)
     if out:

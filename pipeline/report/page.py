@@ -108,7 +108,7 @@ def describe_mask_rule(mask: Artifact) -> str:
     if name not in THRESHOLD_RULES:
         return f"what it does not take for a positive (threshold {threshold})"
     given = mask.manifest["parameters"]
-    words = describe_rule(name, threshold, (given["window_start"], given["window_end"]))
+    words = describe_rule(name, threshold, tuple(given["rank_window"]))
     return f"{words} ({THRESHOLD_RULES[name].source})"
 
 

@@ -111,19 +111,18 @@ STAGES = (
         name="sample",
         module="stages.mining.sampling.stage",
         section="mine",
-        inputs=("pairs/queries.parquet", "pairs/corpus.parquet"),
+        inputs=(
+            "pairs/queries.parquet",
+            "pairs/corpus.parquet",
+            "search/qrels_scored.parquet",
+            "mask/verdicts.parquet",
+        ),
         optional_inputs={
-            "pairs/qrels.parquet": lambda params: params.sampling == "slices",
             "pairs/label_overrides.parquet": lambda params: bool(params.drop_positives),
-            "search/qrels_scored.parquet": lambda params: params.sampling != "slices",
-            "mask/verdicts.parquet": lambda params: params.sampling != "slices",
-            "encode/encoder.json": lambda params: (
-                params.sampling != "slices" and (params.thin_similarity <= 1 or bool(params.drop_positives))
-            ),
+            "encode/encoder.json": lambda params: params.near_duplicate_similarity <= 1 or bool(params.drop_positives),
         },
         outputs=("mined.jsonl",),
         libraries=("polars",),
-        key_extras="stages.mining.sampling.stage:key_extras",
         reads=(Store.VECTORS,),
     ),
     Stage(

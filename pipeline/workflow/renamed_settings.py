@@ -26,6 +26,7 @@ RENAMED_SETTINGS = {
     "mine.judge": "verify.llm_judge",
     "mine.judge_model": "verify.llm_judge_model",
     "mine.judge_budget": "verify.llm_judge_budget",
+    "mine.duplicate_similarity": "mine.near_duplicate_similarity",
     "mine.above": "mine.relabel_min_probability",
     "mine.quota_sources": "mine.source_quotas",
     "train.positives": "train.num_positives",
@@ -48,10 +49,28 @@ RENAMED_SETTINGS = {
 
 CHANGED_SETTINGS = {
     "mine.same": '[mine] prefer_category: same = "category" is now prefer_category = true',
+    "mine.thin_similarity": "[mine] near_duplicate_similarity, one value for positives and negatives",
+    "mine.window_start": "[mine] rank_window, whose first number it is: rank_window = [10, 210]",
+    "mine.window_end": "[mine] rank_window, whose second number it is: rank_window = [10, 210]",
 }
 """Old "section.key" -> the new one, and how its values changed."""
 
-REMOVED_SETTINGS: dict[str, str] = {}
+REMOVED_SETTINGS = {
+    "mine.block": "32,768 documents are searched at once",
+    "mine.min_answer_chars": "answers of fewer than 4 characters are not looked for",
+    "mine.teacher_rule": "a verifier's scores change the probability that a candidate is a false negative, and no more",
+    "mine.teacher_threshold": "it was the number of teacher_rule, which is gone",
+    "mine.teacher_base": "a self-trained verifier starts from the default encoder",
+    "mine.folds": "a self-trained verifier has 2 folds",
+    "mine.simans_a": "SimANS takes 100, which suits cosines",
+    "mine.simans_b": "SimANS takes 0",
+    "mine.quota_head": "sampling = quota is gone; take top, random or simans",
+    "mine.quota_middle": "sampling = quota is gone; take top, random or simans",
+    "mine.quota_random": "sampling = quota is gone; take top, random or simans",
+    "mine.slice": "sampling = slices is gone; take top, random or simans",
+    "mine.slices": "sampling = slices is gone; take top, random or simans",
+    "mine.audit_rank": "the audit lists positives that are ranked beyond 100",
+}
 """Old "section.key" -> what holds in its place."""
 
 

@@ -74,10 +74,7 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
     ]
     rule_rows = []
     for name, preset in RULE_PRESETS.items():
-        start, end = preset.rank_window
-        validation = validate_mask(
-            None, mask=preset.rule, threshold=preset.threshold, window_start=start, window_end=end
-        )
+        validation = validate_mask(None, mask=preset.rule, threshold=preset.threshold, rank_window=preset.rank_window)
         trusted_validation = (
             None if preset.excludes_positives else validation
         )  # the ranks of what was hidden count the known positives

@@ -70,8 +70,7 @@ left."""
 VERIFIER_SCORES = _schema(
     {"query_id": _STR, "doc_id": _STR},
     dict.fromkeys(("verifier_score", "verifier_positive_min", "verifier_positive_max"), pa.float32())
-    | dict.fromkeys(("verifier_false_negative", "llm_judge"), pa.bool_())
-    | {"p_false_negative": pa.float32()},
+    | {"llm_judge": pa.bool_(), "p_false_negative": pa.float32()},
 )
 """What a teacher said (logits: of the pair, of its query's lowest and best positive), a judge, and the p after both."""
 VERDICTS = _schema(

@@ -46,9 +46,6 @@ class Params(BaseParams):
     exclude_answers: bool = option(
         True, "Set documents aside that hold a known answer of the query as whole words (DPR's rule)."
     )
-    min_answer_chars: int = option(
-        4, "Answers narrower than this are not looked for; a Chinese, Japanese or Korean character counts as two.", ge=1
-    )
     estimate_false_negatives: bool = option(
         True,
         "Estimate for every candidate how likely it is a false negative. mask = learned goes by it; with a fixed rule "
@@ -82,9 +79,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             queries, qrels_scored.select("query_id", "doc_id", "relevance").collect()
         ),
         duplicate_docs=compute_text_keys(inputs["corpus"]).filter(pl.len().over("text_key") > 1),
-        answer_strings=known_positives.select_answer_strings(
-            answers if params.exclude_answers else answers.clear(), params.min_answer_chars
-        ),
+        answer_strings=known_positives.select_answer_strings(answers if params.exclude_answers else answers.clear()),
     )
     document_words = None
     if len(facts.answer_strings):

@@ -29,7 +29,6 @@ REASON_TEXTS = {
     "relabelled": "became a positive",
     "llm_judge": "may answer",
     "weighted": "is kept with a weight",
-    "verifier": "is a positive according to the verifier",
     "learned": "may answer",
     "window": "is outside the window of ranks",
     "kept": "passed every check",
@@ -40,7 +39,6 @@ _REASON_FIGURES = {
     "relabelled": "{p}",
     "llm_judge": "{p}",
     "weighted": "{weight}, {p}",
-    "verifier": "{p}",
     "learned": "{p}, {accepted}{likeness}",
     "window": "rank {rank}",
 }
@@ -93,8 +91,6 @@ def _describe_mined_line(query: Mapping[str, Any], rows: pl.DataFrame, negatives
         missing_kind = "negative" if (rows["verdict"] == "positive").any() else "positive"
         return f"does not hold this question, which has no {missing_kind} that may be used"
     mined = rows.filter(pl.col("doc_id").is_in(negatives))
-    n_other = len(negatives) - len(mined)
-    other_note = f", {n_other} of them not among its candidates (sampling = slices)" if n_other else ""
     # as `tally` counts: what people judged wrong is not false
     p = (
         mined.select(pl.when(reason="curated_negative").then(0.0).otherwise("p_false_negative"))
@@ -103,10 +99,7 @@ def _describe_mined_line(query: Mapping[str, Any], rows: pl.DataFrame, negatives
     )
     mean = format_probability(float(np.mean(p.to_numpy().astype(np.float64)))) if len(p) else ""
     probability_note = f", false with a mean probability of {mean}" if len(p) == len(negatives) else ""
-    return (
-        f"holds {len(negatives)} negative{'s' if len(negatives) > 1 else ''} of this "
-        f"question{other_note}{probability_note}"
-    )
+    return f"holds {len(negatives)} negative{'s' if len(negatives) > 1 else ''} of this question{probability_note}"
 
 
 def explain_verdict(row: Mapping[str, Any], rule: RuleName) -> str:

@@ -36,7 +36,7 @@ def validate_on_holdout(
         threshold = threshold_rules.compute_thresholds(
             params.mask, params.effective_threshold, figures["positive_score_min"], figures["positive_score_max"]
         )
-        window = params.window_start, params.window_end
+        window = params.rank_window
         rows = rows.filter(
             pl.Series(threshold_rules.passes_rule(params.mask, figures["score"], figures["rank"], threshold, window))
         )

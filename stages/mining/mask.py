@@ -14,7 +14,6 @@ A candidate takes the first line of this table that holds for it (`REASON_PRECED
 | relabelled | positive | the rule takes it for a possible positive, and it is one by all that is known (`relabel`) |
 | llm_judge | ignored | the judge says that it answers |
 | weighted | negative | the rule does so, and it is kept with the weight that it is a negative after all |
-| verifier | ignored | the teacher takes it for a positive, by the rule of `teacher_rule` |
 | the rule's name | ignored | the rule of `mask` takes it for a possible positive |
 | kept | negative | none of the above |
 
@@ -58,11 +57,10 @@ REASON_PRECEDENCE = (
     ("relabelled", POSITIVE),
     ("llm_judge", IGNORED),
     ("weighted", NEGATIVE),
-    ("verifier", IGNORED),
     (RULE_PLACEHOLDER, IGNORED),
 )
 
-VERIFIER_COLUMNS = {"verifier_score": pl.Float32, "verifier_false_negative": pl.Boolean, "llm_judge": pl.Boolean}
+VERIFIER_COLUMNS = {"verifier_score": pl.Float32, "llm_judge": pl.Boolean}
 """What a teacher and a judge say of a pair."""
 
 MASK_ROWS_PER_BLOCK = 500_000
@@ -154,9 +152,7 @@ def assign_verdicts(
     `qrels_scored` holds these queries' rows of JUDGED; `solution` is the learned mask's. `contradicted` marks curated
     negatives that gave way to a known positive.
     """
-    rows = threshold_rules.apply_rule(
-        params.mask, params.effective_threshold, (params.window_start, params.window_end), rows, qrels_scored
-    )
+    rows = threshold_rules.apply_rule(params.mask, params.effective_threshold, params.rank_window, rows, qrels_scored)
     if solution:
         candidates, cells, is_eligible = risk_budget.pad_eligible_candidates(params, rows)
         threshold = np.full(len(rows), np.nan, np.float32)
@@ -167,17 +163,15 @@ def assign_verdicts(
         )
         rows = rows.with_columns(rule=(pl.col("p_false_negative") > pl.col("threshold")).fill_null(False))
     p = pl.col("p_false_negative")
-    is_masked = pl.col("rule") | pl.col("verifier_false_negative").fill_null(False)
     is_llm_positive = pl.col("llm_judge").fill_null(False)
     rows = rows.with_columns(
         known_positive=pl.col("positive_kind") == "own",
         repeated_query=pl.col("positive_kind") == "paraphrase",
-        near_duplicate=pl.col("positive_similarity") >= pl.lit(params.duplicate_similarity, pl.Float32),
-        verifier=pl.col("verifier_false_negative"),
+        near_duplicate=pl.col("positive_similarity") >= pl.lit(params.near_duplicate_similarity, pl.Float32),
         relabelled=pl.lit(params.relabel == "positive")
-        & (is_masked | is_llm_positive)
+        & (pl.col("rule") | is_llm_positive)
         & (p >= params.relabel_min_probability),
-        weighted=pl.lit(params.relabel == "weight") & is_masked & p.is_not_null(),
+        weighted=pl.lit(params.relabel == "weight") & pl.col("rule") & p.is_not_null(),
     )
     lines = pl.DataFrame([*REASON_PRECEDENCE, ("kept", NEGATIVE)], schema=["reason", "verdict"], orient="row")
     first = (pl.when(flag).then(pl.lit(line, pl.UInt8)) for line, (flag, _) in enumerate(REASON_PRECEDENCE))
@@ -208,8 +202,8 @@ def _count_queries(rows: pl.DataFrame) -> int:
 
 
 def find_max_ignored_p(verdicts: pl.DataFrame, rule: RuleName) -> float:
-    """The highest p_false_negative of what the rule, the teacher or the judge set aside; 0 where there is none."""
-    ignored = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "verifier", "llm_judge"]))
+    """The highest p_false_negative of what the rule or the LLM judge set aside; 0 where there is none."""
+    ignored = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "llm_judge"]))
     return float(ignored.select(pl.col("p_false_negative").max().fill_null(0.0)).item())
 
 

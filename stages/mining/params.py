@@ -13,6 +13,20 @@ def num_negatives_option() -> Any:
     return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", section="mine", ge=1)
 
 
+def near_duplicate_similarity_option() -> Any:
+    """The parameter `near_duplicate_similarity`, which mask and sample share."""
+    # Looked at with MiniLM on medical FAQs: from 0.98 up texts differ in a detail at most, below begin true negatives
+    # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
+    return option(
+        0.98,
+        "Cosine from which on two documents count as the same: one that near to a positive is no negative, and of two "
+        "such negatives only the first is taken. Above 1 switches it off.",
+        section="mine",
+        gt=0,
+        le=2,
+    )
+
+
 class RiskPolicy(BaseParams):
     """What of a query's candidates may be emitted: verify and mask both go by it."""
 
@@ -24,15 +38,7 @@ class RiskPolicy(BaseParams):
         lt=1,
     )
     num_negatives: int = num_negatives_option()
-    # Looked at with MiniLM on medical FAQs: from 0.98 up texts differ in a detail at most, below begin true negatives
-    # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
-    duplicate_similarity: float = option(
-        0.98,
-        "Set documents aside whose vector has at least this cosine with a positive's; above 1 switches it off.",
-        section="mine",
-        gt=0,
-        le=2,
-    )
+    near_duplicate_similarity: float = near_duplicate_similarity_option()
 
 
 class Params(RiskPolicy):
@@ -52,10 +58,10 @@ class Params(RiskPolicy):
         "A fixed rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
         allow_inf_nan=False,
     )
-    window_start: int = option(
-        10, "window: so many of the first ranks are skipped, as in FlagEmbedding's 10-210.", ge=0
+    rank_window: tuple[int, int] = option(
+        (10, 210),
+        "With mask = window: ranks up to the first number are skipped, the second is the last that may be a negative.",
     )
-    window_end: int = option(210, "window: the last rank that may be a negative, as in FlagEmbedding's 10-210.", ge=1)
     relabel: Literal["no", "positive", "weight"] = option(
         "no",
         "What becomes of what the rule sets aside. no: it is left out; positive: what is a false negative with a "
@@ -72,8 +78,8 @@ class Params(RiskPolicy):
                 raise ValueError(f"mask = {self.mask!r} has no threshold: remove it, or choose another mask")
             if self.mask in ("perc", "perc_max") and not 0 < self.threshold <= 2:
                 raise ValueError(f"threshold = {self.threshold} for {self.mask}: it is a share, such as 0.95")
-        if self.window_start >= self.window_end:
-            raise ValueError(f"window_start = {self.window_start} leaves no rank before window_end = {self.window_end}")
+        if not 0 <= self.rank_window[0] < self.rank_window[1]:
+            raise ValueError(f"rank_window = {list(self.rank_window)} leaves no rank: write two rising numbers")
         return self
 
     @property

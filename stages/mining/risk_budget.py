@@ -26,7 +26,7 @@ LAMBDAS: Doubles = np.concatenate([[0.0], 2.0 ** np.arange(-12, 14.25, 0.25)])
 
 _BUDGET_QUERIES_PER_BATCH = 1_024
 """Queries that are evaluated at once for all values of lambda, so that their candidates stay in the CPU cache."""
-_EXCLUDING_FLAGS = ("same_text", "curated_negative", "contains_answer", "verifier_false_negative", "llm_judge")
+_EXCLUDING_FLAGS = ("same_text", "curated_negative", "contains_answer", "llm_judge")
 _BUDGET_COLUMNS = ["query_id", "score", "p_false_negative", "positive_similarity", "positive_kind", *_EXCLUDING_FLAGS]
 
 
@@ -228,7 +228,8 @@ def pad_eligible_candidates(
     )
     flags = [pl.col(flag).fill_null(False) for flag in _EXCLUDING_FLAGS if flag in rows.columns]
     is_excluded = pl.any_horizontal(pl.col("positive_kind").is_not_null(), *flags)
-    is_excluded |= (pl.col("positive_similarity") >= pl.lit(policy.duplicate_similarity, pl.Float32)).fill_null(False)
+    min_similarity = pl.lit(policy.near_duplicate_similarity, pl.Float32)
+    is_excluded |= (pl.col("positive_similarity") >= min_similarity).fill_null(False)
     is_eligible = (
         rows.select((pl.col("p_false_negative") <= max_p).fill_null(False) & ~is_excluded).to_series().to_numpy()
     )

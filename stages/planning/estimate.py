@@ -77,4 +77,4 @@ def _list_smaller_values(slowest: str, workload: Workload, settings: Settings) -
             n_queries = workload.count_split("test", params.max_queries)
             return [("evaluate", "top_k", params.top_k // 2), ("evaluate", "max_queries", n_queries // 2)]
     top_k = settings["search"].top_k // 2
-    return [("search", "top_k", top_k)] * (top_k > settings["sample"].n_requested)
+    return [("search", "top_k", top_k)] * (top_k > settings["sample"].num_negatives)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from stages.mining.verify.params import SELF_TRAINED, SELF_TRAINED_MAX_QUERIES
+from stages.mining.verify.params import SELF_TRAINED, SELF_TRAINED_FOLDS, SELF_TRAINED_MAX_QUERIES
 from stages.planning.workload import Workload, mean_length
 from stages.retrieval.faiss_search import EXACT_INDEX_NAMES
+from stages.retrieval.stage import DOCUMENTS_PER_BLOCK
 
 Settings = Mapping[str, Any]
 """Step -> its Params."""
@@ -38,7 +39,7 @@ def count_work(step: str, workload: Workload, settings: Settings) -> StepWork:
     """The work of one step, from the counts of the tables and the settings of all steps."""
     params, dimension = settings[step], workload.encoder_size.hidden_size
     n_queries, n_documents, n_train = workload.n_queries, workload.n_documents, workload.count_split("train")
-    n_negatives = settings["sample"].n_requested
+    n_negatives = settings["sample"].num_negatives
     ranks = (min(end, n_documents) - source.start for source, end in settings["search"].source_depths)
     n_kept = sum(max(0, n) for n in ranks)  # candidates of a query
     match step:
@@ -59,7 +60,7 @@ def count_work(step: str, workload: Workload, settings: Settings) -> StepWork:
                     n_searches += n_queries
             is_exact = params.faiss_index is None or params.faiss_index in EXACT_INDEX_NAMES
             cost = n_documents * dimension + PRODUCTS_PER_CANDIDATE * n_kept if is_exact else None
-            n_batch, n_block = min(n_queries, 16_384), min(n_documents, 32_768)  # held at once
+            n_batch, n_block = min(n_queries, 16_384), min(n_documents, DOCUMENTS_PER_BLOCK)  # held at once
             memory = 4 * dimension * (n_batch + 2 * n_block) + 64 * n_batch * n_kept
             work = f"{n_queries:,} queries x {n_documents:,} documents"
             return StepWork(n_searches, "searches", cost, work, memory, 18 * n_queries * n_kept)
@@ -77,8 +78,8 @@ def count_work(step: str, workload: Workload, settings: Settings) -> StepWork:
             n_pairs = min(n_uncertain, params.verifier_budget or n_uncertain) + n_train
             share = workload.verifier_size.n_weights / max(workload.base_size.n_weights, 1)
             cost = share * mean_length(workload.pair_tokens, params.verifier_max_length)
-            if params.verifier == SELF_TRAINED:  # 2 folds of groups of 8 pairs, an epoch after one of distillation
-                n_trained = 2 * 8 * 2 * min(SELF_TRAINED_MAX_QUERIES, n_train)
+            if params.verifier == SELF_TRAINED:  # folds of groups of 8 pairs, an epoch after one of distillation
+                n_trained = SELF_TRAINED_FOLDS * 8 * 2 * min(SELF_TRAINED_MAX_QUERIES, n_train)
                 cost *= 1 + BACKWARD_COST * n_trained / max(n_pairs, 1)
             return StepWork(n_pairs, "pairs", cost, f"about {n_pairs:,} pairs", 0, 20 * n_pairs)
         case "mask":

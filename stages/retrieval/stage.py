@@ -70,9 +70,6 @@ class Params(Base):
         ge=0,
         le=1,
     )
-    block: int = option(
-        32_768, "Documents held in memory at once. It changes memory and speed only.", exclude_from_key=True, ge=1
-    )
     seed: int = seed_option(exclude_from_key=True)  # enters the key through `key_extras`, where something is drawn
     # What was found is scored again on the CPU, in float32: these two change the speed only.
     device: Device = device_option()
@@ -116,6 +113,8 @@ class Params(Base):
 
 VERSION = 2
 
+DOCUMENTS_PER_BLOCK = 32_768
+"""Documents held in memory at once. It changes memory and speed only."""
 _SEARCH_BATCH_QUERIES = 16_384
 """Queries searched at once, or their lists read."""
 _WRITE_BATCH_QUERIES = 1_024
@@ -245,7 +244,12 @@ def _make_dense_retriever(
     vectors = VectorLookup(inputs["encoder"], context.vectors_dir, encoder_index)
     products = len(queries) * pq.read_metadata(inputs["corpus"]).num_rows * vectors.dimension
     return DenseRetriever(
-        queries, inputs["corpus"], vectors, params.block, context.executor, *choose_device_and_dtype(params, products)
+        queries,
+        inputs["corpus"],
+        vectors,
+        DOCUMENTS_PER_BLOCK,
+        context.executor,
+        *choose_device_and_dtype(params, products),
     )
 
 

@@ -29,9 +29,7 @@ from stages.mining.candidates.documents import make_document_vectoriser
 from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 from stages.mining.verify import cross_fitting, stacking
 from stages.mining.verify.cross_encoder import (
-    VerifierRule,
     collect_pairs_to_score,
-    flag_false_negatives,
     join_verifier_scores,
     select_uncertain,
 )
@@ -40,9 +38,7 @@ from stages.retrieval import stage as retrieval_stage
 from stages.training.params import Params
 
 ROOT = Path(__file__).parent.parent.parent
-MARGINS: tuple[tuple[VerifierRule, float], ...] = tuple(
-    (rule, value) for rule in ("margin", "margin_max") for value in (-1.0, 0.0, 0.5, 1.0, 2.0)
-)
+MARGINS = tuple((rule, value) for rule in ("margin", "margin_max") for value in (-1.0, 0.0, 0.5, 1.0, 2.0))
 
 
 def groups(collection: HoldoutCollection) -> dict[str, str]:
@@ -103,7 +99,7 @@ def margins(table: pl.DataFrame) -> list[dict[str, Any]]:
     p, hidden = table["p_false_negative"].to_numpy(), table["hidden"].to_numpy()
     out = []
     for rule, value in MARGINS:
-        taken = flag_false_negatives(rule, value, score, lowest, best)
+        taken = score > (lowest if rule == "margin" else best) - value
         others = float(taken[~hidden].mean())
         limit = np.quantile(p[~hidden], 1 - others)
         out.append(

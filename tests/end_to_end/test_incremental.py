@@ -33,9 +33,10 @@ def mined(folder: Path, work: Path, rows: list[tuple[str, str]], model: Path) ->
     toml = folder / "prep.toml"
     toml.write_text(
         f'[pairs]\ntables = ["faq.csv"]\n[encode]\nmodel = "{model}"\n'
-        '[mine]\ndepth = 6\nmask = "perc_max"\nthreshold = 1.0\nduplicate_similarity = 2.0\nsampling = "random"\n'
+        '[search]\ntop_k = 6\n[mine]\nmask = "perc_max"\nthreshold = 1.0\nnear_duplicate_similarity = 2.0\n'
+        'sampling = "random"\n'
     )
-    runner = Runner(workspace, load_settings(toml, workspace, None, {})[0].validate_params(), NullProgress())
+    runner = Runner(workspace, load_settings(toml, workspace)[0].validate_params(), NullProgress())
     with workspace.lock():
         try:
             runner.build("sample")

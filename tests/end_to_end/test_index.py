@@ -31,21 +31,23 @@ def test_an_index_on_the_way_to_mined_jsonl(project: Project) -> None:
 
 
 def test_the_manifest_says_the_index_and_its_recall(project: Project) -> None:
-    told, _ = mined(project, "--faiss-index", "HNSW8", "--index-params", "efSearch=64")
+    told, _ = mined(project, "--faiss-index", "HNSW8", "--set", "search.faiss_params=efSearch=64")
     (folder,) = (project.work / "runs/search").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["summary"]["faiss_indexes"] == told["faiss_indexes"]
-    assert {"index": "HNSW8", "index_params": "efSearch=64", "min_recall": "0.95"}.items() <= manifest[
+    assert {"faiss_index": "HNSW8", "faiss_params": "efSearch=64", "min_recall": "0.95"}.items() <= manifest[
         "identity"
     ].items()
     assert told["faiss_indexes"]["dense"]["parameters"] == "efSearch=64"
 
 
 def test_too_low_a_recall_is_exit_2(project: Project) -> None:
-    done = project.prep("mine-negatives", "--faiss-index", "IVF2,PQ1x2", "--min-recall", "0.999", "--top-k", "2")
+    done = project.prep(
+        "mine-negatives", "--faiss-index", "IVF2,PQ1x2", "--set", "search.min_recall=0.999", "--top-k", "2"
+    )
     assert done.returncode == 2
     assert "recall@2 is 0." in done.stderr
-    assert "--min-recall is 0.999" in done.stderr
+    assert "min_recall is 0.999" in done.stderr
     assert "take a bigger code" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (project.work / "current").exists()
@@ -53,11 +55,14 @@ def test_too_low_a_recall_is_exit_2(project: Project) -> None:
 
 def test_what_faiss_cannot_read_is_refused_before_anything_runs(project: Project) -> None:
     for arguments, why in (
-        (("--faiss-index", "IVF,PQ64"), "--index = 'IVF,PQ64': this is no string of faiss.index_factory"),
-        (("--index-params", "nprobe=2"), "is how an index is searched, and there is none: give index too"),
+        (("--faiss-index", "IVF,PQ64"), "--faiss-index = 'IVF,PQ64': this is no string of faiss.index_factory"),
         (
-            ("--faiss-index", "IVF2,Flat", "--index-params", "nprobe"),
-            "--index-params = 'nprobe': these are NAME=NUMBER",
+            ("--set", "search.faiss_params=nprobe=2"),
+            "is how an index is searched, and there is none: give faiss_index too",
+        ),
+        (
+            ("--faiss-index", "IVF2,Flat", "--set", "search.faiss_params=nprobe"),
+            "--set search.faiss_params = 'nprobe': these are NAME=NUMBER",
         ),
     ):
         done = project.prep("mine-negatives", *arguments)

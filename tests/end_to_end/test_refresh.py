@@ -225,7 +225,7 @@ def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) 
         assert {row["doc_id"] for row in shown["documents"] if row["mined"] == side} == set(line[key])
     project.set("mine", "num_negatives", "1")  # composed anew, so that it shows what this prep.toml gives
     assert len(result(project, "show", line["query_id"])["negatives"]) == 1
-    for name, value in (("mask", '"abs"'), ("window_start", "10"), ("window_end", "210")):
+    for name, value in (("mask", '"abs"'), ("rank_window", "[10, 210]")):
         project.set("mine", name, value)
     project.set("mine", "threshold", "-2.0")  # nothing is left to compose, which is what show is asked about
     done = project.prep("show", line["query_id"])

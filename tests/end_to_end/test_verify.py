@@ -17,7 +17,7 @@ from tests.unit.stages.mining.verify.test_llm_judge import Server, server  # noq
 def seen(project: Project) -> Project:
     """The small table under prep's own encoder, whose candidates the prior knows how to read."""
     project.set("encode", "model", f'"{DEFAULT_ENCODER}"')
-    for name, value in (("mask", '"learned"'), ("window_start", "10"), ("window_end", "210")):
+    for name, value in (("mask", '"learned"'), ("rank_window", "[10, 210]")):
         project.set("mine", name, value)
     return project
 

@@ -15,7 +15,6 @@ words are looked at because a score alone lists what the encoder can't read: rar
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,7 +23,6 @@ import pyarrow.parquet as pq
 from stages.core import schemas
 from stages.core.arrays import l2_normalise
 from stages.core.hashing import sample_by_hash
-from stages.core.params import option
 from stages.core.query_batches import collect_query_batch, iter_query_batches
 from stages.core.schemas import DENSE_SOURCE, PAIR_COLUMNS
 from stages.core.text import match_key
@@ -46,6 +44,8 @@ MIN_SIMILARITY_Z = 1.0
 MAX_PLAUSIBLE_SHARE = 0.1
 """Where a greater share of the positives is listed, the retriever is to be doubted before the labels."""
 
+MAX_POSITIVE_RANK = 100
+"""A positive that is ranked beyond this, or beyond a quarter of a small corpus, is nowhere near the top."""
 AUDIT_ROWS_PER_BLOCK = 1_000_000
 """Verdicts looked at together; bounds memory and changes no result."""
 _OVERLAP_PAIRS_PER_BATCH = 20_000
@@ -77,27 +77,16 @@ by weight, that it holds. compared_doc_id: the negative, or the other positive, 
 how like it that one is, in standard deviations above two random documents."""
 
 
-def audit_rank_option() -> Any:
-    """The parameter `audit_rank`: compose goes by it where it drops, and `prep audit` where it lists."""
-    return option(
-        100,
-        "audit: a positive ranked beyond this (or beyond a quarter of a small corpus) is nowhere near the top.",
-        exclude_from_key=True,
-        ge=1,
-    )
-
-
 def find_label_issues(
     inputs: Mapping[str, Path],
     vector_root: Path,
-    max_rank: int,
     n_negatives: int,
     kinds: Collection[str] = FINDING_KINDS,
 ) -> tuple[pl.DataFrame, int]:
     """All `kinds` as `FINDINGS_SCHEMA`, by finding and worst first; and how many positives were looked at.
 
     What a person decided is no finding. `inputs` holds the files queries, corpus, decided, judged, verdicts and
-    encoding; `vector_root` is the root of the vector store; `max_rank` and `n_negatives` are audit_rank and negatives.
+    encoding; `vector_root` is the root of the vector store; `n_negatives` is num_negatives.
     """
     from stages.embedding.lookup import VectorLookup
 
@@ -119,7 +108,7 @@ def find_label_issues(
             outranking_parts.append(find_outranking_negatives(rank_parts[-1], rows, n_negatives))
     positives, found = pl.concat(rank_parts), []
     if LOW_RANKED in kinds:
-        found.append(find_low_ranked(positives, min(max_rank, max(n_documents // 4, 1)), term_overlap))
+        found.append(find_low_ranked(positives, min(MAX_POSITIVE_RANK, max(n_documents // 4, 1)), term_overlap))
     if OUTRANKED in kinds:
         found.append(find_outranked(positives, pl.concat(outranking_parts), term_overlap))
     if INCONSISTENT in kinds:

@@ -48,7 +48,11 @@ def compute_positive_score_range(positives: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def select_answer_strings(answers: pl.DataFrame, min_chars: int) -> pl.DataFrame:
+MIN_ANSWER_CHARS = 4
+"""Narrower answers are not looked for in documents; a Chinese, Japanese or Korean character counts as two."""
+
+
+def select_answer_strings(answers: pl.DataFrame, min_chars: int = MIN_ANSWER_CHARS) -> pl.DataFrame:
     """The answers that are specific enough to be searched for in documents: query_id, answer_string.
 
     `answers`: query_id, answer. Generic answers (yes, none, ...) are left out, and those with fewer than `min_chars`

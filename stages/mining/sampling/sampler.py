@@ -36,7 +36,7 @@ class SampledBlock(NamedTuple):
     positives: pl.DataFrame
     """Of `pick_positives`."""
     negatives: pl.DataFrame
-    """Of `select_negatives`, and `line` (0, 1, ... within a query)."""
+    """Of `select_negatives`."""
     n_duplicates_skipped: int
     """How many near-duplicates were passed over."""
     flagged_positives: pl.DataFrame
@@ -57,9 +57,7 @@ class NegativeSampler:
         self._relabelled_positives = scan_relabelled_positives(inputs["verdicts"])
         self._flagged_positives = pl.DataFrame(schema=checks.FINDINGS_SCHEMA)
         if params.drop_positives:
-            found = checks.find_label_issues(
-                inputs, context.vectors_dir, params.audit_rank, params.num_negatives, params.drop_positives
-            )
+            found = checks.find_label_issues(inputs, context.vectors_dir, params.num_negatives, params.drop_positives)
             self._flagged_positives = found[0]
         self._n_verdicts = pq.read_metadata(inputs["verdicts"]).num_rows
         self._keys = compute_text_keys(inputs["corpus"]).with_row_index("document")
@@ -68,7 +66,7 @@ class NegativeSampler:
             corpus = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id", "category"])
             self._categories = corpus.filter(pl.col("category").is_not_null() & (pl.col("category") != ""))
         self._vectorise: DocumentVectoriser | None = None
-        if params.thin_similarity <= 1:
+        if params.near_duplicate_similarity <= 1:
             from stages.embedding.lookup import VectorLookup
 
             self._vectorise = make_document_vectoriser(
@@ -132,7 +130,7 @@ class NegativeSampler:
         return SampledBlock(
             queries,
             positives,
-            negatives.with_columns(line=pl.lit(0)),
+            negatives,
             len(duplicates_skipped),
             flagged_positives.select("query_id", "finding"),
         )
@@ -241,7 +239,7 @@ def select_negatives(
     if is_rejected is not None:
         pick_order = pick_order.filter(~pl.Series(is_rejected).gather(pick_order["row"]))
     duplicate_filter = vectorise and near_duplicates.NearDuplicateFilter(
-        pool["doc_id"], params.thin_similarity, vectorise
+        pool["doc_id"], params.near_duplicate_similarity, vectorise
     )
     picks, duplicates_skipped = near_duplicates.greedy_select(
         pick_order, pool["curated_negative"].to_numpy(), params.num_negatives, duplicate_filter

@@ -1,8 +1,7 @@
 """Compose: choose N negatives a query among those that the mask let through, and write them for trainers.
 
-Curated negatives come first. The rest is `top` (the hardest: highest score), `random` (every survivor alike), `simans`
-(drawn, those near the positive's score most), `quota` (parts from the head, the middle third and anywhere), or without
-any model `slices` (other rows' documents). What nearly equals a negative that is taken is passed over.
+Curated negatives come first. The rest is `top` (the hardest: highest score), `random` (every survivor alike) or
+`simans` (drawn, those near the positive's score most). What nearly equals a negative that is taken is passed over.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,9 +19,8 @@ from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
 from stages.core.run_params import seed_option
 from stages.mining.audit import checks
-from stages.mining.params import num_negatives_option
+from stages.mining.params import near_duplicate_similarity_option, num_negatives_option
 from stages.mining.sampling import quotas
-from stages.mining.sampling.random_baseline import RandomNegatives
 from stages.mining.sampling.sampler import NegativeSampler, SampledBlock
 from stages.mining.sampling.statistics import SamplingStats, summarise_sampling
 
@@ -38,50 +36,22 @@ class Params(BaseParams):
     """How many negatives a query gets, and which."""
 
     num_negatives: int = num_negatives_option()
-    sampling: Literal["top", "random", "simans", "quota", "slices"] = option(
+    sampling: Literal["top", "random", "simans"] = option(
         "top",
         "Which survivors are taken. top: those that the retriever scores highest; random: any, by a seeded draw; "
-        "simans: by a draw that prefers scores near the positive's (SimANS); quota: parts from the head, the middle "
-        "and anywhere; slices: other rows' documents without any model (MasteringRAG's build_qa_samples), for which "
-        "nothing is encoded, searched or masked, so no curated negative comes first: a baseline. (Training a new head "
-        "learns the retriever's scores first: distill_epochs = 0 leaves that out too.)",
+        "simans: by a draw that prefers scores near the positive's (SimANS).",
     )
-    simans_a: float = option(
-        0.5,
-        "simans: a of the weights exp(-a (score - positive's - b)^2). The authors' 0.5 is for inner products that lie "
-        "tens apart; for cosines take some 100, or all weights are alike.",
-        ge=0,
-        allow_inf_nan=False,
-    )
-    simans_b: float = option(
-        0.0,
-        "simans: b, how far above the (lowest) positive's score the preferred one lies; below it where negative. The "
-        "authors took 0, and -1 for NQ and TriviaQA.",
-        allow_inf_nan=False,
-    )
-    quota_head: int = option(3, "quota: parts of the negatives that come from the highest-scored survivors.", ge=0)
-    quota_middle: int = option(2, "quota: parts drawn from the middle third of the survivors.", ge=0)
-    quota_random: int = option(2, "quota: parts drawn from all that is left.", ge=0)
     source_quotas: tuple[str, ...] = option(
         (),
         "Parts of the negatives by the retriever that found them, as in dense=4 and bm25=2. A pair found by several "
         "counts for the first that has room; what a source lacks goes to the others by score. Left out: no parts.",
     )
-    slice: int = option(16, "slices: negatives a line.", ge=1)
-    slices: int = option(5, "slices: lines a query, each with other negatives.", ge=1)
     prefer_category: bool = option(
         False,
         "Documents of a category that a positive of the query is of come before all others: harder than "
         "random ones, easier than the top. A query whose positives have no category has no preference.",
     )
-    # Looked at with MiniLM on medical FAQs, see mask.duplicate_similarity.
-    thin_similarity: float = option(
-        0.98,
-        "Of two negatives of a query whose vectors have at least this cosine only the first is taken (curated ones "
-        "always); above 1 switches it off.",
-        gt=0,
-        le=2,
-    )
+    near_duplicate_similarity: float = near_duplicate_similarity_option()
     # Off by default, since it ties queries together. Looked at with MiniLM on medical FAQs: of 10,978 questions with 7
     # negatives each, 334 had one and the same document (itself a question), while half of all documents came up at most
     # 4 times; a cap of 50 moved 3 % of the negatives for 0.0006 of hardness.
@@ -105,7 +75,6 @@ class Params(BaseParams):
         ge=0,
         lt=1,
     )
-    audit_rank: int = checks.audit_rank_option()
     seed: int = seed_option()
 
     @field_validator("source_quotas")
@@ -126,12 +95,6 @@ class Params(BaseParams):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        if self.quota_head + self.quota_middle + self.quota_random == 0:
-            raise ValueError("quota_head, quota_middle and quota_random are all 0: give at least one part")
-        given = {"prefer_category": self.prefer_category, "hub_cap": self.hub_cap, "source_quotas": self.source_quotas}
-        given["drop_positives"] = self.drop_positives
-        if self.sampling == "slices" and (vain := [name for name, value in given.items() if value]):
-            raise ValueError(f"sampling = 'slices' knows no scores and no candidates: remove {', '.join(vain)}")
         if self.positive_weight and not self.drop_positives:
             raise ValueError("positive_weight is that of the positives that drop_positives names, and it names none")
         return self
@@ -141,28 +104,14 @@ class Params(BaseParams):
         """The parts of each source, in the order given."""
         return quotas.parse_quotas(self.source_quotas)
 
-    @property
-    def n_requested(self) -> int:
-        """Negatives wanted of each query, over all its lines."""
-        return self.slice * self.slices if self.sampling == "slices" else self.num_negatives
-
-
-def key_extras(params: Params) -> dict[str, str]:
-    """The audit's parameter, where something is dropped by it."""
-    return {"audit_rank": str(params.audit_rank)} if "low_ranked" in params.drop_positives else {}
-
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write mined.jsonl: one line a train query, in query_id order, as FlagEmbedding and its loaders read it."""
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
     queries = queries.filter(pl.col("split") == "train").select("query_id", "query").sort("query_id")
     corpus = schemas.scan_documents(inputs["corpus"])
-    negative_sampler = (
-        RandomNegatives(params, queries, inputs)
-        if params.sampling == "slices"
-        else NegativeSampler(params, queries, inputs, context)
-    )
-    stats = SamplingStats(params.n_requested)
+    negative_sampler = NegativeSampler(params, queries, inputs, context)
+    stats = SamplingStats(params.num_negatives)
     with (out / "mined.jsonl").open("wb") as file:
         for blocks in group_blocks(negative_sampler.sample_blocks(), estimate_max_documents(inputs["corpus"])):
             block_queries, positives, negatives = (
@@ -213,25 +162,22 @@ def group_blocks(blocks: Iterable[SampledBlock], max_documents: int) -> Iterator
 def build_mined_rows(
     queries: pl.DataFrame, positives: pl.DataFrame, negatives: pl.DataFrame, texts: pl.DataFrame
 ) -> pl.DataFrame:
-    """One row a query and line with both sides: query_id, query, pos, neg, pos_ids, neg_ids, pos_scores, neg_scores.
+    """One row a query with both sides: query_id, query, pos, neg, pos_ids, neg_ids, pos_scores, neg_scores.
 
-    Scores are left out where `negatives` has none; pos_weights and neg_weights come last where `positives` and
-    `negatives` have `weight`.
+    pos_weights and neg_weights come last where `positives` and `negatives` have `weight`.
     """
-    score_columns = ["score"] if "score" in negatives.columns else []
     sides = [
         side.join(texts, on="doc_id", how="left", maintain_order="left")
-        .group_by(by, maintain_order=True)
+        .group_by("query_id", maintain_order=True)
         .agg(
             pl.col("text").alias(name),
             pl.col("doc_id").alias(f"{name}_ids"),
-            *(pl.col(figure).alias(f"{name}_{figure}s") for figure in [*score_columns, *get_weight_columns(side)]),
+            *(pl.col(figure).alias(f"{name}_{figure}s") for figure in ["score", *get_weight_columns(side)]),
         )
-        for name, side, by in (("pos", positives, ["query_id"]), ("neg", negatives, ["query_id", "line"]))
+        for name, side in (("pos", positives), ("neg", negatives))
     ]
-    both = queries.join(sides[0], on="query_id").join(sides[1], on="query_id").sort("query_id", "line")
-    figures = ["pos_scores", "neg_scores"] if score_columns else []
-    figures += [
+    both = queries.join(sides[0], on="query_id").join(sides[1], on="query_id").sort("query_id")
+    figures = ["pos_scores", "neg_scores"] + [
         f"{name}_weights" for name, side in (("pos", positives), ("neg", negatives)) if get_weight_columns(side)
     ]
     return both.select("query_id", "query", "pos", "neg", "pos_ids", "neg_ids", *figures)

@@ -32,7 +32,6 @@ class SamplingStats:
             train=len(queries),
             with_positive=positives["query_id"].n_unique(),
             written=len(sizes),
-            lines=negatives.select("query_id", "line").n_unique() if len(negatives) else 0,
             negatives=len(negatives),
             positives=positives.join(negatives, on="query_id", how="semi").height,
             n_underfilled=int((sizes < self.n_requested).sum()),
@@ -72,7 +71,6 @@ def summarise_sampling(
     category = {name: counts[f"{name}_category"] for name in ("same", "other")}
     return {
         "queries": written,
-        "lines": counts["lines"],
         "positives": counts["positives"],
         "negatives": negatives,
         "n_requested": stats.n_requested,

@@ -15,6 +15,10 @@ from stages.mining.sampling.quotas import add_quota_columns, is_found_by
 if TYPE_CHECKING:
     from stages.mining.sampling.stage import Params
 
+SIMANS_A, SIMANS_B = 100.0, 0.0
+"""SimANS' weights are exp(-A (score - positive's - B)^2). Its authors' A = 0.5 is for inner products that lie tens
+apart; of cosines it would make all weights alike."""
+
 
 def build_eligible_pool(
     survivors: pl.DataFrame, positives: pl.DataFrame, keys: pl.DataFrame, categories: pl.DataFrame | None
@@ -76,33 +80,18 @@ def build_pick_order(params: "Params", pool: pl.DataFrame) -> pl.DataFrame:
         with_quotas = add_quota_columns(non_curated, names, [parts for _, parts in params.quotas])
         for number, (name, _) in enumerate(params.quotas):
             from_source = with_quotas.filter(is_found_by(name)).with_columns(room=pl.col(names[number]))
-            strata += _build_strata(params, from_source, number + 1)
+            strata.append(_order_by_sampling(params, from_source, number + 1))
         strata.append(non_curated.with_columns(counter=pl.lit(len(names) + 1), upto=limit, band=pl.lit("rest")))
     else:
-        strata += _build_strata(params, non_curated, 1)
+        strata.append(_order_by_sampling(params, non_curated, 1))
     columns = ("query", "row", "counter", "upto", "band")
     return pl.concat([stratum.select(columns) for stratum in strata]).sort("query", maintain_order=True)
 
 
-def _build_strata(params: "Params", rows: pl.DataFrame, counter: int) -> list[pl.DataFrame]:
-    """`rows` in the order of each band of the sampling, one frame a band; up to `room` are taken in all."""
-    if params.sampling == "top":
-        return [rows.with_columns(counter=pl.lit(counter), upto="room", band=pl.lit("top"))]
-    random_order = rows.sort("query", "foreign", "key", "doc_id")
-    if params.sampling != "quota":
-        return [random_order.with_columns(counter=pl.lit(counter), upto="room", band=pl.lit(params.sampling))]
-    place, size = pl.int_range(pl.len()).over("query"), pl.len().over("query").cast(pl.Int64)
-    shares = ("head", "middle", "others")
-    rows = add_quota_columns(rows, shares, (params.quota_head, params.quota_middle, params.quota_random))
-    middle_third = rows.filter((place * 3 >= size) & (place * 3 < size * 2)).sort("query", "foreign", "key", "doc_id")
-    strata = (
-        ("head", rows, pl.col("head")),
-        ("middle", middle_third, pl.col("head") + pl.col("middle")),
-        ("random", random_order, pl.col("room")),
-    )
-    return [
-        order.with_columns(counter=pl.lit(counter), upto=cap, band=pl.lit(stratum)) for stratum, order, cap in strata
-    ]
+def _order_by_sampling(params: "Params", rows: pl.DataFrame, counter: int) -> pl.DataFrame:
+    """`rows` in the order of the sampling, as a band of its own of which up to `room` are taken."""
+    order = rows if params.sampling == "top" else rows.sort("query", "foreign", "key", "doc_id")
+    return order.with_columns(counter=pl.lit(counter), upto="room", band=pl.lit(params.sampling))
 
 
 def _compute_sort_keys(params: "Params", rows: pl.DataFrame) -> pl.Series:
@@ -112,7 +101,7 @@ def _compute_sort_keys(params: "Params", rows: pl.DataFrame) -> pl.Series:
     pairs = rows.select("query_id", "doc_id").iter_rows()
     values = [stable_hash(params.seed, "compose", f"{query_id}:{doc_id}") for query_id, doc_id in pairs]
     draws = pl.Series("key", values, dtype=pl.UInt64)
-    return draws if params.sampling != "simans" else compute_simans_keys(draws, rows, params.simans_a, params.simans_b)
+    return draws if params.sampling != "simans" else compute_simans_keys(draws, rows, SIMANS_A, SIMANS_B)
 
 
 def compute_simans_keys(hashes: pl.Series, rows: pl.DataFrame, a: float, b: float) -> pl.Series:

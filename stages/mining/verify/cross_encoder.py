@@ -14,13 +14,13 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import xxhash
 
-from stages.core.arrays import Bools, Floats, compute_log_odds, sigmoid
+from stages.core.arrays import Bools, Floats, compute_log_odds
 from stages.core.context import Progress
 from stages.core.device import Dtype, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
@@ -30,7 +30,6 @@ from stages.core.hashing import Hashes, hash_texts, unique_hashes
 from stages.core.model_files import model_digest, model_display_name, portable_model_name, resolve_model
 from stages.core.schemas import PAIR_COLUMNS
 from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
-from stages.mining import threshold_rules
 
 TextPair = tuple[str, str]
 
@@ -41,17 +40,6 @@ _FORWARD_PASSES_PER_ITEM = 64
 """Forward passes that an item of work fills, at four characters a token."""
 _MAX_PAIR_CHARS = 4_096
 """Characters of a pair that count for that: few cross-encoders read more."""
-
-VerifierRule = Literal["margin", "margin_max", "perc", "perc_max", "abs"]
-DEFAULT_VERIFIER_THRESHOLDS: dict[VerifierRule, float] = {
-    "margin": 0.0,
-    "margin_max": 0.0,
-    "perc": 0.95,
-    "perc_max": 0.95,
-    "abs": 0.7,
-}
-"""At a margin of 0 only the teacher's order counts, so it needs no scale: how far logits lie apart differs by teacher.
-(Of one taught with 100 questions, a margin of 0.5 set every candidate aside, and one of -1 none.)"""
 
 
 class CrossEncoderVerifier:
@@ -241,26 +229,3 @@ def join_verifier_scores(rows: pl.DataFrame, positives: pl.DataFrame, scored: pl
         scored.select(*PAIR_COLUMNS, "verifier_score"), on=PAIR_COLUMNS, how="left", maintain_order="left"
     )
     return joined.join(positive_range, on="query_id", how="left", maintain_order="left")
-
-
-def flag_false_negatives(
-    rule: VerifierRule, threshold: float | None, score: Floats, positive_min: Floats, positive_max: Floats
-) -> Bools:
-    """Which candidates the teacher takes for positives: bool [n]; all are logits [n], NaN where unknown (never false).
-
-    `positive_min` and `positive_max`: the scores of the query's positives. `margin`, `margin_max`: less than
-    `threshold` below the lowest or the best, in logits; `perc`, `perc_max`: the sigmoid above `threshold` of theirs;
-    `abs`: a sigmoid above `threshold`.
-    """
-
-    def scale(logits: Floats) -> Floats:
-        return logits if rule in ("margin", "margin_max") else sigmoid(logits).astype(np.float32)
-
-    limit = threshold_rules.compute_thresholds(
-        rule,
-        DEFAULT_VERIFIER_THRESHOLDS[rule] if threshold is None else threshold,
-        scale(positive_min),
-        scale(positive_max),
-    )
-    out: Bools = scale(score) > limit
-    return out

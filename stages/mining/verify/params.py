@@ -1,7 +1,5 @@
 """Parameters of the step that verifies uncertain candidates."""
 
-from typing import Literal
-
 from stages.core.device import Device, Dtype
 from stages.core.model_files import DEFAULT_ENCODER
 from stages.core.params import option
@@ -9,6 +7,10 @@ from stages.core.run_params import device_option, dtype_option, seed_option
 from stages.mining.params import RiskPolicy
 
 SELF_TRAINED = "self"
+SELF_TRAINED_BASE = DEFAULT_ENCODER
+"""The model that the rerankers of a self-trained verifier start from."""
+SELF_TRAINED_FOLDS = 2
+"""Rerankers of a self-trained verifier: each scores one part of the questions and learns from the others."""
 SELF_TRAINED_MAX_QUERIES = 2_000
 """Questions that a fold of a self-taught teacher learns from at most."""
 
@@ -25,27 +27,10 @@ class Params(RiskPolicy):
         is_model=True,
         exclude_from_key=True,
     )
-    verifier_rule: Literal["none", "margin", "margin_max", "perc", "perc_max", "abs"] = option(
-        "none",
-        "Sets aside what the teacher itself takes for a positive, by the rule of that name on its scores (margin: "
-        "logits; perc, abs: their sigmoid). Without it, its scores only enter p_false_negative.",
-    )
-    verifier_threshold: float | None = option(
-        None, "The verifier_rule's number; left out: margin 0, perc 0.95, abs 0.7.", allow_inf_nan=False
-    )
     verifier_budget: int = option(
         0, "Candidates that a teacher may be asked about, nearest to doubt first; 0: all.", ge=0
     )
     verifier_max_length: int = option(256, "Tokens of query and document together that a teacher reads.", ge=8)
-    verifier_base: str = option(
-        DEFAULT_ENCODER,
-        "With verifier = self: the model that these rerankers start from.",
-        is_model=True,
-        exclude_from_key=True,
-    )
-    folds: int = option(
-        2, "With verifier = self: so many rerankers, each scores one part and learns from the others.", ge=2
-    )
     llm_judge: str | None = option(
         None, "URL of an OpenAI-compatible API that is asked about candidates, such as http://localhost:8000/v1.",
         exclude_from_key=True,

@@ -24,7 +24,7 @@ from stages.core.model_files import model_digest, resolve_model
 from stages.core.schemas import PAIR_COLUMNS, scan_documents
 from stages.mining.estimator.holdout import hold_out_one
 from stages.mining.params import RiskPolicy
-from stages.mining.verify.params import SELF_TRAINED, SELF_TRAINED_MAX_QUERIES
+from stages.mining.verify.params import SELF_TRAINED, SELF_TRAINED_BASE, SELF_TRAINED_FOLDS, SELF_TRAINED_MAX_QUERIES
 from stages.mining.verify.params import Params as Params
 from stages.mining.verify.selection import VerifyInputs
 
@@ -41,7 +41,7 @@ def key_extras(params: Params) -> dict[str, str]:
     """Who is asked (the weights of the teacher, or of what it starts from), and within what limits."""
     extras = {"llm_judge": "enabled"} if params.llm_judge else {}
     if params.verifier == SELF_TRAINED:
-        extras["verifier"] = f"self: {model_digest(resolve_model(params.verifier_base))}"
+        extras["verifier"] = f"self: {model_digest(resolve_model(SELF_TRAINED_BASE))}"
         extras["seed"] = str(params.seed)
     elif params.verifier:
         extras["verifier"] = model_digest(resolve_model(params.verifier))
@@ -162,19 +162,9 @@ def apply_verifier(
     else:
         p_after = p_before
     verify_inputs.context.progress.log(f"teacher: {reason}")
-    is_false_negative = np.zeros(len(scored_rows), np.bool_)
-    if params.verifier_rule != "none":
-        is_false_negative = teacher.flag_false_negatives(
-            params.verifier_rule, params.verifier_threshold, score, positive_min, positive_max
-        )
     rows = rows.with_columns(p_false_negative=pl.Series(p_after, dtype=pl.Float32))
-    verifier_flags = scored_rows.select(
-        *PAIR_COLUMNS,
-        "verifier_positive_min",
-        "verifier_positive_max",
-        verifier_false_negative=pl.Series(is_false_negative, dtype=pl.Boolean),
-    )
-    verifier_scores = scored.join(verifier_flags, on=PAIR_COLUMNS, how="left", maintain_order="left")
+    positive_range = scored_rows.select(*PAIR_COLUMNS, "verifier_positive_min", "verifier_positive_max")
+    verifier_scores = scored.join(positive_range, on=PAIR_COLUMNS, how="left", maintain_order="left")
     return (
         rows,
         holdout,
@@ -215,7 +205,7 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
 
     candidate_features = schemas.scan_table(verify_inputs.paths["features"], schemas.CANDIDATE_FEATURES)
     train_queries = verify_inputs.queries.filter(pl.col("split") == "train")
-    sampled_ids = sample_by_hash(train_queries["query_id"], params.folds * SELF_TRAINED_MAX_QUERIES, "self")
+    sampled_ids = sample_by_hash(train_queries["query_id"], SELF_TRAINED_FOLDS * SELF_TRAINED_MAX_QUERIES, "self")
     train_queries = train_queries.filter(pl.col("query_id").is_in(sampled_ids))
     is_known_positive = pl.any_horizontal(pl.col(flag).fill_null(False) for flag in ("same_text", "contains_answer"))
     safe_candidates = candidate_features.filter(
@@ -225,7 +215,7 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
         pl.col("query_id").is_in(train_queries["query_id"].implode())
     )
     train_params = TrainParams(
-        base=params.verifier_base,
+        base=SELF_TRAINED_BASE,
         epochs=1,
         max_length=params.verifier_max_length,
         max_queries=SELF_TRAINED_MAX_QUERIES,
@@ -248,7 +238,7 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
     files = verify_inputs.paths["candidates"], verify_inputs.paths["corpus"]
     reranker = CrossFitReranker(
         train_params,
-        params.folds,
+        SELF_TRAINED_FOLDS,
         training_set,
         *files,
         verify_inputs.context.scratch_dir / "self",

@@ -160,9 +160,10 @@ def test_a_node_that_is_killed_changes_no_byte(
     nodes: Nodes, tables: dict[str, Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(incremental, "_FULL_SEARCH_QUERIES", 10)
+    monkeypatch.setattr(retrieval_stage, "DOCUMENTS_PER_BLOCK", 40)
     work = [
         (embedding_stage, embedding_stage.Params(model=str(tiny_model), batch_tokens=8)),
-        (retrieval_stage, retrieval_stage.Params(top_k=7, block=40)),
+        (retrieval_stage, retrieval_stage.Params(top_k=7)),
     ]
     for stage, params in work:
         expected = run(stage, params, tables, tmp_path / "local", InProcessExecutor(), Said())

@@ -122,7 +122,7 @@ SUMMARIES: dict[str, dict[str, Any]] = {
 PARAMETERS: dict[str, dict[str, Any]] = {
     "pairs": {"dev_ratio": 0.15, "test_ratio": 0.1},
     "search": {"top_k": 100},
-    "mask": {"mask": "window", "window_start": 4, "window_end": 60},
+    "mask": {"mask": "window", "rank_window": [4, 60]},
 }
 TEXTS = {
     "question": "How do I reset it?",
@@ -272,7 +272,7 @@ def test_keys_and_settings(build: Build) -> None:
     place = texts.index("0a2b3c4d")
     assert texts[place - 1 : place + 2] == ["pairs", "0a2b3c4d", "dev_ratio = 0.15"]  # test_ratio = 0.1 is the default
     assert texts[texts.index("1a2b3c4d") + 1] == "defaults"
-    assert 'mask = "window", window_end = 60, window_start = 4' in texts
+    assert 'mask = "window", rank_window = [4, 60]' in texts
 
 
 def test_the_same_artifacts_give_the_same_bytes(build: Build) -> None:

@@ -118,9 +118,9 @@ def test_what_was_known_before_a_teacher_stands_beside_what_it_said(tmp_path):
         ),
         verifier_scores=table(
             schemas.VERIFIER_SCORES,
-            ("1", "n", -4.0, 1.0, 2.0, False, None, 0.012),
-            ("1", "p", 2.0, None, None, None, None, None),
-            ("1", "x", 3.0, 1.0, 2.0, False, None, 0.75),
+            ("1", "n", -4.0, 1.0, 2.0, None, 0.012),
+            ("1", "p", 2.0, None, None, None, None),
+            ("1", "x", 3.0, 1.0, 2.0, None, 0.75),
         ),
     )
     _, rows, _ = load_query_view("1", inputs, "learned")
@@ -195,11 +195,6 @@ KEPT = {"rank": 1, "score": 0.5, "reason": "kept"}
             "learned",
             "is kept with a weight: 0.75, 25.0% likely a false negative",
         ),
-        (
-            KEPT | {"reason": "verifier", "p_false_negative": 0.3, "first_p": 0.3, "verifier_score": 3.0},
-            "perc",
-            "is a positive according to the verifier: 30.0% likely a false negative; the teacher scores it 3.00",
-        ),
     ],
 )
 def test_the_words_of_an_estimate(row, rule, says):
@@ -237,12 +232,6 @@ ROWS = pl.DataFrame(
     ("negatives", "query", "rows", "says"),
     [
         (["a", "b", "c"], {}, ROWS, "holds 3 negatives of this question, false with a mean probability of 2.0%"),
-        (
-            ["a", "z"],
-            {},
-            ROWS,
-            "holds 2 negatives of this question, 1 of them not among its candidates (sampling = slices)",
-        ),
         (
             ["a"],
             {},

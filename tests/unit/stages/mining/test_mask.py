@@ -149,12 +149,11 @@ def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_pos
     [
         ({"mask": "none"}, {"high", "edge", "low"}),
         (
-            {"mask": "none", "exclude_answers": False, "duplicate_similarity": 1.5},
+            {"mask": "none", "exclude_answers": False, "near_duplicate_similarity": 1.5},
             {"high", "edge", "low", "holds", "near"},
         ),
-        ({"mask": "none", "min_answer_chars": 13}, {"high", "edge", "low", "holds"}),
-        ({"mask": "none", "duplicate_similarity": 0.6}, {"edge", "low"}),
-        ({"mask": "window", "window_start": 5, "window_end": 6}, {"edge"}),
+        ({"mask": "none", "near_duplicate_similarity": 0.6}, {"edge", "low"}),
+        ({"mask": "window", "rank_window": (5, 6)}, {"edge"}),
         ({"mask": "abs"}, {"low"}),
         ({"mask": "abs", "threshold": 0.765}, {"edge", "low"}),
         ({"mask": "margin"}, {"low"}),
@@ -205,7 +204,7 @@ def test_no_candidates_at_all(inputs, tmp_path):
     [
         ({"mask": "none", "threshold": 0.9}, "has no threshold"),
         ({"mask": "perc", "threshold": 95}, "it is a share"),
-        ({"window_start": 20, "window_end": 20}, "leaves no rank"),
+        ({"rank_window": (20, 20)}, "leaves no rank"),
         ({"threshold": float("nan")}, "finite"),
     ],
 )

@@ -211,7 +211,7 @@ def test_the_solution_does_not_depend_on_the_unit_of_the_scores(scale: float) ->
 
 
 def find_eligible(*rows: tuple[object, ...]) -> list[bool]:
-    names = ["score", "p_false_negative", "positive_kind", "curated_negative", "llm_judge", "verifier_false_negative"]
+    names = ["score", "p_false_negative", "positive_kind", "curated_negative", "llm_judge"]
     frame = pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None).with_columns(
         pl.col("score", "p_false_negative").cast(pl.Float32), query_id=pl.lit("q"),
         positive_similarity=pl.lit(0.1, pl.Float32), same_text=pl.lit(None, pl.Boolean),
@@ -224,13 +224,12 @@ def find_eligible(*rows: tuple[object, ...]) -> list[bool]:
 
 def test_which_candidates_are_eligible() -> None:
     assert find_eligible(
-        (0.9, 0.1, None, None, None, None),
-        (0.8, 0.51, None, None, None, None),  # more likely false than not
-        (0.7, 0.1, "own", None, None, None),
-        (0.6, 0.1, "paraphrase", None, None, None),
-        (0.5, 0.1, None, True, None, None),
-        (0.4, 0.1, None, None, True, None),  # the LLM judge says that it answers
-        (0.3, 0.1, None, None, False, None),
-        (0.2, 0.1, None, None, None, True),
-        (0.1, None, None, None, None, None),
-    ) == [True, False, False, False, False, False, True, False, False]
+        (0.9, 0.1, None, None, None),
+        (0.8, 0.51, None, None, None),  # more likely false than not
+        (0.7, 0.1, "own", None, None),
+        (0.6, 0.1, "paraphrase", None, None),
+        (0.5, 0.1, None, True, None),
+        (0.4, 0.1, None, None, True),  # the LLM judge says that it answers
+        (0.3, 0.1, None, None, False),
+        (0.1, None, None, None, None),
+    ) == [True, False, False, False, False, False, True, False]

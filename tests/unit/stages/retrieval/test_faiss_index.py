@@ -83,15 +83,19 @@ def test_what_faiss_means_to_say() -> None:
 
 
 def test_refusals_name_the_string_and_the_reason() -> None:
-    with pytest.raises(InputError, match=r"--index 'PQ7' for 500 vectors of dimension 8 .*should be a multiple of"):
+    with pytest.raises(
+        InputError, match=r"faiss_index = 'PQ7' for 500 vectors of dimension 8 .*should be a multiple of"
+    ):
         FaissIndex("PQ7", 8, 500)
-    with pytest.raises(InputError, match=r"--index 'IVF501,Flat' has 501 lists, and .* only 500 .* at most 12 lists"):
+    with pytest.raises(
+        InputError, match=r"faiss_index = 'IVF501,Flat' has 501 lists, and .* only 500 .* at most 12 lists"
+    ):
         FaissIndex("IVF501,Flat", 8, 500)
     with pytest.raises(
-        InputError, match=r"--index 'HNSW8' .* does not take --index-params 'nprobe=4'.* efSearch for HNSW"
+        InputError, match=r"faiss_index = 'HNSW8' .* does not take faiss_params = 'nprobe=4'.* efSearch for HNSW"
     ):
         FaissIndex("HNSW8", 8, 500, "nprobe=4")
-    with pytest.raises(InputError, match=r"--index 'PQ4' for 100 vectors of dimension 8 .*training points"):
+    with pytest.raises(InputError, match=r"faiss_index = 'PQ4' for 100 vectors of dimension 8 .*training points"):
         filled("PQ4", random_vectors(100))  # its codes have 256 values
 
 

@@ -18,6 +18,7 @@ from stages.core.hashing import hash_texts
 from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, read_table, write_table
 from stages.embedding.vector_store import VectorStore
 from stages.retrieval import faiss_search
+from stages.retrieval import stage as retrieval_stage
 from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.exact.scoring import pair_scores
 from stages.retrieval.faiss_index import FaissIndex
@@ -104,7 +105,7 @@ def test_an_index_that_misses_nothing_gives_the_bytes_of_exact_search(
     world: World, factory: str, parameters: str
 ) -> None:
     world.search("exact")
-    told = world.search("index", index=factory, faiss_params=parameters, min_recall=1)
+    told = world.search("index", faiss_index=factory, faiss_params=parameters, min_recall=1)
     assert told["faiss_indexes"]["dense"]["recall"] == 1
     assert "topk_cache" not in told
     assert world.bytes("index") == world.bytes("exact")
@@ -137,7 +138,7 @@ def test_the_recall_is_what_was_found(world: World, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(faiss_search, "_RECALL_SAMPLE_QUERIES", 7)
     few = world.search(faiss_index="IVF8,Flat", faiss_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
     sampled = faiss_search._sample_positions_by_hash(
-        pl.Series([f"q{i:03}" for i in range(ASKED)]), 7, 0, "recall sample"
+        pl.Series([f"q{i:03}" for i in range(ASKED)]), 7, Params().seed, "recall sample"
     )
     assert few["n_sampled_queries"] == 7
     assert few["recall"] == round(share(world.exact()[sampled], world.found()[sampled]), 4) != told["recall"]
@@ -165,19 +166,19 @@ def test_too_low_a_recall_is_refused_with_what_would_mend_it(world: World) -> No
     with pytest.raises(InputError) as refused:
         world.search(**given, min_recall=0.999)
     assert str(refused.value) == (
-        f"--index 'IVF8,Flat' (nprobe=2): recall@20 is {recall:.3f} on 30 sampled queries, and --min-recall is 0.999. "
-        "With --index-params nprobe=8 it is 1.000."
+        f"[search] faiss_index = 'IVF8,Flat' (nprobe=2): recall@20 is {recall:.3f} on 30 sampled queries, "
+        "and min_recall is 0.999. With faiss_params = nprobe=8 it is 1.000."
     )
-    with pytest.raises(InputError, match=r"With --index-params k_factor_rf=2,nprobe=8 it is 1\.000\.$"):
+    with pytest.raises(InputError, match=r"With faiss_params = k_factor_rf=2,nprobe=8 it is 1\.000\.$"):
         world.search(faiss_index="IVF8,SQ8,RFlat", faiss_params="nprobe=1,k_factor_rf=2", min_recall=0.999)
     with pytest.raises(InputError) as refused:
-        world.search(faiss_index="IVF4,PQ1x2", depth=2, min_recall=0.999)
+        world.search(faiss_index="IVF4,PQ1x2", top_k=2, min_recall=0.999)
     said = str(refused.value)
     assert re.search(r"\(nprobe=4\): recall@2 is 0\.\d+ on 30 .* is 0.999\. To find more, take a bigger code", said), (
         said
     )
     with pytest.raises(InputError, match=r"'PQ1x2' \(no parameters\): recall@2 is 0\.\d+ .* is 0.999\. To find more, "):
-        world.search(faiss_index="PQ1x2", depth=2, min_recall=0.999)
+        world.search(faiss_index="PQ1x2", top_k=2, min_recall=0.999)
 
 
 def test_a_query_that_finds_too_little_is_searched_exactly(world: World) -> None:
@@ -193,7 +194,8 @@ def test_the_same_bytes_again_and_for_every_block(world: World, monkeypatch: pyt
     for factory in ("IVF8,PQ4x4", "HNSW4"):
         contents = set()
         for block in (7, 150, 1000):
-            told = world.search(index=factory, min_recall=0, block=block)
+            monkeypatch.setattr(retrieval_stage, "DOCUMENTS_PER_BLOCK", block)
+            told = world.search(faiss_index=factory, min_recall=0)
             contents.add((*world.bytes(), json.dumps(told)))
         assert len(contents) == 1
 
@@ -239,17 +241,17 @@ def test_where_exact_search_is_as_fast_it_is_said(world: World, monkeypatch: pyt
 
 def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world: World) -> None:
     for factory, why in (("PQ3", "multiple of the number of subquantizers"), ("IVF401,Flat", "only 400 documents")):
-        with pytest.raises(InputError, match=f"--index '{factory}'.*{why}"):
-            world.search(index=factory)
-    with pytest.raises(InputError, match="--index-params 'k_factor_rf=2'"):
+        with pytest.raises(InputError, match=f"faiss_index = '{factory}'.*{why}"):
+            world.search(faiss_index=factory)
+    with pytest.raises(InputError, match="faiss_params = 'k_factor_rf=2'"):
         world.search(faiss_index="IVF4,Flat", faiss_params="k_factor_rf=2")
     assert not [line for line in world.said.lines if "training" in line]
 
 
 def test_what_faiss_refuses_of_a_search_names_the_parameters(world: World) -> None:
     for factory, parameters in (("IVF4,Flat", "nprobe=0"), ("Flat,RFlat", "k_factor_rf=0.1")):
-        with pytest.raises(InputError, match=f"can't be searched with --index-params '{parameters}'.* at least 1"):
-            world.search(index=factory, faiss_params=parameters)
+        with pytest.raises(InputError, match=f"can't be searched with faiss_params = '{parameters}'.* at least 1"):
+            world.search(faiss_index=factory, faiss_params=parameters)
 
 
 def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +270,8 @@ def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(FaissIndex, "train", training)
     tracemalloc.start()
     try:
-        world.search(faiss_index="IVF4,Flat", min_recall=0, block=20)
+        monkeypatch.setattr(retrieval_stage, "DOCUMENTS_PER_BLOCK", 20)
+        world.search(faiss_index="IVF4,Flat", min_recall=0)
     finally:
         tracemalloc.stop()
     assert 1 < held[0] < 1.5

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,7 @@ from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
 from stages.embedding.vector_store import VectorStore
 from stages.retrieval import incremental
+from stages.retrieval import stage as retrieval_stage
 from stages.retrieval.stage import Params, run
 
 # A text says its vector, and a letter, so that different texts can have the same vector: ties abound.
@@ -56,7 +58,8 @@ class World:
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
         inputs["encoder"] = self.folder / "encoder.json"
         tools = StageContext(NullProgress(), self.folder / "scratch", self.store.parent, self.folder / "logs")
-        summary = run(Params(depth=depth, block=7), inputs, self.folder / out, tools)
+        with mock.patch.object(retrieval_stage, "DOCUMENTS_PER_BLOCK", 7):
+            summary = run(Params(top_k=depth), inputs, self.folder / out, tools)
         told: dict[str, Any] = summary["topk_cache"]["dense"]
         return told
 

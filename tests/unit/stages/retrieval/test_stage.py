@@ -71,8 +71,9 @@ def search(workspace: Path, params: Params, progress: Said | None = None) -> dic
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])
-def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
-    summary = search(workspace, Params(top_k=2, block=block))
+def test_candidates_and_judged_tables(workspace: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "DOCUMENTS_PER_BLOCK", block)
+    summary = search(workspace, Params(top_k=2))
     lists = {"dense": {"n_new_documents": 3, "n_merged_queries": 0, "n_searched_queries": 2}}
     counts = {"queries": 2, "documents": 3, "candidates": 4, "candidates_by_source": {"dense": 4}, "qrels_scored": 2}
     assert summary == counts | {"topk_cache": lists}
@@ -88,10 +89,11 @@ def test_candidates_and_judged_tables(workspace: Path, block: int) -> None:
     assert judged.rows() == [("q1", "c", 1, far), ("q2", "b", 0, 0.0)]
 
 
-def test_the_block_size_changes_no_byte(workspace: Path) -> None:
+def test_the_block_size_changes_no_byte(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = set()
     for block in (1, 100):
-        search(workspace, Params(block=block))
+        monkeypatch.setattr(search_module, "DOCUMENTS_PER_BLOCK", block)
+        search(workspace, Params())
         contents.add((workspace / "out/candidates.parquet").read_bytes())
     assert len(contents) == 1
 

@@ -174,7 +174,7 @@ def test_the_block_size_changes_nothing(tmp_path, monkeypatch, size):
         qrels=table(schemas.QRELS, ("2", "y", 1)),
     )
     inputs |= {"label_overrides": inputs["qrels"], "encoder": tmp_path}
-    found, positives = checks.find_label_issues(inputs, tmp_path, 100, 2)
+    found, positives = checks.find_label_issues(inputs, tmp_path, 2)
     assert positives == 3
     # ("2", "y") is as bad, but a person confirmed it
     assert found.select("finding", "query_id", "doc_id", "split", "rank").rows() == [
@@ -185,9 +185,9 @@ def test_the_block_size_changes_nothing(tmp_path, monkeypatch, size):
         ("inconsistent", "1", "x", "train", 4),
         ("inconsistent", "1", "y", "train", 5),
     ]
-    only, _ = checks.find_label_issues(inputs, tmp_path, 100, 3, ["outranked"])
+    only, _ = checks.find_label_issues(inputs, tmp_path, 3, ["outranked"])
     assert only["finding"].to_list() == ["outranked", "outranked"]
-    assert checks.find_label_issues(inputs, tmp_path, 3, 4, ["outranked"])[0].is_empty()
+    assert checks.find_label_issues(inputs, tmp_path, 4, ["outranked"])[0].is_empty()
     assert count_findings(found, positives) == {
         "n_positives": 3,
         "n_flagged": 2,
@@ -203,7 +203,7 @@ def test_no_positives_no_findings(tmp_path, monkeypatch):
         qrels=table(schemas.QRELS),
     )  # fmt: skip
     found, positives = checks.find_label_issues(
-        inputs | {"label_overrides": inputs["qrels"], "encoder": tmp_path}, tmp_path, 100, 7
+        inputs | {"label_overrides": inputs["qrels"], "encoder": tmp_path}, tmp_path, 7
     )
     assert (len(found), positives) == (0, 0)
     assert found.columns == list(checks.FINDINGS_SCHEMA)

@@ -87,20 +87,6 @@ def test_curated_ones_come_before_and_leave_less():
     assert found == [("x", "curated_negative"), ("a", "top"), ("c", "top")]
 
 
-def test_bands_within_each_source():
-    params = Params(
-        num_negatives=4,
-        sampling="quota",
-        source_quotas=("dense=1", "bm25=1"),
-        quota_head=1,
-        quota_middle=1,
-        quota_random=0,
-    )
-    dense = [(f"d{i}", 0.9 - i / 100, "dense") for i in range(3)]
-    bm25 = [(f"b{i}", 0.5 - i / 100, "bm25") for i in range(3)]
-    assert chosen(params, *dense, *bm25) == [("d0", "head"), ("d1", "middle"), ("b0", "head"), ("b1", "middle")]
-
-
 def test_parsing():
     assert parse_quotas(["dense=4", "dense12=2"]) == [("dense", 4), ("dense12", 2)]
 

@@ -9,7 +9,6 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from stages.core import schemas
 from stages.core.errors import InputError
@@ -87,7 +86,7 @@ def run(params: Params, inputs, tmp_path) -> tuple[list[dict], dict, bytes]:
 
 
 def test_the_lines(inputs, tmp_path):
-    mined, summary, content = run(Params(num_negatives=3, thin_similarity=NO_THINNING), inputs, tmp_path)
+    mined, summary, content = run(Params(num_negatives=3, near_duplicate_similarity=NO_THINNING), inputs, tmp_path)
     assert mined == [
         {
             "query_id": "a",
@@ -114,7 +113,6 @@ def test_the_lines(inputs, tmp_path):
     assert content.endswith(b"}\n")
     assert summary == {
         "queries": 2,
-        "lines": 2,
         "positives": 3,
         "negatives": 4,
         "n_requested": 3,
@@ -149,17 +147,17 @@ def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(in
         for name in schemas.VERDICTS.names if name not in verdicts.columns
     ).select(schemas.VERDICTS.names)  # fmt: skip
     changed = inputs | write(tmp_path, verdicts=verdicts)
-    [mined], summary, _ = run(Params(num_negatives=3, thin_similarity=NO_THINNING), changed, tmp_path)
+    [mined], summary, _ = run(Params(num_negatives=3, near_duplicate_similarity=NO_THINNING), changed, tmp_path)
     assert mined["pos_ids"] == ["n1", "p2", "p1"]
     assert (mined["neg_ids"], mined["neg_weights"]) == (["n2", "n3"], [0.75, 1.0])
     assert summary["expected_false_negative_rate"] == 0.15  # (0.25 + 0.05) / 2
     assert summary["n_weighted_negatives"] == 1
 
 
-@pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
+@pytest.mark.parametrize("sampling", ["top", "random", "simans"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
-    params = Params(num_negatives=2, sampling=sampling, thin_similarity=NO_THINNING)
+    params = Params(num_negatives=2, sampling=sampling, near_duplicate_similarity=NO_THINNING)
     _, summary, content = run(params, inputs, tmp_path)
     monkeypatch.setattr(sampler, "SAMPLING_ROWS_PER_BLOCK", rows)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
@@ -232,7 +230,7 @@ def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, m
 def test_nothing_to_write_is_refused_with_the_counts(inputs, tmp_path):
     empty = write(tmp_path, verdicts=table(schemas.VERDICTS))
     with pytest.raises(InputError, match=r"not one negative is left for the 4 train questions \(1 have no positive\)"):
-        run(Params(thin_similarity=NO_THINNING), inputs | empty, tmp_path)
+        run(Params(near_duplicate_similarity=NO_THINNING), inputs | empty, tmp_path)
 
 
 def test_a_text_that_is_a_positive_is_never_a_negative():
@@ -268,25 +266,17 @@ def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id:
 NINE = {f"d{i}": (1 - i / 10, "kept") for i in range(9)}
 
 
-def test_quotas_take_head_middle_and_rest():
-    chosen = one_query(NINE, Params(num_negatives=4, sampling="quota", quota_head=2, quota_middle=1, quota_random=1))
-    bands = {band: [doc_id for doc_id, its in chosen if its == band] for band in ("head", "middle", "random")}
-    assert bands["head"] == ["d0", "d1"]
-    assert len(bands["middle"]) == len(bands["random"]) == 1
-    assert bands["middle"][0] in ("d3", "d4", "d5")
-    assert len({doc_id for doc_id, _ in chosen}) == 4
-
-
-def test_curated_ones_come_first_and_leave_less_to_the_quotas():
+def test_curated_ones_come_first_and_leave_less_room():
     documents = NINE | {"x": (-0.5, "curated_negative"), "y": (0.0, "curated_negative")}
-    params = Params(num_negatives=5, sampling="quota", quota_head=1, quota_middle=1, quota_random=1)
-    bands = [band for _, band in one_query(documents, params)]
-    assert bands[:2] == ["curated_negative", "curated_negative"]
-    assert sorted(bands[2:]) == ["head", "middle", "random"]
+    assert one_query(documents, Params(num_negatives=3)) == [
+        ("y", "curated_negative"),
+        ("x", "curated_negative"),
+        ("d0", "top"),
+    ]
     assert one_query(documents, Params(num_negatives=1)) == [("y", "curated_negative")]
 
 
-@pytest.mark.parametrize("sampling", ["top", "random", "simans", "quota"])
+@pytest.mark.parametrize("sampling", ["top", "random", "simans"])
 def test_too_few_are_all_kept(sampling):
     documents = {name: NINE[name] for name in ("d0", "d4")}
     assert [doc_id for doc_id, _ in one_query(documents, Params(sampling=sampling))] == ["d0", "d4"]
@@ -343,11 +333,6 @@ def test_what_comes_or_goes_moves_no_one_else(others, negatives):
     assert len(after) == min(negatives, len(more))
 
 
-def test_quotas_of_nothing_are_refused():
-    with pytest.raises(ValidationError, match="at least one part"):
-        Params(quota_head=0, quota_middle=0, quota_random=0)
-
-
 def weighted(monkeypatch, weights: tuple[float | None, ...]) -> pl.DataFrame:
     """Verdicts of query a with a column `weight`, which the contract gets for this test where it has none yet."""
     if "weight" not in schemas.VERDICTS.names:
@@ -358,7 +343,7 @@ def weighted(monkeypatch, weights: tuple[float | None, ...]) -> pl.DataFrame:
 
 
 def test_weights_are_written_in_every_line_or_in_none(inputs, tmp_path, monkeypatch):
-    params = Params(thin_similarity=NO_THINNING)
+    params = Params(near_duplicate_similarity=NO_THINNING)
     found = write(tmp_path, verdicts=weighted(monkeypatch, (0.25, None, 1.0)))
     mined, summary, _ = run(params, inputs | found, tmp_path)
     assert [line["neg_weights"] for line in mined] == [[0.25, 1.0, 1.0], [1.0]]
@@ -387,7 +372,7 @@ def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
     verdicts += [verdict(q, "n2", 2, 0.2, "negative", "kept") for q in "abe"]
     judged = pl.read_parquet(inputs["qrels_scored"]).filter(pl.col("relevance") > 0)
     found = write(tmp_path, verdicts=table(schemas.VERDICTS, *verdicts), qrels_scored=judged)
-    params = Params(num_negatives=1, hub_cap=2, thin_similarity=NO_THINNING)
+    params = Params(num_negatives=1, hub_cap=2, near_duplicate_similarity=NO_THINNING)
     mined, summary, content = run(params, inputs | found, tmp_path)
     assert {line["query_id"]: line["neg_ids"] for line in mined} == {"a": ["n2"], "b": ["n1"], "e": ["n1"]}
     assert summary["hubness"] == {"max_document_count": 2, "n_capped_documents": 1, "n_rejected": 1}
@@ -408,7 +393,7 @@ def test_a_cap_that_the_documents_can_not_meet_is_said(inputs, tmp_path):
 
     def said(**given) -> list[str]:
         lent.progress.lines.clear()
-        sampling_stage.run(Params(thin_similarity=NO_THINNING, **given), inputs, out, lent)
+        sampling_stage.run(Params(near_duplicate_similarity=NO_THINNING, **given), inputs, out, lent)
         return [line for line in lent.progress.lines if "hub_cap" in line]
 
     assert said(num_negatives=3, hub_cap=1) == []  # 8 of the 9: n5 is curated, and knows no cap
@@ -424,7 +409,7 @@ def test_categories_are_counted(inputs, tmp_path):
         category=pl.col("doc_id").replace_strict({"p2": "x", "n3": "x", "n1": "y"}, default=None)
     )
     found = write(tmp_path, corpus=corpus)
-    params = Params(num_negatives=2, prefer_category=True, thin_similarity=NO_THINNING)
+    params = Params(num_negatives=2, prefer_category=True, near_duplicate_similarity=NO_THINNING)
     mined, summary, _ = run(params, inputs | found, tmp_path)
     # n5 is curated; of the others n3 is of the category of p2, though n2 is harder
     assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]

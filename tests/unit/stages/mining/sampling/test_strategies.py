@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import xxhash
 
+from stages.mining.sampling import strategies
 from stages.mining.sampling.sampler import select_negatives
 from stages.mining.sampling.stage import Params
 from stages.mining.sampling.strategies import build_eligible_pool, compute_simans_keys, find_positive_categories
@@ -43,20 +44,23 @@ def test_the_key_is_the_logarithm_of_an_exponential_time():
     assert np.isfinite(compute_simans_keys(ends, rows, 2, 0.25).to_numpy()).all()
 
 
-def test_the_draw_is_by_hash_and_by_the_lowest_positive():
+def test_the_draw_is_by_hash_and_by_the_lowest_positive(monkeypatch):
+    monkeypatch.setattr(strategies, "SIMANS_A", 20)
+    monkeypatch.setattr(strategies, "SIMANS_B", 0.1)
     survivors = {f"d{i}": i / 20 for i in range(20)}
 
     def time(doc_id: str) -> float:
         u = ((xxhash.xxh3_64_intdigest(f"3:compose:q:{doc_id}".encode()) >> 12) + 0.5) / 2**52
         return -math.log(u) / math.exp(-20 * (np.float32(survivors[doc_id]) - 0.5 - 0.1) ** 2)
 
-    params = Params(sampling="simans", simans_a=20, simans_b=0.1, num_negatives=6, seed=3)
+    params = Params(sampling="simans", num_negatives=6, seed=3)
     assert set(taken(params, pool(survivors, positive=0.5))) == set(sorted(survivors, key=time)[:6])
 
 
-def test_shares_of_the_first_draw_are_the_weights():
+def test_shares_of_the_first_draw_are_the_weights(monkeypatch):
+    monkeypatch.setattr(strategies, "SIMANS_A", 1)
     survivors = {"near": 1.0, "far": 0.0, "farther": -0.5}
-    params = Params(sampling="simans", simans_a=1, num_negatives=1)
+    params = Params(sampling="simans", num_negatives=1)
     counts = Counter(taken(params, pool(survivors, query_id=f"q{i}"))[0] for i in range(1500))
     weights = {"near": 1.0, "far": math.exp(-1), "farther": math.exp(-2.25)}
     for name, weight in weights.items():
@@ -74,7 +78,7 @@ def test_scores_of_any_scale_are_drawn_from():
 
 def test_one_that_comes_changes_one_place():
     survivors = {f"d{i}": i / 30 for i in range(30)}
-    params = Params(sampling="simans", simans_a=50, num_negatives=8)
+    params = Params(sampling="simans", num_negatives=8)
     before = set(taken(params, pool(survivors)))
     for name in ("x", "y", "z", "v", "w"):
         after = set(taken(params, pool(survivors | {name: 0.97})))

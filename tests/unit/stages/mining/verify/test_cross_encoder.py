@@ -18,7 +18,6 @@ from stages.mining.verify import cross_encoder as teacher_module
 from stages.mining.verify.cross_encoder import (
     CrossEncoderVerifier,
     collect_pairs_to_score,
-    flag_false_negatives,
     hash_pairs,
     join_verifier_scores,
     select_uncertain,
@@ -207,45 +206,6 @@ def test_positives_of_the_queries_at_hand_are_asked_about_too() -> None:
         ("a", "x", 2.0, 1.0, 3.0),
         ("b", "z", None, None, None),
     ]
-
-
-@pytest.mark.parametrize(
-    ("rule", "value", "expected"),
-    [
-        # logits against a lowest of 2 and a best of 4; what equals the limit may stay
-        ("margin", None, [True, True, False, False]),
-        ("margin_max", None, [False, False, False, False]),
-        ("margin_max", 1.0, [True, False, False, False]),
-        ("margin", 2.5, [True, True, True, False]),
-        # sigmoids 0.982, 0.953, 0.731, 0.269 against 0.95 x 0.881 and 0.95 x 0.982
-        ("perc", None, [True, True, False, False]),
-        ("perc_max", None, [True, True, False, False]),
-        ("perc_max", 0.98, [True, False, False, False]),
-        ("abs", None, [True, True, True, False]),
-        ("abs", 0.96, [True, False, False, False]),
-    ],
-)
-def test_the_rules_by_hand(rule: str, value: float | None, expected: list[bool]) -> None:
-    score = np.array([4, 3, 1, -1], np.float32)
-    lowest, best = np.full(4, 2, np.float32), np.full(4, 4, np.float32)
-    assert flag_false_negatives(rule, value, score, lowest, best).tolist() == expected  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("rule", ["margin", "margin_max"])
-def test_a_margin_does_not_see_what_is_added_to_all_logits(rule: str) -> None:
-    score, lowest, best = (np.array(side, np.float32) for side in ([4, 3, 1, -1], [2] * 4, [4] * 4))
-    plain = flag_false_negatives(rule, 1.0, score, lowest, best)  # type: ignore[arg-type]
-    assert plain.any()
-    assert np.array_equal(flag_false_negatives(rule, 1.0, score - 9, lowest - 9, best - 9), plain)  # type: ignore[arg-type]
-
-
-def test_what_is_not_known_is_not_called_false() -> None:
-    unknown, known = np.full(2, NAN, np.float32), np.array([9, 9], np.float32)
-    for rule in ("margin", "perc", "abs"):
-        assert not flag_false_negatives(rule, None, unknown, known, known).any()  # type: ignore[arg-type]
-    for rule in ("margin", "perc"):
-        assert not flag_false_negatives(rule, None, known, unknown, unknown).any()  # type: ignore[arg-type]
-    assert flag_false_negatives("abs", None, known, unknown, unknown).all()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import pytest
 
 from stages.core import schemas
 from stages.core.errors import InputError
-from stages.mining import mask
 from stages.mining.verify import cross_encoder, llm_judge
 from stages.mining.verify import stage as verify_stage
 from stages.mining.verify.params import Params
@@ -109,19 +108,6 @@ def test_a_teacher_reads_what_is_in_doubt_and_the_positives(inputs: dict[str, Pa
         "x": None,
     }
     assert summary["verifier"]["is_used"] is False
-    assert not any(row["verifier_false_negative"] for row in found.values())
-
-
-def test_the_teacher_s_own_rule_sets_aside(inputs: dict[str, Path], tmp_path: Path) -> None:
-    found, _ = verified(inputs, tmp_path, verifier="some/model", verifier_rule="margin", verifier_threshold=0.5)
-    assert [name for name, row in found.items() if row["verifier_false_negative"]] == ["good"]  # 3 is not 0.5 below 2
-    evidence = schemas.scan_table(inputs["features"], schemas.CANDIDATE_FEATURES)
-    rows = mask.apply_verifier_scores(evidence, pl.scan_parquet(tmp_path / "out" / "verifier_scores.parquet")).collect()
-    judged = schemas.read_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
-    reasons = mask.assign_verdicts(mask.Params(mask="none"), rows, judged).filter(pl.col("query_id") == "q")
-    assert dict(reasons.select("doc_id", "reason").iter_rows()) == {
-        "sure": "kept", "good": "verifier", "bad": "kept", "worse": "kept", "easy": "kept",
-    }  # fmt: skip
 
 
 def test_a_judge_is_asked_where_its_verdict_changes_most(inputs: dict[str, Path], tmp_path: Path) -> None:

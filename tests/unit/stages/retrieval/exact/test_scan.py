@@ -225,7 +225,7 @@ def test_a_machine_whose_memory_does_not_hold_a_block_is_an_input_error(dtype: s
     corpus, asked = np.ones((50, 4), np.float32), np.ones((40, 4), np.float32)
     with (
         patch.object(topk.TopKBuffer, "update", side_effect=error),
-        pytest.raises(InputError, match=r"memory of cpu does not hold 50 vectors.* lower block under \[mine\]\.$"),
+        pytest.raises(InputError, match=r"memory of cpu does not hold 50 vectors and their scores\. Free it\.$"),
     ):
         list(scan_batches([asked], [corpus], 7, InProcessExecutor(), "cpu", dtype))
 

@@ -204,7 +204,7 @@ def first_bits(vectors: np.ndarray) -> np.ndarray:
 def test_a_sweep_that_is_less_exact_than_it_says_is_refused(documents: int) -> None:
     random = np.random.default_rng(0)
     queries, corpus = (random.standard_normal((n, 64)).astype(np.float32) for n in (20, documents))
-    with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=1 does: unset it, or .* search_device = 'cpu'"):
+    with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=1 does: unset it, or .* device = 'cpu'"):
         list(exact_search_batches([queries], [corpus], 3, executor=Tf32()))
     held = first_bits(queries), first_bits(corpus)  # numbers that lose nothing
     [(ids, scores)] = exact_search_batches(held[:1], [held[1]], 3, executor=Tf32())
