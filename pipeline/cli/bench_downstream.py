@@ -48,6 +48,8 @@ def _bench_collection(folder: Path, params: "Params", workspace: Workspace, prog
     from stages.bench.split import read_benchmark_split
     from stages.evaluation.candidate_lists import build_candidate_lists
     from stages.reranking.scoring import gather_pair_texts
+    from stages.training.examples import count_pairs
+    from stages.training.stage import build_training_epochs
 
     scratch = workspace.scratch / f"downstream-{folder.name}"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -79,16 +81,15 @@ def _bench_collection(folder: Path, params: "Params", workspace: Workspace, prog
     for seed in range(params.seeds):  # the outer loop, so that what a kill leaves can be compared
         training = params.build_training_params(seed)
         for rule in params.rule:
-            epochs = downstream.build_training_epochs(
-                training_data.mined_queries[rule], found.inputs["candidates"], training
+            epochs = build_training_epochs(
+                training, training_data.mined_queries[rule], found.inputs["candidates"], params.distill_epochs
             )
             log_prefix = f"{folder.name}: seed {seed + 1} of {params.seeds}, {rule}"
             result = _train_or_load(epochs, queries, texts, test_pairs, training, workspace, context, log_prefix)
             scores = pairs.with_columns(reranker=np.array(result.pop("scores"), np.float32))
             values[rule].append(downstream.compute_test_metrics(candidate_lists, scores))
             losses = [*training_stats.get(rule, {}).get("loss", []), result["loss"]]
-            count = sum(len(group.documents) for groups in epochs for group in groups)
-            training_stats[rule] = {"pairs": count, "steps": result["steps"], "loss": losses}
+            training_stats[rule] = {"pairs": count_pairs(epochs), "steps": result["steps"], "loss": losses}
     report = downstream.build_downstream_report(
         {rule: np.stack(of_rule) for rule, of_rule in values.items()},
         downstream.evaluate_score_column(candidate_lists, candidate_lists.lists, "embedder"),

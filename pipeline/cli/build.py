@@ -38,9 +38,11 @@ def open_session(
 ) -> Iterator[tuple[Runner, PipelineSettings]]:
     """A runner on the locked workspace under the settings of this command. Tables behind URLs are fetched.
 
-    `trains`: the command may train, so how it was launched is checked first. `remembers`: what it was given is kept for
+    `trains`: the command may train, so it refuses to run in several copies. `remembers`: what it was given is kept for
     later commands if no file holds the settings.
     """
+    if trains:
+        distributed.check_launcher()
     workspace = Workspace(options["workspace"])
     progress = make_progress(options["quiet"], options["verbose"])
     try:
@@ -53,8 +55,6 @@ def open_session(
                 workspace, settings.sections.get("pairs", {})
             )
             params: Any = settings.validate_params()
-            if trains:  # and again before it trains, which may be hours later
-                distributed.check_launch(params["train"].device)
             yield Runner(workspace, params, progress, executor), settings
             if remembers and not from_file:
                 remember_settings(workspace, given)

@@ -1,4 +1,4 @@
-"""How a command ends: one message on stderr and an exit code; and which of several processes runs it."""
+"""How a command ends: one message on stderr and an exit code."""
 
 import contextlib
 import errno
@@ -12,35 +12,10 @@ from typing import Any
 import click
 
 from stages.core.errors import InputError, PrepError, QualityGateError, WorkspaceBusyError
-from stages.training import distributed
 
 EXIT_CODES: dict[type[PrepError], int] = {InputError: 2, QualityGateError: 3, WorkspaceBusyError: 75}
 ENVIRONMENT_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 """Refusals of the operating system that the person at the keyboard can fix, wherever they occur."""
-
-
-def dispatch_by_rank(command: Callable[[], Any]) -> Callable[[], Any]:
-    """The first of the processes that a launcher started runs the command; the others join its training."""
-
-    def run_rank() -> Any:
-        if distributed.get_rank():
-            return run_worker_rank()
-        with distributed.main_rank():
-            return command()
-
-    return run_rank
-
-
-def run_worker_rank() -> None:
-    """Join the training of the process that runs the command, until that ends."""
-
-    def train() -> None:
-        from stages.training.trainer import train_as_worker
-
-        train_as_worker()
-
-    sys.argv = [word for word in sys.argv if word != "--json"]  # one process answers scripts
-    distributed.run_worker_loop(train)
 
 
 def run_with_exit_code(command: Callable[[], Any]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.exit_codes import dispatch_by_rank, run_with_exit_code
+from pipeline.cli.exit_codes import run_with_exit_code
 from pipeline.workflow.graph import PIPELINE
 from stages.core.memory import limit_malloc_arenas
 
@@ -478,7 +478,7 @@ def print_result(options: dict[str, Any], result: Any) -> None:
 def main() -> None:
     """The entry point."""
     limit_malloc_arenas()
-    sys.exit(run_with_exit_code(dispatch_by_rank(lambda: prep.main(standalone_mode=False))))
+    sys.exit(run_with_exit_code(lambda: prep.main(standalone_mode=False)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ pairs and steps, seeds, and each seed's new head.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,13 @@ from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores
 from stages.evaluation.metrics import Evaluator
 from stages.mining import risk_budget
 from stages.mining.risk_budget import PaddedCandidates
-from stages.reranking.cross_encoder import TextPair
+from stages.reranking.cross_encoder import TextPair, has_head, score_pairs
 from stages.training import examples
-from stages.training.distillation import build_distillation_groups
-from stages.training.examples import TrainingGroup, build_epoch_groups
+from stages.training.examples import TrainingGroup
+from stages.training.job import TrainingJob
 from stages.training.params import Params as TrainParams
 from stages.training.params import TrainingHistory
+from stages.training.stage import train_job
 
 VERSION = 2
 
@@ -198,21 +198,6 @@ def build_rule_training_sets(
     return RuleTrainingSets(mined_queries, leak_metrics, int(is_sampled.sum()), int((~keep).sum()))
 
 
-def build_training_epochs(
-    mined_queries: Sequence[examples.MinedQuery], candidates: Path, params: TrainParams
-) -> list[list[TrainingGroup]]:
-    """The groups of all epochs in the order of training, those of distillation first."""
-    n_distill_epochs = params.distill_epochs or 0
-    distill_epochs = build_distillation_groups(
-        candidates, mined_queries, n_distill_epochs, params.num_positives, 1 + params.num_negatives, params.seed
-    )
-    ranking_epochs = [
-        build_epoch_groups(mined_queries, e, params.num_positives, params.num_negatives, params.seed)
-        for e in range(params.epochs)
-    ]
-    return [*distill_epochs, *ranking_epochs]
-
-
 def train_and_score(
     epochs: Sequence[Sequence[TrainingGroup]],
     queries: Mapping[str, str],
@@ -221,17 +206,9 @@ def train_and_score(
     params: TrainParams,
     context: StageContext,
 ) -> tuple[Floats, TrainingHistory]:
-    """Train one student and score `pairs` [n] with it; goes on from the checkpoint in the scratch
-    folder."""
-    from stages.reranking.cross_encoder import has_head, load_reranker, score_pairs
-    from stages.training.trainer import train_on_groups
-
-    folder = resolve_model(params.base)
-    rate = params.resolve_learning_rate(has_new_head=not has_head(folder))
-    model = load_reranker(folder, params.device, params.max_length, params.dropout, params.seed)
-    history = train_on_groups(model, epochs, queries, texts, params, rate, None, context)
-    if history.best_checkpoint:
-        model = load_reranker(history.best_checkpoint, params.device, params.max_length, seed=params.seed)
+    """Train one student and score `pairs` [n] with it; resumes from the checkpoint in the scratch folder."""
+    learning_rate = params.resolve_learning_rate(has_new_head=not has_head(resolve_model(params.base)))
+    model, history = train_job(TrainingJob(epochs, queries, texts, params, learning_rate, None), context)
     scores = score_pairs(model, pairs, params.dtype, lambda n: context.progress.advance(n, len(pairs), "pairs"))
     return scores, history
 

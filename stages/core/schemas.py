@@ -1,6 +1,6 @@
 """The schemas of the tables that stages hand to one another, and checked reading and writing of these tables."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -177,3 +177,9 @@ def document_text(columns: Sequence[str]) -> pl.Expr:
 def scan_documents(corpus: Path) -> pl.LazyFrame:
     """doc_id and text of a corpus file, as models read it."""
     return scan_table(corpus, CORPUS).select("doc_id", document_text(CORPUS.names))
+
+
+def read_document_texts(corpus: Path, doc_ids: Collection[str]) -> dict[str, str]:
+    """doc_id -> text of some documents of a corpus file, as models read them."""
+    wanted = pl.col("doc_id").is_in(pl.Series(list(doc_ids), dtype=pl.String).implode())
+    return dict(scan_documents(corpus).filter(wanted).collect().iter_rows())

@@ -1,7 +1,6 @@
-"""What is trained on, as a trainer reads it: one data set of all epochs, the rows of each step, and their texts."""
+"""The training data as the trainer reads it: one data set of all epochs, the rows of each step, and their texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -9,32 +8,10 @@ from sentence_transformers.cross_encoder.data_collator import CrossEncoderDataCo
 from torch.utils.data import BatchSampler
 
 from stages.training.examples import TrainingGroup
-from stages.training.params import Params
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The groups of all epochs, their texts by id, and how they are trained on."""
-
-    epoch_groups: Sequence[Sequence[TrainingGroup]]
-    queries: Mapping[str, str]
-    texts: Mapping[str, str]
-    params: Params
-    learning_rate: float
-
-    @property
-    def batch_sampler(self) -> "EpochBatchSampler":
-        """The rows of each step."""
-        return EpochBatchSampler([len(groups) for groups in self.epoch_groups], self.params.batch_size)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps an epoch."""
-        return len(self.batch_sampler) // len(self.epoch_groups)
 
 
 class EpochBatchSampler(BatchSampler):  # type: ignore[misc]
-    """Rows of the data set in order, `batch_size` at a time; no batch spans two epochs (given by their lengths)."""
+    """Rows of the data set in order, `batch_size` at a time; no batch spans two epochs, whose lengths are given."""
 
     def __init__(self, epoch_sizes: Sequence[int], batch_size: int) -> None:
         self.epoch_sizes = epoch_sizes
@@ -53,26 +30,26 @@ class EpochBatchSampler(BatchSampler):  # type: ignore[misc]
 
 
 class GroupCollator(CrossEncoderDataCollator):  # type: ignore[misc]
-    """Rows of ids to a batch of texts: each text is held once, however often it is drawn."""
+    """Turns rows of ids into a batch of texts, so that each text is held once, however often it is sampled."""
 
-    def __init__(self, queries: Mapping[str, str], texts: Mapping[str, str]) -> None:
+    def __init__(self, queries: Mapping[str, str], documents: Mapping[str, str]) -> None:
         super().__init__(preprocess_fn=None)
         self.queries = queries
-        self.texts = texts
+        self.documents = documents
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {
             "query": [self.queries[row["query"]] for row in rows],
-            "documents": [[self.texts[doc_id] for doc_id in row["documents"]] for row in rows],
+            "documents": [[self.documents[doc_id] for doc_id in row["documents"]] for row in rows],
         }
         if any(row["weight"] for row in rows):
             batch["weight"] = [row["weight"] or [1.0] * len(row["documents"]) for row in rows]
-        # a batch is of one epoch, so it has labels throughout or nowhere
+        # all rows of a batch are of one epoch: either all have labels, or none
         return batch | ({"label": [row["label"] for row in rows]} if rows[0]["label"] else {})
 
 
 def build_dataset(epoch_groups: Sequence[Sequence[TrainingGroup]]) -> Any:
-    """One row a group: the ids of its query and of its documents, and the documents' labels and weights."""
+    """One row for each group: the ids of its query and documents, and the documents' labels and weights."""
     groups_in_order = [group for groups in epoch_groups for group in groups]
     columns = {
         "query": [group.query_id for group in groups_in_order],

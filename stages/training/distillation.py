@@ -6,12 +6,10 @@ learns them (listwise distillation, as Reddi et al. 2021, RankDistil; the loss i
 judgements.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from stages.core.hashing import sample_by_hash
@@ -67,17 +65,6 @@ def build_distillation_groups(
                 )
             )
     return [shuffle_groups(groups, epoch, seed) for epoch, groups in enumerate(epoch_groups)]
-
-
-def compute_distillation_chance_loss(groups: Sequence[TrainingGroup]) -> float:
-    """The mean of `losses.distillation_loss` over `groups` of a model that scores all documents alike: ln G -
-    entropy."""
-    group_losses = []
-    for group in groups:
-        weight = np.exp(np.array(group.labels) - max(group.labels))
-        probabilities = weight / weight.sum()
-        group_losses.append(math.log(len(probabilities)) + float((probabilities * np.log(probabilities)).sum()))
-    return math.fsum(group_losses) / len(group_losses)
 
 
 def scale_scores_to_labels(scores: Sequence[float]) -> list[float]:

@@ -130,3 +130,8 @@ def shuffle_groups(groups: Sequence[TrainingGroup], epoch: int, seed: int) -> li
         group: stable_hash(seed, f"{epoch}:order", f"{group.query_id}:{group.documents[0]}") for group in groups
     }
     return sorted(groups, key=lambda group: (sort_keys[group], group.query_id, group.documents))
+
+
+def count_pairs(epoch_groups: Sequence[Sequence[TrainingGroup]]) -> int:
+    """(query, document) pairs that are trained on, over all epochs."""
+    return sum(len(group.documents) for groups in epoch_groups for group in groups)

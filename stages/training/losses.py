@@ -124,22 +124,3 @@ class GroupLoss(nn.Module):  # type: ignore[misc]
         if labels or self.loss_name == "listwise":
             return len(groups)
         return math.fsum(weight for group in weighed[0] for weight in group) if weighed else sum(map(len, groups))
-
-
-def compute_chance_loss(loss_name: str, step_weights: Sequence[Sequence[Sequence[float]]]) -> float:
-    """The mean loss over `step_weights` (how much each document of their groups counts) of a model that tells nothing
-    apart.
-
-    Listwise: the mean of ln(1 + its negatives' weights) over a step's groups, times their positive's weight. Pointwise:
-    the entropy of the mean share of positives.
-    """
-    if loss_name == "listwise":
-        return _mean([_mean([g[0] * math.log(1 + math.fsum(g[1:])) for g in groups]) for groups in step_weights])
-    positive_share = _mean(
-        [math.fsum(group[0] for group in groups) / math.fsum(map(math.fsum, groups)) for groups in step_weights]
-    )
-    return -positive_share * math.log(positive_share) - (1 - positive_share) * math.log(1 - positive_share)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

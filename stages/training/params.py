@@ -1,21 +1,14 @@
 """The settings of training, and the types that its files share."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stages.core.device import Device, Dtype
 from stages.core.model_files import DEFAULT_ENCODER
 from stages.core.params import BaseParams, option
 from stages.core.run_params import device_option, dtype_option, seed_option
 
-if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder
-
 NEW_HEAD_LEARNING_RATE, CROSS_ENCODER_LEARNING_RATE = 1e-4, 2e-5
-
-DevEvaluation = Callable[["CrossEncoder"], dict[str, float]]
-"""Computes the metrics of the dev split for a model; "nDCG@10" is one of them."""
 
 
 class Params(BaseParams):

@@ -1,39 +1,34 @@
-"""Train: a cross-encoder learns to put each query's positive above its mined negatives.
+"""Step `train`: a cross-encoder learns to rank each query's positives above its mined negatives.
 
-Each epoch draws positives and negatives anew from what was mined (seeded), and is followed by the reranker's figures
-on a sample of dev queries; the best epoch's weights are the result.
+Each epoch samples positives and negatives anew from the mined ones, and is followed by an evaluation on dev queries.
+The weights of the best epoch are the result.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from stages.core.context import StageContext, Summary
-from stages.core.device import Dtype
 from stages.core.model_files import model_digest, model_display_name, resolve_model
-from stages.core.schemas import scan_documents
-from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
-from stages.evaluation.metrics import Evaluator, average_metrics
-from stages.reranking.cross_encoder import has_head, load_reranker, save_reranker, score_pairs
-from stages.training.distillation import build_distillation_groups, compute_distillation_chance_loss
-from stages.training.examples import MinedQuery, TrainingGroup, build_epoch_groups, read_mined_queries
-from stages.training.params import DevEvaluation, TrainingHistory
+from stages.core.schemas import read_document_texts
+from stages.evaluation.candidate_lists import build_candidate_lists
+from stages.reranking.cross_encoder import has_head, load_reranker, save_reranker
+from stages.training.chance_loss import compute_chance_loss, compute_distillation_chance_loss
+from stages.training.collapse import detect_training_collapse
+from stages.training.dev_evaluation import DEV_METRICS, DevEvaluator, build_dev_evaluator
+from stages.training.distillation import build_distillation_groups
+from stages.training.examples import MinedQuery, TrainingGroup, build_epoch_groups, count_pairs, read_mined_queries
+from stages.training.job import TrainingJob
 from stages.training.params import Params as Params
+from stages.training.params import TrainingHistory
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 VERSION = 8
-
-DEV_METRICS = ("nDCG@10", "MRR@10")
-CHANCE_LOSS_MARGIN = 0.005
-"""A kept epoch whose loss is within this share of chance's has learned nothing."""
-MIN_SCORE_RANGE = 1e-4
-"""Logits of all candidates of a query that lie closer together than this are alike."""
 
 
 def key_extras(params: Params) -> dict[str, str]:
@@ -42,10 +37,10 @@ def key_extras(params: Params) -> dict[str, str]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write reranker/ (a Hugging Face model folder) and training.json; a collapse is named in both of the summaries."""
-    mined_queries, texts, n_skipped = read_mined_queries(inputs["mined"], params.max_queries, params.seed)
+    """Write reranker/ (a Hugging Face model folder) and training.json. The summary names a collapse."""
+    mined_queries, documents, n_skipped = read_mined_queries(inputs["mined"], params.max_queries, params.seed)
     if n_skipped:
-        context.progress.log(f"{n_skipped} queries have no negative (or no positive) and are not trained on")
+        context.progress.log(f"{n_skipped} queries have no negative (or no positive): they are not trained on")
     dev_lists = build_candidate_lists(
         inputs,
         ("dev",),
@@ -54,16 +49,18 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         seed=params.seed,
         include_forced=False,
     )
+    dev_evaluator = None
     if dev_lists.lists.is_empty():
-        context.progress.log("there is no dev query to measure the epochs on: the last epoch's weights are kept")
-    evaluate_dev = (
-        None if dev_lists.lists.is_empty() else build_dev_evaluation(dev_lists, inputs["corpus"], params.dtype)
+        context.progress.log("there are no dev queries to choose the best epoch by: the last epoch's weights are kept")
+    else:
+        dev_evaluator = build_dev_evaluator(dev_lists, inputs["corpus"], params.dtype)
+    result = train_reranker(
+        params, mined_queries, documents, inputs["candidates"], inputs["corpus"], dev_evaluator, context
     )
-    result = train_reranker(params, mined_queries, texts, inputs["candidates"], inputs["corpus"], evaluate_dev, context)
     save_reranker(result.model, out / "reranker")
     history = result.history
     report = {
-        # no path: evaluate is made again where these bytes change, and a moved model is the same model
+        # the base model's name without a path: evaluate reads this file, and a moved model is the same model
         "base_model": model_display_name(params.base),
         "base_model_digest": model_digest(resolve_model(params.base)),
         "has_new_head": result.has_new_head,
@@ -73,7 +70,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         "n_queries": len(mined_queries),
         "n_queries_skipped": n_skipped,
         "groups_per_epoch": len(result.epoch_groups[-1]),
-        "n_pairs": count_training_pairs(result.epoch_groups),
+        "n_pairs": count_pairs(result.epoch_groups),
         "n_steps": history.n_steps,
         "n_distill_epochs": result.n_distill_epochs,
         "chance_loss": result.chance_losses[-1],
@@ -88,149 +85,93 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained model, what it was taught, and how that went."""
+    """A trained model, what it was trained on, and the history of the training."""
 
     model: "CrossEncoder"
     has_new_head: bool
-    """It began with a new head."""
+    """The base model had no ranking head."""
     learning_rate: float
     epoch_groups: list[list[TrainingGroup]]
     n_distill_epochs: int
-    """The first so many of `epoch_groups` are of the retriever's scores."""
+    """How many of `epoch_groups` are distillation: the first ones."""
     chance_losses: list[float]
-    """The loss of each epoch if nothing were told apart."""
+    """Each epoch's loss of a model that gives all documents the same score."""
     history: TrainingHistory
 
 
 def train_reranker(
     params: Params,
     mined_queries: Sequence[MinedQuery],
-    texts: Mapping[str, str],
+    documents: Mapping[str, str],
     candidates_path: Path,
     corpus_path: Path,
-    evaluate_dev: DevEvaluation | None,
+    dev_evaluator: DevEvaluator | None,
     context: StageContext,
 ) -> TrainingResult:
-    """Train on `mined_queries`, whose documents' `texts` are given by id, from the last checkpoint in the scratch
-    folder.
+    """Train on `mined_queries`, whose documents' texts are given by id; resumes as `launcher.train_on_groups` does.
 
-    The retriever's scores, where the model learns these first, come from `candidates_path`; `evaluate_dev` as for
-    `trainer.train_on_groups`.
+    Distillation takes the retriever's scores from `candidates_path`, and the texts of the documents from `corpus_path`.
     """
-    folder = resolve_model(params.base)
-    has_new_head = not has_head(folder)
-    epochs = [
-        build_epoch_groups(mined_queries, e, params.num_positives, params.num_negatives, params.seed)
-        for e in range(params.epochs)
-    ]
+    has_new_head = not has_head(resolve_model(params.base))
     n_distill_epochs = params.resolve_distill_epochs(has_new_head)
-    distillation_groups = build_distillation_groups(
-        candidates_path, mined_queries, n_distill_epochs, params.num_positives, 1 + params.num_negatives, params.seed
-    )
-    if distillation_groups:
-        known = "the head is new: " if has_new_head else ""
+    epoch_groups = build_training_epochs(params, mined_queries, candidates_path, n_distill_epochs)
+    if n_distill_epochs:
+        reason = "the base model has no ranking head: " if has_new_head else ""
         context.progress.log(
-            f"{known}epoch 1 to {n_distill_epochs} of {n_distill_epochs + params.epochs} learn the retriever's own "
-            f"scores"
+            f"{reason}{_count_epochs(n_distill_epochs)} of distillation (the model learns the retriever's scores) + "
+            f"{_count_epochs(params.epochs)} of training"
         )
-        texts = {
-            **texts,
-            **read_document_texts(
-                corpus_path, {d for groups in distillation_groups for group in groups for d in group.documents}
-            ),
-        }
-    learning_rate = params.resolve_learning_rate(has_new_head)
-    model = load_reranker(folder, params.device, params.max_length, params.dropout, params.seed)
-    if params.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-
-    from stages.training.losses import compute_chance_loss
-    from stages.training.trainer import train_on_groups
-
-    history = train_on_groups(
-        model,
-        [*distillation_groups, *epochs],
+        distillation_groups = chain.from_iterable(epoch_groups[:n_distill_epochs])
+        doc_ids = {doc_id for group in distillation_groups for doc_id in group.documents}
+        documents = {**documents, **read_document_texts(corpus_path, doc_ids)}
+    job = TrainingJob(
+        epoch_groups,
         queries={query.query_id: query.query for query in mined_queries},
-        texts=texts,
+        documents=documents,
         params=params,
-        learning_rate=learning_rate,
-        evaluate_dev=evaluate_dev,
-        context=context,
+        learning_rate=params.resolve_learning_rate(has_new_head),
+        dev_evaluator=dev_evaluator,
     )
-    if distillation_groups and history.best_epoch <= n_distill_epochs:
-        context.progress.log(
-            "the judgements made it worse on dev: the weights that learned the retriever's scores are kept"
-        )
-    if history.best_checkpoint:
-        model = load_reranker(history.best_checkpoint, params.device, params.max_length, seed=params.seed)
-    group_weights = [group.effective_weights for group in epochs[-1]]
-    chance_loss = compute_chance_loss(
-        params.loss,
-        [group_weights[row : row + params.batch_size] for row in range(0, len(group_weights), params.batch_size)],
-    )
-    chance_losses = [*map(compute_distillation_chance_loss, distillation_groups), *[chance_loss] * params.epochs]
-    return TrainingResult(
-        model, has_new_head, learning_rate, [*distillation_groups, *epochs], n_distill_epochs, chance_losses, history
-    )
-
-
-def build_dev_evaluation(dev_lists: CandidateLists, corpus_path: Path, dtype: Dtype) -> DevEvaluation:
-    """A function of a model that reranks `dev_lists`: `DEV_METRICS`, and max_score_range, the widest range of a query's
-    logits."""
-    pairs = dev_lists.lists.join(
-        dev_lists.queries.select("query_id", "query"), on="query_id", how="left", maintain_order="left"
-    )
-    doc_ids = dev_lists.lists["doc_id"].unique()
-    documents = scan_documents(corpus_path).filter(pl.col("doc_id").is_in(doc_ids.implode())).collect()
-    pairs = pairs.join(documents, on="doc_id", how="left", maintain_order="left")
-    text_pairs = list(zip(pairs["query"], pairs["text"], strict=True))
-    evaluator = Evaluator(dev_lists.qrels.select("query_id", "doc_id", "relevance"), DEV_METRICS)
-
-    def measure(model: "CrossEncoder") -> dict[str, float]:
-        scores = pairs.select("query_id", "doc_id", "relevance", score=pl.Series(score_pairs(model, text_pairs, dtype)))
-        width = scores.group_by("query_id").agg(width=pl.col("score").max() - pl.col("score").min())
-        spread = width["width"].fill_nan(0.0).max()
-        return average_metrics(evaluator(scores)) | {"max_score_range": float(spread)}  # type: ignore[arg-type]
-
-    return measure
-
-
-def detect_training_collapse(
-    history: TrainingHistory, chance_losses: Sequence[float], n_distill_epochs: int
-) -> str | None:
-    """Why the model that is kept tells nothing apart, in plain words; None where it does.
-
-    `chance_losses`: the loss of each epoch if nothing were told apart. The first `n_distill_epochs` epochs were of the
-    retriever's scores. Where one of these learned something, the loss of a later one says nothing: it began with an
-    order of its own, and may well lose more than a model without any, while it gets better.
-    """
-    nonfinite_epochs = [epoch["epoch"] for epoch in history.epoch_records if epoch["loss"] is None]
-    if nonfinite_epochs or not history.epoch_records:
-        return f"the loss of epoch {nonfinite_epochs[0] if nonfinite_epochs else 1} is no number (not finite)"
-    best_record = next(epoch for epoch in history.epoch_records if epoch["epoch"] == history.best_epoch)
-    if best_record.get("max_score_range", 1.0) < MIN_SCORE_RANGE:
-        return "it gives all candidates of a dev query the same score"
-    is_at_chance = [
-        epoch["loss"] > (1 - CHANCE_LOSS_MARGIN) * chance_losses[epoch["epoch"] - 1] for epoch in history.epoch_records
+    model, history = train_job(job, context)
+    if history.best_epoch <= n_distill_epochs and n_distill_epochs:
+        context.progress.log("training lowered the dev metrics: the weights after distillation are kept")
+    chance_losses = [
+        *map(compute_distillation_chance_loss, epoch_groups[:n_distill_epochs]),
+        *[_compute_last_epoch_chance_loss(params, epoch_groups[-1])] * params.epochs,
     ]
-    if is_at_chance[best_record["epoch"] - 1] and all(is_at_chance[:n_distill_epochs]):
-        return (
-            f"the loss of epoch {best_record['epoch']}, the one that is kept, is {best_record['loss']:.4f}; that of "
-            f"a model which "
-            f"tells nothing apart is {chance_losses[best_record['epoch'] - 1]:.4f}"
-        )
-    return None
+    return TrainingResult(
+        model, has_new_head, job.learning_rate, epoch_groups, n_distill_epochs, chance_losses, history
+    )
 
 
-def read_document_texts(corpus_path: Path, doc_ids: Collection[str]) -> dict[str, str]:
-    """The texts of some documents by id, as models read them."""
-    wanted = pl.col("doc_id").is_in(pl.Series(list(doc_ids), dtype=pl.String).implode())
-    return dict(scan_documents(corpus_path).filter(wanted).collect().iter_rows())
+def build_training_epochs(
+    params: Params, mined_queries: Sequence[MinedQuery], candidates_path: Path, n_distill_epochs: int
+) -> list[list[TrainingGroup]]:
+    """The groups of all epochs in the order of training: those of distillation first."""
+    return [
+        *build_distillation_groups(
+            candidates_path,
+            mined_queries,
+            n_distill_epochs,
+            params.num_positives,
+            1 + params.num_negatives,
+            params.seed,
+        ),
+        *(
+            build_epoch_groups(mined_queries, epoch, params.num_positives, params.num_negatives, params.seed)
+            for epoch in range(params.epochs)
+        ),
+    ]
 
 
-def count_training_pairs(epoch_groups: Sequence[Sequence[TrainingGroup]]) -> int:
-    """(query, document) pairs that are trained on, over all epochs."""
-    return sum(len(group.documents) for groups in epoch_groups for group in groups)
+def train_job(job: TrainingJob, context: StageContext) -> tuple["CrossEncoder", TrainingHistory]:
+    """The model with the weights of the best epoch (the base model's if no epoch was completed), and the history."""
+    from stages.training.launcher import train_on_groups
+
+    params = job.params
+    history = train_on_groups(job, context)
+    folder = history.best_checkpoint or resolve_model(params.base)
+    return load_reranker(folder, params.device, params.max_length, seed=params.seed), history
 
 
 def summarise_training(report: Mapping[str, Any]) -> Summary:
@@ -244,3 +185,14 @@ def summarise_training(report: Mapping[str, Any]) -> Summary:
         **{f"dev_{name}": best_record[name] for name in DEV_METRICS if name in best_record},
         "collapse_reason": report["collapse_reason"],
     }
+
+
+def _compute_last_epoch_chance_loss(params: Params, groups: Sequence[TrainingGroup]) -> float:
+    weights = [group.effective_weights for group in groups]
+    return compute_chance_loss(
+        params.loss, [weights[row : row + params.batch_size] for row in range(0, len(weights), params.batch_size)]
+    )
+
+
+def _count_epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"

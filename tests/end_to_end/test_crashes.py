@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -80,7 +81,25 @@ def test_a_kill_while_training_resumes_from_its_checkpoint(project: Project, who
     assert kill_when(project, lambda: any((project.work / "scratch").glob("train-*/**/checkpoint-*/complete.json")))
     done = project.prep("refresh")
     assert done.returncode == 0, done.stderr
-    assert "it goes on after step" in done.stderr
+    assert "it resumes after step" in done.stderr
+    assert current_bytes(project.work) == whole
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_an_interrupt_while_training_leaves_a_checkpoint(
+    project: Project, whole: dict[str, str], number: signal.Signals, exit_code: int
+) -> None:
+    process = project.start("refresh", "-q")
+    while not any((project.work / "logs" / "train").glob("*/events*")):
+        assert process.exitcode is None
+        time.sleep(0.005)
+    os.kill(process.pid or 0, number)
+    process.join()
+    assert process.exitcode == exit_code
+    assert any((project.work / "scratch").glob("train-*/checkpoint-*/complete.json"))
+    done = project.prep("refresh")
+    assert done.returncode == 0, done.stderr
+    assert "it resumes after step" in done.stderr
     assert current_bytes(project.work) == whole
 
 

@@ -27,6 +27,7 @@ from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier, TextPair
 from stages.reranking.cross_encoder import save_reranker
 from stages.training import stage as training_stage
+from stages.training.collapse import detect_training_collapse
 from stages.training.examples import MinedQuery, subsample_queries
 from stages.training.params import Params as TrainParams
 
@@ -158,10 +159,10 @@ class CrossFitReranker:
             self.training_set.document_texts,
             self._candidates,
             self._corpus,
-            evaluate_dev=None,
+            dev_evaluator=None,
             context=context,
         )
-        if collapse_reason := training_stage.detect_training_collapse(
+        if collapse_reason := detect_training_collapse(
             trained.history, trained.chance_losses, trained.n_distill_epochs
         ):
             self.collapse_reasons.append(collapse_reason)

@@ -12,7 +12,6 @@ from stages.bench.downstream import (
     Params,
     build_downstream_report,
     build_rule_training_sets,
-    build_training_epochs,
     compute_test_metrics,
     evaluate_score_column,
     filter_queries,
@@ -25,6 +24,7 @@ from stages.core.context import StageContext
 from stages.core.errors import InputError
 from stages.core.schemas import CANDIDATES
 from stages.evaluation.candidate_lists import CandidateLists
+from stages.training.stage import build_training_epochs
 from tests.unit.stages.bench.test_leak import mined as two_questions
 from tests.unit.stages.mining.collection import Said, write
 
@@ -108,7 +108,7 @@ def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
     assert found.mined_queries["oracle"][0].positives == ("p", "r")
     inputs = write(tmp_path, candidates=candidates().with_columns(source=pl.lit("dense")).select(CANDIDATES.names))
     made = {
-        rule: build_training_epochs(found.mined_queries[rule], inputs["candidates"], told.build_training_params(0))
+        rule: build_training_epochs(told.build_training_params(0), found.mined_queries[rule], inputs["candidates"], 1)
         for rule in rules
     }
     shapes = {
@@ -119,10 +119,9 @@ def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
     assert [len(groups) for groups in made["naive"]] == [10, 10, 10]
     assert made["naive"][0] == made["oracle"][0]  # the retriever's own scores
     assert made["naive"][1] != made["oracle"][1]
-    assert (
-        made["naive"][0]
-        != build_training_epochs(found.mined_queries["naive"], inputs["candidates"], told.build_training_params(1))[0]
-    )
+    other_seed = told.build_training_params(1)
+    other_epochs = build_training_epochs(other_seed, found.mined_queries["naive"], inputs["candidates"], 1)
+    assert made["naive"][0] != other_epochs[0]
 
 
 def test_too_few_questions_is_said() -> None:
@@ -203,7 +202,7 @@ def test_a_student_is_the_same_again_and_another_with_another_seed(tmp_path: Pat
     for number, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(number)
         training = told.build_training_params(seed)
-        epochs = build_training_epochs(lessons, tmp_path, training)
+        epochs = build_training_epochs(training, lessons, tmp_path, 0)
         tools = StageContext(Said(), folder, folder, folder / "logs")
         scores, history = train_and_score(
             epochs, dict(zip(QUERIES, QUERIES, strict=True)), texts, pairs, training, tools

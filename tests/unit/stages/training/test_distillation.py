@@ -1,22 +1,18 @@
 """The first lesson's groups: how many, which documents, and what they are to be scored like."""
 
-import math
 from pathlib import Path
 
 import polars as pl
 import pytest
-import torch
 
 from stages.core.schemas import CANDIDATES, write_table
 from stages.training.distillation import (
     N_TOP_CANDIDATES,
     build_distillation_groups,
-    compute_distillation_chance_loss,
     sample_ranks,
     scale_scores_to_labels,
 )
 from stages.training.examples import MinedQuery, TrainingGroup, build_epoch_groups
-from stages.training.losses import distillation_loss
 
 
 def write(folder: Path, scores: dict[str, list[float]]) -> Path:
@@ -50,18 +46,6 @@ def test_scores_all_alike_are_no_order(tmp_path: Path) -> None:
 def test_scores_that_differ_by_rounding_are_alike() -> None:
     assert scale_scores_to_labels([0.50000006, 0.5]) == [0.0, 0.0]
     assert scale_scores_to_labels([-0.5, -0.75, -1.0]) == [12.0, 6.0, 0.0]
-
-
-def test_the_loss_of_a_model_that_scores_all_alike_by_hand() -> None:
-    # shares 3/4 and 1/4: ln 2 - (-3/4 ln 3/4 - 1/4 ln 1/4); alike: 0
-    uneven = TrainingGroup("q", ("a", "b"), (math.log(3), 0.0))
-    gap = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
-    assert compute_distillation_chance_loss([uneven]) == pytest.approx(gap)
-    assert compute_distillation_chance_loss([uneven, TrainingGroup("q", ("a", "b"), (0.0, 0.0))]) == pytest.approx(
-        gap / 2
-    )
-    wanted = distillation_loss(torch.zeros(2), [2], [uneven.labels])
-    assert compute_distillation_chance_loss([uneven]) == pytest.approx(float(wanted))
 
 
 def test_a_large_group_is_filled_from_the_rest_and_a_small_list_is_taken_whole() -> None:

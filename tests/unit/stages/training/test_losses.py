@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from stages.training import losses
 from stages.training.losses import (
-    LOSSES,
     GroupLoss,
-    compute_chance_loss,
     distillation_loss,
     listwise_loss,
     pointwise_loss,
@@ -55,9 +53,6 @@ def test_a_weight_says_how_often_a_document_counts() -> None:
     assert pointwise_loss(scores, [3], weights).item() == pytest.approx(sum(each) / 2.5)
     for loss in (listwise_loss, pointwise_loss):
         assert loss(scores, [3], torch.ones(3)).item() == pytest.approx(loss(scores, [3]).item())
-    assert compute_chance_loss("listwise", [[weights.tolist()]]) == pytest.approx(
-        listwise_loss(torch.zeros(3), [3], weights).item()
-    )
 
 
 def test_a_positives_weight_is_that_of_its_group() -> None:
@@ -70,11 +65,7 @@ def test_a_positives_weight_is_that_of_its_group() -> None:
     assert pointwise_loss(scores, [2, 2], weights).item() == pytest.approx(sum(each) / 2.75)
     assert listwise_loss(scores[:2], [2], weights[:2]).item() == pytest.approx(0.25 * first), "alone in its step too"
     expected = (0.25 * math.log(2) + math.log(1.5)) / 2
-    assert compute_chance_loss("listwise", [[[0.25, 1.0], [1.0, 0.5]]]) == pytest.approx(expected)
     assert listwise_loss(torch.zeros(4), [2, 2], weights).item() == pytest.approx(expected)
-    share = 1.25 / 2.75
-    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
-    assert compute_chance_loss("pointwise", [[[0.25, 1.0], [1.0, 0.5]]]) == pytest.approx(entropy)
 
 
 def test_distillation_by_hand() -> None:
@@ -103,29 +94,6 @@ def test_uneven_groups_equal_a_loop_over_them(groups: list[list[float]]) -> None
     assert listwise_loss(scores, [len(group) for group in groups]).item() == pytest.approx(
         sum(each) / len(each), rel=1e-4, abs=1e-4
     )
-
-
-def ones(*sizes: int) -> list[list[float]]:
-    """Groups of these sizes whose documents all count 1."""
-    return [[1.0] * size for size in sizes]
-
-
-def test_chance_by_hand() -> None:
-    # the mean over batches, as a trainer's loss is: ln 2 and (ln 2 + ln 8) / 2 = 2 ln 2
-    assert compute_chance_loss("listwise", [ones(2), ones(2, 8)]) == pytest.approx(1.5 * math.log(2))
-    # shares 1/2 and 2/8: mean 3/8
-    assert compute_chance_loss("pointwise", [ones(2), ones(4, 4)]) == pytest.approx(
-        3 / 8 * math.log(8 / 3) + 5 / 8 * math.log(8 / 5)
-    )
-
-
-def test_chance_is_the_loss_of_a_model_that_knows_only_the_share() -> None:
-    batches = [[3, 5], [2]]
-    share = (2 / 8 + 1 / 2) / 2
-    known = {"listwise": 0.7, "pointwise": math.log(share / (1 - share))}
-    for name, loss in LOSSES.items():
-        each = [loss(torch.full((sum(sizes),), known[name]), sizes).item() for sizes in batches]
-        assert sum(each) / 2 == pytest.approx(compute_chance_loss(name, [ones(*sizes) for sizes in batches]), rel=1e-5)
 
 
 class Line(torch.nn.Module):

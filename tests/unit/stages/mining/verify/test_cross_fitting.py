@@ -188,7 +188,7 @@ def test_a_kill_changes_nothing(tiny_model: Path, tmp_path: Path, undisturbed: t
     assert np.array_equal(on.score_pairs(QUERY_IDS, PAIRS), undisturbed[1])
     assert on.counts["cached"] > 0, "the first fold's scores were there"
     assert not any("teacher 1 of 2" in line for line in said.lines)
-    assert any("it goes on after step" in line for line in said.lines)
+    assert any("it resumes after step" in line for line in said.lines)
 
 
 def test_documents_that_were_right_elsewhere_are_named(tiny_model: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_model_that_learned_nothing_is_named(tiny_model: Path, tmp_path: Path)
     still = cross(tmp_path / "flat", tmp_path, said, learning_rate=1e-12)
     still.score_pairs(QUERY_IDS, PAIRS)
     assert len(still.collapse_reasons) == 2
-    assert any("self-taught teacher 1 tells nothing apart: the loss of epoch 2" in line for line in said.lines)
+    assert any("self-taught teacher 1 tells nothing apart: the loss of the kept epoch 2" in line for line in said.lines)
 
 
 def test_lessons_by_hand() -> None:
