@@ -4,7 +4,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,11 @@ class Runner:
             self.progress.log(f"{stage.name}: the stored result is damaged or incomplete; it is made again")
         self.executed_stages.append(stage.name)
         self.progress.log(f"{stage.name}: running")
+        if stage.name == "train":
+            context = replace(context, seconds_per_step=get_seconds_per_step(self.workspace.read_events()))
+            for previous in self.workspace.list_artifacts("train")[:1]:
+                changes = "; ".join(describe_key_changes(previous.manifest, key_fields))
+                self.progress.log(f"the reranker is trained again. Since the last training: {changes}")
         self.workspace.log_event(event="start", stage=stage.name, key=key)
         started = time.monotonic()
         counter = WorkCounter(self.progress)
@@ -165,7 +171,7 @@ class Runner:
             Store.LOGS: self.workspace.logs / stage.name / key,
             Store.SCORES: self.workspace.scores,
         }
-        declared = {store.value: folder for store, folder in folders.items() if store in stage.stores}
+        declared: dict[str, Any] = {store.value: folder for store, folder in folders.items() if store in stage.stores}
         return StageContext(self.progress, executor=self.executor, **declared)
 
     def get_status(self) -> list[StageStatus]:
@@ -244,6 +250,16 @@ def describe_key_changes(manifest: Mapping[str, Any], key_fields: Mapping[str, A
             else:
                 found.append(f"{part}.{name}: {old.get(name)} -> {new.get(name)}")
     return tuple(found) or ("the stored result is damaged",)
+
+
+def get_seconds_per_step(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """The seconds a step of the last training that ran from its first step to its last; None if there was none."""
+    n_starts = Counter(event.get("key") for event in events if event.get("event") == "start")
+    for event in reversed(events):
+        if event.get("event") == "done" and event.get("stage") == "train" and n_starts[event["key"]] == 1:
+            n_steps = event["summary"].get("n_steps")
+            return float(event["seconds"]) / n_steps if n_steps else None
+    return None
 
 
 def make_disk_full_error(error: BaseException, root: Path) -> InputError | None:

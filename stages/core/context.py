@@ -51,6 +51,8 @@ class StageContext:
     executor: Executor = dataclasses.field(default_factory=InProcessExecutor)
     """Runs the work that other processes and machines can share."""
     scores: Path | None = None
+    seconds_per_step: float | None = None
+    """Of the last training in the workspace, to estimate the time of the next one."""
 
     @property
     def scratch_dir(self) -> Path:

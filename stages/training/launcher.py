@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from pathlib import Path
@@ -35,6 +36,7 @@ def train_on_groups(job: TrainingJob, context: StageContext) -> TrainingHistory:
             f"the training was interrupted before: it resumes after step {parse_checkpoint_step(checkpoint)} of "
             f"{job.n_steps}"
         )
+    context.progress.log(_describe_duration(job, checkpoint, context.seconds_per_step))
     n_processes = min(distributed.count_processes(job.params.device), job.params.batch_size)
     with defer_interrupts(context.progress.log) as interrupt:
         if n_processes == 1:
@@ -53,6 +55,16 @@ def train_on_groups(job: TrainingJob, context: StageContext) -> TrainingHistory:
     )
 
 
+def _describe_duration(job: TrainingJob, checkpoint: Path | None, seconds_per_step: float | None) -> str:
+    """How many steps are left, and about how long they take if the last training's speed is known."""
+    n_steps = job.n_steps - (parse_checkpoint_step(checkpoint) if checkpoint else 0)
+    if seconds_per_step is None:
+        return f"{n_steps} steps"
+    seconds = n_steps * seconds_per_step
+    duration = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"{n_steps} steps, about {duration} at the last training's {seconds_per_step:.2g} s a step"
+
+
 def _run_in_processes(
     n_processes: int, job: TrainingJob, checkpoint: Path | None, context: StageContext, interrupt: Interrupt
 ) -> TrainingState:
@@ -64,9 +76,12 @@ def _run_in_processes(
     spawn = torch.multiprocessing.get_context("spawn")
     messages, should_stop = spawn.SimpleQueue(), spawn.Event()
     store = distributed.open_store()
+    # in a file: a process would wait until the one before it has read a long argument
+    job_path = context.scratch_dir / "job.pickle"
+    job_path.write_bytes(pickle.dumps(job))
     processes = torch.multiprocessing.spawn(
         _train_in_group,
-        (n_processes, store.port, job, checkpoint, context.scratch_dir, context.logs_dir, messages, should_stop),
+        (n_processes, store.port, job_path, checkpoint, context.scratch_dir, context.logs_dir, messages, should_stop),
         n_processes,
         join=False,
     )
@@ -125,7 +140,7 @@ def _train_in_group(
     rank: int,
     n_processes: int,
     port: int,
-    job: TrainingJob,
+    job_path: Path,
     checkpoint: Path | None,
     scratch: Path,
     logs: Path,
@@ -139,6 +154,7 @@ def _train_in_group(
     try:
         with distributed.convert_peer_errors():
             distributed.join_group(rank, n_processes, port)
+            job: TrainingJob = pickle.loads(job_path.read_bytes())
             state = run_training(job, checkpoint, context, should_stop.is_set)
     except PrepError as error:
         messages.put(("error", error))

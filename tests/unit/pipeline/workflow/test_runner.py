@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.workflow.artifact_store import Workspace
 from pipeline.workflow.graph import STAGES_BY_NAME
-from pipeline.workflow.runner import Runner
+from pipeline.workflow.runner import Runner, get_seconds_per_step
 from stages.core.context import NullProgress
 from stages.mining.sampling.stage import Params
 from tests.conftest import Project
@@ -64,3 +65,18 @@ def test_flags_of_the_composer(project: Project) -> None:
     refused = project.prep("mine-negatives", "--source-quotas", "dense")
     assert refused.returncode == 2
     assert "'dense' is no NAME=PARTS" in refused.stderr
+
+
+def test_seconds_per_step_are_those_of_the_last_training_that_was_not_interrupted() -> None:
+    events: list[dict[str, Any]] = [
+        {"event": "start", "stage": "train", "key": "a"},
+        {"event": "done", "stage": "train", "key": "a", "seconds": 60.0, "summary": {"n_steps": 30}},
+        {"event": "start", "stage": "train", "key": "b"},
+        {"event": "start", "stage": "train", "key": "b"},
+        {"event": "done", "stage": "train", "key": "b", "seconds": 10.0, "summary": {"n_steps": 100}},
+        {"event": "start", "stage": "evaluate", "key": "c"},
+        {"event": "done", "stage": "evaluate", "key": "c", "seconds": 5.0, "summary": {}},
+    ]
+    assert get_seconds_per_step(events) == 2.0
+    assert get_seconds_per_step(events[2:]) is None
+    assert get_seconds_per_step([]) is None
