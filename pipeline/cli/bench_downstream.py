@@ -200,9 +200,11 @@ def _format_metrics(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _format_differences(differences: Mapping[str, Sequence[float | None]] | None) -> list[str]:
-    return [_format_interval(differences[name]) if differences else "" for name in ("nDCG@10", "MRR@10")]
+    return [_format_difference(differences[name]) if differences else "" for name in ("nDCG@10", "MRR@10")]
 
 
-def _format_interval(difference: Sequence[float | None]) -> str:
+def _format_difference(difference: Sequence[float | None]) -> str:
+    from stages.evaluation.bootstrap import format_interval
+
     mean, low, high = difference
-    return f"{mean:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
+    return f"{mean:+.4f}" + (f" {format_interval(low, high, '+.4f')}" if low is not None and high is not None else "")

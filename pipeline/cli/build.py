@@ -144,10 +144,11 @@ def format_gate_verdict(verdict: Mapping[str, Any]) -> str:
     """The gate's finding in one line."""
     if verdict["difference"] is None:
         return "against the published reranker: there is no test question to compare on"
-    sure = "" if verdict["low"] is None else f" [{verdict['low']:+.4f}, {verdict['high']:+.4f}]"
-    change = (
-        f"{verdict['published_mean']:.4f} -> {verdict['new_mean']:.4f}, difference {verdict['difference']:+.4f}{sure}"
-    )
+    from stages.evaluation.bootstrap import format_interval
+
+    interval = "" if verdict["low"] is None else f" {format_interval(verdict['low'], verdict['high'], '+.4f')}"
+    means = f"{verdict['published_mean']:.4f} -> {verdict['new_mean']:.4f}"
+    change = f"{means}, difference {verdict['difference']:+.4f}{interval}"
     return f"against the published reranker: {verdict['metric']} {change}: {verdict['verdict']}"
 
 
@@ -177,7 +178,7 @@ def format_summary(stage: str, artifact: Artifact, accepted_share: float | None 
         return [table, *describe_estimate(summary.get("estimate"))]
     if stage == "evaluate":
         from stages.evaluation.conclusions import describe_result, list_advice
-        from stages.evaluation.stage import format_metrics_table
+        from stages.evaluation.tables import format_metrics_table
 
         metrics = json.loads((artifact.folder / "metrics.json").read_text())
         lists = metrics["candidate_lists"]["test"]

@@ -208,7 +208,9 @@ def _format_calibration_row(row: Mapping[str, Any]) -> list[str]:
     found = f"{again['observed']:.2%} ({again['n_held_out']:,})" if again else "not checked"
     if row["expected"] is None:
         return ["", "", "", "0.0%", found]
-    interval = f"[{row['low']:.2%}, {row['high']:.2%}]"
+    from stages.evaluation.bootstrap import format_interval
+
+    interval = format_interval(row["low"], row["high"], ".2%")
     return [f"{row['expected']:.2%}", interval, f"{row['hardness']:.3f}", f"{row['fill']:.1%}", found]
 
 

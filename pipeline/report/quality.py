@@ -4,15 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.charts import Dot, build_dot_plot
-from stages.evaluation.conclusions import HEADLINE_METRICS, Comparison, describe_result, explain_interval
+from stages.evaluation.conclusions import HEADLINE_METRICS, describe_result, explain_interval
+from stages.evaluation.tables import SYSTEM_LABELS, format_comparison
 
-SYSTEM_NAMES = {
-    "bm25": "BM25",
-    "embedder": "embedder",
-    "base_reranker": "base reranker",
-    "reranker": "trained reranker",
-    "fused": "fused",
-}
 _HEADLINE_SYSTEMS = ("embedder", "reranker", "fused")
 
 
@@ -26,7 +20,7 @@ def build_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
             [
                 {
                     "value": scores[system][metric],
-                    "difference": format_difference(comparisons[system][metric]) if system in comparisons else [],
+                    "difference": format_comparison(comparisons[system][metric]) if system in comparisons else [],
                     "is_highlighted": system == "reranker",
                 }
                 for system in systems
@@ -38,20 +32,11 @@ def build_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "result": describe_result(metrics),
         "collapse_reason": metrics["collapse_reason"],
-        "systems": [("" if system == "embedder" else "→ ") + SYSTEM_NAMES[system] for system in systems],
+        "systems": [("" if system == "embedder" else "→ ") + SYSTEM_LABELS[system] for system in systems],
         "rows": rows,
         "lists": metrics["candidate_lists"]["test"],
         "interval": explain_interval(metrics),
     }
-
-
-def format_difference(comparison: Comparison) -> list[str]:
-    """`+0.083`, `[+0.051, +0.114]`, `p = 0.002`."""
-    found = f"{comparison['difference']:+.3f}"
-    if comparison["p"] is None:
-        return [found, "too few groups"]
-    p = f"p = {comparison['p']:.3f}" if comparison["p"] >= 0.001 else "p < 0.001"
-    return [found, f"[{comparison['low']:+.3f}, {comparison['high']:+.3f}]", p]
 
 
 def build_quality(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -85,7 +70,7 @@ def build_quality(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         ],
         "weight": metrics["fusion"]["weight"],
         "is_weight_chosen": bool(metrics["fusion"]["selected_on"]),
-        "base_has_new_head": bool(metrics.get("base_has_new_head")),
+        "has_base_reranker": "base_reranker" in scores,
     }
 
 
@@ -96,13 +81,13 @@ def list_dots(scores: Mapping[str, Any], metric: str, comparisons: Mapping[str, 
     for system, row in scores.items():
         comparison = comparisons.get(system, {}).get(metric, {})
         low, high = (None if comparison.get(end) is None else center + comparison[end] for end in ("low", "high"))
-        dots.append(Dot(SYSTEM_NAMES.get(system, system), row[metric], low, high, is_highlighted=system == "reranker"))
+        dots.append(Dot(SYSTEM_LABELS.get(system, system), row[metric], low, high, is_highlighted=system == "reranker"))
     return dots
 
 
 def _make_table_row(system: str, row: Mapping[str, float], names: list[str]) -> dict[str, Any]:
     return {
-        "label": SYSTEM_NAMES.get(system, system),
+        "label": SYSTEM_LABELS.get(system, system),
         "figures": [row[name] for name in names],
         "is_highlighted": system == "reranker",
     }

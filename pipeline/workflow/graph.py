@@ -153,7 +153,6 @@ STAGES = (
             "search/candidates.parquet",
             "search/qrels_scored.parquet",
             "train/reranker",
-            "train/training.json",
         ),
         outputs=("metrics.json", "per_query.parquet"),
         model_inputs=(("base_model", "train", "base"),),

@@ -11,6 +11,7 @@ from pipeline.workflow.graph import PIPELINE
 from pipeline.workflow.publish import is_current_complete, publish, read_latest_publication, record_refusal
 from pipeline.workflow.runner import Runner
 from stages.core.errors import QualityGateError
+from stages.evaluation.bootstrap import format_interval
 
 ReportRenderer = Callable[[Mapping[str, Artifact]], str]
 """Artifact of each step -> the HTML of the report; called only if something is published."""
@@ -68,7 +69,7 @@ def _publish_if_accepted(runner: Runner, force: bool, render_report: ReportRende
         raise QualityGateError(
             f"the new reranker is worse than the published one: {verdict['metric']} {verdict['new_mean']:.4f} against "
             f"{verdict['published_mean']:.4f}, difference {verdict['difference']:+.4f} "
-            f"[{verdict['low']:+.4f}, {verdict['high']:+.4f}] on {verdict['n_queries']} test queries. "
+            f"{format_interval(verdict['low'], verdict['high'], '+.4f')} on {verdict['n_queries']} test queries. "
             "`current` is untouched; --force publishes it all the same."
         )
     n_moved_queries = count_moved_queries(workspace, published, artifacts["pairs"])

@@ -20,6 +20,7 @@ from stages.core.context import Summary
 from stages.core.errors import InputError
 from stages.core.hashing import sample_by_hash
 from stages.core.query_batches import sort_by_score
+from stages.evaluation.bootstrap import resample_sums
 from stages.mining.holdout_validation import validate_on_holdout
 from stages.mining.mask import NEGATIVE
 from stages.mining.params import Params
@@ -103,9 +104,8 @@ def summarise_selection(candidates: PaddedCandidates, selection: Bools) -> dict[
     n_selected = int(n.sum())
     if not n_selected:
         return {"expected": None, "low": None, "high": None, "hardness": None, "fill": 0.0}
-    resamples = np.random.default_rng(0).integers(0, len(n), (CALIBRATION_BOOTSTRAP_SAMPLES, len(n)))
-    shares = p[resamples].sum(axis=1) / np.maximum(n[resamples].sum(axis=1), 1)
-    low, high = np.quantile(shares, [0.025, 0.975])
+    sums = resample_sums(np.column_stack([p, n]), CALIBRATION_BOOTSTRAP_SAMPLES, seed=0)
+    low, high = np.quantile(sums[:, 0] / np.maximum(sums[:, 1], 1), [0.025, 0.975])
     return {
         "expected": float(p.sum() / n_selected),
         "low": float(low),

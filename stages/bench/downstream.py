@@ -227,7 +227,7 @@ def compute_test_metrics(candidate_lists: CandidateLists, scores: pl.DataFrame) 
 
 def evaluate_score_column(candidate_lists: CandidateLists, table: pl.DataFrame, score_column: str) -> Doubles:
     """METRICS of each test question [q, 2] when the column `score_column` ranks the lists in `table`."""
-    values = Evaluator(candidate_lists.qrels, METRICS)(
+    values = Evaluator(candidate_lists.qrels, METRICS).evaluate(
         table.select("query_id", "doc_id", "relevance", score=score_column)
     )
     return values["value"].to_numpy().reshape(-1, len(METRICS))

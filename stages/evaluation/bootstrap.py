@@ -1,4 +1,4 @@
-"""Is the difference between two systems on the same queries more than luck? The paired bootstrap, by group."""
+"""Confidence intervals by the bootstrap over groups of queries, for means and for the difference of two systems."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from stages.core.params import option
 
 MIN_GROUPS = 6
-"""With fewer independent groups not even a unanimous result reaches p < 0.05 (sign flips: 2 / 2^5 = 0.0625)."""
+"""With fewer independent groups not even equal signs throughout reach p < 0.05 (sign test: 2 / 2^5 = 0.0625)."""
 
 _MAX_BLOCK_CELLS = 1 << 22
 
@@ -19,7 +19,7 @@ def bootstrap_samples_option() -> Any:
 
 
 class BootstrapResult(NamedTuple):
-    """The mean difference a - b, its interval, and the two-sided p; the last three None with too few groups."""
+    """The mean difference a - b, its interval, and the two-sided p. The last three are None with too few groups."""
 
     difference: float
     low: float | None
@@ -35,14 +35,14 @@ def run_paired_bootstrap(
     seed: int,
     confidence: float = 0.95,
 ) -> list[BootstrapResult]:
-    """Compare two systems by `differences` of shape (queries, measures), a less b, whose queries come in
-    groups.
+    """Compare two systems a and b on the same queries, of which there is at least one.
 
-    `group[i]` names query i's group; there is at least one query. Whole groups are drawn with replacement, as queries
-    of one group (one article, one thread) are not independent; the statistic is the mean difference over the drawn
-    queries. The interval is the percentile interval (Efron and Tibshirani 1993, ch. 13; for systems on shared queries
-    Sakai 2006; for whole clusters Field and Welsh 2007). p is the same distribution read the other way (Davison and
-    Hinkley 1997, with their + 1), so p < 1 - confidence where the interval leaves out 0. All measures share the draws.
+    `differences` [queries, metrics]: a's metrics less b's. `groups[i]` is the group of query i. Whole groups are drawn
+    with replacement, because the queries of one group (one article, one thread) are not independent; the statistic is
+    the mean difference over the drawn queries. The interval is the percentile interval (Efron and Tibshirani 1993, ch.
+    13; for systems on shared queries Sakai 2006; for whole clusters Field and Welsh 2007). p comes from the same
+    samples (Davison and Hinkley 1997, with their + 1), so p < 1 - confidence if the interval leaves out 0. All metrics
+    share the samples.
     """
     observed = differences.mean(axis=0)
     _, group_index = np.unique(groups, return_inverse=True)
@@ -62,20 +62,32 @@ def run_paired_bootstrap(
 def resample_means(
     group_sums: NDArray[np.float64], group_sizes: NDArray[np.float64], n_resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """`n_resamples` bootstrap means (samples, measures): as many groups as there are, drawn with replacement.
+    """`n_resamples` bootstrap means [samples, metrics] of whole groups: sums [groups, metrics] over sizes [groups].
 
-    `group_sums` (groups, measures) and `group_sizes` (groups) are of the groups. How often each group is drawn is
-    multinomial, so a block of samples is one matrix product. Rounded to 12 digits: sums that cancel are 0, in whatever
-    order added.
+    Rounded to 12 digits, so that sums which cancel are 0 in whatever order they are added.
     """
-    n_groups = len(group_sizes)
+    sums = resample_sums(np.column_stack([group_sums, group_sizes]), n_resamples, seed)
+    means: NDArray[np.float64] = (sums[:, :-1] / sums[:, -1:]).round(12)
+    return means
+
+
+def resample_sums(group_values: NDArray[np.float64], n_resamples: int, seed: int) -> NDArray[np.float64]:
+    """`n_resamples` sums [samples, columns] over as many groups as there are, drawn with replacement.
+
+    `group_values`: [groups, columns]. How often each group is drawn is multinomial, so a block of samples is one matrix
+    product.
+    """
+    n_groups = len(group_values)
     generator = np.random.default_rng(seed)
     probabilities = np.full(n_groups, 1 / n_groups)
     block_size = max(1, _MAX_BLOCK_CELLS // n_groups)
-    means = []
+    sums = []
     for start in range(0, n_resamples, block_size):
-        draw_counts = generator.multinomial(n_groups, probabilities, size=min(block_size, n_resamples - start)).astype(
-            np.float64
-        )
-        means.append((draw_counts @ group_sums) / (draw_counts @ group_sizes)[:, None])
-    return np.concatenate(means).round(12)
+        n_samples = min(block_size, n_resamples - start)
+        sums.append(generator.multinomial(n_groups, probabilities, size=n_samples).astype(np.float64) @ group_values)
+    return np.concatenate(sums)
+
+
+def format_interval(low: float, high: float, spec: str) -> str:
+    """`[+0.051, +0.114]`: both ends by a format specification, such as "+.3f" or ".2%"."""
+    return f"[{low:{spec}}, {high:{spec}}]"

@@ -1,4 +1,4 @@
-"""The reranker's and the embedder's scores made one: z-scores within a list, weighted; the weight is chosen on dev."""
+"""Fuses the scores of the reranker and the embedder: a weighted sum of z-scores; the weight is chosen on dev."""
 
 import numpy as np
 import polars as pl
@@ -12,10 +12,10 @@ _SELECTION_METRICS = ("nDCG@10", "MRR@10")
 
 
 def compute_z_scores(scores: NDArray[np.floating], list_index: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Each score less the mean of its list, over the list's standard deviation; 0 where all in the list are equal.
+    """Each score less the mean of its list, divided by the list's standard deviation; 0 if the list's scores are equal.
 
-    `code[i]` is the list of `scores[i]`; the scores of a list stand together. Z-scores make the units of two systems
-    comparable (Renda and Straccia 2003, "Web metasearch: rank vs. score based rank aggregation methods").
+    `list_index[i]` is the list of `scores[i]`; the scores of a list are adjacent. Z-scores make the units of two
+    systems comparable (Renda and Straccia 2003, "Web metasearch: rank vs. score based rank aggregation methods").
     """
     if not len(scores):
         return np.zeros(0)
@@ -31,9 +31,9 @@ def compute_z_scores(scores: NDArray[np.floating], list_index: NDArray[np.intege
 
 
 def fuse_scores(candidates: pl.DataFrame, weight: float) -> pl.Series:
-    """`weight` of the reranker's z-score and the rest of the embedder's: 0 is the embedder, 1 the reranker.
+    """`weight` x the reranker's z-score + (1 - `weight`) x the embedder's.
 
-    `candidates` holds list, query_id, reranker, embedder; the rows of one query's list stand together.
+    `candidates` holds list, query_id, reranker, embedder; the rows of one query's list are adjacent.
     """
     list_index = candidates.select(pl.struct("list", "query_id").rle_id().cast(pl.Int64)).to_series().to_numpy()
     reranker, embedder = (compute_z_scores(candidates[row].to_numpy(), list_index) for row in ("reranker", "embedder"))
@@ -41,15 +41,16 @@ def fuse_scores(candidates: pl.DataFrame, weight: float) -> pl.Series:
 
 
 def select_fusion_weight(candidates: pl.DataFrame, qrels: pl.DataFrame) -> tuple[float, str | None]:
-    """The weight of GRID that ranks dev's lists best by nDCG@10, then MRR@10, and "dev".
+    """The weight of `WEIGHT_GRID` with the best nDCG@10 on the lists of dev, then the best MRR@10; and "dev".
 
-    Of equals it is the smallest, which changes the retriever's order least. (0.5, None) where `candidates` is empty.
+    Of equal weights the smallest, which changes the retriever's order least. `DEFAULT_FUSION_WEIGHT` and None if
+    `candidates` is empty.
     """
     if candidates.is_empty():
         return DEFAULT_FUSION_WEIGHT, None
     evaluator = Evaluator(qrels.join(candidates, on="query_id", how="semi"), _SELECTION_METRICS)
     metrics_by_weight = {
-        weight: average_metrics(evaluator(candidates.with_columns(score=fuse_scores(candidates, weight))))
+        weight: average_metrics(evaluator.evaluate(candidates.with_columns(score=fuse_scores(candidates, weight))))
         for weight in WEIGHT_GRID
     }
     return min(

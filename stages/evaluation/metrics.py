@@ -1,4 +1,4 @@
-"""Ranking metrics of one system's run, per query, with ties counted against it."""
+"""Ranking metrics of a system's run, per query; ties count against the system."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,19 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 Metric = Literal["nDCG@10", "MRR@10", "MAP@100", "Hit@1", "Hit@3", "Hit@5", "R@10"]
-"""The metrics that every evaluation has."""
+"""The metrics of every evaluation."""
 
 
 def list_metric_names(top_k: int) -> tuple[str, ...]:
-    """The metrics that are reported for lists of `top_k` documents, named as in the literature."""
+    """The metrics of lists of `top_k` documents, named as in the literature."""
     return tuple(dict.fromkeys((*get_args(Metric), f"R@{top_k}")))
 
 
 def assign_pessimistic_ranks(run: pl.DataFrame) -> pl.DataFrame:
-    """`run` (query_id, doc_id, relevance, score) in its order of ranks, with `rank` from 1 and no two alike.
+    """`run` (query_id, doc_id, relevance, score) in the order of its ranks, with `rank` from 1 and without ties.
 
-    Higher scores first; among equal scores the less relevant first, then by doc_id: a scorer that can't tell a
-    positive from the rest gets no credit for it. A score that is no number stands behind all others.
+    Higher scores come first; among equal scores the less relevant document, then the smaller doc_id: a scorer that
+    gives a positive the score of another document gets no credit for it. A missing score or NaN comes last.
     """
     worst = pl.lit(float("-inf"))
     score = pl.col("score").cast(pl.Float64)
@@ -31,12 +31,11 @@ def assign_pessimistic_ranks(run: pl.DataFrame) -> pl.DataFrame:
 
 
 class Evaluator:
-    """Call it with a run: every metric of every query of `qrels`; made once for many runs against the same qrels.
+    """Computes the metrics of runs against the same qrels.
 
-    Gives query_id, metric, value, in that order, sorted by query and then `metric_names`. `qrels` (query_id, doc_id,
-    relevance) is whole: a positive that the run lacks is missed, and the ideal ranking of nDCG holds all positives. A
-    relevance above 0 is relevant; nDCG's gain is the relevance itself, as in trec_eval and BEIR. A run is as for
-    `assign_pessimistic_ranks`, of queries in `qrels`. A query that the run lacks gets 0.
+    `qrels` (query_id, doc_id, relevance) holds all judgements: a positive that a run lacks counts as missed, and the
+    ideal ranking of nDCG holds all positives. A relevance above 0 is relevant; nDCG's gain is the relevance itself, as
+    in trec_eval and BEIR.
     """
 
     def __init__(self, qrels: pl.DataFrame, metric_names: Sequence[str]) -> None:
@@ -49,8 +48,12 @@ class Evaluator:
             list(self.metric_names_by_measure), _to_nested_dict(qrels, "relevance")
         )
 
-    def __call__(self, run: pl.DataFrame) -> pl.DataFrame:
-        # trec_eval breaks ties by doc_id, backwards; strict ranks leave it none to break
+    def evaluate(self, run: pl.DataFrame) -> pl.DataFrame:
+        """query_id, metric and value of every query of the qrels, sorted by query and then by `metric_names`.
+
+        `run` is as for `assign_pessimistic_ranks`, of queries in the qrels. A query that it lacks gets 0.
+        """
+        # trec_eval breaks ties by doc_id in reverse; ranks without ties leave it none to break
         ranked = (
             assign_pessimistic_ranks(run).filter(pl.col("rank") <= self.max_cutoff).with_columns(strict=-pl.col("rank"))
         )
@@ -66,15 +69,20 @@ class Evaluator:
 
 
 def average_metrics(query_metrics: pl.DataFrame) -> dict[str, float]:
-    """The mean of each metric over the queries of a `Evaluator`'s result."""
+    """The mean of each metric over the queries of an `Evaluator.evaluate` result."""
     values_by_metric: dict[str, list[float]] = {}
     for metric, value in query_metrics.select("metric", "value").iter_rows():
         values_by_metric.setdefault(metric, []).append(value)
     return {metric: math.fsum(part) / len(part) for metric, part in values_by_metric.items()}
 
 
+def round_values(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Rounded to 6 digits, as metrics.json and gate.json hold them."""
+    return {name: None if value is None else round(value, 6) for name, value in values.items()}
+
+
 def _parse_measure(name: str) -> Any:
-    """`Hit@3` is ir_measures' Success@3, `MAP@100` its AP@100, `MRR@10` its RR@10."""
+    """The measure of ir_measures, which calls Hit@3 Success@3, MAP@100 AP@100 and MRR@10 RR@10."""
     import ir_measures
 
     family, _, cutoff = name.partition("@")

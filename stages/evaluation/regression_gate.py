@@ -9,18 +9,18 @@ import polars as pl
 
 from stages.core.context import StageContext, Summary
 from stages.core.device import Device
-from stages.core.params import BaseParams as Base
-from stages.core.params import option
+from stages.core.params import BaseParams, option
 from stages.core.run_params import device_option, seed_option
 from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, QUERIES, read_table, scan_documents
 from stages.evaluation import bootstrap
 from stages.evaluation.bootstrap import bootstrap_samples_option
 from stages.evaluation.candidate_lists import build_candidate_lists
-from stages.evaluation.metrics import Evaluator, Metric
+from stages.evaluation.metrics import Evaluator, Metric, round_values
+from stages.evaluation.params import Params as EvaluateParams
 from stages.reranking.scoring import gather_pair_texts, score_with_cross_encoders
 
 
-class Params(Base):
+class Params(BaseParams):
     """[refresh]"""
 
     metric: Metric = option(
@@ -38,23 +38,23 @@ VERSION = 2
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Write gate.json: the published reranker in `inputs["published_reranker"]` against the new one's `per_query`.
 
-    Both rank the same lists: those that `evaluate` made of test, by the parameters that stand in `metrics`. Questions
-    of the published one's train or dev (`inputs["published_queries"]`) are left out: it has seen their answers.
+    Both rank the test lists of the evaluation, whose settings stand in `metrics`. Queries that were in train or dev for
+    the published reranker (`inputs["published_queries"]`) are left out: it was trained on their judgements.
     """
-    evaluate_params = json.loads(inputs["metrics"].read_text(encoding="utf-8"))["parameters"]
+    evaluate_params = EvaluateParams(**json.loads(inputs["metrics"].read_text(encoding="utf-8"))["parameters"])
     candidate_lists = build_candidate_lists(
         inputs,
         ["test"],
-        top_k=evaluate_params["top_k"],
-        max_queries=evaluate_params["max_queries"],
-        seed=evaluate_params["seed"],
+        top_k=evaluate_params.top_k,
+        max_queries=evaluate_params.max_queries,
+        seed=evaluate_params.seed,
         include_forced=False,
     )
     old_queries = read_table(inputs["published_queries"], QUERIES, ["query_id", "split"])
     seen_query_ids = old_queries.filter(pl.col("split") != "test")["query_id"]
     n_excluded = candidate_lists.queries["query_id"].is_in(seen_query_ids.implode()).sum()
     if n_excluded:
-        context.progress.log(f"gate: {n_excluded} test questions were in train or dev before; they are not compared on")
+        context.progress.log(f"gate: {n_excluded} test queries were in train or dev before: they are left out")
     candidate_lists = candidate_lists.exclude_queries(seen_query_ids)
     is_new = (pl.col("split") == "test") & (pl.col("system") == "reranker") & (pl.col("metric") == params.metric)
     new_metrics = read_table(inputs["per_query"], PER_QUERY_METRICS).filter(
@@ -69,22 +69,22 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             text_pairs,
             [inputs["published_reranker"]],
             device=params.device,
-            dtype=evaluate_params["dtype"],
-            seed=0,
+            dtype=evaluate_params.dtype,
             progress=context.progress,
         )
         ranked = candidate_lists.lists.join(pairs.with_columns(score=pl.Series(next(old_scores))), on=PAIR_COLUMNS)
-        verdict = compare_rerankers(new_metrics, Evaluator(candidate_lists.qrels, [params.metric])(ranked), params)
+        verdict = compare_rerankers(
+            new_metrics, Evaluator(candidate_lists.qrels, [params.metric]).evaluate(ranked), params
+        )
     (out / "gate.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     return verdict
 
 
 def compare_rerankers(new_metrics: pl.DataFrame, old_metrics: pl.DataFrame, params: Params) -> dict[str, Any]:
-    """The verdict on `new_metrics` (query_id, group, value) against `old_metrics` (query_id, value), of the same
-    queries.
+    """The verdict on `new_metrics` (query_id, group, value) against `old_metrics` (query_id, value), of equal queries.
 
-    "worse" or "better" where the interval of the mean difference new - old (paired bootstrap by group) leaves out 0,
-    else "same": also with too few groups to tell. Raises `ValueError` where the queries differ.
+    "worse" or "better" if the interval of the mean difference new - old (paired bootstrap by group) leaves out 0, else
+    "same", also with too few groups to tell. Raises `ValueError` if the queries differ.
     """
     if new_metrics["query_id"].sort().to_list() != old_metrics["query_id"].sort().to_list():
         raise ValueError("the new and the old reranker were not evaluated on the same queries")
@@ -106,5 +106,4 @@ def compare_rerankers(new_metrics: pl.DataFrame, old_metrics: pl.DataFrame, para
         )
     low, high = statistics["low"], statistics["high"]
     verdict = "worse" if high is not None and high < 0 else "better" if low is not None and low > 0 else "same"
-    rounded = {name: None if value is None else round(value, 6) for name, value in statistics.items()}
-    return {"metric": params.metric, **rounded, "verdict": verdict, "n_queries": paired.height}
+    return {"metric": params.metric, **round_values(statistics), "verdict": verdict, "n_queries": paired.height}

@@ -15,6 +15,7 @@ import polars as pl
 from stages.core import schemas
 from stages.core.errors import InputError
 from stages.core.text import match_key
+from stages.evaluation.bootstrap import format_interval
 from stages.mining.risk_budget import MAX_P_FALSE_NEGATIVE
 from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName, describe_rule
 
@@ -201,9 +202,8 @@ def format_observed_rate(check: Mapping[str, Any]) -> str:
     """The observed share of a check with its interval, and how many hidden positives it rests on."""
     if not check["n_held_out"]:
         return "none"
-    return (
-        f"{check['observed']:.2%} [{check['low']:.2%}, {check['high']:.2%}], {check['n_held_out']:,} hidden positives"
-    )
+    interval = format_interval(check["low"], check["high"], ".2%")
+    return f"{check['observed']:.2%} {interval}, {check['n_held_out']:,} hidden positives"
 
 
 def _warn_above_accepted(check: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from stages.core.context import Summary
+from stages.evaluation.bootstrap import resample_sums
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator import model
 from stages.mining.params import Params
@@ -58,13 +59,8 @@ def validate_on_holdout(
         query_number, model.MISSING_PER_KNOWN_POSITIVE * n_known * hidden_selected, len(query_numbers)
     )
     others_per_query = np.bincount(query_number, other_weight, len(query_numbers))
-    resamples = np.random.default_rng(0).integers(
-        0, len(query_numbers), (HOLDOUT_BOOTSTRAP_SAMPLES, len(query_numbers))
-    )
-    low, high = np.quantile(
-        _false_negative_rate(false_per_query[resamples].sum(axis=1), others_per_query[resamples].sum(axis=1)),
-        [0.025, 0.975],
-    )
+    sums = resample_sums(np.column_stack([false_per_query, others_per_query]), HOLDOUT_BOOTSTRAP_SAMPLES, seed=0)
+    low, high = np.quantile(_false_negative_rate(sums[:, 0], sums[:, 1]), [0.025, 0.975])
     return {
         "n_queries": len(query_numbers),
         "n_negatives": int(selected.sum()),

@@ -28,12 +28,11 @@ def score_with_bm25(pairs: pl.DataFrame, queries: pl.DataFrame, corpus: pl.DataF
 
 
 def score_with_cross_encoders(
-    text_pairs: Sequence[TextPair], folders: Iterable[Path], *, device: str, dtype: Dtype, seed: int, progress: Progress
+    text_pairs: Sequence[TextPair], folders: Iterable[Path], *, device: str, dtype: Dtype, progress: Progress
 ) -> Iterator[NDArray[np.float32]]:
     """The scores of `text_pairs` by the cross-encoder in each of `folders`, one model in memory at a time.
 
-    The first model's limit of tokens holds for all, so that all read the same part of a text. An encoder without a
-    ranking head gets a random one, drawn from `seed`.
+    The first model's limit of tokens applies to all, so that all read the same part of a text.
     """
     from stages.reranking.cross_encoder import load_reranker, score_pairs
 
@@ -49,7 +48,7 @@ def score_with_cross_encoders(
         def advance(done: int, before: int = before) -> None:
             progress.advance(before + done, total, "pairs")
 
-        model = load_reranker(folder, device, max_length, seed=seed)
+        model = load_reranker(folder, device, max_length)
         max_length = model.max_seq_length
         yield score_pairs(model, text_pairs, dtype, advance)
 

@@ -35,7 +35,7 @@ class DevEvaluator:
     def evaluate(self, model: "CrossEncoder") -> dict[str, float]:
         """The mean of `DEV_METRICS` over the queries, and "max_score_range": the widest range of one query's logits."""
         scores = self.candidates.with_columns(score=pl.Series(score_pairs(model, self.text_pairs, self.dtype)))
-        metrics = average_metrics(Evaluator(self.qrels, DEV_METRICS)(scores))
+        metrics = average_metrics(Evaluator(self.qrels, DEV_METRICS).evaluate(scores))
         return metrics | {"max_score_range": compute_max_score_range(scores, ["query_id"])}
 
 

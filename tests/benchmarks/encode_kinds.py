@@ -180,7 +180,7 @@ def ndcg(
         }
     )
     judged = run.join(positives.select("query_id", "doc_id", "relevance"), on=["query_id", "doc_id"], how="left")
-    found: Floats = judge(judged.with_columns(pl.col("relevance").fill_null(0)))["value"].to_numpy() * 100
+    found: Floats = judge.evaluate(judged.with_columns(pl.col("relevance").fill_null(0)))["value"].to_numpy() * 100
     return found
 
 

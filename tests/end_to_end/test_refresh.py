@@ -50,7 +50,7 @@ def test_a_publication_holds_what_readers_use(finished: Path) -> None:
     assert (current / "reranker" / "model.safetensors").is_file()
     metrics = json.loads((current / "metrics.json").read_text())
     for split in ("dev", "test"):
-        assert set(metrics[split]) == {"bm25", "embedder", "base_reranker", "reranker", "fused"}
+        assert set(metrics[split]) == {"bm25", "embedder", "reranker", "fused"}
         for row in metrics[split].values():
             assert {"nDCG@10", "MRR@10", "MAP@100", "Hit@1", "Hit@3", "Hit@5"} <= set(row)
     candidates = pl.read_parquet(current / "candidates.parquet")

@@ -13,7 +13,6 @@ import pytest
 from pipeline.report.charts import Dot, Marker, Series, build_dot_plot, build_histogram, compute_ticks
 from pipeline.report.examples import sample_queries
 from pipeline.report.page import describe_mask_rule, render_report
-from pipeline.report.quality import format_difference
 from pipeline.report.templating import MAX_TEXT_CHARS, shorten
 from pipeline.workflow.artifact_store import Artifact
 from pipeline.workflow.graph import PIPELINE
@@ -348,9 +347,14 @@ def test_too_few_groups_are_said(build: Build) -> None:
     assert "+0.083 too few groups" in told
 
 
-def test_a_difference_in_words() -> None:
-    assert format_difference(compared(0.0834, 0.0514, 0.1137)) == ["+0.083", "[+0.051, +0.114]", "p = 0.002"]
-    assert format_difference(compared(-0.01, -0.02, 0.0, 0.0004)) == ["-0.010", "[-0.020, +0.000]", "p < 0.001"]
+def test_a_base_reranker_that_was_not_scored_is_left_out(build: Build) -> None:
+    metrics = measured() | {"base_has_new_head": True}
+    for split in ("dev", "test"):
+        for rows in (metrics[split], metrics["positives_forced"][split], metrics["comparisons"][split]):
+            rows.pop("base_reranker", None)
+    text = " ".join(Reader(render_report(build(metrics=metrics))).texts)
+    assert "base reranker" not in text.lower()
+    assert "trained reranker" in text
 
 
 @pytest.mark.parametrize(

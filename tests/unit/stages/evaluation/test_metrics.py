@@ -21,7 +21,7 @@ def run(*rows: tuple[str, str, int, float]) -> pl.DataFrame:
 
 
 def per_query(run: pl.DataFrame, qrels: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    return Evaluator(qrels, names)(run)
+    return Evaluator(qrels, names).evaluate(run)
 
 
 def values(frame: pl.DataFrame) -> dict[str, float]:
@@ -118,4 +118,4 @@ def test_a_query_that_the_run_lacks_counts_zero() -> None:
 def test_a_judge_keeps_nothing_between_runs() -> None:
     judge = Evaluator(qrels(("q", "a", 1)), ["MRR@10"])
     good, bad = (run(("q", "a", 1, score), ("q", "b", 0, 0.0)) for score in (1.0, -1.0))
-    assert [values(judge(one))["MRR@10"] for one in (good, bad, good)] == [1.0, 0.5, 1.0]
+    assert [values(judge.evaluate(one))["MRR@10"] for one in (good, bad, good)] == [1.0, 0.5, 1.0]

@@ -1,0 +1,21 @@
+"""The settings of the evaluation."""
+
+from stages.core.device import Device, Dtype
+from stages.core.params import BaseParams, option
+from stages.core.run_params import device_option, dtype_option, seed_option
+from stages.evaluation.bootstrap import bootstrap_samples_option
+
+
+class Params(BaseParams):
+    """[evaluate]"""
+
+    top_k: int = option(50, "rerank this many of the retriever's best documents for each question", ge=1)
+    max_queries: int = option(
+        300,
+        "evaluate at most this many questions of dev and of test each, drawn by a hash of seed and question id; 0: all",
+        ge=0,
+    )
+    bootstrap_samples: int = bootstrap_samples_option()
+    seed: int = seed_option()
+    device: Device = device_option()
+    dtype: Dtype = dtype_option()
