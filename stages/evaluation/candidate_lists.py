@@ -1,4 +1,4 @@
-"""The fixed candidate lists that every system ranks: the retriever's top k, with and without forcing positives in."""
+"""The candidate lists that every system ranks: the retriever's top k, with and without the missing positives."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,6 @@ import polars as pl
 
 from stages.core.hashing import sample_by_hash
 from stages.core.schemas import CANDIDATES, PAIR_COLUMNS, QRELS, QRELS_SCORED, QUERIES, read_table, scan_table
-
-LISTS = ("dev", "test", "dev_forced", "test_forced")
 
 
 def sample_evaluation_queries(

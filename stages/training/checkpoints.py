@@ -1,4 +1,4 @@
-"""Checkpoints of a training, each sealed when it is whole: what a kill or a full disk left half-written is not used."""
+"""Checkpoints of a training, with checksums: one that a kill or a full disk left incomplete is not used."""
 
 import json
 import shutil
@@ -7,11 +7,11 @@ from pathlib import Path
 from stages.core.files import file_digest, write_durably
 
 CHECKSUMS_FILE = "complete.json"
-"""Written into a checkpoint after all else in it: file name -> digest."""
+"""Written into a checkpoint after all its other files: file name -> digest."""
 
 
 def complete_checkpoint(scratch: Path, step: int, best_step: int | None) -> None:
-    """Seal the checkpoint of `step`, then delete all others but that of step `best_step`."""
+    """Write the checksums of the checkpoint of `step`, then delete all others except that of `best_step`."""
     folder = scratch / f"checkpoint-{step}"
     digests = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
     write_durably(folder / CHECKSUMS_FILE, json.dumps(digests))
@@ -21,9 +21,9 @@ def complete_checkpoint(scratch: Path, step: int, best_step: int | None) -> None
 
 
 def find_last_checkpoint(scratch: Path) -> Path | None:
-    """The last checkpoint that is whole (and whose best epoch's is), or None; those that are not are deleted.
+    """The last complete checkpoint whose best epoch's checkpoint is complete too, or None. Others are deleted.
 
-    Whole is what holds every file that its seal names, unchanged.
+    A checkpoint is complete if every file in its checksums is there and unchanged.
     """
     folders = sorted(scratch.glob("checkpoint-*"), key=parse_checkpoint_step)
     for folder in folders:

@@ -1,9 +1,8 @@
-"""The first lesson of a new head: to score a query's candidates as the retriever does.
+"""Distillation: a model with a new head first learns to score a query's candidates as the retriever does.
 
-A head that knows nothing has to learn from the judgements what the retriever knew before, and a small table has too few
-for that; but the retriever's own scores say a good deal about every candidate, and they are there. So a new head first
-learns them (listwise distillation, as Reddi et al. 2021, RankDistil; the loss is `losses.distillation_loss`), then the
-judgements.
+A small table has too few judgements to train a new head, but the retriever has scored every candidate. So a new head
+learns the retriever's scores first (listwise distillation, as in Reddi et al. 2021, RankDistil; the loss is
+`losses.distillation_loss`), and then the judgements.
 """
 
 from collections.abc import Sequence
@@ -17,12 +16,12 @@ from stages.core.schemas import CANDIDATES, scan_table
 from stages.training.examples import MinedQuery, TrainingGroup, shuffle_groups
 
 N_TOP_CANDIDATES = 16
-"""Half of a group's documents come from this many best candidates, where the order matters, half from the rest."""
+"""Half of a group's documents are sampled from so many best candidates, half from the rest: the best matter most."""
 LABEL_RANGE = 12.0
-"""How far apart a query's best and last candidate are to be scored. The scale of the retriever's scores differs by
-encoder, so they are stretched to this; a cosine of MiniLM is about as sharp then as at its temperature of 0.05."""
+"""The difference of the labels of a query's best and last candidate. Scores are scaled to it, because the range of the
+retriever's scores differs by encoder. MiniLM's cosines are then about as sharp as at its training temperature, 0.05."""
 SCORE_TOLERANCE = 1e-5
-"""Scores nearer to one another than this share of the greatest are alike."""
+"""Scores that differ by less than this share of the largest one count as equal."""
 
 
 def build_distillation_groups(
@@ -33,13 +32,11 @@ def build_distillation_groups(
     group_size: int,
     seed: int,
 ) -> list[list[TrainingGroup]]:
-    """The groups of `n_epochs` epochs in the order of training, `group_size` documents each with the retriever's
-    scores.
+    """The groups of `n_epochs` epochs in the order of training, each with `group_size` documents and their labels.
 
-    As many groups an epoch as `epoch_groups` makes of the same queries and `n_positives`; groups of a query that
-    has fewer dense candidates hold them all. Documents are drawn by a hash of (seed, query, rank), so they stay the
-    same when other queries come or go. Labels: the scores, stretched so that the query's last candidate has 0 and its
-    best one `LABEL_RANGE`; all 0 where scores differ by no more than rounding.
+    There are as many groups an epoch as `examples.build_epoch_groups` makes of the same queries and `n_positives`. A
+    query with fewer dense candidates gives all of them. Documents are sampled by a hash of (seed, query, rank), so they
+    do not depend on the other queries. Labels: `scale_scores_to_labels` of the retriever's scores.
     """
     if not n_epochs:
         return []
@@ -68,7 +65,7 @@ def build_distillation_groups(
 
 
 def scale_scores_to_labels(scores: Sequence[float]) -> list[float]:
-    """A query's scores stretched to 0 ... `LABEL_RANGE`; all 0 where they differ by no more than rounding."""
+    """A query's scores scaled to 0 ... `LABEL_RANGE`; all 0 if they differ by rounding alone."""
     low, high = min(scores), max(scores)
     if high - low <= SCORE_TOLERANCE * max(abs(low), abs(high)):
         return [0.0] * len(scores)
@@ -76,15 +73,12 @@ def scale_scores_to_labels(scores: Sequence[float]) -> list[float]:
 
 
 def sample_ranks(n_candidates: int, n_ranks: int, seed: int, purpose: str) -> list[int]:
-    """At most `group_size` places below `n_candidates`, rising: half of them, or more where the rest is short, in the
-    head."""
-    all_ranks = [str(place) for place in range(n_candidates)]
-    top_ranks, lower_ranks = all_ranks[:N_TOP_CANDIDATES], all_ranks[N_TOP_CANDIDATES:]
-    sampled_lower_ranks = sample_by_hash(lower_ranks, max(n_ranks // 2, n_ranks - len(top_ranks)), purpose, seed)
-    return sorted(
-        int(place)
-        for place in (
-            *sample_by_hash(top_ranks, n_ranks - len(sampled_lower_ranks), purpose, seed),
-            *sampled_lower_ranks,
-        )
-    )
+    """At most `n_ranks` of the ranks 0 ... `n_candidates` - 1, sorted.
+
+    Half of them are below `N_TOP_CANDIDATES`, more if there are too few other candidates.
+    """
+    ranks = [str(rank) for rank in range(n_candidates)]
+    top_ranks, lower_ranks = ranks[:N_TOP_CANDIDATES], ranks[N_TOP_CANDIDATES:]
+    sampled_lower = sample_by_hash(lower_ranks, max(n_ranks // 2, n_ranks - len(top_ranks)), purpose, seed)
+    sampled_top = sample_by_hash(top_ranks, n_ranks - len(sampled_lower), purpose, seed)
+    return sorted(int(rank) for rank in (*sampled_top, *sampled_lower))

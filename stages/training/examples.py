@@ -1,4 +1,4 @@
-"""Training groups: what mined.jsonl holds, and each epoch's seeded choice of positives and negatives from it."""
+"""Training groups: the queries of mined.jsonl, and the positives and negatives that each epoch samples from them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,41 +15,39 @@ _MINED_FIELDS = ("query", "pos_ids", "neg_ids", "pos_weights", "neg_weights")
 
 @dataclass(frozen=True)
 class MinedQuery:
-    """One query with the ids of its positives and negatives, as mined.jsonl has them."""
+    """One query of mined.jsonl, with the ids of its positives and negatives."""
 
     query_id: str
     query: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
     weights: Mapping[str, float] = field(default_factory=dict)
-    """How much a document counts; 1 where it is not named."""
+    """doc_id -> weight in the loss; 1 for documents that are not in it."""
 
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """One training example: a query and documents that the model learns to order."""
+    """One training example: a query and documents that the model learns to rank."""
 
     query_id: str
     documents: tuple[str, ...]
-    """A positive first, then negatives; with `labels`, any."""
+    """A positive first, then negatives; with `labels`, any documents."""
     labels: tuple[float, ...] = ()
-    """What to score each document like (`stages.training.distillation`); none where the positive is to be on top."""
+    """The score to learn for each document (see `distillation`); empty if the positive should rank first."""
     weights: tuple[float, ...] = ()
-    """How much each document counts; none where all count 1."""
+    """Each document's weight in the loss; empty if all are 1."""
 
     @property
     def effective_weights(self) -> tuple[float, ...]:
-        """How much each document counts."""
+        """Each document's weight in the loss."""
         return self.weights or (1.0,) * len(self.documents)
 
 
 def read_mined_queries(path: Path, max_queries: int, seed: int) -> tuple[list[MinedQuery], dict[str, str], int]:
-    """The queries of mined.jsonl that can be trained on, the texts of their documents by id, and how many can't.
+    """The queries of mined.jsonl to train on, the texts of their documents by id, and how many queries were skipped.
 
-    Several lines of one query are taken together: its positives and negatives are those of all of them, each once.
-    A query without a negative (or without a positive) teaches nothing about an order, so it is left out and counted.
-    Of the rest, `max_queries` are kept (0: all): those of the smallest hash of (seed, query_id), so that a query's
-    place in the sample does not hang on its position. Raises `InputError` where fewer than 2 are left.
+    The lines of one query are merged. A query without a negative or without a positive has no order to learn: it is
+    skipped. Of the others, `subsample_queries` keeps `max_queries`. Raises `InputError` if fewer than 2 are left.
     """
     rows_by_query: dict[str, list[dict[str, Any]]] = {}
     texts: dict[str, str] = {}
@@ -66,8 +64,8 @@ def read_mined_queries(path: Path, max_queries: int, seed: int) -> tuple[list[Mi
     if len(mined_queries) < 2:
         raise InputError(
             f"there is too little to train on: {path.name} holds {len(mined_queries)} queries with a positive and a "
-            f"negative "
-            f"({n_skipped} without), and at least 2 are needed. Give more questions, or a mask that leaves more."
+            f"negative ({n_skipped} without), and at least 2 are needed. Add questions, or use a mask that leaves more "
+            "negatives."
         )
     if max_queries and len(mined_queries) > max_queries:
         mined_queries = subsample_queries(mined_queries, max_queries, seed)
@@ -77,14 +75,14 @@ def read_mined_queries(path: Path, max_queries: int, seed: int) -> tuple[list[Mi
 
 
 def subsample_queries(mined_queries: Sequence[MinedQuery], max_queries: int, seed: int) -> list[MinedQuery]:
-    """At most `max_queries` queries, those of the smallest hash of (seed, query_id); 0: all."""
+    """At most `max_queries` queries (0: all), those with the smallest hash of (seed, query_id)."""
     queries_by_id = {query.query_id: query for query in mined_queries}
     sampled_ids = sample_by_hash(queries_by_id, max_queries or len(queries_by_id), "sample", seed)
     return [queries_by_id[query_id] for query_id in sampled_ids]
 
 
 def merge_mined_rows(query_id: str, rows: Sequence[Mapping[str, Any]]) -> MinedQuery:
-    """One query from its lines."""
+    """One query from its lines: their positives and negatives, each once."""
     positives, negatives = (
         tuple(dict.fromkeys(chain.from_iterable(row[side] for row in rows))) for side in ("pos_ids", "neg_ids")
     )
@@ -106,11 +104,11 @@ def _iter_weights(row: Mapping[str, Any], side: str) -> Iterator[tuple[str, floa
 def build_epoch_groups(
     mined_queries: Sequence[MinedQuery], epoch: int, n_positives: int, n_negatives: int, seed: int
 ) -> list[TrainingGroup]:
-    """The groups of one epoch (from 0) in the order of training: a pure function of (seed, epoch) and each query.
+    """The groups of one epoch (from 0) in the order of training.
 
-    Each query gives `n_positives` groups, each with another of its positives (all where it has fewer) and with
-    `n_negatives` of its negatives, none twice (all where it has fewer). Draws are by hash of (seed, epoch, query, ids),
-    so a query's groups stay the same when other queries come or go.
+    Each query gives `n_positives` groups, each with another of its positives and with `n_negatives` of its negatives; a
+    query that has fewer gives all. They are sampled by a hash of (seed, epoch, query, ids), so a query's groups do not
+    depend on the other queries.
     """
     groups: list[TrainingGroup] = []
     for query in mined_queries:

@@ -68,9 +68,9 @@ def _describe_duration(job: TrainingJob, checkpoint: Path | None, seconds_per_st
 def _run_in_processes(
     n_processes: int, job: TrainingJob, checkpoint: Path | None, context: StageContext, interrupt: Interrupt
 ) -> TrainingState:
-    """`run_training` in `n_processes` new processes. This one relays their progress, and an interrupt to them.
+    """`run_training` in `n_processes` new processes; their progress is shown by this one.
 
-    Raises `InputError` if one of them is killed, and what the first of them raised if that is a `PrepError`.
+    Raises `InputError` if one of them is killed, and a `PrepError` that one of them raises.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded; its warnings of DDP do not apply
     spawn = torch.multiprocessing.get_context("spawn")
@@ -97,8 +97,8 @@ def _run_in_processes(
         if interrupt.signal_number is None:
             _relay_messages(messages, context.progress)
             raise InputError(
-                f"{error}: the operating system may have run out of memory. The next run resumes from the last "
-                "checkpoint."
+                f"a process of the training ended: {error}. If memory ran out, use a smaller batch_size or max_length. "
+                "The next run resumes from the last checkpoint."
             ) from error
     except torch.multiprocessing.ProcessRaisedException:
         _relay_messages(messages, context.progress)

@@ -1,4 +1,4 @@
-"""Losses over groups of one positive and its negatives, as modules for sentence-transformers' CrossEncoderTrainer."""
+"""Losses over groups of a positive and its negatives, for sentence-transformers' CrossEncoderTrainer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 def listwise_loss(
     scores: torch.Tensor, group_sizes: Sequence[int], weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean over the groups of -log softmax at the group's positive, which stands first in it.
+    """Mean over the groups of -log softmax at the group's positive, which is its first document.
 
-    `scores` [n] holds the groups one after another, `group_sizes` sums to n; groups may differ in size. The contrastive
-    loss of FlagEmbedding's reranker, and of Gao et al. 2021 (localized contrastive estimation): the label is hard.
-    A negative with a weight counts so often among those that the positive is compared with; a positive's weight
-    multiplies the loss of its group.
+    `scores` [n] and `weights` [n] hold the groups one after another; `group_sizes` sums to n. It is the contrastive
+    loss of FlagEmbedding's reranker and of Gao et al. 2021 (localized contrastive estimation). A negative's weight is a
+    factor of its term in the softmax's sum; a positive's weight is a factor of its group's loss.
     """
     padded_scores = pad_sequence(list(scores.split(list(group_sizes))), batch_first=True, padding_value=-math.inf)
     targets = torch.zeros(len(padded_scores), dtype=torch.long, device=padded_scores.device)
@@ -37,10 +36,9 @@ def listwise_loss(
 def pointwise_loss(
     scores: torch.Tensor, group_sizes: Sequence[int], weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean over all pairs, by weight where they have one, of the binary cross-entropy of the logit: 1 for the first of
-    each group, 0 for the rest.
+    """Weighted mean over all pairs of the logit's binary cross-entropy. The first of a group has label 1, the others 0.
 
-    A model that knows nothing but the share of positives has that share's entropy.
+    Arguments as for `listwise_loss`.
     """
     labels = torch.zeros_like(scores)
     labels[[sum(group_sizes[:group]) for group in range(len(group_sizes))]] = 1
@@ -52,17 +50,17 @@ def pointwise_loss(
 def distillation_loss(
     scores: torch.Tensor, group_sizes: Sequence[int], labels: Sequence[Sequence[float]]
 ) -> torch.Tensor:
-    """Mean over the groups of KL(softmax(labels) || softmax(scores)): 0 where the two give the same shares.
+    """Mean over the groups of KL(softmax(labels) || softmax(scores)).
 
-    `labels`: a group's, as far apart as the model's logits are to be (the listwise loss of Cao et al. 2007,
-    ListNet, with a teacher's scores).
+    `labels`: for each group, the logits that the model should learn. It is the listwise loss of ListNet (Cao et al.
+    2007) with another model's scores.
     """
     padded_scores = pad_sequence(list(scores.split(list(group_sizes))), batch_first=True, padding_value=-math.inf)
     padded_labels = pad_sequence(
         [scores.new_tensor(group) for group in labels], batch_first=True, padding_value=-math.inf
     )
     target_probabilities = padded_labels.softmax(1)
-    # a padded place has the share 0, and 0 x (-inf) is no number
+    # at padding the target is 0, and 0 x (-inf) is NaN
     log_ratio = torch.where(target_probabilities > 0, padded_labels.log_softmax(1) - padded_scores.log_softmax(1), 0.0)
     return (target_probabilities * log_ratio).sum(1).mean()
 
@@ -74,11 +72,11 @@ LOSSES: dict[str, Callable[[torch.Tensor, Sequence[int], torch.Tensor | None], t
 
 
 class GroupLoss(nn.Module):  # type: ignore[misc]
-    """One of `LOSSES` over the logits of a cross-encoder, or `distillation_loss` for groups that come with labels.
+    """One of `LOSSES` over the logits of a cross-encoder, or `distillation_loss` for groups with labels.
 
-    Of `world_size` processes that are given the same step, the one of `rank` computes on its part of the groups, and
-    its loss is weighed by that part's share of what the loss is the mean of: the mean over the processes, which DDP
-    takes of the gradients, is that of one process with the whole step, though the parts be unequal.
+    Each of `world_size` processes is given all groups of a step and computes on its part of them. Its loss is scaled by
+    the part's share of the loss's denominator. So the mean over the processes, which DDP takes of the gradients, is the
+    gradient of one process with all groups, even if the parts are unequal.
     """
 
     def __init__(
@@ -94,10 +92,10 @@ class GroupLoss(nn.Module):  # type: ignore[misc]
     def forward(
         self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None = None, **unused: Any
     ) -> torch.Tensor:
-        """`inputs`: queries [g], their documents [g][size], the positive first where there are no labels [g][size], and
-        the documents' weights [g][size], where they have some.
+        """The loss of a step, a scalar.
 
-        Returns a scalar.
+        `inputs`: queries [g], their documents [g][size] (without `labels` the positive first) and, if there are any,
+        the documents' weights [g][size]. `labels`: [g][size].
         """
         part = slice(self.rank, None, self.world_size)
         share = (
@@ -105,22 +103,28 @@ class GroupLoss(nn.Module):  # type: ignore[misc]
             * self._compute_denominator([rows[part] for rows in inputs], labels)
             / self._compute_denominator(inputs, labels)
         )
-        if not share:  # a short step has no group for this process, but DDP waits for its gradients
+        if not share:  # a short step has no group for this process, but DDP needs its gradients: compute any, times 0
             part = slice(0, 1)
         return share * self._compute_loss([rows[part] for rows in inputs], labels and labels[part])
 
     def _compute_loss(self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None) -> torch.Tensor:
-        queries, groups, *weighed = inputs
+        queries, groups, *weights_by_group = inputs
         pairs = [(query, text) for query, texts in zip(queries, groups, strict=True) for text in texts]
         scores, sizes = compute_logits(self.model, pairs, self.dtype), [len(texts) for texts in groups]
         if labels:
             return distillation_loss(scores, sizes, labels)
-        weights = scores.new_tensor([weight for group in weighed[0] for weight in group]) if weighed else None
+        weights = (
+            scores.new_tensor([weight for group in weights_by_group[0] for weight in group])
+            if weights_by_group
+            else None
+        )
         return LOSSES[self.loss_name](scores, sizes, weights)
 
     def _compute_denominator(self, inputs: Sequence[Any], labels: Sequence[Sequence[float]] | None) -> float:
-        """What the loss divides by: groups, or pairs by weight."""
-        _, groups, *weighed = inputs
+        """What the loss is divided by: the number of groups, or the sum of the pairs' weights."""
+        _, groups, *weights_by_group = inputs
         if labels or self.loss_name == "listwise":
             return len(groups)
-        return math.fsum(weight for group in weighed[0] for weight in group) if weighed else sum(map(len, groups))
+        if weights_by_group:
+            return math.fsum(weight for group in weights_by_group[0] for weight in group)
+        return sum(map(len, groups))
