@@ -25,7 +25,9 @@ def write_reference() -> str:
     for section, fields in list_section_fields().items():
         lines += [f"## [{section}]", "", "| key | default | meaning |", "|---|---|---|"]
         for name, field in fields.items():
-            lines.append(f"| `{name}` | {_format_default(field.default)} | {_escape_cell(field.description or '')} |")
+            lines.append(
+                f"| `{name}` | {_format_json_default(field.default)} | {_escape_cell(field.description or '')} |"
+            )
         lines.append("")
     lines += ["## Commands", ""]
     for path, command in iter_commands(prep, "prep"):
@@ -54,7 +56,7 @@ def iter_options(command: click.Command, path: str) -> Iterator[click.Option]:
             yield parameter
 
 
-def _format_default(value: Any) -> str:
+def _format_json_default(value: Any) -> str:
     if value in (None, "", ()):
         return ""
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}`"

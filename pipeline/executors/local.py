@@ -13,6 +13,7 @@ from typing import Any
 
 from stages.core.errors import InputError
 from stages.core.executor import InProcessExecutor, ItemT, ResultT, Worker
+from stages.core.processes import exit_with_parent
 
 _ITEMS_PER_PROCESS = 2
 """Items queued for each process, so that none waits."""
@@ -77,15 +78,7 @@ def _initialise_process(gpu: str, worker: Worker[Any, Any]) -> None:
     global _worker
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     _worker = worker
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """End with the parent: a pool's process would wait for items for ever if its parent was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _run_item(item: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
+from stages.core.arrays import Ints
 from stages.core.context import Summary
 from stages.core.errors import InputError
 from stages.core.schemas import SPLITS
@@ -17,7 +18,6 @@ _SPLIT_INDEX = {None: 0, "": 0, "train": 0, "dev": 1, "test": 2}
 MAX_COMPONENT_RATIO = 0.2
 """A component with more than this share of the questions can't be put on one side; it is split by question."""
 
-Ints = npt.NDArray[np.int64]
 Edges = tuple[Ints, Ints]
 """(question, what it is tied to): questions that are tied to the same thing belong together."""
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from stages.core.arrays import Floats, Ints
 
@@ -52,6 +53,11 @@ def _parse_source(text: str) -> CandidateSource:
     if end is not None and start >= end:
         raise ValueError(f"{text!r} keeps no rank: START-END keeps ranks START + 1 to END, so END must be the greater")
     return CandidateSource(name, start, end)
+
+
+def is_found_by(source: str) -> pl.Expr:
+    """Whether the retriever `source` found a pair; a pair that several found has a source such as "dense+bm25"."""
+    return ("+" + pl.col("source") + "+").str.contains(f"+{source}+", literal=True)
 
 
 class SearchResults(NamedTuple):

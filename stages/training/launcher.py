@@ -1,6 +1,5 @@
 """Starts a training: in this process, or in one process for each GPU."""
 
-import multiprocessing
 import os
 import pickle
 import signal
@@ -12,6 +11,7 @@ import torch.multiprocessing
 
 from stages.core.context import NullProgress, Progress, StageContext
 from stages.core.errors import InputError, PrepError
+from stages.core.processes import exit_with_parent
 from stages.training import distributed
 from stages.training.checkpoints import find_last_checkpoint, parse_checkpoint_step
 from stages.training.interrupts import Interrupt, defer_interrupts
@@ -149,7 +149,7 @@ def _train_in_group(
 ) -> None:
     """What a started process does. Rank 0 sends its progress and the state at the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that started them decides
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     context = StageContext(NullProgress() if rank else _RemoteProgress(messages), scratch=scratch, logs=logs)
     try:
         with distributed.convert_peer_errors():
@@ -161,10 +161,3 @@ def _train_in_group(
         raise
     if rank == 0:
         messages.put(("state", state))
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent
-    parent.join()
-    os._exit(1)

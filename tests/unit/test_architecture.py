@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -175,3 +176,82 @@ def test_every_module_says_what_it_is() -> None:
             if path.name != "__init__.py":
                 assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
                 importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+def list_modules() -> dict[str, ast.Module]:
+    """Every module of the two packages by its dotted name."""
+    paths = [path for folder in ("pipeline", "stages") for path in (ROOT / folder).rglob("*.py")]
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
+        for path in paths
+        if path.name != "__init__.py"
+    }
+
+
+def read_imports(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports: at the top, in functions, and for types alone."""
+    found: dict[str, set[str]] = {name: set() for name in modules}
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                wanted = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+                found[name] |= {one for one in wanted if one in modules}
+            elif isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names if alias.name in modules}
+    return found
+
+
+def find_cycle(edges: dict[str, set[str]]) -> list[str]:
+    """The nodes of a cycle, in order; empty if there is none."""
+    finished: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node in finished:
+            return []
+        for target in sorted(edges[node]):
+            if cycle := visit(target, [*path, node]):
+                return cycle
+        finished.add(node)
+        return []
+
+    return next((cycle for node in sorted(edges) if (cycle := visit(node, []))), [])
+
+
+def test_a_cycle_is_found() -> None:
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c"]
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert find_cycle(read_imports(list_modules())) == []
+
+
+def test_no_packages_import_each_other_in_a_circle() -> None:
+    packages: dict[str, set[str]] = {}
+    for name, imports in read_imports(list_modules()).items():
+        package = name.rsplit(".", 1)[0]
+        packages.setdefault(package, set()).update(one.rsplit(".", 1)[0] for one in imports)
+    assert find_cycle({name: targets - {name} for name, targets in packages.items()}) == []
+
+
+def test_a_folder_has_one_subject() -> None:
+    counts = Counter(name.rsplit(".", 1)[0] for name in list_modules())
+    assert {folder: n for folder, n in counts.items() if n > 18} == {}
+
+
+def test_a_top_level_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for module, tree in list_modules().items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+            elif isinstance(node, ast.Assign):
+                for target in node.targets:
+                    if isinstance(target, ast.Name):
+                        places.setdefault(target.id, []).append(module)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                places.setdefault(node.target.id, []).append(module)
+    hooks = {"Params", "VERSION", "run", "key_extras", "is_valid", "skipped_inputs"}  # what every step's module has
+    assert {name: modules for name, modules in places.items() if len(modules) > 1 and name not in hooks} == {}

@@ -43,8 +43,3 @@ def add_quota_columns(rows: pl.DataFrame, names: Sequence[str], weights: Sequenc
         [apportion(room, weights) for room in totals], schema=dict.fromkeys(names, pl.Int64), orient="row"
     )
     return rows.join(shares.insert_column(0, totals), on="room", how="left", maintain_order="left")
-
-
-def is_found_by(source: str) -> pl.Expr:
-    """Whether the retriever `source` found a pair; several stand as "dense+bm25"."""
-    return ("+" + pl.col("source") + "+").str.contains(f"+{source}+", literal=True)

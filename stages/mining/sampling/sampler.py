@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,9 +15,7 @@ from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.audit import checks
 from stages.mining.candidates.documents import DocumentVectoriser, compute_text_keys, make_document_vectoriser
 from stages.mining.sampling import hubness, near_duplicates, strategies
-
-if TYPE_CHECKING:
-    from stages.mining.sampling.stage import Params
+from stages.mining.sampling.params import Params, SampledBlock
 
 SAMPLING_ROWS_PER_BLOCK = 500_000
 """Verdicts looked at together; bounds memory and changes no result."""
@@ -28,26 +25,11 @@ CANDIDATES_PER_NEGATIVE = 4
 """Where the hardest are taken, so many survivors a negative are looked at first; changes no result."""
 
 
-class SampledBlock(NamedTuple):
-    """What is chosen for a block of queries."""
-
-    queries: pl.DataFrame
-    """query_id, query of the block's train queries."""
-    positives: pl.DataFrame
-    """Of `pick_positives`."""
-    negatives: pl.DataFrame
-    """Of `select_negatives`."""
-    n_duplicates_skipped: int
-    """How many near-duplicates were passed over."""
-    flagged_positives: pl.DataFrame
-    """query_id, finding of the positives that the audit took away or made count less."""
-
-
 class NegativeSampler:
     """Chooses among the survivors of the mask, block by block."""
 
     def __init__(
-        self, params: "Params", queries: pl.DataFrame, inputs: Mapping[str, Path], context: StageContext
+        self, params: Params, queries: pl.DataFrame, inputs: Mapping[str, Path], context: StageContext
     ) -> None:
         self._params = params
         self._queries = queries
@@ -224,7 +206,7 @@ def pick_positives(positives: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
 
 
 def select_negatives(
-    params: "Params",
+    params: Params,
     pool: pl.DataFrame,
     is_rejected: NDArray[np.bool_] | None = None,
     vectorise: DocumentVectoriser | None = None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from stages.core.context import Summary
-from stages.mining.sampling.sampler import SampledBlock
+from stages.mining.sampling.params import SampledBlock
 
 
 @dataclass

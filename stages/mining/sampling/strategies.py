@@ -4,16 +4,13 @@ A draw is by a hash of (seed, query_id, doc_id): it does not depend on other que
 one that comes or goes changes one place.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import polars as pl
 
 from stages.core.hashing import stable_hash
-from stages.mining.sampling.quotas import add_quota_columns, is_found_by
-
-if TYPE_CHECKING:
-    from stages.mining.sampling.stage import Params
+from stages.mining.sampling.params import Params
+from stages.mining.sampling.quotas import add_quota_columns
+from stages.retrieval.results import is_found_by
 
 SIMANS_A, SIMANS_B = 100.0, 0.0
 """SimANS' weights are exp(-A (score - positive's - B)^2). Its authors' A = 0.5 is for inner products that lie tens
@@ -60,7 +57,7 @@ def find_positive_categories(positives: pl.DataFrame, categories: pl.DataFrame) 
     return positives.join(categories, on="doc_id").select("query_id", "category").unique()
 
 
-def build_pick_order(params: "Params", pool: pl.DataFrame) -> pl.DataFrame:
+def build_pick_order(params: Params, pool: pl.DataFrame) -> pl.DataFrame:
     """The rows of `pool` in the order in which they are looked at: row, query, counter, upto, band.
 
     A row may come up in several bands. It is taken where its query's `counter` stands below `upto`: 0 counts curated
@@ -88,13 +85,13 @@ def build_pick_order(params: "Params", pool: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([stratum.select(columns) for stratum in strata]).sort("query", maintain_order=True)
 
 
-def _order_by_sampling(params: "Params", rows: pl.DataFrame, counter: int) -> pl.DataFrame:
+def _order_by_sampling(params: Params, rows: pl.DataFrame, counter: int) -> pl.DataFrame:
     """`rows` in the order of the sampling, as a band of its own of which up to `room` are taken."""
     order = rows if params.sampling == "top" else rows.sort("query", "foreign", "key", "doc_id")
     return order.with_columns(counter=pl.lit(counter), upto="room", band=pl.lit(params.sampling))
 
 
-def _compute_sort_keys(params: "Params", rows: pl.DataFrame) -> pl.Series:
+def _compute_sort_keys(params: Params, rows: pl.DataFrame) -> pl.Series:
     """What is drawn goes by rising key."""
     if params.sampling == "top":
         return pl.Series("key", [0], dtype=pl.UInt64).new_from_index(0, len(rows))

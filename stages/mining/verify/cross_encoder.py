@@ -30,8 +30,7 @@ from stages.core.hashing import Hashes, hash_texts, unique_hashes
 from stages.core.model_files import model_digest, model_display_name, portable_model_name, resolve_model
 from stages.core.schemas import PAIR_COLUMNS
 from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
-
-TextPair = tuple[str, str]
+from stages.reranking.cross_encoder import TextPair
 
 MIN_UNCERTAIN_P, MAX_UNCERTAIN_P = 0.02, 0.9
 """Below, a candidate is good enough for the usual budget; above, nobody would train on it."""

@@ -24,8 +24,8 @@ from stages.core.arrays import Bools, Floats, Ints
 from stages.core.context import StageContext
 from stages.core.hashing import sample_by_hash, stable_hash
 from stages.core.schemas import PAIR_COLUMNS
-from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier, TextPair
-from stages.reranking.cross_encoder import save_reranker
+from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier
+from stages.reranking.cross_encoder import TextPair, save_reranker
 from stages.training import stage as training_stage
 from stages.training.collapse import detect_training_collapse
 from stages.training.examples import MinedQuery, subsample_queries
