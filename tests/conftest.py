@@ -129,6 +129,8 @@ class Project:
         """Change one key of prep.toml."""
         path = self.folder / "prep.toml"
         lines = path.read_text().splitlines()
+        if f"[{section}]" not in lines:
+            lines.append(f"[{section}]")
         start = lines.index(f"[{section}]") + 1
         kept = [line for line in lines[start:] if not line.startswith(f"{name} =") or "[" in line[:1]]
         path.write_text("\n".join([*lines[:start], f"{name} = {value}", *kept]))

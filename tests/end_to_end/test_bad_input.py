@@ -81,7 +81,7 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
 
 def test_no_column_that_could_be_the_question(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("foo,bar\n1,2\n")
-    refused(tmp_path, "build-pairs", "a.csv", says=("foo", "bar", "--question"))
+    refused(tmp_path, "build-pairs", "a.csv", says=("foo", "bar", "question under [pairs]"))
 
 
 def test_all_answers_empty(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_one_document_only_and_fewer_documents_than_negatives(tmp_path: Path) ->
         "few",
         "--mask",
         "none",
-        "--no-answers",
-        "--duplicate-similarity",
+        "--no-exclude-answers",
+        "--near-duplicate-similarity",
         "1",
         "--json",
         cwd=tmp_path,
@@ -184,8 +184,8 @@ def test_unknown_keys_and_wrong_types_in_prep_toml(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(GOOD)
     (tmp_path / "prep.toml").write_text('[pairs]\ntables = ["a.csv"]\nquestoin = "q"\n')
     refused(tmp_path, "build-pairs", says=("prep.toml", "questoin", "question"))
-    (tmp_path / "prep.toml").write_text('[pairs]\ntables = ["a.csv"]\n[mine]\ndepth = "deep"\n')
-    refused(tmp_path, "build-pairs", says=("prep.toml", "[mine] depth", "'deep'"))
+    (tmp_path / "prep.toml").write_text('[pairs]\ntables = ["a.csv"]\n[search]\ntop_k = "deep"\n')
+    refused(tmp_path, "build-pairs", says=("prep.toml", "[search] top_k", "'deep'"))
 
 
 def test_a_model_path_that_is_not_a_model(tmp_path: Path) -> None:

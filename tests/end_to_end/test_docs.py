@@ -121,11 +121,12 @@ def test_an_installed_wheel_needs_no_clone(tmp_path: Path) -> None:
     assert wheel.name.startswith("prep_reranker-")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=300)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True, timeout=300)
+    outside = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True, timeout=300, cwd=tmp_path, env=outside)
     (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     libraries = Path(click.__file__).parent.parent
     (packages / "libraries.pth").write_text(f"{libraries}\n")
-    outside = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
     shutil.copy(SAMPLE / "questions.csv", tmp_path / "faq.csv")
     for arguments in (["init"], ["build-pairs", "faq.csv", "--config", "empty.toml"]):
         (tmp_path / "empty.toml").touch()

@@ -23,7 +23,7 @@ def test_an_index_on_the_way_to_mined_jsonl(project: Project) -> None:
     assert told["candidates_by_source"] == {"dense": 20 * told["queries"]}
     assert (mined(project, work="again")) == (told, files)
     done = project.prep("mine-negatives")
-    assert f"index IVF2,SQ8, parameters {told['indexes']['dense']['parameters']}, recall" in done.stdout
+    assert f"index IVF2,SQ8, parameters {told['faiss_indexes']['dense']['parameters']}, recall" in done.stdout
     exact, exact_files = mined(project, "--faiss-index", "exact")
     assert "faiss_indexes" not in exact
     assert exact["candidates"] == told["candidates"]
@@ -36,7 +36,7 @@ def test_the_manifest_says_the_index_and_its_recall(project: Project) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["summary"]["faiss_indexes"] == told["faiss_indexes"]
     assert {"faiss_index": "HNSW8", "faiss_params": "efSearch=64", "min_recall": "0.95"}.items() <= manifest[
-        "identity"
+        "key_extras"
     ].items()
     assert told["faiss_indexes"]["dense"]["parameters"] == "efSearch=64"
 

@@ -143,7 +143,7 @@ def test_a_new_row_costs_its_own_texts_and_ends_like_a_run_from_nothing(project:
 
 def test_a_new_mask_searches_nothing_again(project: Project, finished: Path) -> None:
     lived_in(project, finished)
-    assert result(project, "mine-negatives", "--window-end", "12")["ran"] == ["mask", "sample"]
+    assert result(project, "mine-negatives", "--rank-window", "1", "12")["ran"] == ["mask", "sample"]
     assert result(project, "mine-negatives", "--num-negatives", "2")["ran"] == ["mask", "sample"]
     assert result(project, "mine-negatives", "--sampling", "random")["ran"] == ["sample"]
 
@@ -191,7 +191,7 @@ def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> 
         "state": "stale",
         "made": 0,
         "folder": stages["search"]["folder"],
-        "why": ["parameters.depth: 20 -> 15"],
+        "why": ["parameters.top_k: 20 -> 15"],
     }
     assert stages["mask"]["why"] == ["search, features, verify first"]
     (project.folder / "faq.csv").write_bytes((project.folder / "faq.csv").read_bytes() + b"\n")
@@ -232,7 +232,7 @@ def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) 
     assert done.returncode == 0
     assert "mined.jsonl is not written: not one negative is left" in done.stderr
     assert "mined.jsonl is not written yet" in done.stdout
-    assert "may be a positive: score" in done.stdout
+    assert "may be a positive by the rule abs: score" in done.stdout
 
 
 def test_a_held_workspace_is_exit_75(project: Project) -> None:
@@ -262,7 +262,7 @@ def test_the_gate_refuses_a_worse_reranker_unless_forced_and_gc_keeps_the_newest
     project.set("mine", "num_negatives", "2")
     workspace = Workspace(project.work)
     before = str(workspace.current.readlink())
-    params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].validate_params()
+    params = load_settings(project.folder / "prep.toml", workspace)[0].validate_params()
     real = pipeline.workflow.refresh.run_gate(
         Runner(workspace, params, NullProgress()), bring_all(workspace, params), current(workspace), False
     )
@@ -327,7 +327,7 @@ def test_a_table_that_changes_while_it_is_read_is_refused(project: Project, monk
     import stages.pairs.stage
 
     workspace = Workspace(project.work)
-    params = load_settings(project.folder / "prep.toml", workspace, None, {})[0].validate_params()
+    params = load_settings(project.folder / "prep.toml", workspace)[0].validate_params()
     real = stages.pairs.stage.run
 
     def slow(*arguments):  # type: ignore[no-untyped-def]

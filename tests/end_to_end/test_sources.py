@@ -80,7 +80,7 @@ def test_a_second_encoder_from_the_command_line(mined: Project, tiny_model: Path
         one, two = (best.filter(pl.col("source") == name)["doc_id"] for name in ("dense", "dense2"))
         assert (one != two).any()
         told = mined.prep("encode")
-        assert "more (dense2 second (" in " ".join(told.stdout.split())
+        assert "extra encoders (dense2 second (" in " ".join(told.stdout.split())
         refused = mined.prep("mine-negatives", "--sources", "dense", "--sources", "dense3")
         assert refused.returncode == 2
         assert "the source dense3 has no encoder" in refused.stderr

@@ -61,11 +61,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     )
     if verifier_names and estimator["source"] is None:
         reason = estimator["unreliable_reason"]
-        raise InputError(f"a teacher or a judge is asked where p_false_negative is unsure, and there is none: {reason}")
+        raise InputError(f"a verifier or an LLM judge needs p_false_negative, and there is none: {reason}")
     if verifier_names and estimator["unreliable_reason"]:
         # no contradiction in what the person set: a table may come to this, or leave it, from one refresh to the next
         context.progress.log(
-            f"no {verifier_names} is asked, since it can't be told what is in doubt: {estimator['unreliable_reason']}"
+            f"no {verifier_names} is used: the estimate of false negatives is not reliable here, since "
+            f"{estimator['unreliable_reason']}"
         )
         summary["skipped_reason"] = estimator["unreliable_reason"]
     elif verifier_names:
@@ -113,7 +114,7 @@ def apply_verifier(
     )
     scorer, reason = create_scorer(params, verify_inputs)
     if scorer is None:
-        verify_inputs.context.progress.log(f"no teacher is asked: {reason}")
+        verify_inputs.context.progress.log(f"the verifier is not used: {reason}")
         return rows, holdout, rows.head(0), {"is_used": False, "reason": reason}
     pairs = teacher.collect_pairs_to_score(
         pl.concat([uncertain.select(PAIR_COLUMNS), uncertain_holdout.select(PAIR_COLUMNS)]), verify_inputs.positives

@@ -38,5 +38,5 @@ def test_the_environment_may_name_the_executor(project: Project, monkeypatch: py
 def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else plain(name))
-    with pytest.raises(InputError, match=r"pip install 'prep\[ray\]'"), open_executor("ray", NullProgress()):
+    with pytest.raises(InputError, match=r"pip install 'prep-reranker\[ray\]'"), open_executor("ray", NullProgress()):
         pass

@@ -362,7 +362,7 @@ def test_a_base_reranker_that_was_not_scored_is_left_out(build: Build) -> None:
     [
         ("window", None, "the ranks from 5 to 60 (FlagEmbedding"),
         ("abs", 0.7, "a score of at most 0.7 (NV-Retriever TopK-Abs"),
-        ("learned", None, "what is unlikely enough to be a false negative for how hard it is (prep)"),
+        ("learned", None, "candidates that are unlikely enough to be false negatives for their score (prep)"),
         ("later", 0.02, "what it does not take for a positive (threshold 0.02)"),
     ],
 )

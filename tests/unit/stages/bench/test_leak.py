@@ -63,7 +63,7 @@ def test_where_grades_reach_three_a_one_is_neither(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_none_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"queries\.parquet is not there"):
+    with pytest.raises(InputError, match=r"queries\.parquet is missing"):
         read_holdout_collection(tmp_path, 0, 1)
     pl.DataFrame({"id": ["a"]}).write_parquet(tmp_path / "queries.parquet")
     with pytest.raises(InputError, match="no column 'query_id'; it has id"):

@@ -255,7 +255,7 @@ def test_one_text_under_two_titles_is_two_documents(tmp_path: Path) -> None:
     table(folder, *map(json.dumps, questions), name="queries.jsonl")
     lines = ["query-id\tcorpus-id\tscore", "q1\td-paris\t1", "q1\td-london\t0", "q2\td-london\t1"]
     table(folder / "qrels", *lines, name="train.tsv")
-    found = Result(tmp_path / "run", beir=str(folder), dev=0)
+    found = Result(tmp_path / "run", beir=str(folder), dev_ratio=0)
     assert found.qrels.rows() == [("q1", "d-london", 0), ("q1", "d-paris", 1), ("q2", "d-london", 1)]
     assert found.corpus.select("doc_id", "title").rows() == [("d-london", "London"), ("d-paris", "Paris")]
 
@@ -353,7 +353,7 @@ def beir(tmp_path: Path) -> Path:
 
 
 def test_a_beir_folder(beir: Path, tmp_path: Path) -> None:
-    found = Result(tmp_path / "run", beir=str(beir), dev=0)
+    found = Result(tmp_path / "run", beir=str(beir), dev_ratio=0)
     assert found.queries.select("query_id", "split").rows() == [("q1", "train"), ("q2", "test")]
     assert found.qrels.rows() == [("q1", "d1", 2), ("q1", "d2", 0), ("q2", "d2", 1)]
     assert found.corpus.select("doc_id", "title").rows() == [("d1", "T"), ("d2", None)]
@@ -397,7 +397,9 @@ def test_a_restated_question_is_not_trained_on_when_tested(tmp_path: Path) -> No
 
 def test_groups_stay_together(tmp_path: Path) -> None:
     lines = [f"Question {number}?,Text {number}.,{'abcdefghij'[number % 10]}" for number in range(60)]
-    found = Result(tmp_path / "run", tables=[table(tmp_path, "question,text,group", *lines)], dev=0.3, test=0.3)
+    found = Result(
+        tmp_path / "run", tables=[table(tmp_path, "question,text,group", *lines)], dev_ratio=0.3, test_ratio=0.3
+    )
     assert found.queries.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 10
     assert set(found.queries["group"]) == set("abcdefghij")
     with pytest.raises(InputError, match="--group"):
@@ -440,7 +442,10 @@ def numbered(rows: list[tuple[int, int]]) -> list[tuple[str, str]]:
 def test_the_order_of_rows_does_not_matter(rows: list[tuple[int, int]], draw: Any) -> None:
     shuffled = list(rows)
     draw.shuffle(shuffled)
-    one, two = pairs_of(*numbered(rows), dev=0.3, test=0.3), pairs_of(*numbered(shuffled), dev=0.3, test=0.3)
+    one, two = (
+        pairs_of(*numbered(rows), dev_ratio=0.3, test_ratio=0.3),
+        pairs_of(*numbered(shuffled), dev_ratio=0.3, test_ratio=0.3),
+    )
     for name in ("queries", "corpus", "qrels"):
         assert getattr(one, name).equals(getattr(two, name))
 
@@ -457,15 +462,15 @@ def test_new_questions_on_known_documents_or_all_new_move_nobody(
         linked.setdefault(q, set()).add(d)
     added = [(q, d) for q, d in added if len(linked[q]) == 1]
     wide = [(1000 + number, 1000 + number) for number in range(60)]  # so that no component is a fifth of all
-    before = pairs_of(*numbered(rows + wide), dev=0.3, test=0.3)
-    after = pairs_of(*numbered(rows + wide + added), dev=0.3, test=0.3)
+    before = pairs_of(*numbered(rows + wide), dev_ratio=0.3, test_ratio=0.3)
+    after = pairs_of(*numbered(rows + wide + added), dev_ratio=0.3, test_ratio=0.3)
     giant = any("tied together" in note for note in before.summary["notes"] + after.summary["notes"])
     assert giant or count_split_changes(before.queries, after.queries) == 0
 
 
 def test_no_question_stands_on_two_sides(tmp_path: Path) -> None:
     rows = [(f"Where is {n}?", f"Place {n}.") for n in range(80)] + [(f"where IS {n}", f"Spot {n}.") for n in range(80)]
-    found = pairs_of(*rows, dev=0.3, test=0.3)
+    found = pairs_of(*rows, dev_ratio=0.3, test_ratio=0.3)
     assert found.summary["paraphrases_across_splits"] == found.summary["documents_across_splits"] == 0
     assert set(found.queries["split"]) == {"train", "dev", "test"}
 
@@ -496,11 +501,11 @@ def test_identity_is_names_and_contents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "params, message",
     [
-        ({"dev": 0.5, "test": 0.5}, "must be below 1"),
+        ({"dev_ratio": 0.5, "test_ratio": 0.5}, "must be below 1"),
         ({"chunk_words": 10, "chunk_overlap": 10}, "must be below chunk_words"),
         ({"sql": "SELECT 1"}, "sql and database go together"),
         ({"delimiter": "ab"}, "one character"),
-        ({"dev": -0.1}, "greater than or equal to 0"),
+        ({"dev_ratio": -0.1}, "greater than or equal to 0"),
     ],
 )
 def test_parameters_are_checked(params: dict[str, Any], message: str) -> None:

@@ -151,12 +151,18 @@ def test_without_an_estimate_there_is_no_doubt_to_ask_about(inputs: dict[str, Pa
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"verifier": "some/model"}, "no verifier is asked, since it can't be told what is in doubt: too odd"),
-        ({"verifier": "self"}, "no verifier is asked, since it can't be told what is in doubt: too odd"),
-        ({"llm_judge": "http://here/v1", "llm_judge_model": "m"}, "no LLM judge is asked, since"),
+        (
+            {"verifier": "some/model"},
+            "no verifier is used: the estimate of false negatives is not reliable here, since too odd",
+        ),
+        (
+            {"verifier": "self"},
+            "no verifier is used: the estimate of false negatives is not reliable here, since too odd",
+        ),
+        ({"llm_judge": "http://here/v1", "llm_judge_model": "m"}, "no LLM judge is used: the estimate"),
         (
             {"verifier": "self", "llm_judge": "http://here/v1", "llm_judge_model": "m"},
-            "no verifier nor LLM judge is asked, since",
+            "no verifier nor LLM judge is used: the estimate",
         ),
         ({}, None),
     ],
