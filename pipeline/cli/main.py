@@ -1,114 +1,19 @@
 """The command line. A command parses, builds parameters, calls one function and prints its result."""
 
-import json
 import sys
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from pipeline.cli.bench_commands import bench_group
+from pipeline.cli.command_types import OrderedGroup, ParamsCommand, SettingsCommand, print_result
 from pipeline.cli.exit_codes import run_with_exit_code
 from pipeline.workflow.graph import PIPELINE
 from stages.core.memory import limit_malloc_arenas
 
-if TYPE_CHECKING:
-    from stages.mining.estimator.holdout import KeptPositives
-
-COMMON_OPTIONS = (
-    click.Option(
-        ["--workspace"], type=click.Path(path_type=Path), default=Path("work"), show_default=True,
-        envvar="PREP_WORKSPACE", help="The folder that holds everything prep makes.",
-    ),
-    click.Option(
-        ["--config"], type=click.Path(path_type=Path), help="The settings file. [default: prep.toml, if there is one]"
-    ),
-    click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on stdout, for scripts."),
-    click.Option(["-v", "--verbose"], is_flag=True, help="Progress each second, not each 15, where stderr is a file."),
-    click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing on stderr but errors."),
-)  # fmt: skip
-
-SETTING_OPTION = click.Option(
-    ["--set", "overrides"], multiple=True, metavar="SECTION.KEY=VALUE",
-    help="Change one setting of prep.toml for this command; repeat it for several.",
-)  # fmt: skip
-
-EXECUTOR_OPTION = click.Option(
-    ["--executor"], metavar="local|ray|ray://HOST:PORT", default="local", show_default=True, envvar="PREP_EXECUTOR",
-    help="What encodes, searches and verifies: this machine, or the nodes of a Ray cluster. `ray` takes the cluster of "
-    "RAY_ADDRESS, else starts Ray here.",
-)  # fmt: skip
-
-
-class SettingsCommand(click.Command):
-    """A command that reads prep.toml: it takes --set, and the keys of `sections` as flags.
-
-    The flags are made when they are first needed, so that `prep --help` loads none of the stages.
-    """
-
-    sections: tuple[str, ...] = ()
-    uses_executor = False
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own options, its sections', the executor's if it has work for one, the common ones, --help."""
-        *own, help_option = super().get_params(ctx)
-        flags = [option for _, option in self.section_options]
-        executor = [EXECUTOR_OPTION] if self.uses_executor else []
-        return [*own, *flags, *executor, SETTING_OPTION, *COMMON_OPTIONS, help_option]
-
-    @cached_property
-    def section_options(self) -> list[tuple[str, click.Option]]:
-        """Section and flag of each of its keys: name, type, default and help come from the Params."""
-        if not self.sections:
-            return []
-        from pipeline.cli.options import make_section_options
-
-        return make_section_options(self.sections)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Call the command with the settings that were typed as `given`, --set before the flags."""
-        from pipeline.workflow.config import GivenSetting, parse_overrides
-
-        given = parse_overrides(ctx.params.pop("overrides"))
-        for section, option in self.section_options:
-            value = ctx.params.pop(str(option.name))
-            if value is not None and value != ():
-                given.append(GivenSetting(section, str(option.name), value, option.opts[0]))
-        ctx.params["given"] = given
-        return super().invoke(ctx)
-
-
-class BenchCommand(click.Command):
-    """A command that reads no prep.toml; its flags are the fields of the Params of `module`, if it names one."""
-
-    def __init__(self, *arguments: Any, module: str | None = None, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.module = module
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own options, those of the fields, the common ones, --help."""
-        *own, help_option = super().get_params(ctx)
-        return [*own, *self.field_options, *COMMON_OPTIONS, help_option]
-
-    @cached_property
-    def field_options(self) -> list[click.Option]:
-        """One flag for each field."""
-        if self.module is None:
-            return []
-        from importlib import import_module
-
-        from pipeline.cli.options import make_option
-
-        return [make_option(name, field) for name, field in import_module(self.module).Params.model_fields.items()]
-
-
-class OrderedGroup(click.Group):
-    """Commands are listed in the order of the way of the data, not of the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names as they were registered."""
-        return list(self.commands)
+RUN_KEYS = ("seed", "device", "dtype")
 
 
 @click.group(cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -116,8 +21,21 @@ class OrderedGroup(click.Group):
 def prep() -> None:
     """From tables of questions and answers to a better reranker, with negatives that can be trusted.
 
-    Each command first brings whatever it needs up to date, so `prep train` on an empty workspace does everything.
-    Settings come from prep.toml (`prep init` writes one), then from flags.
+    Each command first brings the steps before its own up to date, so `prep train` on an empty workspace does
+    everything. Settings come from prep.toml (`prep init` writes one), then from --set and the options.
+
+    \b
+    Steps in order    settings     command
+    pairs             [pairs]      build-pairs
+    encode            [encode]     encode
+    search            [search]     mine-negatives
+    features          [mine]       mine-negatives
+    verify            [verify]     mine-negatives
+    mask              [mine]       mine-negatives
+    sample            [mine]       mine-negatives
+    train             [train]      train
+    evaluate          [evaluate]   evaluate
+    gate              [refresh]    refresh runs all steps, and publishes
 
     \b
     Exit codes:  0 done, or nothing to do     3 a gate refused; `current` is untouched
@@ -127,21 +45,25 @@ def prep() -> None:
 
 
 def register_command(
-    name: str, short_help: str, sections: tuple[str, ...] = (), *, uses_executor: bool = False
+    name: str,
+    short_help: str,
+    sections: tuple[str, ...] = (),
+    run_keys: tuple[str, ...] = (),
+    *,
+    uses_executor: bool = False,
 ) -> Callable[[Callable[..., None]], SettingsCommand]:
-    """Register a command of `prep` whose flags are the keys of `sections`; `short_help` is its line in `prep
-    --help`."""
+    """Register a command of `prep` whose flags are the keys of `sections`, and `run_keys` of [run]."""
 
     def register(function: Callable[..., None]) -> SettingsCommand:
         made = click.command(name, cls=SettingsCommand, short_help=short_help)(function)
         prep.add_command(made)
-        made.sections, made.uses_executor = sections, uses_executor
+        made.sections, made.run_keys, made.uses_executor = sections, run_keys, uses_executor
         return made
 
     return register
 
 
-@prep.command("init", cls=BenchCommand, short_help="write a commented prep.toml")
+@prep.command("init", cls=ParamsCommand, short_help="write a commented prep.toml")
 @click.option("--force", is_flag=True, help="Overwrite a prep.toml that is there.")
 def init_command(force: bool, **common: Any) -> None:
     """Write a commented prep.toml: every key, its default and its meaning.
@@ -174,7 +96,7 @@ def build_pairs_command(files: tuple[str, ...], **options: Any) -> None:
     print_result(options, build_stage("pairs", ["pairs"], add_tables(options, files)))
 
 
-@register_command("encode", "embed queries and corpus", ("encode", "run"), uses_executor=True)
+@register_command("encode", "embed queries and corpus", ("encode",), ("device", "dtype"), uses_executor=True)
 def encode_command(**options: Any) -> None:
     """Embed the queries and the corpus; a text that was ever encoded with this encoder is not encoded again.
 
@@ -189,7 +111,8 @@ def encode_command(**options: Any) -> None:
 @register_command(
     "mine-negatives",
     "hard negatives behind a false-negative mask",
-    ("search", "mine", "verify", "run"),
+    ("search", "mine", "verify"),
+    ("seed", "device"),
     uses_executor=True,
 )
 def mine_negatives_command(**options: Any) -> None:
@@ -208,7 +131,7 @@ def mine_negatives_command(**options: Any) -> None:
     print_result(options, build_stage("sample", ["search", "mine", "verify"], options))
 
 
-@register_command("train", "train the reranker on them", ("train", "run"), uses_executor=True)
+@register_command("train", "train the reranker on them", ("train",), RUN_KEYS, uses_executor=True)
 def train_command(**options: Any) -> None:
     """Train the reranker on the mined queries; resumes where a killed run stopped.
 
@@ -220,7 +143,13 @@ def train_command(**options: Any) -> None:
     print_result(options, build_stage("train", ["train"], options))
 
 
-@register_command("evaluate", "measure it against BM25 and the embedder", ("evaluate", "run"), uses_executor=True)
+@register_command(
+    "evaluate",
+    "measure it against BM25 and the embedder",
+    ("evaluate",),
+    ("seed", "device", "dtype"),
+    uses_executor=True,
+)
 def evaluate_command(**options: Any) -> None:
     """Measure BM25, the embedder, the base and the trained reranker on the same fixed candidate lists.
 
@@ -234,7 +163,7 @@ def evaluate_command(**options: Any) -> None:
     print_result(options, build_stage("evaluate", ["evaluate"], options))
 
 
-@register_command("refresh", "all of it, what is stale, and publish", ("refresh", "run"), uses_executor=True)
+@register_command("refresh", "all of it, what is stale, and publish", ("refresh",), RUN_KEYS, uses_executor=True)
 @click.option("--force", is_flag=True, help="Publish even if the new reranker is worse than the published one.")
 def refresh_command(force: bool, **options: Any) -> None:
     """Bring everything up to date, and publish it if the new reranker is not worse. Safe to call from cron.
@@ -351,93 +280,7 @@ def audit_command(top: int, out: Path | None, max_share: float | None, force: bo
     print_result(options, run(options, top, out, max_share, force))
 
 
-@prep.group("bench", short_help="what a mask leaks, measured on judged collections")
-def bench_group() -> None:
-    """Measure masks on collections whose judgements are known.
-
-    \b
-    Example:  prep bench negatives data/stackfaq data/bioasq
-              prep bench downstream data/stackfaq
-    """
-
-
-@bench_group.command("negatives", cls=BenchCommand, short_help="hide positives, mine, count what comes back")
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--encoder", help="Encoder: a sentence-transformers or Hugging Face model. [default: prep's own]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is hidden.")
-@click.option("--num-negatives", type=click.IntRange(min=1), default=8, show_default=True, help="Negatives a question.")
-@click.option(
-    "--max-queries",
-    type=click.IntRange(min=1),
-    default=2000,
-    show_default=True,
-    help="At most so many questions a folder are mined for, drawn by hash.",
-)
-@click.option(
-    "--keep-positives",
-    type=click.Choice(["half", "one"]),
-    default="half",
-    show_default=True,
-    help="Known positives left a question: half of them, or one, as in most tables. The prior speaks alone then.",
-)
-@click.option(
-    "--write-model", type=click.Path(path_type=Path, dir_okay=False),
-    help="Fit the prior of the learned mask on these folders as well, and write it there.",
-)  # fmt: skip
-def bench_negatives_command(
-    folders: tuple[Path, ...], encoder: str | None, seed: int, num_negatives: int, max_queries: int,
-    keep_positives: "KeptPositives", write_model: Path | None, **options: Any,
-) -> None:  # fmt: skip
-    """Hide some of each question's positives, mine under every rule, and count how many hidden ones are mined.
-
-    FOLDERS hold queries.parquet (query_id, query), corpus.parquet (doc_id, text) and qrels.parquet (query_id, doc_id,
-    relevance), or are BEIR folders. A folder that the shipped prior was fitted on is read with a prior of the others.
-
-    \b
-    Example:  prep bench negatives data/stackfaq data/bioasq
-    """
-    from pipeline.cli.bench import run_leak_benchmark
-    from stages.core.model_files import DEFAULT_ENCODER
-
-    print_result(
-        options,
-        run_leak_benchmark(
-            options,
-            folders,
-            seed,
-            num_negatives,
-            max_queries,
-            keep_positives,
-            encoder or DEFAULT_ENCODER,
-            write_model,
-        ),
-    )
-
-
-@bench_group.command(
-    "downstream", cls=BenchCommand, module="stages.bench.downstream",
-    short_help="train a small reranker under each rule, and test it",
-)  # fmt: skip
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
-def bench_downstream_command(folders: tuple[Path, ...], **options: Any) -> None:
-    """Train the same small reranker on the negatives of each rule, and measure it on questions that it never saw.
-
-    FOLDERS are as for `prep bench negatives`. Half of the positives of the train questions are hidden; in test all
-    judgements count. Questions, positives, pairs, steps and seeds are the same for all rules. The rerankers rank the
-    retriever's best documents, ties count against them, differences come with a 95 % interval from a paired bootstrap.
-    What is trained is kept in the workspace, so the command can be stopped and repeated.
-
-    \b
-    Examples:  prep bench downstream data/stackfaq data/bioasq
-               prep bench downstream data/bioasq --rule naive --rule learned --seeds 5 --train-queries 600
-    """
-    from pipeline.cli.bench_downstream import run_downstream_benchmark
-    from pipeline.workflow.config import PipelineSettings
-    from stages.bench.downstream import Params
-
-    given = {name: options[name] for name in Params.model_fields if options[name] not in (None, ())}
-    settings = PipelineSettings({"bench": given}, {("bench", name): f"--{name.replace('_', '-')}" for name in given})
-    print_result(options, run_downstream_benchmark(options, folders, settings.validate_section("bench", Params)))
+prep.add_command(bench_group)
 
 
 @register_command("gc", "drop what no publication uses")
@@ -463,16 +306,6 @@ def add_tables(options: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any
     tables = [one.value for one in options["given"] if one not in others]
     value = (*files, *(table for several in tables for table in several))
     return {**options, "given": [*others, GivenSetting("pairs", "tables", value, "FILES")]}
-
-
-def print_result(options: dict[str, Any], result: Any) -> None:
-    """Print a command's result: one JSON object with --json, else its lines and tables for a person."""
-    if options["as_json"]:
-        click.echo(json.dumps(result.data, ensure_ascii=False, default=str))
-        return
-    from pipeline.cli.output import print_parts
-
-    print_parts(result.parts)
 
 
 def main() -> None:

@@ -9,15 +9,27 @@ import click
 from pydantic.fields import FieldInfo
 
 from pipeline.workflow.config import list_section_fields
+from stages.core.params import has_mark
+from stages.core.run_params import RUN_SECTION
 
 
-def make_section_options(sections: Sequence[str]) -> list[tuple[str, click.Option]]:
-    """One option for each key of these sections of prep.toml, in their order, each with its section."""
+class SettingOption(click.Option):
+    """The option of a setting."""
+
+    is_advanced = False
+    """Whether the help shows it under "Advanced"."""
+
+
+def make_setting_options(sections: Sequence[str], run_keys: Sequence[str]) -> list[tuple[str, SettingOption]]:
+    """One option for each key of these sections of prep.toml that may be a flag, and for `run_keys` of [run], in their
+    order, each with its section."""
     fields = list_section_fields()
-    return [(section, make_option(name, field)) for section in sections for name, field in fields[section].items()]
+    found = [(section, name, field) for section in sections for name, field in fields[section].items()]
+    found += [(RUN_SECTION, name, fields[RUN_SECTION][name]) for name in run_keys]
+    return [(section, make_option(name, field)) for section, name, field in found if not has_mark(field, "no_flag")]
 
 
-def make_option(name: str, field: FieldInfo) -> click.Option:
+def make_option(name: str, field: FieldInfo) -> SettingOption:
     """The option of one parameter. Its click default is None, so that only what was given overrides prep.toml.
 
     A tuple of any length becomes a repeatable flag, a tuple of fixed length one flag with that many values.
@@ -28,15 +40,20 @@ def make_option(name: str, field: FieldInfo) -> click.Option:
         "default": None,
         "help": f"{field.description} {_format_default(field.default)}".strip(),
     }
+    names = [f"--{flag_name}", name]
     if kind is bool:
-        return click.Option([f"--{flag_name}/--no-{flag_name}", name], **settings)
-    if kind is tuple and arguments[-1] is Ellipsis:
-        return click.Option([f"--{flag_name}", name], type=arguments[0], multiple=True, **settings)
-    if kind is tuple:
-        return click.Option([f"--{flag_name}", name], type=tuple(arguments), **settings)
-    if kind is typing.Literal:
-        return click.Option([f"--{flag_name}", name], type=click.Choice([str(a) for a in arguments]), **settings)
-    return click.Option([f"--{flag_name}", name], type=kind, **settings)
+        names = [f"--{flag_name}/--no-{flag_name}", name]
+    elif kind is tuple and arguments[-1] is Ellipsis:
+        settings |= {"type": arguments[0], "multiple": True}
+    elif kind is tuple:
+        settings |= {"type": tuple(arguments)}
+    elif kind is typing.Literal:
+        settings |= {"type": click.Choice([str(a) for a in arguments])}
+    else:
+        settings |= {"type": kind}
+    option = SettingOption(names, **settings)
+    option.is_advanced = has_mark(field, "advanced")
+    return option
 
 
 def _unwrap_optional(annotation: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -52,7 +52,7 @@ def iter_commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Co
 def iter_options(command: click.Command, path: str) -> Iterator[click.Option]:
     """The options of a command, --help left out."""
     for parameter in command.get_params(click.Context(command, info_name=path)):
-        if isinstance(parameter, click.Option) and parameter.name != "help":
+        if isinstance(parameter, click.Option) and "--help" not in parameter.opts:
             yield parameter
 
 

@@ -48,6 +48,8 @@ def option(
     is_model: bool = False,
     section: str = "",
     exclude_from_key: bool = False,
+    advanced: bool = False,
+    flag: bool = True,
     **constraints: Any,
 ) -> Any:
     """Declare a parameter: its default, its help text (shown by --help and in prep.toml) and pydantic checks.
@@ -59,4 +61,5 @@ def option(
     """
     sentence = f"{help_text[0].upper()}{help_text[1:].rstrip('.')}."
     marks: dict[str, Any] = {"path": is_path, "model": is_model, "unkeyed": exclude_from_key, "section": section}
+    marks |= {"advanced": advanced, "no_flag": not flag}
     return Field(default, description=sentence, json_schema_extra=marks, **constraints)

@@ -12,7 +12,8 @@ def seed_option(*, exclude_from_key: bool = False) -> Any:
     """The field `seed` of a stage that draws."""
     return option(
         42,
-        "Seed of all draws but the split's; a draw depends on the query's id, never on its position.",
+        "Seed of all draws except the split.",
+        advanced=True,
         section=RUN_SECTION,
         exclude_from_key=exclude_from_key,
         ge=0,
@@ -24,7 +25,8 @@ def device_option() -> Any:
     """The field `device` of a stage that computes with torch. It never enters a key."""
     return option(
         "auto",
-        "Where models run: cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one.",
+        "Device for models and search: cpu, cuda, cuda:1 or mps. auto takes a GPU if there is one.",
+        advanced=True,
         section=RUN_SECTION,
         exclude_from_key=True,
     )
@@ -34,8 +36,9 @@ def dtype_option(*, exclude_from_key: bool = False) -> Any:
     """The field `dtype` of a stage that multiplies matrices."""
     return option(
         "auto",
-        "Number format of matrix products; auto takes bfloat16 if the device is fast at it. float16 is for the encoder "
-        "alone: the other steps take float32 then.",
+        "Number format of matrix products. auto takes bfloat16 if the device is fast at it; only the "
+        "encoder takes float16.",
+        advanced=True,
         section=RUN_SECTION,
         exclude_from_key=exclude_from_key,
     )

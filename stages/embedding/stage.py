@@ -35,36 +35,33 @@ class Params(Base):
     # The model's content and name enter the key through `key_extras`, the device through the encoder's key.
     model: str = option(
         DEFAULT_ENCODER,
-        "Encoder: a sentence-transformers or Hugging Face model, by hub id or folder.",
+        "Encoder: a sentence-transformers or Hugging Face model, by folder or hub id.",
         is_model=True,
         exclude_from_key=True,
     )
-    query_prompt: str | None = option(
-        None, 'Put before every query, as in "query: ". Left out: the model\'s own query prompt, if it has one.'
-    )
+    query_prompt: str | None = option(None, 'Text before every query, such as "query: ". The model\'s own if unset.')
     document_prompt: str | None = option(
-        None, 'Put before every document, as in "passage: ". Left out: the model\'s own document prompt, if any.'
+        None, 'Text before every document, such as "passage: ". The model\'s own if unset.'
     )
-    max_length: int | None = option(
-        None, "Tokens of a text that are read; the rest is cut off. Left out: the model's own limit.", ge=4
-    )
+    max_length: int | None = option(None, "Tokens of a text that are read. The model's own limit if unset.", ge=4)
     similarity: Literal["auto", "cosine", "dot"] = option(
         "auto",
-        "What compares two vectors: cosine (vectors are scaled to length 1) or dot. auto: dot where the model says so, "
-        "else cosine, also for a model that says euclidean or manhattan: search is by inner product.",
+        "How two vectors are compared. auto takes what the model declares, else cosine.",
+        advanced=True,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = dtype_option()
     device: Device = device_option()
     extra_models: tuple[str, ...] = option(
         (),
-        "Further encoders, in this order the sources dense2, dense3, ... of mine-negatives; repeat it for several. "
-        "Each goes by its own prompts, limit of tokens and similarity.",
+        "More encoders. They are the sources dense2, dense3, ... of search.",
+        advanced=True,
         is_model=True,
         exclude_from_key=True,
     )
     batch_tokens: int = option(
         4096,
-        "Tokens a batch: more use more memory. It changes the speed only, never a vector.",
+        "Tokens of a batch. Lower it if memory runs out; the vectors stay the same.",
+        advanced=True,
         exclude_from_key=True,
         ge=1,
     )

@@ -15,7 +15,7 @@ _MAX_BLOCK_CELLS = 1 << 22
 
 def bootstrap_samples_option() -> Any:
     """The field `bootstrap_samples`, which evaluate and the gate share."""
-    return option(2000, "Bootstrap samples behind each interval.", section="evaluate", ge=100)
+    return option(2000, "Bootstrap samples behind each interval.", advanced=True, section="evaluate", ge=100)
 
 
 class BootstrapResult(NamedTuple):

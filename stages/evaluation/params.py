@@ -9,10 +9,10 @@ from stages.evaluation.bootstrap import bootstrap_samples_option
 class Params(BaseParams):
     """[evaluate]"""
 
-    top_k: int = option(50, "rerank this many of the retriever's best documents for each question", ge=1)
+    top_k: int = option(50, "Documents per question that are reranked: the retriever's best.", ge=1)
     max_queries: int = option(
         300,
-        "evaluate at most this many questions of dev and of test each, drawn by a hash of seed and question id; 0: all",
+        "Most questions of dev and of test each, drawn by hash. 0 takes all.",
         ge=0,
     )
     bootstrap_samples: int = bootstrap_samples_option()

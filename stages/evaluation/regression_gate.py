@@ -24,9 +24,11 @@ class Params(BaseParams):
     """[refresh]"""
 
     metric: Metric = option(
-        "nDCG@10", "a new reranker that is significantly worse by this metric on test is not published"
+        "nDCG@10", "Metric of the regression gate: a reranker that is significantly worse on test is not published."
     )
-    confidence: float = option(0.95, "how sure the gate must be that the new one is worse", gt=0.5, lt=1)
+    confidence: float = option(
+        0.95, "Confidence of the gate that the new reranker is worse.", advanced=True, gt=0.5, lt=1
+    )
     bootstrap_samples: int = bootstrap_samples_option()
     seed: int = seed_option()
     device: Device = device_option()

@@ -43,13 +43,11 @@ CANDIDATE_ROWS_PER_BLOCK = 100_000
 class Params(BaseParams):
     """What is looked for."""
 
-    exclude_answers: bool = option(
-        True, "Set documents aside that hold a known answer of the query as whole words (DPR's rule)."
-    )
+    exclude_answers: bool = option(True, "Set aside documents that contain a known answer of the query.", advanced=True)
     estimate_false_negatives: bool = option(
         True,
-        "Estimate for every candidate how likely it is a false negative. mask = learned goes by it; with a fixed rule "
-        "it says how many of the negatives written are false.",
+        "Estimate for each candidate how likely it is a false negative. mask = learned needs it.",
+        advanced=True,
     )
 
 

@@ -10,7 +10,7 @@ from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName
 
 def num_negatives_option() -> Any:
     """The parameter `num_negatives`: mask and compose both go by it."""
-    return option(7, "Negatives a query; one that has fewer trustworthy ones keeps what it has.", section="mine", ge=1)
+    return option(7, "Negatives per query.", section="mine", ge=1)
 
 
 def near_duplicate_similarity_option() -> Any:
@@ -19,8 +19,9 @@ def near_duplicate_similarity_option() -> Any:
     # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
     return option(
         0.98,
-        "Cosine from which on two documents count as the same: one that near to a positive is no negative, and of two "
-        "such negatives only the first is taken. Above 1 switches it off.",
+        "Cosine from which on two documents count as duplicates: of a positive, or of another negative. "
+        "Above 1 turns it off.",
+        advanced=True,
         section="mine",
         gt=0,
         le=2,
@@ -32,7 +33,8 @@ class RiskPolicy(BaseParams):
 
     max_false_negatives: float = option(
         0.02,
-        "learned: the share of false ones that you accept among the negatives written, as expected.",
+        "With mask = learned: accepted share of false negatives among the negatives. Lower it for a "
+        "safer, easier file.",
         section="mine",
         gt=0,
         lt=1,
@@ -46,30 +48,32 @@ class Params(RiskPolicy):
 
     mask: RuleName = option(
         "learned",
-        "Rule that sets candidates aside as possible positives. learned: too likely a false negative for how hard it "
-        "is, by a model of all that is known (max_false_negatives); where that can't be trusted, perc, said. perc: "
-        "above threshold x the lowest positive's score (NV-Retriever TopK-PercPos); margin: less than threshold below "
-        "it (TopK-MarginPos); perc_max, margin_max: the same on the best positive; abs: a score above threshold "
-        "(TopK-Abs); infonce: more than threshold above the lowest positive (SWIFT); window: a rank outside the window "
-        "(FlagEmbedding); none: no rule.",
+        "Rule that sets candidates aside as possible false negatives. learned estimates a probability; "
+        "the others compare scores or ranks.",
     )
     threshold: float | None = option(
         None,
-        "A fixed rule's number; left out, the usual: perc 0.95, margin 0.05, abs 0.7, infonce 0.1 (for cosines).",
+        "Number of a fixed rule. If unset: perc 0.95, margin 0.05, abs 0.7, infonce 0.1.",
         allow_inf_nan=False,
     )
     rank_window: tuple[int, int] = option(
         (10, 210),
-        "With mask = window: ranks up to the first number are skipped, the second is the last that may be a negative.",
+        "With mask = window: skip the ranks up to the first number, keep those up to the second.",
+        advanced=True,
     )
     relabel: Literal["no", "positive", "weight"] = option(
         "no",
-        "What becomes of what the rule sets aside. no: it is left out; positive: what is a false negative with a "
-        "probability of at least relabel_min_probability becomes a positive of the query in training (as in RLHN); "
-        "weight: it stays a "
-        "negative that counts as much as it is likely to be one (neg_weights in mined.jsonl).",
+        "What to do with candidates that the mask sets aside: drop them, train on the likeliest as "
+        "positives, or weight them.",
+        advanced=True,
     )
-    relabel_min_probability: float = option(0.9, "The probability from which on relabel makes a positive.", gt=0, le=1)
+    relabel_min_probability: float = option(
+        0.9,
+        "With relabel = positive: probability from which on a candidate becomes a positive.",
+        flag=False,
+        gt=0,
+        le=1,
+    )
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -30,7 +30,7 @@ from stages.readers.sql import sql_digest, sql_source
 
 VERSION = 6
 
-_COLUMN_HELP = 'Recognised by its usual names where not given; "" uses no column.'
+_COLUMN_HELP = 'Recognised by name if unset; "" uses no column.'
 
 
 class Params(Base):
@@ -38,75 +38,85 @@ class Params(Base):
 
     tables: tuple[str, ...] = option(
         (),
-        "Files, globs or URLs (s3://bucket/faq-*.parquet): CSV, TSV, JSONL, JSON, Parquet, Arrow, Excel; text also "
-        "gzip'd; - is standard input.",
+        "Tables to read: files, globs or URLs of CSV, TSV, JSONL, JSON, Parquet, Arrow or Excel. - is standard input.",
         is_path=True,
         exclude_from_key=True,
     )
-    sql: str | None = option(None, "A SELECT whose rows are the table; needs database.", exclude_from_key=True)
+    sql: str | None = option(
+        None, "SELECT statement whose rows are the table. It needs database.", exclude_from_key=True
+    )
     database: str | None = option(
         None,
-        "Where to ask sql: sqlite:///path/to/file.db or postgresql://user@host/name.",
+        "Database for sql: sqlite:///path/to/file.db or postgresql://user@host/name.",
         exclude_from_key=True,
         is_path=True,
     )
 
     corpus: tuple[str, ...] = option(
-        (), "Files, globs or URLs of further documents, with no question.", is_path=True, exclude_from_key=True
+        (), "Tables of further documents, without questions: files, globs or URLs.", is_path=True, exclude_from_key=True
     )
     beir: str | None = option(
-        None, "A BEIR folder: corpus.jsonl, queries.jsonl, qrels/*.tsv.", is_path=True, exclude_from_key=True
-    )
-
-    label_overrides: str | None = option(
         None,
-        "What people decided about single pairs, as JSON Lines or CSV: query_id, doc_id, label (positive or negative; "
-        "empty: not decided). What `prep audit --out` writes is such a file.",
+        "Folder in BEIR format: corpus.jsonl, queries.jsonl and qrels/*.tsv.",
+        advanced=True,
         is_path=True,
         exclude_from_key=True,
     )
 
-    question: str | None = option(None, "Column of the question.")
+    label_overrides: str | None = option(
+        None,
+        "File of decisions on single pairs, as `prep audit --out` writes it. They replace the tables' labels.",
+        is_path=True,
+        exclude_from_key=True,
+    )
+
+    question: str | None = option(None, "Column of the question. Recognised by name if unset.")
     document: str | None = option(
-        None, "Column of the document that answers it: a context (Q-D pairs) or the answer itself (Q-A pairs)."
+        None,
+        "Column of the document that answers the question: a passage, or the answer itself. Recognised "
+        "by name if unset.",
     )
     answer: str | None = option(None, f"Column of the short answer. {_COLUMN_HELP}")
-    category: str | None = option(None, f"Column of the document's category. {_COLUMN_HELP}")
-    group: str | None = option(None, f"Column whose equal values stay on one side of the split. {_COLUMN_HELP}")
-    id: str | None = option(None, f"Column of the question's id; else ids are hashes of the text. {_COLUMN_HELP}")
-    document_id: str | None = option(None, f"Column of the document's id. {_COLUMN_HELP}")
-    title: str | None = option(None, f"Column of the document's title. {_COLUMN_HELP}")
+    category: str | None = option(None, f"Column of the document's category. {_COLUMN_HELP}", advanced=True)
+    group: str | None = option(None, f"Column whose equal values stay in one split, such as a thread. {_COLUMN_HELP}")
+    id: str | None = option(None, f"Column of the question's id. {_COLUMN_HELP}", advanced=True)
+    document_id: str | None = option(None, f"Column of the document's id. {_COLUMN_HELP}", advanced=True)
+    title: str | None = option(None, f"Column of the document's title. {_COLUMN_HELP}", advanced=True)
     relevance: str | None = option(
-        None, f"Column of judgements: above 0 a positive, 0 a curated negative. {_COLUMN_HELP}"
+        None, f"Column of relevance labels: above 0 a positive, 0 a curated negative. {_COLUMN_HELP}"
     )
     negatives_column: str | None = option(
-        None, f"Column of texts that do not answer: curated negatives. {_COLUMN_HELP}"
+        None, f"Column of texts that do not answer: curated negatives. {_COLUMN_HELP}", advanced=True
     )
-    split: str | None = option(None, f"Column of the table's own split: train, dev, test. {_COLUMN_HELP}")
+    split: str | None = option(
+        None, f"Column of the table's own split: train, dev or test. {_COLUMN_HELP}", advanced=True
+    )
     value_separator: str | None = option(
-        None, "What stands between several values in one cell, such as '|||' (JSON arrays are known without it)."
+        None, "Separator of several values in one cell, such as '|||'. JSON arrays need none.", flag=False
     )
 
-    sheet: str | None = option(None, "Excel sheet; the first where not given.")
-    encoding: str | None = option(None, "Encoding of text files, such as gb18030; UTF-8 where not given.")
-    delimiter: str | None = option(
-        None, "What stands between the cells of CSV files; told from the header where not given."
-    )
+    sheet: str | None = option(None, "Sheet of an Excel file. The first if unset.", advanced=True)
+    encoding: str | None = option(None, "Encoding of text files, such as gb18030. UTF-8 if unset.", advanced=True)
+    delimiter: str | None = option(None, "Delimiter of CSV files. Found in the header line if unset.", flag=False)
 
     chunk_words: int = option(
-        0, "Cut documents into windows of this many words; 0 does not cut. A Han or kana character is a word.", ge=0
+        0, "Cut documents into chunks of this many words. 0 leaves them whole.", advanced=True, ge=0
     )
-    chunk_overlap: int = option(0, "Words that a window shares with the one before.", ge=0)
-    min_chars: int = option(
-        2, "Questions and documents with fewer characters are set aside; a Han or kana character counts as two.", ge=1
-    )
+    chunk_overlap: int = option(0, "Words that a chunk shares with the one before.", flag=False, ge=0)
+    min_chars: int = option(2, "Reject questions and documents with fewer characters.", flag=False, ge=1)
 
-    dev_ratio: float = option(0.1, "Share of the units that goes to dev; 0.1 is the custom.", ge=0, lt=1)
-    test_ratio: float = option(0.1, "Share of the units that goes to test; 0.1 is the custom.", ge=0, lt=1)
-    split_by: Literal["component", "question", "group"] = option(
-        "component", "What stays together: all that shares documents, questions or groups; a question; or a group."
+    dev_ratio: float = option(
+        0.1, "Share of the questions for dev, on which training chooses its best epoch.", advanced=True, ge=0, lt=1
     )
-    split_seed: int = option(0, "Another number draws another split.")
+    test_ratio: float = option(
+        0.1, "Share of the questions for test, on which evaluate measures.", advanced=True, ge=0, lt=1
+    )
+    split_by: Literal["component", "question", "group"] = option(
+        "component",
+        "What stays in one split: questions that share documents or groups, single questions, or groups.",
+        advanced=True,
+    )
+    split_seed: int = option(0, "Seed of the split. Another seed gives another split.", flag=False)
 
     @field_validator("tables", "corpus", mode="before")
     @classmethod

@@ -40,32 +40,28 @@ from stages.retrieval.results import CandidateSource, SearchResults, parse_sourc
 class Params(Base):
     """Where to look, and how deep."""
 
-    top_k: int = option(
-        200, "Candidates a query, known positives included, from each source that is given without an END.", ge=1
-    )
+    top_k: int = option(200, "Candidates per query from each source. Raise it if queries get too few negatives.", ge=1)
     sources: tuple[str, ...] = option(
         ("dense",),
-        "Where candidates come from; repeat it for several: dense (the encoder), dense2, dense3, ... (extra_models), "
-        "bm25 or random. NAME:END keeps the first END ranks of that source, NAME:START-END ranks START + 1 to END, as "
-        "FlagEmbedding's range does. dense must be among them, from its first rank on.",
+        "Sources of candidates: dense, dense2, ..., bm25, random. NAME:END or NAME:START-END keeps those ranks.",
     )
     # These and the seed enter the key through `key_extras`, where there is an index.
     faiss_index: str | None = option(
         None,
-        "Search the vectors through a FAISS index, for corpora where exact search does not pay: a string of "
-        'faiss.index_factory, as "IVF4096,PQ64" or "HNSW32". Left out: exact search. exact: the same, '
-        "whatever faiss_params says.",
+        "FAISS index to search with, as faiss.index_factory names it, such as IVF4096,PQ64. Exact search if unset.",
+        advanced=True,
         exclude_from_key=True,
     )
     faiss_params: str | None = option(
         None,
-        'How the index is searched, as faiss.ParameterSpace takes it: "nprobe=32,k_factor_rf=4". Where nprobe (IVF) or '
-        "efSearch (HNSW) is left open, the least power of two that reaches min_recall is taken.",
+        "Search parameters of the FAISS index, such as nprobe=32. Chosen to reach min_recall if unset.",
+        flag=False,
         exclude_from_key=True,
     )
     min_recall: float = option(
         0.95,
-        "Refuse an index that finds less than this share of the exact candidates, measured on 200 sampled queries.",
+        "Refuse a FAISS index that finds a smaller share of the exact candidates.",
+        flag=False,
         exclude_from_key=True,
         ge=0,
         le=1,

@@ -17,61 +17,52 @@ class Params(BaseParams):
     # the content behind the name enters the key through `key_extras`
     base: str = option(
         DEFAULT_ENCODER,
-        "model to start from, by folder or Hugging Face id: a cross-encoder (one output), or an encoder, whose body "
-        "gets a new head",
+        "Model to start from, by folder or hub id: a cross-encoder, or an encoder, which gets a new head.",
         is_model=True,
         exclude_from_key=True,
     )
     loss: Literal["listwise", "pointwise"] = option(
         "listwise",
-        "listwise: softmax cross-entropy of the positive within its group, which learns an order; pointwise: binary "
-        "cross-entropy of each pair, whose scores are probabilities, but needs negatives as hard as those met in use",
+        "listwise learns an order. pointwise learns probabilities, and needs negatives as hard as those met in use.",
     )
     num_positives: int = option(
-        1, "positives drawn from each query an epoch, each for a group of its own; other epochs draw others", ge=1
+        1, "Positives per query and epoch, each with negatives of its own.", advanced=True, ge=1
     )
-    num_negatives: int = option(
-        7, "negatives in a group, drawn anew each epoch from those mined; a query with fewer gives all it has", ge=1
-    )
-    epochs: int = option(2, "times that every query is seen", ge=1)
+    num_negatives: int = option(7, "Negatives beside each positive, drawn anew each epoch.", ge=1)
+    epochs: int = option(2, "Number of times that every query is seen.", ge=1)
     distill_epochs: int | None = option(
         None,
-        "epochs before those, in which the model learns to score each query's candidates as the retriever does. "
-        "Left out: 1 where the head is new, which a small table has too few judgements for; 0 for a "
-        "cross-encoder",
+        "Epochs before those that learn the retriever's scores. If unset: 1 for a new head, else 0.",
+        advanced=True,
         ge=0,
     )
     learning_rate: float | None = option(
         None,
-        f"peak learning rate. Left out: {NEW_HEAD_LEARNING_RATE:g} where the head is new, "
-        f"{CROSS_ENCODER_LEARNING_RATE:g} for a cross-encoder, "
-        "which has less to learn and more to lose",
+        f"Peak learning rate. If unset: {NEW_HEAD_LEARNING_RATE:g} for a new head, "
+        f"{CROSS_ENCODER_LEARNING_RATE:g} for a cross-encoder.",
         gt=0,
         lt=1,
     )
-    batch_size: int = option(
-        8, "groups a step, over all processes where there are several; more is steadier and takes more memory", ge=1
+    batch_size: int = option(8, "Groups per step, over all processes. Lower it if memory runs out.", ge=1)
+    max_length: int = option(256, "Tokens of query and document together. Time and memory grow with it.", ge=8)
+    warmup_ratio: float = option(
+        0.1, "Share of the steps over which the learning rate rises to its peak.", advanced=True, ge=0, lt=1
     )
-    max_length: int = option(
-        256, "tokens of query and document together; the longer of the two is cut. Time and memory grow with it", ge=8
-    )
-    warmup_ratio: float = option(0.1, "share of the steps over which the learning rate rises to its peak", ge=0, lt=1)
-    weight_decay: float = option(0.01, "AdamW's weight decay", ge=0)
+    weight_decay: float = option(0.01, "Weight decay of AdamW.", advanced=True, ge=0)
     dropout: float = option(
         0.0,
-        "dropout rate in all layers; 0 trains half as fast again, since attention's fast kernel has none",
+        "Dropout rate in all layers. 0 trains half as fast again.",
+        advanced=True,
         ge=0,
         lt=1,
     )
-    max_queries: int = option(
-        0, "train on at most this many queries, drawn by a hash of seed and query id; 0: all", ge=0
-    )
+    max_queries: int = option(0, "Most queries to train on, drawn by hash. 0 takes all.", ge=0)
     max_dev_queries: int = option(
-        200, "dev queries that the figures after each epoch are taken on, drawn so too; 0: all", ge=0
+        200, "Most dev queries to measure on after each epoch, drawn by hash. 0 takes all.", advanced=True, ge=0
     )
-    dev_top_k: int = option(20, "the retriever's best documents of each dev query, which are reranked for them", ge=1)
+    dev_top_k: int = option(20, "Documents per dev query that are reranked for these figures.", advanced=True, ge=1)
     gradient_checkpointing: bool = option(
-        False, "compute activations again in the backward pass: a third slower, in far less memory"
+        False, "Compute activations again in the backward pass: a third slower, in far less memory.", advanced=True
     )
     seed: int = seed_option()
     device: Device = device_option()

@@ -95,7 +95,7 @@ def test_what_is_listed_can_be_left_out_of_the_training_or_count_less(lived_in: 
     assert set(had) - set(lines) == gone
     assert done["summary"]["sample"]["skipped_queries"]["all_positives_dropped"] == len(gone)
     names = ("--drop-positives", "inconsistent", "--drop-positives", "low_ranked")
-    less = result(project, "mine-negatives", *names, "--positive-weight", "0.25")
+    less = result(project, "mine-negatives", *names, "--set", "mine.positive_weight=0.25")
     assert less["ran"] == ["sample"]
     assert less["summary"]["sample"]["weighted_positives"] == dropped
     path = project.folder / less["artifacts"]["sample"] / "mined.jsonl"
@@ -104,7 +104,7 @@ def test_what_is_listed_can_be_left_out_of_the_training_or_count_less(lived_in: 
     for query_id, line in lines.items():
         doubted = {doc_id for _, asked, doc_id in train if asked == query_id}
         assert line["pos_weights"] == [0.25 if doc_id in doubted else 1.0 for doc_id in line["pos_ids"]]
-    vain = project.prep("mine-negatives", "--positive-weight", "0.25", "-q")
+    vain = project.prep("mine-negatives", "--set", "mine.positive_weight=0.25", "-q")
     assert (vain.returncode, "positive_weight is that of" in vain.stderr) == (2, True)
     wrong = project.prep("mine-negatives", "--drop-positives", "everything", "-q")
     assert wrong.returncode == 2

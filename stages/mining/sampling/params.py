@@ -18,18 +18,17 @@ class Params(BaseParams):
     num_negatives: int = num_negatives_option()
     sampling: Literal["top", "random", "simans"] = option(
         "top",
-        "Which survivors are taken. top: those that the retriever scores highest; random: any, by a seeded draw; "
-        "simans: by a draw that prefers scores near the positive's (SimANS).",
+        "How to choose the negatives: the highest-scored, at random, or near the positive's score (SimANS).",
     )
     source_quotas: tuple[str, ...] = option(
         (),
-        "Parts of the negatives by the retriever that found them, as in dense=4 and bm25=2. A pair found by several "
-        "counts for the first that has room; what a source lacks goes to the others by score. Left out: no parts.",
+        "Parts of the negatives by source, such as dense=4 and bm25=2.",
+        advanced=True,
     )
     prefer_category: bool = option(
         False,
-        "Documents of a category that a positive of the query is of come before all others: harder than "
-        "random ones, easier than the top. A query whose positives have no category has no preference.",
+        "Take documents of a positive's category before all others.",
+        advanced=True,
     )
     near_duplicate_similarity: float = near_duplicate_similarity_option()
     # Off by default, since it ties queries together. Looked at with MiniLM on medical FAQs: of 10,978 questions with 7
@@ -37,21 +36,19 @@ class Params(BaseParams):
     # 4 times; a cap of 50 moved 3 % of the negatives for 0.0006 of hardness.
     hub_cap: int = option(
         0,
-        "A document is a negative of at most this many queries (where people judged it wrong aside), those where it is "
-        "hardest; the others take their next. A cap ties queries together: one that has not changed may get other "
-        "negatives when others come or go. 0: no cap.",
+        "Let a document be a negative of at most this many queries. 0 sets no limit.",
+        advanced=True,
         ge=0,
     )
     drop_positives: tuple[str, ...] = option(
         (),
-        "Leave out of the training file the positives that `prep audit` lists as low_ranked, outranked or "
-        "inconsistent; repeat it for several. With positive_weight they count less instead. They stay positives "
-        "everywhere else: in the judgements, the mask and the evaluation.",
+        "Findings of `prep audit` whose positives are left out of training: low_ranked, outranked or inconsistent.",
+        advanced=True,
     )
     positive_weight: float = option(
         0.0,
-        "What the positives count in training that drop_positives names: 0, they are left out; 0.3, three tenths of "
-        "another's (pos_weights in mined.jsonl).",
+        "Weight in training of the positives that drop_positives names. 0 leaves them out.",
+        flag=False,
         ge=0,
         lt=1,
     )

@@ -21,23 +21,23 @@ class Params(RiskPolicy):
     # the weights enter the key through `key_extras`
     verifier: str | None = option(
         None,
-        "Cross-encoder that reads the candidates in doubt, by folder or Hugging Face id; self: small rerankers trained "
-        "on this table, each for the questions that it did not see. In doubt is what the learned mask might emit. Left "
-        "out: none.",
+        "Cross-encoder that scores uncertain candidates, by folder or hub id. self trains one on this table.",
         is_model=True,
         exclude_from_key=True,
     )
     verifier_budget: int = option(
-        0, "Candidates that a teacher may be asked about, nearest to doubt first; 0: all.", ge=0
+        0, "Most candidates that the verifier scores, the most uncertain first. 0 scores all.", flag=False, ge=0
     )
-    verifier_max_length: int = option(256, "Tokens of query and document together that a teacher reads.", ge=8)
+    verifier_max_length: int = option(
+        256, "Tokens of query and document together that the verifier reads.", flag=False, ge=8
+    )
     llm_judge: str | None = option(
-        None, "URL of an OpenAI-compatible API that is asked about candidates, such as http://localhost:8000/v1.",
+        None, "URL of an OpenAI-compatible API that judges candidates, such as http://localhost:8000/v1.",
         exclude_from_key=True,
     )  # fmt: skip
-    llm_judge_model: str | None = option(None, "Name of the model behind judge.")
+    llm_judge_model: str | None = option(None, "Name of the model behind llm_judge.")
     llm_judge_budget: int = option(
-        1000, "Pairs that the judge is asked about, those whose verdict changes most; each is paid for once.",
+        1000, "Most pairs that the LLM judges, those with the greatest effect first.", flag=False,
         ge=1,
     )  # fmt: skip
 

@@ -159,12 +159,12 @@ def test_a_wrong_flag_is_named_as_a_flag(tmp_path: Path) -> None:
 
 
 def test_a_flag_that_would_be_ignored_is_refused_whatever_the_file_says(tmp_path: Path) -> None:
-    given = [*flags("verify", llm_judge_budget=3), *flags("mine", relabel_min_probability=0.8)]
+    given = [*flags("verify", llm_judge_model="m"), *flags("mine", rank_window=(1, 5))]
     with pytest.raises(InputError) as refused:
         settings_of(tmp_path, "[mine]\nnum_negatives = 3\n", given).validate_params()
     assert {line.split(" = ")[0] for line in str(refused.value).splitlines()} == {
-        "--llm-judge-budget",
-        "--relabel-min-probability",
+        "--llm-judge-model",
+        "--rank-window",
     }
 
 
