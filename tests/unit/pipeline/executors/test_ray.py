@@ -30,6 +30,7 @@ from stages.reranking.cross_encoder import load_reranker, save_reranker
 from stages.retrieval import incremental
 from stages.retrieval import stage as retrieval_stage
 from tests.conftest import ROOT, Project
+from tests.fakes import RecordedProgress
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed: prep-reranker[ray]"
@@ -94,17 +95,7 @@ def nodes() -> Iterator[Nodes]:
             made.end()
 
 
-class Said:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
-
-
-class Killer(Said):
+class Killer(RecordedProgress):
     """Progress that kills a node once it is at work and 100 are done; until it could work this holds up the driver."""
 
     def __init__(self, nodes: Nodes, node: psutil.Process) -> None:
@@ -139,7 +130,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(
-    stage: Any, params: Any, inputs: dict[str, Path], folder: Path, engine: Executor, progress: Said
+    stage: Any, params: Any, inputs: dict[str, Path], folder: Path, engine: Executor, progress: RecordedProgress
 ) -> dict[str, bytes]:
     """Run a stage in a workspace; the files that it wrote."""
     out = folder / stage.__name__
@@ -166,7 +157,7 @@ def test_a_node_that_is_killed_changes_no_byte(
         (retrieval_stage, retrieval_stage.Params(top_k=7)),
     ]
     for stage, params in work:
-        expected = run(stage, params, tables, tmp_path / "local", InProcessExecutor(), Said())
+        expected = run(stage, params, tables, tmp_path / "local", InProcessExecutor(), RecordedProgress())
         killer = Killer(nodes, nodes.add())
         engine = RayExecutor(nodes.address, killer)
         try:
@@ -175,13 +166,13 @@ def test_a_node_that_is_killed_changes_no_byte(
             engine.close()
         assert found == expected
         assert 0 < killer.killed_at < 280
-        assert any("a Ray worker was lost" in line for line in killer.lines)
+        assert any("a Ray worker was lost" in line for line in killer.messages)
     assert vectors(tmp_path / "ray") == vectors(tmp_path / "local")
 
 
 @pytest.fixture
 def engine(nodes: Nodes) -> Iterator[RayExecutor]:
-    made = RayExecutor(nodes.address, Said())
+    made = RayExecutor(nodes.address, RecordedProgress())
     try:
         yield made
     finally:
@@ -220,7 +211,7 @@ def test_results_come_in_order_and_trouble_comes_as_itself(engine: RayExecutor) 
 def test_a_teachers_scores_are_the_same(engine: RayExecutor, tiny_model: Path, tmp_path: Path) -> None:
     save_reranker(load_reranker(tiny_model, "cpu", seed=3), tmp_path / "cross")
     pairs = [(f"q{i % 7}", " ".join("abcdefgh"[(i * j) % 8] for j in range(i % 40 + 1))) for i in range(200)]
-    given = "cpu", 64, "float32", Said()
+    given = "cpu", 64, "float32", RecordedProgress()
     here = CrossEncoderVerifier(str(tmp_path / "cross"), tmp_path / "here", *given)  # type: ignore[arg-type]
     there = CrossEncoderVerifier(str(tmp_path / "cross"), tmp_path / "there", *given, engine)  # type: ignore[arg-type]
     assert np.array_equal(there.score_pairs(pairs), here.score_pairs(pairs))

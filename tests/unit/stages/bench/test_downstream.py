@@ -25,8 +25,9 @@ from stages.core.errors import InputError
 from stages.core.schemas import CANDIDATES
 from stages.evaluation.candidate_lists import CandidateLists
 from stages.training.stage import build_training_epochs
+from tests.fakes import RecordedProgress
 from tests.unit.stages.bench.test_leak import mined as two_questions
-from tests.unit.stages.mining.collection import Said, write
+from tests.unit.stages.mining.collection import write
 
 DOCUMENTS = ["h", "v", "w", "x", "y", "z"]
 SCORES = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], np.float32)
@@ -203,7 +204,7 @@ def test_a_student_is_the_same_again_and_another_with_another_seed(tmp_path: Pat
         folder = tmp_path / str(number)
         training = told.build_training_params(seed)
         epochs = build_training_epochs(training, lessons, tmp_path, 0)
-        tools = StageContext(Said(), folder, folder, folder / "logs")
+        tools = StageContext(RecordedProgress(), folder, folder, folder / "logs")
         scores, history = train_and_score(
             epochs, dict(zip(QUERIES, QUERIES, strict=True)), texts, pairs, training, tools
         )

@@ -19,22 +19,7 @@ from stages.embedding.encoder import EncoderSpec
 from stages.embedding.lookup import VectorLookup, format_encoder_texts, read_encodings
 from stages.embedding.stage import Params, has_all_vectors, key_extras, run
 from stages.embedding.vector_store import VectorStore
-
-
-class Said:
-    """Progress that remembers."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[int, int | None, str]] = []
-        self.tokens: list[int] = []
-        self.lines: list[str] = []
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        self.steps.append((done, total, unit))
-        self.tokens.append(tokens)
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
+from tests.fakes import RecordedProgress
 
 
 class FakeEncoder:
@@ -87,7 +72,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> StageContext:
-    return StageContext(Said(), tmp_path / "scratch", tmp_path / "vectors", tmp_path / "logs")
+    return StageContext(RecordedProgress(), tmp_path / "scratch", tmp_path / "vectors", tmp_path / "logs")
 
 
 def fresh(folder: Path) -> Path:
@@ -110,9 +95,9 @@ def test_each_distinct_text_is_encoded_once(
     assert summary["documents"] == 3
     assert (summary["texts"], summary["n_encoded"], summary["n_cached"], summary["dimension"]) == (4, 4, 0, 2)
     assert fake.asked == [["why", "Red."], ["Sky Red.", "Blue."]]
-    assert tools.progress.steps[-1] == (4, 4, "texts")  # type: ignore[attr-defined]
-    assert tools.progress.tokens == [4, 7, 15, 20]  # type: ignore[attr-defined]
-    assert tools.progress.lines == [
+    assert tools.progress.reports[-1] == (4, 4, "texts", 20)  # type: ignore[attr-defined]
+    assert [tokens for *_, tokens in tools.progress.reports] == [4, 7, 15, 20]  # type: ignore[attr-defined]
+    assert tools.progress.messages == [
         "4 texts to encode with sentence-transformers/all-MiniLM-L6-v2 in float32; 0 are stored already"
     ]  # type: ignore[attr-defined]
     texts = np.load(out / "text_hashes.npy")
@@ -143,7 +128,7 @@ def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
 ) -> None:
     monkeypatch.setattr(fake, "holds", 512)
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
-    (line,) = tools.progress.lines[1:]  # type: ignore[attr-defined]
+    (line,) = tools.progress.messages[1:]  # type: ignore[attr-defined]
     assert line == (
         "the memory did not hold a batch: from here on they have at most 512 tokens. batch_tokens = 512 under [encode] "
         "begins with that."
@@ -181,10 +166,10 @@ def test_a_similarity_that_is_replaced_is_said(
     run(Params(model=str(model), **given), inputs, fresh(tmp_path / "out"), tools)  # type: ignore[arg-type]
     used = json.loads((tmp_path / "out" / "encoder.json").read_text())["similarity"]
     assert used == ("dot" if stated == "dot" else "cosine")
-    said = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
+    said = [line for line in tools.progress.messages if "similarity" in line]  # type: ignore[attr-defined]
     assert [says in line and str(model) in line for line in said] == ([True] if says else [])
     run(Params(extra_models=(str(model),), **given), inputs, fresh(tmp_path / "extra_encoders"), tools)  # type: ignore[arg-type]
-    again = [line for line in tools.progress.lines if "similarity" in line]  # type: ignore[attr-defined]
+    again = [line for line in tools.progress.messages if "similarity" in line]  # type: ignore[attr-defined]
     replaced = stated in ("euclidean", "manhattan")  # further encoders go by their own, whatever the first is given
     assert len(again) - len(said) == int(replaced)
 
@@ -262,7 +247,7 @@ def test_damage_in_the_store_is_noticed_and_mended(
     (segment,) = tools.vectors_dir.glob("*/*.npy")
     segment.write_bytes(segment.read_bytes()[:-1])
     assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["n_encoded"] == 4
-    assert tools.progress.lines[1:2] == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
+    assert tools.progress.messages[1:2] == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
     assert has_all_vectors(out, tools)
     segment.write_bytes(b"")
     assert not has_all_vectors(out, tools)
@@ -352,7 +337,7 @@ def test_a_real_model_from_tables_to_vectors(
     run(params, inputs, fresh(tmp_path / "one"), tools)
     write_table(pl.DataFrame(CORPUS_ROWS), CORPUS, inputs["corpus"])
     assert run(params, inputs, fresh(tmp_path / "two"), tools)["n_encoded"] == 1
-    clean = StageContext(Said(), tmp_path / "scratch", tmp_path / "elsewhere", tmp_path / "logs")
+    clean = StageContext(RecordedProgress(), tmp_path / "scratch", tmp_path / "elsewhere", tmp_path / "logs")
     assert run(params, inputs, fresh(tmp_path / "three"), clean)["n_encoded"] == 4
     frame = pl.DataFrame(CORPUS_ROWS)
     grown = VectorLookup(tmp_path / "two/encoder.json", tools.vectors_dir).read_documents(frame)

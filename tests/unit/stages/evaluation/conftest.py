@@ -13,10 +13,10 @@ from stages.core.context import StageContext
 from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, write_table
 from stages.evaluation import regression_gate
 from stages.evaluation import stage as evaluation_stage
+from tests.fakes import RecordedProgress
 from tests.unit.stages.evaluation.small_evaluation import (
     QUERIES_PER_SPLIT,
     Pairs,
-    RecordedProgress,
     Scorer,
     UseScorers,
 )

@@ -15,20 +15,6 @@ UseScorers = Callable[..., list[Pairs]]
 QUERIES_PER_SPLIT = 8
 
 
-class RecordedProgress:
-    """Progress that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.done: list[tuple[int, int | None]] = []
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        self.done.append((done, total))
-
-    def log(self, message: str) -> None:
-        self.messages.append(message)
-
-
 def run(
     inputs: dict[str, Path], context: StageContext, name: str = "out", **params: Any
 ) -> tuple[Path, dict[str, Any]]:

@@ -12,8 +12,8 @@ from stages.core.schemas import PER_QUERY_METRICS, QUERIES, read_table, write_ta
 from stages.evaluation import stage as evaluation_stage
 from stages.evaluation.params import Params
 from stages.evaluation.tables import format_metrics_table
+from tests.fakes import RecordedProgress
 from tests.unit.stages.evaluation.small_evaluation import (
-    RecordedProgress,
     UseScorers,
     run,
     score_equally,
@@ -188,7 +188,7 @@ def test_two_runs_with_real_models_give_the_same_bytes(
     for name in ("metrics.json", "per_query.parquet"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     assert metrics["test"]["bm25"]["Hit@1"] == 1.0
-    assert progress.done[-1] == (100, 100)
+    assert progress.reports[-1] == (100, 100, "pairs", 0)
 
 
 def test_a_base_model_with_a_head_is_scored_as_it_is(inputs: dict[str, Path], context: StageContext) -> None:

@@ -11,24 +11,12 @@ import pytest
 
 from stages.core import schemas
 from stages.core.context import StageContext
-
-
-class Said:
-    """A progress receiver that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        pass
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
+from tests.fakes import RecordedProgress
 
 
 def tools(folder: Path) -> StageContext:
     (folder / "scratch").mkdir(exist_ok=True)
-    return StageContext(Said(), folder / "scratch", folder, folder, scores=folder / "scores")
+    return StageContext(RecordedProgress(), folder / "scratch", folder, folder, scores=folder / "scores")
 
 
 def table(schema: Any, *rows: tuple[Any, ...]) -> pl.DataFrame:

@@ -73,7 +73,7 @@ def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
     seen = {name: out / file for name, file in FILES.items()}
     verify_stage.run(verify_stage.Params(), inputs | seen, out, lent)
     summary = mask.run(Params(**{"mask": "perc"} | given), inputs | seen, out, lent)
-    return schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS), summary | {"said": lent.progress.lines}
+    return schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS), summary | {"said": lent.progress.messages}
 
 
 FILES = {
@@ -257,7 +257,7 @@ def test_where_the_estimate_is_unfit_the_learned_mask_is_perc_and_says_so(inputs
     assert schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS).equals(expected)
     assert (summary["rule"], summary["threshold"], summary["verdicts"]["ignored"]["perc"]) == ("perc", 0.95, 1)
     assert (summary["estimate"]["unreliable_reason"], summary["estimate"]["lambda"]) == ("it is odd", None)
-    [line] = [line for line in lent.progress.lines if "it is odd" in line]
+    [line] = [line for line in lent.progress.messages if "it is odd" in line]
     assert "perc is used" in line
 
 
@@ -334,7 +334,7 @@ def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
     lent = tools(tmp_path)
     files = {name: out / file for name, file in FILES.items()}
     mask.run(Params(**{"mask": "perc", "relabel": "positive"} | given), inputs | files, out, lent)
-    return [line for line in lent.progress.lines if "relabel" in line]
+    return [line for line in lent.progress.messages if "relabel" in line]
 
 
 @pytest.mark.parametrize("rows", [1, 1000])

@@ -19,20 +19,9 @@ from stages.core.text import normalise, text_id
 from stages.pairs import external_sort
 from stages.pairs.split import count_split_changes
 from stages.pairs.stage import PairTables, Params, build_pairs, key_extras, run
+from tests.fakes import RecordedProgress
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
-
-
-class Said:
-    """A progress that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 class Result:
@@ -41,10 +30,10 @@ class Result:
     def __init__(self, folder: Path, **params: Any) -> None:
         self.out = folder / "out"
         self.out.mkdir(parents=True)
-        said = Said()
-        tools = StageContext(said, folder / "scratch", folder, folder)
+        progress = RecordedProgress()
+        tools = StageContext(progress, folder / "scratch", folder, folder)
         self.summary: Summary = run(Params(**params), {}, self.out, tools)
-        self.said = "\n".join(said.lines)
+        self.said = "\n".join(progress.messages)
         self.queries = read_table(self.out / "queries.parquet", QUERIES)
         self.corpus = read_table(self.out / "corpus.parquet", CORPUS)
         self.qrels = read_table(self.out / "qrels.parquet", QRELS)

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from stages.core.arrays import Floats, Ints
-from stages.core.context import NullProgress, StageContext
+from stages.core.context import StageContext
 from stages.core.errors import InputError
 from stages.core.hashing import hash_texts
 from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, read_table, write_table
@@ -23,25 +23,16 @@ from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.exact.scoring import pair_scores
 from stages.retrieval.faiss_index import FaissIndex
 from stages.retrieval.stage import Params, key_extras, run
+from tests.fakes import RecordedProgress
 
 DOCUMENTS, ASKED, DIMENSION = 400, 30, 8
-
-
-class Said(NullProgress):
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 class World:
     """A workspace of random vectors; every tenth document has the vector of the one before it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.said = folder, Said()
+        self.folder, self.progress = folder, RecordedProgress()
         random = np.random.default_rng(1)
         self.queries = random.standard_normal((ASKED, DIMENSION), np.float32)
         self.documents = random.standard_normal((DOCUMENTS, DIMENSION), np.float32)
@@ -70,8 +61,8 @@ class World:
         (self.folder / out).mkdir(exist_ok=True)
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
         inputs["encoder"] = self.folder / "encoder.json"
-        self.said.lines.clear()
-        tools = StageContext(self.said, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
+        self.progress.messages.clear()
+        tools = StageContext(self.progress, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
         told: dict[str, Any] = run(Params(**{"top_k": 20, **settings}), inputs, self.folder / out, tools)
         return told
 
@@ -134,7 +125,7 @@ def test_the_recall_is_what_was_found(world: World, monkeypatch: pytest.MonkeyPa
     assert told["recall"] == round(share(world.exact(), world.found()), 4) < 1
     assert (told["index"], told["parameters"], told["recall_at"]) == ("IVF8,Flat", "nprobe=3", 20)
     assert (told["n_sampled_queries"], told["n_training_documents"]) == (ASKED, DOCUMENTS)
-    assert f"IVF8,Flat (nprobe=3): recall@20 {told['recall']:.3f} on 30 sampled queries" in world.said.lines
+    assert f"IVF8,Flat (nprobe=3): recall@20 {told['recall']:.3f} on 30 sampled queries" in world.progress.messages
     monkeypatch.setattr(faiss_search, "_RECALL_SAMPLE_QUERIES", 7)
     few = world.search(faiss_index="IVF8,Flat", faiss_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
     sampled = faiss_search._sample_positions_by_hash(
@@ -224,9 +215,9 @@ def test_what_is_drawn_hangs_on_ids_alone() -> None:
 
 def test_few_documents_a_list_are_said(world: World) -> None:
     world.search(faiss_index="IVF8,Flat", min_recall=0)
-    assert not [line for line in world.said.lines if "a list" in line]
+    assert not [line for line in world.progress.messages if "a list" in line]
     world.search(faiss_index="IVF20,Flat", min_recall=0)
-    assert [line for line in world.said.lines if "a list" in line] == [
+    assert [line for line in world.progress.messages if "a list" in line] == [
         "IVF20,Flat: 20.0 documents a list to train on, FAISS wants 39: 10 lists or fewer would find better"
     ]
 
@@ -236,7 +227,7 @@ def test_where_exact_search_is_as_fast_it_is_said(world: World, monkeypatch: pyt
     for pays, count in ((30 * 400, 0), (30 * 400 + 1, 1)):
         monkeypatch.setattr(faiss_search, "_MIN_PAIRS_FOR_INDEX", pays)
         world.search(faiss_index="Flat")
-        assert len([said for said in world.said.lines if said.startswith(line)]) == count
+        assert len([said for said in world.progress.messages if said.startswith(line)]) == count
 
 
 def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world: World) -> None:
@@ -245,7 +236,7 @@ def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world:
             world.search(faiss_index=factory)
     with pytest.raises(InputError, match="faiss_params = 'k_factor_rf=2'"):
         world.search(faiss_index="IVF4,Flat", faiss_params="k_factor_rf=2")
-    assert not [line for line in world.said.lines if "training" in line]
+    assert not [line for line in world.progress.messages if "training" in line]
 
 
 def test_what_faiss_refuses_of_a_search_names_the_parameters(world: World) -> None:

@@ -16,22 +16,11 @@ from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES
 from stages.embedding.vector_store import VectorStore
 from stages.retrieval import stage as search_module
 from stages.retrieval.stage import Params, choose_device_and_dtype, run
+from tests.fakes import RecordedProgress
 
 
 def floats(rows: list[list[float]]) -> np.ndarray:
     return np.array(rows, np.float32)
-
-
-class Said:
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None: ...
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 VECTORS = {"q one": [1, 0], "q two": [0, 1], "red": [0.6, 0.8], "T green": [1, 0], "blue": [0.6, 0.8]}
@@ -60,13 +49,15 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
 
 
-def search(workspace: Path, params: Params, progress: Said | None = None) -> dict[str, Any]:
+def search(workspace: Path, params: Params, progress: RecordedProgress | None = None) -> dict[str, Any]:
     """A search from nothing; test_incremental.py has those that go on from another."""
     for lists in (workspace / "vectors").glob("*/topk_cache"):
         shutil.rmtree(lists)
     names = {"queries": "queries.parquet", "corpus": "corpus.parquet", "qrels": "qrels.parquet"}
     inputs = {name: workspace / file for name, file in names.items()} | {"encoder": workspace / "encoder.json"}
-    tools = StageContext(progress or Said(), workspace / "scratch", workspace / "vectors", workspace / "logs")
+    tools = StageContext(
+        progress or RecordedProgress(), workspace / "scratch", workspace / "vectors", workspace / "logs"
+    )
     return run(params, inputs, workspace / "out", tools)
 
 
@@ -194,12 +185,14 @@ def test_a_source_without_an_encoder_is_refused_and_an_idle_encoder_said(workspa
     add_encoder(workspace)
     with pytest.raises(InputError, match=r"the source dense3 has no encoder: .* \(now: dense2 is second\)"):
         search(workspace, Params(sources=("dense", "dense3")))
-    said = Said()
-    search(workspace, Params(sources=("dense",)), said)
-    assert said.lines == ["no source uses the encoder second: add dense2 to sources, or remove it from extra_models"]
-    said.lines.clear()
-    search(workspace, Params(sources=("dense", "dense2")), said)
-    assert said.lines == []
+    progress = RecordedProgress()
+    search(workspace, Params(sources=("dense",)), progress)
+    assert progress.messages == [
+        "no source uses the encoder second: add dense2 to sources, or remove it from extra_models"
+    ]
+    progress.messages.clear()
+    search(workspace, Params(sources=("dense", "dense2")), progress)
+    assert progress.messages == []
 
 
 @pytest.mark.parametrize(("queries", "rows"), [(1, 1), (2, 1)])

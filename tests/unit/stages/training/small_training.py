@@ -18,27 +18,16 @@ from stages.core.context import StageContext, Summary
 from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QUERIES, write_table
 from stages.training import stage as training_stage
 from stages.training.params import Params
+from tests.fakes import RecordedProgress
 
 TRAIN, DEV = 21, 4
 STEPS = 6
 """21 groups in batches of 4: six steps an epoch, the last of one group."""
 
 
-class RecordedProgress:
-    """Progress that keeps what it is given, and calls `act` after a step."""
-
-    def __init__(self, step: int = 0, act: Callable[[], None] | None = None) -> None:
-        self.messages: list[str] = []
-        self.steps: list[tuple[int, int | None]] = []
-        self.step, self.act = step, act
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        self.steps.append((done, total))
-        if self.act and done == self.step:
-            self.act()
-
-    def log(self, message: str) -> None:
-        self.messages.append(message)
+def act_at(step: int, act: Callable[[], None]) -> RecordedProgress:
+    """A progress that calls `act` after a step."""
+    return RecordedProgress(lambda done: act() if done == step else None)
 
 
 def make_inputs(folder: Path, negatives: int = 5) -> dict[str, Path]:
@@ -115,4 +104,4 @@ if __name__ == "__main__":
     model, inputs_folder, work = map(Path, sys.argv[1:4])
     step, signal_number = map(int, sys.argv[4:])
     inputs = {path.stem: path for path in inputs_folder.iterdir()}
-    run(settings(model), inputs, work, RecordedProgress(step, lambda: os.kill(os.getpid(), signal_number)))
+    run(settings(model), inputs, work, act_at(step, lambda: os.kill(os.getpid(), signal_number)))

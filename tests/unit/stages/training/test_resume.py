@@ -10,7 +10,8 @@ import pytest
 
 from stages.training import trainer
 from stages.training.params import Params
-from tests.unit.stages.training.small_training import STEPS, RecordedProgress, digests, run, settings
+from tests.fakes import RecordedProgress
+from tests.unit.stages.training.small_training import STEPS, act_at, digests, run, settings
 
 ROOT = Path(__file__).parents[4]
 
@@ -71,11 +72,11 @@ def test_a_training_resumes_from_the_last_checkpoint_before_a_kill(
 ) -> None:
     monkeypatch.setattr(trainer, "CHECKPOINT_STEPS", 2)
     with pytest.raises(Killed):
-        run(params, training_inputs, tmp_path, RecordedProgress(step, kill))
+        run(params, training_inputs, tmp_path, act_at(step, kill))
     progress = RecordedProgress()
     run(params, training_inputs, tmp_path, progress)
     resumed = step - 1 if step == 5 else step - 2  # the kill comes before the checkpoint of its step
-    assert progress.steps == [(done, 2 * STEPS) for done in range(resumed + 1, 2 * STEPS + 1)]
+    assert progress.reports == [(done, 2 * STEPS, "steps", 0) for done in range(resumed + 1, 2 * STEPS + 1)]
     assert any(f"it resumes after step {resumed} of 12" in message for message in progress.messages)
     assert digests(tmp_path / "out") == undisturbed
 
@@ -85,11 +86,11 @@ def test_a_training_resumes_from_the_step_of_an_interrupt(
     params: Params, training_inputs: dict[str, Path], undisturbed: dict[str, str], tmp_path: Path, step: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(params, training_inputs, tmp_path, RecordedProgress(step, interrupt))
+        run(params, training_inputs, tmp_path, act_at(step, interrupt))
     assert (tmp_path / "scratch" / f"checkpoint-{step}").exists()
     progress = RecordedProgress()
     run(params, training_inputs, tmp_path, progress)
-    assert progress.steps == [(done, 2 * STEPS) for done in range(step + 1, 2 * STEPS + 1)]
+    assert progress.reports == [(done, 2 * STEPS, "steps", 0) for done in range(step + 1, 2 * STEPS + 1)]
     assert digests(tmp_path / "out") == undisturbed
 
 
@@ -97,7 +98,7 @@ def test_a_second_interrupt_stops_the_training_at_once(
     params: Params, training_inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(params, training_inputs, tmp_path, RecordedProgress(3, lambda: [interrupt(), interrupt()]))
+        run(params, training_inputs, tmp_path, act_at(3, lambda: [interrupt(), interrupt()]))
     assert not list((tmp_path / "scratch").glob("checkpoint-*"))
 
 
@@ -124,7 +125,7 @@ def test_a_training_that_is_done_is_not_repeated(
     before = digests(tmp_path / "out")
     progress = RecordedProgress()
     run(params, training_inputs, tmp_path, progress)
-    assert progress.steps == []
+    assert progress.reports == []
     assert digests(tmp_path / "out") == before
 
 
@@ -132,6 +133,6 @@ def test_distillation_resumes_too(params: Params, training_inputs: dict[str, Pat
     distilled = params.model_copy(update={"distill_epochs": None, "epochs": 1})
     run(distilled, training_inputs, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(distilled, training_inputs, tmp_path / "interrupted", RecordedProgress(3, interrupt))
+        run(distilled, training_inputs, tmp_path / "interrupted", act_at(3, interrupt))
     run(distilled, training_inputs, tmp_path / "interrupted")
     assert digests(tmp_path / "interrupted" / "out") == digests(tmp_path / "whole" / "out")

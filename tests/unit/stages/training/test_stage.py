@@ -17,7 +17,8 @@ from stages.reranking.cross_encoder import load_reranker, save_reranker
 from stages.training import losses
 from stages.training import stage as training_stage
 from stages.training.params import Params
-from tests.unit.stages.training.small_training import STEPS, RecordedProgress, run, settings
+from tests.fakes import RecordedProgress
+from tests.unit.stages.training.small_training import STEPS, run, settings
 
 Run = tuple[Path, Summary, dict[str, Any], RecordedProgress]
 
@@ -42,7 +43,7 @@ def test_a_training_lowers_the_loss_and_writes_a_model(finished_run: Run) -> Non
     assert np.log(3) < report["chance_loss"] < np.log(5)
     # the relevant document alone holds a z, so every dev query has it first
     assert summary["dev_MRR@10"] == report["epochs"][report["best_epoch"] - 1]["MRR@10"] == 1.0
-    assert progress.steps == [(step, 2 * STEPS) for step in range(1, 2 * STEPS + 1)]
+    assert progress.reports == [(step, 2 * STEPS, "steps", 0) for step in range(1, 2 * STEPS + 1)]
     assert any(path.name.startswith("events.out.tfevents") for path in (folder / "logs").iterdir())
     names = {path.name for path in (folder / "out" / "reranker").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names

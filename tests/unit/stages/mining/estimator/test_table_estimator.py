@@ -10,7 +10,8 @@ from stages.mining.candidates.features import TRANSFERABLE_FEATURES
 from stages.mining.estimator import model
 from stages.mining.estimator.model import LogisticModel, PretrainedModel
 from stages.mining.estimator.table_estimator import MAX_FEATURE_SHIFT, FalseNegativeEstimator
-from tests.unit.stages.mining.collection import Said, stand_in, table, write
+from tests.fakes import RecordedProgress
+from tests.unit.stages.mining.collection import stand_in, table, write
 
 VECTORS = {"Which?": [1.0, 0.0], "p": [0.8, 0.6], "x": [0.6, 0.8], "y": [0.0, 1.0]}
 
@@ -40,7 +41,7 @@ def suspects(folder: Path, monkeypatch: pytest.MonkeyPatch, usual_log_rank: floa
     def vectorise(pairs: pl.DataFrame):  # type: ignore[no-untyped-def]
         return vectors.read(vectors.hash_documents(pairs))
 
-    return FalseNegativeEstimator(inputs, vectors, vectorise, positives, Said())
+    return FalseNegativeEstimator(inputs, vectors, vectorise, positives, RecordedProgress())
 
 
 def test_a_table_unlike_those_of_the_prior_is_not_judged_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

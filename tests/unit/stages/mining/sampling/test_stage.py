@@ -392,9 +392,9 @@ def test_a_cap_that_the_documents_can_not_meet_is_said(inputs, tmp_path):
     out.mkdir()
 
     def said(**given) -> list[str]:
-        lent.progress.lines.clear()
+        lent.progress.messages.clear()
         sampling_stage.run(Params(near_duplicate_similarity=NO_THINNING, **given), inputs, out, lent)
-        return [line for line in lent.progress.lines if "hub_cap" in line]
+        return [line for line in lent.progress.messages if "hub_cap" in line]
 
     assert said(num_negatives=3, hub_cap=1) == []  # 8 of the 9: n5 is curated, and knows no cap
     [line] = said(num_negatives=4, hub_cap=1)
@@ -417,4 +417,4 @@ def test_categories_are_counted(inputs, tmp_path):
     said = tools(tmp_path)
     found = write(tmp_path, corpus=corpus.with_columns(category=pl.lit(None, pl.String)))
     sampling_stage.run(params, inputs | found, tmp_path / "out", said)
-    assert "no positive has a category" in said.progress.lines[-1]
+    assert "no positive has a category" in said.progress.messages[-1]

@@ -24,7 +24,7 @@ from stages.mining.verify.cross_encoder import (
 )
 from stages.reranking import cross_encoder
 from stages.reranking.cross_encoder import load_reranker, save_reranker
-from tests.unit.stages.mining.collection import Said
+from tests.fakes import RecordedProgress
 
 ROOT = Path(__file__).parents[5]
 PAIRS = [(f"q{i % 7}", " ".join("abcdefgh"[(i * j) % 8] for j in range(i % 40 + 1)) + f" {i}") for i in range(200)]
@@ -56,7 +56,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
 def teacher(
     model: Path | str, cache: Path, dtype: Dtype = "float32", max_length: int | None = 64
 ) -> CrossEncoderVerifier:
-    return CrossEncoderVerifier(str(model), cache, "cpu", max_length, dtype, Said())
+    return CrossEncoderVerifier(str(model), cache, "cpu", max_length, dtype, RecordedProgress())
 
 
 def test_scores_are_the_logits(cross: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_device_that_was_left_open_is_all_gpus(
             raise InputError(f"on {worker.device}")
 
     monkeypatch.setattr(teacher_module, "pick_device", {given: found}.__getitem__)
-    made = CrossEncoderVerifier(str(cross), tmp_path, given, 64, "float32", Said(), Spy())
+    made = CrossEncoderVerifier(str(cross), tmp_path, given, 64, "float32", RecordedProgress(), Spy())
     with pytest.raises(InputError, match=f"^on {shared}$"):
         made.score_pairs(PAIRS)
 
@@ -152,9 +152,9 @@ def test_a_damaged_file_is_said_and_scored_again(cross: Path, tmp_path: Path) ->
     whole = teacher(cross, tmp_path).score_pairs(PAIRS)
     (segment,) = tmp_path.glob("*/*.npy")
     segment.write_bytes(segment.read_bytes()[:-3])
-    said = Said()
+    said = RecordedProgress()
     again = CrossEncoderVerifier(str(cross), tmp_path, "cpu", 64, "float32", said)
-    assert "1 damaged files of scores were set aside" in said.lines[0]
+    assert "1 damaged files of scores were set aside" in said.messages[0]
     assert np.array_equal(again.score_pairs(PAIRS), whole)
     assert again.counts["scored"] == len(PAIRS)
 
@@ -211,7 +211,7 @@ def test_positives_of_the_queries_at_hand_are_asked_about_too() -> None:
 if __name__ == "__main__":
     from stages.mining.verify import cross_encoder as module
 
-    class Deadly(Said):
+    class Deadly(RecordedProgress):
         """Kills the process in the middle, with some of the scores on disk and some not."""
 
         def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:

@@ -22,7 +22,7 @@ from stages.reranking.cross_encoder import load_reranker, save_reranker, score_p
 from stages.training import trainer
 from stages.training.examples import MinedQuery
 from stages.training.stage import Params
-from tests.unit.stages.mining.collection import Said
+from tests.fakes import RecordedProgress
 
 ROOT = Path(__file__).parents[5]
 QUESTIONS = 40
@@ -34,11 +34,11 @@ TEXTS |= {d: f"{'abcdefgh'[i % 8]} {'mnop'[i % 4]} k" for i, d in enumerate(WRON
 GROUPS = {query_id: f"g{i // 2}" for i, query_id in enumerate(RIGHT)}
 
 
-class Deadly(Said):
+class Deadly(RecordedProgress):
     """Kills the process after some steps of the second fold's training."""
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        if unit == "steps" and done == 4 and any("teacher 2 of 2" in line for line in self.lines):
+        if unit == "steps" and done == 4 and any("teacher 2 of 2" in line for line in self.messages):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -57,7 +57,7 @@ def settings(model: Path | str) -> Params:
 
 
 def cross(
-    model: Path | str, folder: Path, said: Said, groups: dict[str, str] = GROUPS, **changed: Any
+    model: Path | str, folder: Path, said: RecordedProgress, groups: dict[str, str] = GROUPS, **changed: Any
 ) -> CrossFitReranker:
     folder.mkdir(parents=True, exist_ok=True)
     documents = pl.DataFrame({"doc_id": list(TEXTS), "text": list(TEXTS.values())})
@@ -93,8 +93,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, Said]:
-    folder, said = tmp_path_factory.mktemp("undisturbed"), Said()
+def undisturbed(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, np.ndarray, RecordedProgress]:
+    folder, said = tmp_path_factory.mktemp("undisturbed"), RecordedProgress()
     return folder, cross(tiny_model, folder, said).score_pairs(QUERY_IDS, PAIRS), said
 
 
@@ -107,7 +109,7 @@ def test_folds_hang_on_the_group_alone() -> None:
 
 
 def test_no_model_saw_a_group_that_it_scores(tiny_model: Path, tmp_path: Path) -> None:
-    found = cross(tiny_model, tmp_path, Said())
+    found = cross(tiny_model, tmp_path, RecordedProgress())
     for fold, lesson in enumerate(found.training_queries_by_fold):
         taught = {GROUPS[query.query_id] for query in lesson}
         asked = {
@@ -119,11 +121,13 @@ def test_no_model_saw_a_group_that_it_scores(tiny_model: Path, tmp_path: Path) -
         assert taught | asked == set(GROUPS.values())
 
 
-def test_it_learns_and_each_fold_is_scored_by_the_other(undisturbed: tuple[Path, np.ndarray, Said]) -> None:
+def test_it_learns_and_each_fold_is_scored_by_the_other(
+    undisturbed: tuple[Path, np.ndarray, RecordedProgress],
+) -> None:
     folder, scores, said = undisturbed
     right = np.arange(len(PAIRS)) % 4 == 0
     assert auc(scores, right) > 0.95
-    assert [line for line in said.lines if "self-taught" in line] == [
+    assert [line for line in said.messages if "self-taught" in line] == [
         f"self-taught teacher {fold + 1} of 2: training on {n} questions"
         for fold, n in enumerate(np.bincount(assign_group_folds(list(GROUPS.values()), 2))[::-1])
     ]
@@ -135,21 +139,21 @@ def test_it_learns_and_each_fold_is_scored_by_the_other(undisturbed: tuple[Path,
     assert not list((folder / "self").glob("*/training"))
 
 
-def test_trained_once_and_scored_once(tiny_model: Path, undisturbed: tuple[Path, np.ndarray, Said]) -> None:
+def test_trained_once_and_scored_once(tiny_model: Path, undisturbed: tuple[Path, np.ndarray, RecordedProgress]) -> None:
     folder, scores, _ = undisturbed
-    said = Said()
+    said = RecordedProgress()
     again = cross(tiny_model, folder, said)
     assert np.array_equal(again.score_pairs(QUERY_IDS[::-1], PAIRS[::-1]), scores[::-1])
-    assert said.lines == []
+    assert said.messages == []
     assert again.counts["scored"] == 0
     assert again.counts["cached"] > 0
 
 
 def test_a_changed_label_does_not_reach_its_own_score(
-    tiny_model: Path, tmp_path: Path, undisturbed: tuple[Path, np.ndarray, Said]
+    tiny_model: Path, tmp_path: Path, undisturbed: tuple[Path, np.ndarray, RecordedProgress]
 ) -> None:
     _, scores, _ = undisturbed
-    other = cross(tiny_model, tmp_path, Said())
+    other = cross(tiny_model, tmp_path, RecordedProgress())
     fold = assign_group_folds([GROUPS[query_id] for query_id in QUERY_IDS], 2)
     turned = tuple(
         replace(query, positives=(WRONG[0],), negatives=tuple(WRONG[1:]))
@@ -165,14 +169,16 @@ def test_a_changed_label_does_not_reach_its_own_score(
         tmp_path / "corpus.parquet",
         tmp_path / "self",
         tmp_path / "cache",
-        StageContext(Said(), tmp_path / "scratch", tmp_path, tmp_path / "logs"),
+        StageContext(RecordedProgress(), tmp_path / "scratch", tmp_path, tmp_path / "logs"),
     )
     found = changed.score_pairs(QUERY_IDS, PAIRS)
     assert np.array_equal(found[fold == 0], scores[fold == 0])
     assert not np.array_equal(found[fold == 1], scores[fold == 1])
 
 
-def test_a_kill_changes_nothing(tiny_model: Path, tmp_path: Path, undisturbed: tuple[Path, np.ndarray, Said]) -> None:
+def test_a_kill_changes_nothing(
+    tiny_model: Path, tmp_path: Path, undisturbed: tuple[Path, np.ndarray, RecordedProgress]
+) -> None:
     command = [
         sys.executable,
         "-m",
@@ -183,16 +189,16 @@ def test_a_kill_changes_nothing(tiny_model: Path, tmp_path: Path, undisturbed: t
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    said = Said()
+    said = RecordedProgress()
     on = cross(tiny_model, tmp_path, said)
     assert np.array_equal(on.score_pairs(QUERY_IDS, PAIRS), undisturbed[1])
     assert on.counts["cached"] > 0, "the first fold's scores were there"
-    assert not any("teacher 1 of 2" in line for line in said.lines)
-    assert any("it resumes after step" in line for line in said.lines)
+    assert not any("teacher 1 of 2" in line for line in said.messages)
+    assert any("it resumes after step" in line for line in said.messages)
 
 
 def test_documents_that_were_right_elsewhere_are_named(tiny_model: Path, tmp_path: Path) -> None:
-    found = cross(tiny_model, tmp_path, Said())
+    found = cross(tiny_model, tmp_path, RecordedProgress())
     fold = assign_group_folds(list(GROUPS.values()), 2)
     mine = next(q for q, f in zip(RIGHT, fold, strict=True) if f == 0)
     same = next(q for q, f in zip(RIGHT, fold, strict=True) if f == 0 and q != mine)
@@ -208,14 +214,17 @@ def test_documents_that_were_right_elsewhere_are_named(tiny_model: Path, tmp_pat
 def test_too_few_questions_are_said_before_anything_is_trained(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = cross(tiny_model, tmp_path, Said())
+    found = cross(tiny_model, tmp_path, RecordedProgress())
     fewest = min(len(lesson) for lesson in found.training_queries_by_fold)
     assert found.skip_reason == (
         f"{fewest} questions to train a fold on are too few, {cross_fitting.MIN_QUERIES_PER_FOLD} are needed"
     )
     monkeypatch.setattr(cross_fitting, "MIN_QUERIES_PER_FOLD", fewest)
-    assert cross(tiny_model, tmp_path, Said()).skip_reason is None
-    assert [len(lesson) for lesson in cross(tiny_model, tmp_path, Said(), max_queries=7).training_queries_by_fold] == [
+    assert cross(tiny_model, tmp_path, RecordedProgress()).skip_reason is None
+    assert [
+        len(lesson)
+        for lesson in cross(tiny_model, tmp_path, RecordedProgress(), max_queries=7).training_queries_by_fold
+    ] == [
         7,
         7,
     ]
@@ -225,11 +234,13 @@ def test_a_model_that_learned_nothing_is_named(tiny_model: Path, tmp_path: Path)
     model = load_reranker(tiny_model, "cpu")
     model.model.classifier.weight.data.zero_()
     save_reranker(model, tmp_path / "flat")
-    said = Said()
+    said = RecordedProgress()
     still = cross(tmp_path / "flat", tmp_path, said, learning_rate=1e-12)
     still.score_pairs(QUERY_IDS, PAIRS)
     assert len(still.collapse_reasons) == 2
-    assert any("self-taught teacher 1 tells nothing apart: the loss of the kept epoch 2" in line for line in said.lines)
+    assert any(
+        "self-taught teacher 1 tells nothing apart: the loss of the kept epoch 2" in line for line in said.messages
+    )
 
 
 def test_lessons_by_hand() -> None:

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from stages.core.errors import InputError
 from stages.mining.verify.llm_judge import LLMJudge
 from tests.conftest import ROOT
+from tests.fakes import RecordedProgress
 
 Body = dict[str, Any]
 Reply = tuple[int, str] | tuple[int, str, dict[str, str]]
@@ -92,20 +92,6 @@ class Server:
         self.http.server_close()
 
 
-@dataclass
-class Lines:
-    """A Progress that keeps what is said."""
-
-    said: list[str] = field(default_factory=list)
-    last: tuple[int, int | None] = (0, None)
-
-    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        self.last = done, total
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
@@ -121,7 +107,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge(server: Server, folder: Path, **settings: Any) -> LLMJudge:
-    return LLMJudge(server.url, "model-a", folder / "judge.jsonl", Lines(), **settings)
+    return LLMJudge(server.url, "model-a", folder / "judge.jsonl", RecordedProgress(), **settings)
 
 
 PAIRS = [("q1", "RIGHT a"), ("q2", "wrong b"), ("q1", "wrong c"), ("q2", "RIGHT d")]
@@ -160,14 +146,14 @@ def test_a_pair_is_asked_once_in_a_workspace(server: Server, tmp_path: Path) -> 
     assert again.judge_pairs([PAIRS[3], PAIRS[0]]).tolist() == [1.0, 1.0]
     assert server.bodies == []
     assert (again.counts["cached"], again.counts["requested"], again.counts["relevant"]) == (2, 0, 2)
-    other = LLMJudge(server.url, "model-b", tmp_path / "judge.jsonl", Lines())
+    other = LLMJudge(server.url, "model-b", tmp_path / "judge.jsonl", RecordedProgress())
     assert other.judge_pairs(PAIRS[:1]).tolist() == [1.0]
     assert server.asked() == ["RIGHT a"], "another model's word is its own"
 
 
 def test_what_is_cached_needs_no_server(server: Server, tmp_path: Path) -> None:
     judge(server, tmp_path).judge_pairs(PAIRS)
-    away = LLMJudge("http://127.0.0.1:1/v1", "model-a", tmp_path / "judge.jsonl", Lines())
+    away = LLMJudge("http://127.0.0.1:1/v1", "model-a", tmp_path / "judge.jsonl", RecordedProgress())
     assert away.judge_pairs(PAIRS).tolist() == TRUE
 
 
@@ -219,7 +205,7 @@ def test_bad_json_is_asked_again_once_and_then_has_no_verdict(server: Server, tm
     np.testing.assert_array_equal(made.judge_pairs(PAIRS[:1]), [np.nan])
     assert len(server.bodies) == 4
     assert (made.counts["answered"], made.counts["failed"]) == (0, 1)
-    assert "1 of 1 pairs got no verdict" in made._progress.said[0]  # type: ignore[attr-defined]
+    assert "1 of 1 pairs got no verdict" in made._progress.messages[0]  # type: ignore[attr-defined]
     server.behave = well
     assert judge(server, tmp_path / "other").judge_pairs(PAIRS[:1]).tolist() == [1.0], "a failure is not cached"
 
@@ -299,14 +285,14 @@ def test_a_judge_that_can_not_begin_says_why(server: Server, tmp_path: Path, beh
 def test_a_judge_that_is_not_there_says_so(tmp_path: Path) -> None:
     url = "http://user:pass-1@127.0.0.1:1/v1"
     with pytest.raises(InputError, match=r"http://127.0.0.1:1/v1 .*[Rr]efused.*Is the server running") as found:
-        LLMJudge(url, "m", tmp_path / "j", Lines(), attempts=2).judge_pairs(PAIRS)
+        LLMJudge(url, "m", tmp_path / "j", RecordedProgress(), attempts=2).judge_pairs(PAIRS)
     assert "pass-1" not in str(found.value)
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000/v1", "http://", "ftp://host/v1", "http://host:port/v1"])
 def test_what_is_no_url_is_refused_at_once(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputError, match="no URL"):
-        LLMJudge(url, "m", tmp_path / "j", Lines())
+        LLMJudge(url, "m", tmp_path / "j", RecordedProgress())
 
 
 def test_single_failures_have_no_verdict_and_are_counted(server: Server, tmp_path: Path) -> None:
@@ -315,8 +301,8 @@ def test_single_failures_have_no_verdict_and_are_counted(server: Server, tmp_pat
     made = judge(server, tmp_path, attempts=2)
     np.testing.assert_array_equal(made.judge_pairs(pairs), [np.nan if n % 3 == 2 else 1.0 for n in range(30)])
     assert [made.counts[name] for name in ("requested", "answered", "failed", "retried")] == [30, 20, 10, 10]
-    assert "10 of 30 pairs got no verdict" in made._progress.said[0]  # type: ignore[attr-defined]
-    assert made._progress.last == (30, 30)  # type: ignore[attr-defined]
+    assert "10 of 30 pairs got no verdict" in made._progress.messages[0]  # type: ignore[attr-defined]
+    assert made._progress.reports[-1][:2] == (30, 30)  # type: ignore[attr-defined]
 
 
 def test_a_judge_that_breaks_down_on_the_way_ends_the_run_and_keeps_what_it_said(
@@ -388,10 +374,10 @@ def test_a_killed_run_is_paid_for_only_once(server: Server, tmp_path: Path) -> N
     script = (
         "import json, sys; from pathlib import Path\n"
         "from stages.mining.verify.llm_judge import LLMJudge\n"
-        "from tests.unit.stages.mining.verify.test_llm_judge import Lines\n"
+        "from tests.fakes import RecordedProgress\n"
         "folder = Path(sys.argv[2])\n"
         "pairs = [tuple(pair) for pair in json.loads((folder / 'pairs.json').read_text())]\n"
-        "LLMJudge(sys.argv[1], 'model-a', folder / 'judge.jsonl', Lines()).judge_pairs(pairs)\n"
+        "LLMJudge(sys.argv[1], 'model-a', folder / 'judge.jsonl', RecordedProgress()).judge_pairs(pairs)\n"
     )
     command = [sys.executable, "-c", script, server.url, str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -409,7 +395,7 @@ def test_a_killed_run_is_paid_for_only_once(server: Server, tmp_path: Path) -> N
     server.behave = well
     server.bodies.clear()
     made = judge(server, tmp_path)
-    assert "1 damaged lines" in made._progress.said[0]  # type: ignore[attr-defined]
+    assert "1 damaged lines" in made._progress.messages[0]  # type: ignore[attr-defined]
     assert made.judge_pairs(pairs).tolist() == [float(n % 2) for n in range(40)]
     assert sorted(server.asked()) == sorted(document for _, document in pairs if document not in answered)
     assert judge(server, tmp_path).judge_pairs(pairs).tolist() == [float(n % 2) for n in range(40)]

@@ -178,6 +178,6 @@ def test_a_table_whose_estimate_can_t_be_trusted_goes_on_and_says_that_nobody_is
     assert (Reader.said, Court.said) == ([], [])
     assert schemas.read_table(out / "verifier_scores.parquet", schemas.VERIFIER_SCORES).is_empty()
     assert summary == ({"n_pairs": 0, "skipped_reason": "too odd"} if says else {"n_pairs": 0})
-    lines = given.progress.lines  # type: ignore[attr-defined]
+    lines = given.progress.messages  # type: ignore[attr-defined]
     assert len(lines) == (1 if says else 0)
     assert all(line.startswith(says) for line in lines)
