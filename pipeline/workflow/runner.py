@@ -1,7 +1,6 @@
 """Runs stages by key: a committed artifact of the same key is a hit; anything else is run, checked and committed."""
 
 import errno
-import os
 import shutil
 import time
 from collections import Counter
@@ -137,9 +136,8 @@ class Runner:
         return artifact
 
     def describe_machine(self, params: BaseParams) -> str:
-        """What the speed of a stage with these parameters depends on beside its work: hardware, executor, processes."""
-        processes = f"{os.environ.get('WORLD_SIZE', '1')} x {type(self.executor).__name__}"
-        return f"{describe_machine(getattr(params, 'device', 'auto'))}, {processes}"
+        """What the speed of a stage with these parameters depends on beside its work: the hardware and the executor."""
+        return f"{describe_machine(getattr(params, 'device', 'auto'))}, {type(self.executor).__name__}"
 
     def _find_valid_artifact(self, stage: Stage, key: str, context: StageContext) -> Artifact | None:
         """The artifact of this key, if it is committed, complete, and the stores hold what it refers to."""

@@ -104,6 +104,7 @@ def count_work(step: str, workload: Workload, settings: Settings) -> StepWork:
             return StepWork(n_steps * n_epochs, "steps", cost, work, memory, 28 * base.n_weights)
         case _:  # evaluate
             n_evaluated = sum(workload.count_split(split, params.max_queries) for split in ("dev", "test"))
-            n_pairs = 2 * n_evaluated * min(params.top_k, n_documents)
+            n_rerankers = 1 if workload.has_new_head else 2  # a base model with a new head is not evaluated
+            n_pairs = n_rerankers * n_evaluated * min(params.top_k, n_documents)
             cost = mean_length(workload.pair_tokens, settings["train"].max_length)
             return StepWork(n_pairs, "pairs", cost, f"{n_pairs:,} pairs")
