@@ -242,7 +242,7 @@ def calibrate_command(**options: Any) -> None:
     \b
     Example:  prep calibrate --set mine.num_negatives=7
     """
-    from pipeline.cli.inspect import calibrate_mask as run
+    from pipeline.cli.review import calibrate_mask as run
 
     print_result(options, run(options))
 
@@ -275,7 +275,7 @@ def audit_command(top: int, out: Path | None, max_share: float | None, force: bo
                prep audit --out doubtful.csv
                prep audit --max-share 0.02
     """
-    from pipeline.cli.inspect import audit_positives as run
+    from pipeline.cli.review import audit_positives as run
 
     print_result(options, run(options, top, out, max_share, force))
 
@@ -283,17 +283,19 @@ def audit_command(top: int, out: Path | None, max_share: float | None, force: bo
 prep.add_command(bench_group)
 
 
-@register_command("gc", "drop what no publication uses")
+@register_command("gc", "delete what no publication uses")
 @click.option("--keep", type=click.IntRange(min=1), help="Publications to keep. [default: keep of [refresh]]")
-def gc_command(keep: int | None, **options: Any) -> None:
-    """Drop what no publication uses; keep the newest publications, and the last training that was stopped half-way.
+@click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
+def gc_command(keep: int | None, dry_run: bool, **options: Any) -> None:
+    """Delete what no publication uses. The newest publications are kept, and the last training that was interrupted.
 
     \b
-    Example:  prep gc --keep 1
+    Examples:  prep gc --keep 1
+               prep gc --dry-run
     """
     from pipeline.cli.build import run_gc as run
 
-    print_result(options, run(options, keep))
+    print_result(options, run(options, keep, dry_run))
 
 
 def add_tables(options: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:

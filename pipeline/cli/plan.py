@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.cli.build import open_session
 from pipeline.cli.output import CommandResult, ResultTable, format_bytes, format_duration
+from pipeline.cli.session import open_session
 from pipeline.workflow.graph import STAGES_BY_NAME, list_required_stages
 from pipeline.workflow.run_history import read_past_runs, select_similar_runs
 from pipeline.workflow.runner import collect_settings

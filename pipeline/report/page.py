@@ -106,7 +106,7 @@ def describe_mask_rule(mask: Artifact) -> str:
     """What the mask's rule accepts, in words, with its source."""
     name, threshold = mask.summary["rule"], mask.summary["threshold"]
     if name not in THRESHOLD_RULES:
-        return f"what it does not take for a positive (threshold {threshold})"
+        return f"candidates that it does not take for positives (threshold {threshold})"
     given = mask.manifest["parameters"]
     words = describe_rule(name, threshold, tuple(given["rank_window"]))
     return f"{words} ({THRESHOLD_RULES[name].source})"

@@ -61,13 +61,23 @@ def digest_json(value: Any) -> str:
 
 
 def digest_folder(folder: Path) -> dict[str, str]:
-    """Relative path -> digest of every file under `get_artifact_folder`, its manifest left out."""
+    """Relative path -> digest of every file under `folder`, except its manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path != folder / MANIFEST_FILE}
 
 
+class UnwritableWorkspaceError(InputError):
+    """The workspace can't be written: its permissions, a file system mounted read-only, or a full disk."""
+
+    def __init__(self, root: Path, error: OSError) -> None:
+        super().__init__(
+            f"the workspace {root} can't be written ({error.strerror}). Name another with --workspace, fix its "
+            "permissions, or free space."
+        )
+
+
 class Workspace:
-    """A folder that holds everything prep makes; see "Workspace" in the README for its layout."""
+    """A folder that holds everything prep makes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -81,8 +91,11 @@ class Workspace:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the workspace for one run, or raise `WorkspaceBusyError` at once; the kernel frees a dead process's
-        lock."""
+        """Hold the workspace for one run. The kernel frees the lock of a dead process.
+
+        Raises `WorkspaceBusyError` at once if another process holds it, `UnwritableWorkspaceError`, and `InputError`
+        for a folder that is no workspace.
+        """
         from filelock import FileLock, Timeout
 
         self._initialise()
@@ -95,8 +108,10 @@ class Workspace:
             raise WorkspaceBusyError(
                 f"another run holds the workspace {self.root} ({holder_name}). Try again later."
             ) from None
+        except OSError as error:
+            raise UnwritableWorkspaceError(self.root, error) from error
         try:
-            with contextlib.suppress(OSError):  # who holds it is a courtesy, which a full disk may cost
+            with contextlib.suppress(OSError):  # the name of the holder is a courtesy; a full disk may prevent it
                 holder_file.write_text(
                     f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8"
                 )
@@ -107,7 +122,7 @@ class Workspace:
             file_lock.release()
 
     def _initialise(self) -> None:
-        """Make the folder a workspace, unless it holds somebody's other files; raises `InputError`."""
+        """Make the folder a workspace; raises `InputError` if it holds other files."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             existing_names = [path.name for path in self.root.iterdir() if path.name != "lost+found"]
@@ -124,10 +139,7 @@ class Workspace:
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"{self.root} is not a folder. Name another with --workspace.") from error
         except OSError as error:
-            raise InputError(
-                f"the workspace {self.root} can't be written ({error.strerror}). "
-                "Name another with --workspace, or mend its permissions or space."
-            ) from error
+            raise UnwritableWorkspaceError(self.root, error) from error
 
     def require_current_layout(self) -> None:
         """Raise `InputError` if another version of prep made this workspace: its steps and files have other names."""
@@ -155,7 +167,7 @@ class Workspace:
             )
 
     def _delete_leftovers(self) -> None:
-        """Drop what a killed run left half-made; nothing ever reads it."""
+        """Delete what a killed run left unfinished; nothing reads it."""
         for parent in (*self.runs.glob("*"), self.published):
             for leftover in parent.glob(".tmp-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -163,7 +175,7 @@ class Workspace:
             leftover.unlink(missing_ok=True)
 
     def get_artifact_folder(self, stage: str, key: str) -> Path:
-        """Where the artifact of `stage` under `key` lies, whether or not it is there."""
+        """The place of the artifact of `stage` under `key`, whether or not it exists."""
         return self.runs / stage / key
 
     def find_artifact(self, stage: str, key: str) -> Artifact | None:
@@ -185,7 +197,7 @@ class Workspace:
 
     @contextmanager
     def create_build_folder(self, stage: str, key: str) -> Iterator[Path]:
-        """An empty folder to build an artifact in; gone afterwards if it was not committed."""
+        """An empty folder to build an artifact in; deleted afterwards if it was not committed."""
         folder = self.runs / stage / f".tmp-{key}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -195,8 +207,11 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
 
     def commit_artifact(self, stage: str, key: str, build_folder: Path, manifest: Mapping[str, Any]) -> Artifact:
-        """Make a built folder the artifact under `key`: its files are on disk before its manifest, and that before
-        the name. A damaged artifact of the same key is replaced file by file, so that readers never miss one."""
+        """Make a built folder the artifact under `key`.
+
+        Its files are on disk before its manifest, and the manifest before the name. A damaged artifact of the same key
+        is replaced file by file, so that readers always find each.
+        """
         full_manifest = {**manifest, "key": key, "files": digest_folder(build_folder)}
         for path in build_folder.rglob("*"):
             if path.is_file():
@@ -221,11 +236,11 @@ class Workspace:
         return Artifact(target, full_manifest)
 
     def log_event(self, **fields: Any) -> None:
-        """Append one line to events.jsonl, with the time. A log that can't be written stops nothing."""
+        """Append one line to events.jsonl, with the time. It is skipped if the log can't be written."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}, ensure_ascii=False)
         with contextlib.suppress(OSError), (self.root / "events.jsonl").open("ab+") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                line = "\n" + line  # a kill or a full disk cut the line before short
+                line = "\n" + line  # a kill or a full disk cut off the line before
             file.write((line + "\n").encode())
 
     def read_events(self) -> list[dict[str, Any]]:
@@ -248,7 +263,7 @@ def _apply_umask(build_folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """A folder's manifest, or None where there is none, or one that is not as it was written."""
+    """A folder's manifest; None if there is none, or if it was damaged."""
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         digest = manifest.pop("digest")
@@ -258,7 +273,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def has_valid_files(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether every file that the manifest names still has its digest; what others put beside them is not ours."""
+    """Whether every file that the manifest names still has its digest; other files are ignored."""
     try:
         return all(file_digest(folder / name) == digest for name, digest in manifest["files"].items())
     except OSError:

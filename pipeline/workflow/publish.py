@@ -43,6 +43,13 @@ def read_latest_publication(workspace: Workspace) -> dict[str, Any] | None:
     return found
 
 
+def find_published_artifacts(workspace: Workspace) -> dict[str, Artifact]:
+    """Step -> its artifact in the current publication, those that are whole; nothing before the first publication."""
+    published = read_latest_publication(workspace) or {"artifacts": {}}
+    found = {name: workspace.find_artifact(name, key) for name, key in published["artifacts"].items()}
+    return {name: artifact for name, artifact in found.items() if artifact}
+
+
 def is_current_complete(workspace: Workspace) -> bool:
     """Whether readers find everything through `current` that a publication holds."""
     published = read_publication(workspace.current)

@@ -1,4 +1,4 @@
-"""Runs stages by key: a committed artifact of the same key is a hit; anything else is run, checked and committed."""
+"""Runs stages by key: a committed artifact of the same key is used again; any other is made, checked and committed."""
 
 import errno
 import shutil
@@ -13,7 +13,7 @@ from pipeline.workflow.artifact_store import Artifact, Workspace, digest_json
 from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
 from pipeline.workflow.stage import Stage, Store, resolve_function
 from pipeline.workflow.work_counter import WorkCounter
-from stages.core.context import Progress, StageContext
+from stages.core.context import Progress, StageContext, Summary
 from stages.core.device import describe_machine
 from stages.core.errors import InputError, QualityGateError
 from stages.core.executor import Executor, InProcessExecutor
@@ -27,12 +27,14 @@ _KEY_FIELDS = ("version", "parameters", "key_extras", "inputs", "libraries")
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How one stage stands: "fresh" (would be a hit), "stale" (would run, and why) or "absent" (never ran)."""
+    """The state of a stage: "fresh" (would not run), "stale" (would run, and why) or "absent" (never ran)."""
 
     stage: str
     state: str
     reasons: tuple[str, ...]
     artifact: Artifact | None
+    error: InputError | None = None
+    """Why its key can't be computed: a table or a model can't be read."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Runner:
         context = self._make_context(stage, key)
         cached = self._find_valid_artifact(stage, key, context)
         if cached:
-            _delete_scratch(context)  # a kill may have come right after the commit
+            _delete_scratch(context)  # a kill may have come between the commit and this
             self.workspace.log_event(event="hit", stage=stage.name, key=key)
             return cached
         if self.workspace.get_artifact_folder(stage.name, key).exists():
@@ -139,6 +141,19 @@ class Runner:
         """What the speed of a stage with these parameters depends on beside its work: the hardware and the executor."""
         return f"{describe_machine(getattr(params, 'device', 'auto'))}, {type(self.executor).__name__}"
 
+    def find(self, name: str, upstream: Mapping[str, Artifact]) -> Artifact | None:
+        """The committed artifact of a stage on these upstream artifacts; None if it would have to run."""
+        stage = STAGES_BY_NAME[name]
+        key_fields = collect_key_fields(stage, self.params[name], self._resolve_inputs(stage, upstream, {}))
+        key = digest_json({"stage": name, **key_fields})
+        return self._find_valid_artifact(stage, key, self._make_context(stage, key))
+
+    def run_uncommitted(self, name: str, upstream: Mapping[str, Artifact], out: Path) -> Summary:
+        """Run a stage on these upstream artifacts into the folder `out`; the workspace keeps nothing of it."""
+        stage = STAGES_BY_NAME[name]
+        inputs = {one.name: one.path for one in self._resolve_inputs(stage, upstream, {})}
+        return stage.load_module().run(self.params[name], inputs, out, self._make_context(stage, "uncommitted"))
+
     def _find_valid_artifact(self, stage: Stage, key: str, context: StageContext) -> Artifact | None:
         """The artifact of this key, if it is committed, complete, and the stores hold what it refers to."""
         found = self.workspace.find_artifact(stage.name, key)
@@ -173,7 +188,7 @@ class Runner:
         return StageContext(self.progress, executor=self.executor, **declared)
 
     def get_status(self) -> list[StageStatus]:
-        """How every stage stands, without running any: "prep status"."""
+        """The state of every stage, without running any."""
         statuses: list[StageStatus] = []
         fresh: dict[str, Artifact] = {}
         for stage in PIPELINE:
@@ -189,7 +204,8 @@ class Runner:
                 key = digest_json({"stage": stage.name, **key_fields})
                 found = self._find_valid_artifact(stage, key, self._make_context(stage, key))
             except InputError as error:
-                statuses.append(StageStatus(stage.name, "stale" if previous else "absent", (str(error),), previous))
+                state = "stale" if previous else "absent"
+                statuses.append(StageStatus(stage.name, state, (str(error),), previous, error))
                 continue
             if found:
                 fresh[stage.name] = found
@@ -230,7 +246,7 @@ def _require_unchanged(stage: Stage, before: Mapping[str, Any], after: Mapping[s
 
 
 def describe_key_changes(manifest: Mapping[str, Any], key_fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """Why an artifact no longer fits, one phrase a difference: "parameters.depth: 200 -> 100"."""
+    """Why a stored artifact is stale, one phrase for each difference: "parameters.top_k: 200 -> 100"."""
     found: list[str] = []
     for part in _KEY_FIELDS:
         old, new = manifest.get(part), key_fields[part]
@@ -261,14 +277,14 @@ def get_seconds_per_step(events: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def make_disk_full_error(error: BaseException, root: Path) -> InputError | None:
-    """An `InputError` where the failure came from a full disk, however the library that met it worded it."""
+    """An `InputError` if the failure came from a full disk, whatever library reported it; else None."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     free = shutil.disk_usage(root).free
     if not full and free > 1 << 20:
         return None
     return InputError(
-        f"the disk that holds {root} is full ({free / 1e6:.1f} MB free): {error}. Nothing half-written is kept; "
-        "free some space (`prep gc` drops what no publication uses) and run again."
+        f"the disk that holds {root} is full ({free / 1e6:.1f} MB free): {error}. Nothing unfinished is kept; "
+        "free some space (`prep gc` deletes what no publication uses) and run again."
     )
 
 

@@ -23,7 +23,7 @@ def test_an_index_on_the_way_to_mined_jsonl(project: Project) -> None:
     assert told["candidates_by_source"] == {"dense": 20 * told["queries"]}
     assert (mined(project, work="again")) == (told, files)
     done = project.prep("mine-negatives")
-    assert f"index IVF2,SQ8, parameters {told['faiss_indexes']['dense']['parameters']}, recall" in done.stdout
+    assert f"FAISS index IVF2,SQ8 ({told['faiss_indexes']['dense']['parameters']}), recall@20" in done.stdout
     exact, exact_files = mined(project, "--faiss-index", "exact")
     assert "faiss_indexes" not in exact
     assert exact["candidates"] == told["candidates"]

@@ -230,9 +230,24 @@ def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) 
     project.set("mine", "threshold", "-2.0")  # nothing is left to compose, which is what show is asked about
     done = project.prep("show", line["query_id"])
     assert done.returncode == 0
-    assert "mined.jsonl is not written: not one negative is left" in done.stderr
+    assert "sample has no result: not one negative is left" in done.stderr
     assert "mined.jsonl is not written yet" in done.stdout
-    assert "may be a positive by the rule abs: score" in done.stdout
+    assert "may be a positive by the rule abs: score" in " ".join(done.stdout.split())
+
+
+def test_results_are_shown_by_their_names_in_current(project: Project, finished: Path) -> None:
+    lived_in(project, finished)
+    project.set("mine", "num_negatives", "2")
+    done = project.prep("mine-negatives", "-q")
+    assert done.returncode == 0, done.stderr
+    assert "runs/" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert "in work/current: candidates.parquet" in lines
+    assert any(line.startswith("not published yet: mined.jsonl, verdicts.parquet (") for line in lines)
+    shutil.rmtree(next(project.work.glob("runs/pairs/*")))
+    status = project.prep("status", "-q")
+    assert "runs/" not in status.stdout
+    assert "damaged or missing: queries.parquet" in status.stdout
 
 
 def test_a_held_workspace_is_exit_75(project: Project) -> None:

@@ -64,7 +64,7 @@ def test_candidates_of_dense_bm25_and_random(mined: Project) -> None:
     assert not search_of(mined, *sources, "--seed", "1")[0].equals(rows)
     assert search_of(mined, "--seed", "1")[2][:1] != ["search"]
     shown = mined.prep("mine-negatives", *sources, "-q")
-    assert f"by source (dense {counts['dense']:,}, bm25 {counts['bm25']:,}, random" in " ".join(shown.stdout.split())
+    assert f"({counts['dense']:,} by dense, {counts['bm25']:,} by bm25, {counts['random']:,} by random)" in shown.stdout
 
 
 def test_a_second_encoder_from_the_command_line(mined: Project, tiny_model: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_second_encoder_from_the_command_line(mined: Project, tiny_model: Path
         one, two = (best.filter(pl.col("source") == name)["doc_id"] for name in ("dense", "dense2"))
         assert (one != two).any()
         told = mined.prep("encode")
-        assert "extra encoders (dense2 second (" in " ".join(told.stdout.split())
+        assert "texts encoded with dense2 second; " in told.stdout
         refused = mined.prep("mine-negatives", "--sources", "dense", "--sources", "dense3")
         assert refused.returncode == 2
         assert "the source dense3 has no encoder" in refused.stderr

@@ -237,7 +237,7 @@ def test_the_funnel_and_the_mask_are_those_of_the_summaries(build: Build) -> Non
     assert "near_duplicate is nearly the same as a positive ignored 1 <0.1%" in told
     assert "The rule perc accepts: at most 0.95 of the lowest positive's score" in told
     assert "81.3% were found: 2,327 for 334 train queries, of which 2 got fewer" in told
-    assert "75 further queries got none and are not trained on" in told
+    assert "2 got fewer than requested. 75 further queries got none and are not trained on. The mean retriever" in told
     assert "mean mined negative 0.467" in told
     assert "median positive 0.800" in told  # of train alone
     assert "negative 1" in told  # the candidate of the test question is not counted
@@ -363,7 +363,7 @@ def test_a_base_reranker_that_was_not_scored_is_left_out(build: Build) -> None:
         ("window", None, "the ranks from 5 to 60 (FlagEmbedding"),
         ("abs", 0.7, "a score of at most 0.7 (NV-Retriever TopK-Abs"),
         ("learned", None, "candidates that are unlikely enough to be false negatives for their score (prep)"),
-        ("later", 0.02, "what it does not take for a positive (threshold 0.02)"),
+        ("later", 0.02, "candidates that it does not take for positives (threshold 0.02)"),
     ],
 )
 def test_a_rule_in_words(name: str, threshold: float | None, says: str) -> None:
