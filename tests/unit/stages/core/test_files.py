@@ -4,13 +4,38 @@ import os
 from pathlib import Path
 
 import pytest
+import xxhash
 
+from stages.core import files
 from stages.core.files import file_digest, write_durably
 
 
 def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert file_digest(tmp_path / "empty") == "99aa06d3014798d86001c324468d497f"  # xxh3-128 of no bytes
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    reads: list[str] = []
+    hasher = xxhash.xxh3_128
+
+    def count() -> xxhash.xxh3_128:
+        reads.append("read")
+        return hasher()
+
+    monkeypatch.setattr(files.xxhash, "xxh3_128", count)
+    first = file_digest(path)
+    assert file_digest(path) == first
+    assert len(reads) == 2  # a second write within this moment would show the same times
+    monkeypatch.setattr(files.time, "time", lambda: path.stat().st_ctime + 4)
+    assert [file_digest(path), file_digest(path)] == [first, first]
+    assert len(reads) == 3
+    path.write_bytes(b"two")
+    os.utime(path, (0, 0))
+    assert file_digest(path) == hasher(b"two").hexdigest()
+    assert len(reads) == 4
 
 
 @pytest.mark.parametrize(("content", "written"), [("é", b"\xc3\xa9"), (b"\0\1", b"\0\1"), (memoryview(b"ab"), b"ab")])
