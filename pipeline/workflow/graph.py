@@ -28,7 +28,6 @@ STAGES = (
         ),
         libraries=("polars", "pyarrow"),
         key_extras="stages.pairs.stage:key_extras",
-        volatile_key_extras=frozenset({"sql"}),
         writes=(Store.SCRATCH,),
     ),
     Stage(

@@ -1,5 +1,5 @@
-"""Files behind URLs (s3://, gs://, abfs://, file://): tables are fetched before a stage reads them, and a publication
-is copied to where others read it. Stages see files of this machine only."""
+"""Files behind URLs (s3://, gs://, abfs://, file://) and rows of a database: they are fetched before a step reads them,
+and a publication is copied to where others read it. Steps see files of this machine only."""
 
 import fnmatch
 import json
@@ -46,29 +46,35 @@ def redact_url(value: Any) -> Any:
 
 def fetch_files(workspace: Workspace, pairs_settings: Mapping[str, Any]) -> dict[str, Any]:
     """What stands in [pairs] behind URLs, as files of this machine that hold what stands there now: by key of
-    `URL_KEYS`.
+    `URL_KEYS`; and for "database" the file of the rows that the SQL query gives now.
 
     A glob in the last part of a URL stands for all files that match. What has not changed, by size and time, is not
-    fetched again. The workspace must be locked. Raises `InputError` where a URL can't be read.
+    fetched again; the query is executed once. The workspace must be locked. Raises `InputError` if a URL or a database
+    can't be read.
     """
     folder = _get_cache_folder(workspace)
     index: dict[str, list[str]] = {}
     found = _replace_urls(pairs_settings, lambda key, url: index.setdefault(url, _fetch_url(folder, key, url)))
-    if index or (folder / INDEX_FILE).exists():  # where no URL is left, what stood for them is forgotten
+    if query := _name_query(pairs_settings):
+        index[query] = [str(_fetch_query(folder, query))]
+        found["database"] = index[query][0]
+    if index or (folder / INDEX_FILE).exists():  # if no URL is left, the old ones are forgotten
         write_durably(folder / INDEX_FILE, json.dumps(index, indent=1))
         (folder / INDEX_FILE).chmod(0o600)  # a URL may hold a secret
     return found
 
 
 def find_cached_files(workspace: Workspace, pairs_settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As `fetch_files`, but with the files as they were fetched last: asks nobody, and changes nothing. What never was
-    stays a URL."""
+    """As `fetch_files`, but with the files as they were fetched last: asks nobody, and changes nothing. What was never
+    fetched stays a URL."""
     index = _read_fetch_index(_get_cache_folder(workspace))
-    return _replace_urls(pairs_settings, lambda key, url: index.get(url) or [url])
+    found = _replace_urls(pairs_settings, lambda key, url: index.get(url) or [url])
+    query = _name_query(pairs_settings)
+    return found | ({"database": index[query][0]} if query and query in index else {})
 
 
 def find_stale_files(workspace: Workspace) -> Iterator[Path]:
-    """What was fetched for URLs that are asked for no longer."""
+    """What was fetched for URLs and queries that the settings no longer name."""
     folder = _get_cache_folder(workspace)
     used = {Path(file).parent.name for files in _read_fetch_index(folder).values() for file in files}
     yield from (p for p in folder.glob("*") if p.name != INDEX_FILE and p.name.partition(".")[0] not in used)
@@ -112,6 +118,20 @@ def _fetch_url(folder: Path, key: str, url: str) -> list[str]:
             str(_fetch_file(folder, f"{url.partition('://')[0]}\0{options}\0{info.path}", system, info))
             for info in infos
         ]
+
+
+def _name_query(pairs: Mapping[str, Any]) -> str | None:
+    """The name in the index of the settings' SQL query on its database, if they have one."""
+    return f"{pairs['database']}\0{pairs['sql']}" if pairs.get("database") and pairs.get("sql") else None
+
+
+def _fetch_query(folder: Path, query_name: str) -> Path:
+    from stages.readers.sql import write_query_rows
+
+    path = folder / xxhash.xxh3_64_hexdigest(query_name.encode()) / "rows.arrow"
+    url, query = query_name.split("\0", 1)
+    write_query_rows(url, query, path)
+    return path
 
 
 def _expand_glob(system: Any, path: str, what: str) -> list[Any]:

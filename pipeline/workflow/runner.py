@@ -238,9 +238,12 @@ def collect_key_fields(stage: Stage, params: BaseParams, inputs: Iterable[Resolv
 
 def _require_unchanged(stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Raise `InputError` if a table or a model changed while it was read: the result fits neither state."""
-    extras = before["key_extras"].keys() - stage.volatile_key_extras
-    changed = {name for name in extras if before["key_extras"][name] != after["key_extras"].get(name)}
-    changed |= {name for name in before["inputs"] if before["inputs"][name] != after["inputs"].get(name)}
+    changed = {
+        name
+        for part in ("key_extras", "inputs")
+        for name in before[part].keys() | after[part].keys()
+        if before[part].get(name) != after[part].get(name)
+    }
     if changed:
         raise InputError(f"{stage.name}: {', '.join(sorted(changed))} changed while it was read. Run again.")
 

@@ -63,8 +63,6 @@ class Stage:
     key_extras: str | None = None
     """A function of the Params: what enters the key beside parameters, inputs and versions, such as digests of the
     files that the parameters name."""
-    volatile_key_extras: frozenset[str] = frozenset()
-    """Those that may change while the step runs: what it read is one state all the same."""
     is_valid: str | None = None
     """A function (artifact folder, context): whether the stores still hold what a committed result refers to."""
     reads: tuple[Store, ...] = ()

@@ -11,6 +11,9 @@ from stages.core.errors import InputError
 from stages.core.hashing import sample_by_hash
 from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.estimator.holdout import KeptPositives, hold_out_positives
+from stages.readers.base import read_columns
+from stages.readers.beir import find_beir_files
+from stages.readers.files import file_source
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def read_judged_collection(folder: Path) -> JudgedCollection:
     with what is missing.
     """
     queries, corpus, qrels = (
-        _read_beir_folder(folder) if (folder / "corpus.jsonl").is_file() else _read_parquet_folder(folder)
+        _read_beir_folder(folder) if any(folder.glob("corpus.jsonl*")) else _read_parquet_folder(folder)
     )
     if "relevance" not in qrels.columns:
         qrels = qrels.with_columns(relevance=pl.lit(1))
@@ -111,18 +114,19 @@ def _read_parquet_folder(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.D
 
 
 def _read_beir_folder(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    texts = {"_id": pl.String, "title": pl.String, "text": pl.String}
-    paths = sorted((folder / "qrels").glob("*.tsv"))
+    files = find_beir_files(folder, str(folder))
+    corpus = _read_columns(files.corpus, {"_id": "doc_id", "title": "title", "text": "text"})
+    queries = _read_columns(files.queries, {"_id": "query_id", "text": "query"})
+    columns = {"query-id": "query_id", "corpus-id": "doc_id", "score": "relevance"}
+    qrels = pl.concat([_read_columns(path, columns) for path in files.qrels])
     try:
-        corpus = pl.read_ndjson(folder / "corpus.jsonl", schema=texts)
-        queries = pl.read_ndjson(folder / "queries.jsonl", schema={"_id": pl.String, "text": pl.String})
-        judged = [pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False) for path in paths]
-        qrels = pl.concat(judged).select(
-            query_id="query-id", doc_id="corpus-id", relevance=pl.col("score").cast(pl.Int32)
-        )
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{folder} is no BEIR folder (corpus.jsonl, queries.jsonl, qrels/*.tsv): {error}") from error
-    return queries.rename({"_id": "query_id", "text": "query"}), corpus.rename({"_id": "doc_id"}), qrels
+        return queries, corpus, qrels.with_columns(pl.col("relevance").cast(pl.Int32))
+    except pl.exceptions.InvalidOperationError as error:
+        raise InputError(f"{folder}/qrels: a score is not a whole number: {error}") from error
+
+
+def _read_columns(path: Path, columns: dict[str, str]) -> pl.DataFrame:
+    return read_columns(file_source(path, path.name), columns, optional={"title"})
 
 
 def write_stage_inputs(collection: HoldoutCollection, folder: Path) -> dict[str, Path]:

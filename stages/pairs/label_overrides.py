@@ -1,73 +1,48 @@
-"""What people decided about single (question, document) pairs: a JSON Lines file that outlives every refresh.
+"""What people decided about single (query, document) pairs: a file that survives every refresh.
 
-A line is {"query_id": ..., "doc_id": ..., "label": "positive" | "negative"}; other keys (who, when, why) may stand
-there too, and an empty label (null or "") is no decision yet. A .csv file has these keys as columns. Of several lines
-on one pair the last decision holds. A decision is stronger than the table: it makes a positive, or a
-curated negative, of whatever the table said. It does not move questions between train, dev and test.
+Its columns are query_id, doc_id and label: "positive", "negative", or empty if nobody has decided yet. Other columns
+(who, when, why) may be present. Of several rows on one pair, the last decision holds. A decision takes precedence over
+the table: it makes a positive, or a curated negative, of whatever the table has. It does not move queries between
+train, dev and test.
 """
 
-import csv
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from stages.core.errors import InputError
+from stages.core.schemas import PAIR_COLUMNS
 from stages.pairs.rejects import RejectWriter
+from stages.readers.base import read_columns
+from stages.readers.files import file_source
 
 RELEVANCE_BY_LABEL = {"positive": 1, "negative": 0}
 OVERRIDE_SCHEMA = {"row": pl.Int64, "query_id": pl.String, "doc_id": pl.String, "relevance": pl.Int32}
 
 
 def read_label_overrides(path: Path) -> pl.DataFrame:
-    """row (line, or row of a CSV), query_id, doc_id, relevance (1 or 0), a row a pair. `InputError` names a bad one."""
-    rows = []
-    for number, line in _iter_override_rows(path):
-        try:
-            override = _parse_override(json.loads(line) if isinstance(line, str) else line)
-        except ValueError as error:
-            raise InputError(
-                f'{path}, line {number}: no decision ({error}). A line is {{"query_id": ..., "doc_id": ..., '
-                f'"label": "positive"}}, or "negative".'
-            ) from error
-        if override:
-            rows.append((number, *override))
-    frame = pl.DataFrame(rows, schema=OVERRIDE_SCHEMA, orient="row")
-    return frame.unique(["query_id", "doc_id"], keep="last", maintain_order=True)
+    """row (1-based), query_id, doc_id, relevance (1 or 0), one row for each decided pair.
 
-
-def _parse_override(given: Any) -> tuple[str, str, int] | None:
-    """query_id, doc_id and relevance; None where nobody decided yet. Raises `ValueError` that says what is wrong."""
-    if not isinstance(given, dict):
-        raise ValueError("not an object with keys")
-    if missing_keys := [name for name in ("query_id", "doc_id", "label") if name not in given]:
-        raise ValueError(f"no key {', no key '.join(missing_keys)}")
-    label = given["label"]
-    if label is None or label == "":
-        return None
-    relevance = RELEVANCE_BY_LABEL.get(str(label).strip().casefold())
-    if relevance is None:
-        raise ValueError(f"label is {label!r}")
-    return str(given["query_id"]), str(given["doc_id"]), relevance
-
-
-def _iter_override_rows(path: Path) -> Iterator[tuple[int, str | dict[str, str | None]]]:
-    """The file's lines that hold something, or its rows where it is a CSV, with their numbers."""
-    try:
-        # utf-8-sig: Excel marks what it saves as UTF-8
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                head = file.readline()
-                file.seek(0)
-                # with a comma as decimal sign, spreadsheets part columns by semicolons
-                delimiter = max(",;\t", key=head.count)
-                yield from enumerate(csv.DictReader(file, delimiter=delimiter), 1)
-            else:
-                yield from ((number, line) for number, line in enumerate(file.read().split("\n"), 1) if line.strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: the decisions can't be read: {error}") from error
+    The file may be empty. Raises `InputError` for a row that can't be read.
+    """
+    if not path.stat().st_size:
+        return pl.DataFrame(schema=OVERRIDE_SCHEMA)
+    rows = read_columns(file_source(path, path.name), {name: name for name in (*PAIR_COLUMNS, "label")})
+    rows = rows.with_columns(pl.col("label").str.strip_chars().str.to_lowercase())
+    decided = rows.filter(pl.col("label").is_not_null() & (pl.col("label") != ""))
+    unusable = decided.filter(
+        ~pl.col("label").is_in(list(RELEVANCE_BY_LABEL)) | pl.any_horizontal(pl.col(PAIR_COLUMNS).is_null())
+    )
+    if len(unusable):
+        number, *cells = unusable.row(0)
+        given = ", ".join(map(repr, cells))
+        raise InputError(
+            f"{path}, row {number}: query_id, doc_id, label = {given} is no decision. Both ids are needed, and the label "
+            "is positive, negative or empty."
+        )
+    relevance = pl.col("label").replace_strict(RELEVANCE_BY_LABEL, return_dtype=pl.Int32)
+    frame = decided.select("row", *PAIR_COLUMNS, relevance=relevance)
+    return frame.unique(PAIR_COLUMNS, keep="last", maintain_order=True)
 
 
 def apply_label_overrides(

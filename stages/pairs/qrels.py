@@ -77,6 +77,28 @@ def resolve_qrels(qrels: pl.DataFrame, standalone_documents: pl.DataFrame, trust
     return ResolvedQrels(qrels, standalone_documents, rejected_rows.sort("row"), dropped)
 
 
+def resolve_id_qrels(
+    id_qrels: pl.DataFrame, standalone_queries: pl.DataFrame, standalone_documents: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Judgements by ids as judgements by texts, and the rows set aside (row, reason): unknown ids, ids used twice."""
+    reused_ids = find_id_conflicts(standalone_queries, "id", "q")
+    queries = standalone_queries.join(reused_ids, on="row", how="anti").unique("id", keep="first", maintain_order=True)
+    documents = standalone_documents.sort("row").unique("document_id", keep="first", maintain_order=True)
+    resolved = id_qrels.join(queries.select("id", "q"), on="id", how="left").join(
+        documents.select("document_id", "d"), on="document_id", how="left"
+    )
+    unknown = pl.concat(
+        [
+            reused_ids.with_columns(reason=pl.lit("id of another question")),
+            resolved.filter(pl.col("q").is_null()).select("row", reason=pl.lit("unknown question id")),
+            resolved.filter(pl.col("q").is_not_null() & pl.col("d").is_null()).select(
+                "row", reason=pl.lit("unknown document id")
+            ),
+        ]
+    )
+    return resolved.filter(pl.col("q").is_not_null() & pl.col("d").is_not_null()), unknown
+
+
 def find_id_conflicts(frame: pl.DataFrame, id_column: str, key_column: str) -> pl.DataFrame:
     """Rows whose id (column `id_column`) an earlier row gave to another text (column `key_column`)."""
     known = frame.filter(pl.col(id_column).is_not_null()).select("row", id_column, key_column)

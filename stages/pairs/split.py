@@ -82,7 +82,7 @@ def assign_splits(
     one with a smaller id.
     """
     if ratios.unit == "group" and constraints.groups is None:
-        raise InputError("--split-by group needs a group column: name it with --group")
+        raise InputError("[pairs] split_by = group needs a group column. Name it: group under [pairs].")
     notes: list[str] = []
     if table_splits is not None and not table_splits.any():
         notes.append("the split column says only 'train', so the questions are split by hash")

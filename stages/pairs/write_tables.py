@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from stages.core.context import Summary
 from stages.core.errors import InputError
 from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, SPLITS, write_table
-from stages.pairs.beir import resolve_id_qrels
 from stages.pairs.chunking import build_corpus_rows, chunk_documents, place_qrels_on_chunks
 from stages.pairs.deduplicate import deduplicate_document_keys, merge_duplicate_documents, replace_keys
 from stages.pairs.external_sort import write_row_groups, write_sorted
@@ -21,7 +20,7 @@ from stages.pairs.label_overrides import (
     read_label_overrides,
     reject_unknown_overrides,
 )
-from stages.pairs.qrels import PARTLY_CONTRADICTORY, assign_ids, concat_unique_keys, resolve_qrels
+from stages.pairs.qrels import PARTLY_CONTRADICTORY, assign_ids, concat_unique_keys, resolve_id_qrels, resolve_qrels
 from stages.pairs.rejects import RejectWriter
 from stages.pairs.split import (
     SplitAssignment,
@@ -113,8 +112,10 @@ class TableWriter:
         late = [pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})]
         judgements, intake.judged = intake.judged, []
         if intake.id_qrels:
-            by_id, unknown = resolve_id_qrels(intake)
-            judgements += by_id
+            by_id, unknown = resolve_id_qrels(
+                pl.concat(intake.id_qrels), pl.concat(intake.standalone_queries), pl.concat(intake.standalone_documents)
+            )
+            judgements.append(by_id)
             late.append(unknown)
         nothing = {"row": pl.Int64, "q": pl.UInt64, "d": pl.UInt64, "relevance": pl.Int32}
         judged = pl.concat([pl.DataFrame(schema=nothing), *judgements], how="diagonal")

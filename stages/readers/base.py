@@ -2,10 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, time
 from typing import Any
+
+import polars as pl
+
+from stages.core.errors import InputError
 
 Cell = str | list[str] | None
 """A cell is text, several texts (a real list in JSON or Parquet), or nothing."""
@@ -38,6 +42,37 @@ class TableSource:
 
     label: str
     read: Callable[[], Iterator[RowBatch]]
+
+
+def read_columns(source: TableSource, columns: Mapping[str, str], optional: Collection[str] = ()) -> pl.DataFrame:
+    """The columns of a source as texts, in memory: `row` (1-based), and each of `columns` under its new name.
+
+    Columns in `optional` may be missing and are null then. Raises `InputError` for another column that is missing, a
+    cell with several texts, and a row that the reader rejects.
+    """
+    frames = []
+    found: dict[str, None] = {}
+    for batch in source.read():
+        found |= dict.fromkeys(batch.columns)
+        nothing: list[Cell] = [None] * len(batch.row_numbers)
+        cells = {new: batch.columns.get(name, nothing) for name, new in columns.items()}
+        problems = [(rejected.row_number, rejected.reason) for rejected in batch.rejected_rows]
+        problems += [
+            (number, f"{name} holds several texts")
+            for name, column in cells.items()
+            for number, cell in zip(batch.row_numbers, column, strict=True)
+            if isinstance(cell, list)
+        ]
+        if problems:
+            raise InputError(f"{source.label}, row {min(problems)[0]}: {min(problems)[1]}.")
+        schema = {"row": pl.Int64} | dict.fromkeys(cells, pl.String)
+        try:
+            frames.append(pl.DataFrame({"row": batch.row_numbers} | cells, schema))
+        except UnicodeEncodeError as error:  # a byte that was not in the encoding came as a lone surrogate
+            raise InputError(f"{source.label}: a cell is not in the file's encoding: {error.object[:80]!r}.") from error
+    if missing := [name for name in columns if name not in found and name not in optional]:
+        raise InputError(f"{source.label}: there is no column {missing[0]!r}. Its columns: {', '.join(found)}.")
+    return pl.concat(frames)
 
 
 def to_cell(value: Any) -> Cell:

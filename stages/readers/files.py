@@ -41,11 +41,11 @@ def find_files(patterns: Sequence[str], option_name: str) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         if pattern == "-":
-            raise InputError(
-                f"{option_name}: - is standard input and only works on the command line. Name a file instead."
-            )
+            raise InputError(f"{option_name}: - is standard input, which can be read only once. Name a file instead.")
         if "://" in pattern:  # which may hold a secret, so it is not shown
-            raise InputError(f"{option_name}: a URL was not fetched yet; `prep build-pairs` does it.")
+            raise InputError(
+                f"{option_name}: the URL was not fetched yet. Commands that build fetch it; those that look do not."
+            )
         try:
             path = Path(pattern).expanduser()
             matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
@@ -108,7 +108,9 @@ def label_files(paths: Sequence[Path]) -> list[str]:
     return file_labels
 
 
-def file_source(path: Path, label: str, encoding: str | None, delimiter: str | None, sheet: str | None) -> TableSource:
+def file_source(
+    path: Path, label: str, encoding: str | None = None, delimiter: str | None = None, sheet: str | None = None
+) -> TableSource:
     """A file as a source; its format is told by its extension, else by its first bytes."""
 
     def read() -> Iterator[RowBatch]:

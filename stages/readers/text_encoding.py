@@ -80,18 +80,18 @@ def _detect_encoding(path: Path, sample: bytes, encoding: str | None) -> str:
     try:
         codecs.lookup(chosen)
     except LookupError:
-        raise InputError(f"--encoding {chosen!r} is not an encoding that Python knows (utf-8, gb18030, ...)") from None
+        raise InputError(f"encoding {chosen!r} is unknown. Python knows utf-8, gb18030 and others.") from None
     if encoding is None and sample.count(0) > len(sample) // 4:
         likely = "utf-16-le" if sample[1::2].count(0) > sample[::2].count(0) else "utf-16-be"
         raise InputError(
-            f"{escape_file_name(path.name)}: not utf-8 text. It looks like {likely}: try --encoding {likely}."
+            f"{escape_file_name(path.name)}: not utf-8 text. It looks like {likely}: try encoding = {likely!r}."
         )
     bad, total = _count_undecodable_lines(sample, chosen)
     if bad and bad > _MAX_BAD_LINE_RATIO * total:
         guess = _guess_encoding(sample, chosen)
-        mend = f"It looks like {guess}: try --encoding {guess}." if guess else "Name the right one with --encoding."
+        fix = f"It looks like {guess}: try encoding = {guess!r}." if guess else "Name the right encoding."
         raise InputError(
-            f"{escape_file_name(path.name)}: {bad} of the first {total} lines are not {chosen} text. {mend}"
+            f"{escape_file_name(path.name)}: {bad} of the first {total} lines are not {chosen} text. {fix}"
         )
     return chosen
 

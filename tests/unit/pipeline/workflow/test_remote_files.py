@@ -1,6 +1,7 @@
 """Tables behind URLs, and publications copied to one: Arrow's own clients against an object store and a folder."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.workflow.remote_files import (
 from stages.core.errors import InputError
 from stages.core.files import file_digest
 from stages.readers.files import find_files
+from stages.readers.parquet import read_arrow
 from tests.objectstore import Store, serving
 
 
@@ -120,10 +122,37 @@ def test_what_is_asked_for_no_longer_is_dropped(workspace: Workspace, store: Sto
 def test_to_look_asks_nobody_and_makes_nothing(workspace: Workspace, store: Store) -> None:
     url = store.url("bucket/a.csv")
     assert find_cached_files(workspace, {"tables": url}) == {"tables": [url]}
-    with pytest.raises(InputError, match=r"^--tables: a URL was not fetched yet; `prep build-pairs` does it\.$"):
-        find_files([url], "--tables")
+    with pytest.raises(InputError, match="not fetched yet") as caught:
+        find_files([url], "[pairs] tables")
+    assert url not in str(caught.value)
     assert not workspace.root.exists()
     assert not store.requests
+
+
+def test_a_query_is_executed_when_files_are_fetched_and_not_when_they_are_looked_up(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    with sqlite3.connect(tmp_path / "faq.db") as database:
+        database.execute("CREATE TABLE faq (question TEXT, answer TEXT)")
+    settings = {"database": f"sqlite:///{tmp_path}/faq.db", "sql": "SELECT * FROM faq"}
+    assert find_cached_files(workspace, settings) == {}
+    database.execute("INSERT INTO faq VALUES ('Who pays?', 'The sender.')")
+    database.commit()
+    found = fetch_files(workspace, settings)
+    assert [batch.columns for batch in read_arrow(Path(found["database"]), "sql")][-1] == {
+        "question": ["Who pays?"],
+        "answer": ["The sender."],
+    }
+    before = file_digest(Path(found["database"]))
+    database.execute("DELETE FROM faq")
+    database.commit()
+    assert find_cached_files(workspace, settings) == found
+    assert file_digest(Path(found["database"])) == before
+    assert fetch_files(workspace, settings) == found
+    assert file_digest(Path(found["database"])) != before
+    assert list(find_stale_files(workspace)) == []
+    assert fetch_files(workspace, {"tables": ["faq.csv"]}) == {}
+    assert list(find_stale_files(workspace)) == [Path(found["database"]).parent]
 
 
 def test_what_is_not_there_or_not_to_be_read_is_said_without_the_secret(workspace: Workspace, store: Store) -> None:

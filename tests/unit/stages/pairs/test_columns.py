@@ -84,9 +84,7 @@ def test_labels_that_are_no_numbers_are_not_relevance() -> None:
 
 
 def test_a_missing_column_is_named_with_what_there_is() -> None:
-    with pytest.raises(
-        InputError, match=r"no column 'contxt' \(\[pairs\] document\).*'context'.*Did you mean 'context'"
-    ):
+    with pytest.raises(InputError, match=r"no column 'contxt'.*'context'.*Did you mean 'context'"):
         resolve_columns({"document": "contxt"}, ["question", "context"], ["document"], "faq.csv")
 
 

@@ -82,7 +82,7 @@ def test_a_giant_component_is_split_by_question_and_said() -> None:
 
 def test_by_group_needs_groups_and_keeps_them_however_large() -> None:
     by_group = SplitRatios(0.1, 0.1, "group", 0)
-    with pytest.raises(InputError, match="--group"):
+    with pytest.raises(InputError, match="group column"):
         assign_splits(ties([0, 1]), None, by_group, name)
     assert units(assign_splits(ties([0, 1, 1], None, [4, 4, 4]), None, by_group, name)) == ["g004", "g004", "g004"]
 

@@ -356,7 +356,7 @@ def test_a_beir_folder(beir: Path, tmp_path: Path) -> None:
         *("beir:corpus.jsonl", "beir:queries.jsonl", "beir:qrels/test.tsv", "beir:qrels/train.tsv")
     ]
     (beir / "qrels" / "dev.tsv").mkdir()
-    with pytest.raises(InputError, match=r"--beir: .*dev\.tsv is a folder"):
+    with pytest.raises(InputError, match=r"dev\.tsv is a folder"):
         key_extras(Params(beir=str(beir)))
     (beir / "qrels" / "dev.tsv").rmdir()
     (beir / "qrels" / "train.tsv").write_text("q1\td1\t1\n")
@@ -391,7 +391,7 @@ def test_groups_stay_together(tmp_path: Path) -> None:
     )
     assert found.queries.group_by("group").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 10
     assert set(found.queries["group"]) == set("abcdefghij")
-    with pytest.raises(InputError, match="--group"):
+    with pytest.raises(InputError, match="group column"):
         pairs_of(("Who?", "He."), split_by="group")
 
 

@@ -65,13 +65,13 @@ def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
 
 def test_a_wrong_encoding_is_refused_with_the_likely_one(tmp_path: Path) -> None:
     content = "问题,答案\n" + "报告的发布机构是什么？,中国银行研究院全球经济金融研究课题组\n" * 20
-    with pytest.raises(InputError, match=r"not utf-8 text.*--encoding gb"):
+    with pytest.raises(InputError, match=r"not utf-8 text.*encoding = .gb"):
         read_csv(tmp_path, content.encode("gb18030"))
     columns, _, _ = read_csv(tmp_path, content.encode("gb18030"), "gb18030")
     assert list(columns) == ["问题", "答案"]
-    with pytest.raises(InputError, match="--encoding utf-16-le"):
+    with pytest.raises(InputError, match=r"encoding = .utf-16-le"):
         read_csv(tmp_path, "question,answer\nWho?,He.\n".encode("utf-16-le"))
-    with pytest.raises(InputError, match="not an encoding"):
+    with pytest.raises(InputError, match="unknown"):
         read_csv(tmp_path, content, "utf-9")
 
 
@@ -255,7 +255,7 @@ def test_what_is_no_readable_file_is_refused(tmp_path: Path, monkeypatch: pytest
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(InputError, match=r"--tables: .*pipe\.csv is no file but a pipe"):
         find_files([str(tmp_path / "*.csv")], "--tables")
-    with pytest.raises(InputError, match="- is standard input and only works on the command line"):
+    with pytest.raises(InputError, match="standard input"):
         find_files(["-"], "--tables")
     with pytest.raises(InputError, match="can't be read: File name too long"):
         find_files(["x" * 300], "--tables")
