@@ -106,6 +106,7 @@ def mine_collection(collection: Any, encoder: str, n_negatives: int, context: St
     from stages.embedding.lookup import VectorLookup
     from stages.mining.candidates.documents import DocumentVectors, make_document_vectoriser
     from stages.mining.candidates.known_positives import add_positive_similarity
+    from stages.mining.estimator.pretrained_model import read_pretrained_model
     from stages.mining.estimator.table_estimator import FalseNegativeEstimator
     from stages.retrieval import stage as retrieval_stage
 
@@ -119,7 +120,7 @@ def mine_collection(collection: Any, encoder: str, n_negatives: int, context: St
     judged = read_table(inputs["qrels_scored"], QRELS_SCORED)
     positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", positive_kind=pl.lit("own"))
     estimator = FalseNegativeEstimator(
-        inputs, vectors, vectorise, positives, context.progress, excluded_digest=collection.digest
+        inputs, vectors, vectorise, positives, read_pretrained_model(collection.digest), context.progress
     )
     train_queries = collection.queries.filter(pl.col("split") == "train")
     rows, features = estimator.collect_candidates(train_queries)

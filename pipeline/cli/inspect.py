@@ -12,7 +12,7 @@ from pipeline.workflow.artifact_store import MANIFEST_FILE
 from pipeline.workflow.graph import PUBLISHED_OUTPUTS
 from pipeline.workflow.publish import read_latest_publication, read_refusal
 
-MAX_TEXT_CHARS = 160
+MAX_CELL_CHARS = 160
 
 
 def report_status(options: Mapping[str, Any]) -> CommandResult:
@@ -111,7 +111,7 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> CommandResul
     rows = [
         [
             *(format_rank(row), f"{row['score']:.3f}", row["verdict"], row["mined"] or ""),
-            *(row["explanation"], row["doc_id"], shorten(row["text"], 100)),
+            *(row["explanation"], row["doc_id"], truncate_text(row["text"], 100)),
         ]
         for row in [*positives, *others[:top]]
     ]
@@ -140,6 +140,6 @@ def format_rank(row: Mapping[str, Any]) -> str:
     return "-" if row["rank"] is None else str(row["rank"])
 
 
-def shorten(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
+def truncate_text(text: str, max_chars: int = MAX_CELL_CHARS) -> str:
     """The first characters of a text, with an ellipsis if any are cut off."""
     return text if len(text) <= max_chars else text[: max_chars - 1].rstrip() + "…"

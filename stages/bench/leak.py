@@ -20,7 +20,8 @@ from stages.core.errors import InputError
 from stages.core.schemas import PAIR_COLUMNS
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.candidates.known_positives import compute_positive_score_range
-from stages.mining.estimator import model
+from stages.mining.estimator.logistic_model import model_to_dict
+from stages.mining.estimator.pretrained_model import fit_pretrained_model
 from stages.mining.risk_budget import PaddedCandidates, RiskSolution
 from stages.mining.threshold_rules import RuleName
 
@@ -278,13 +279,13 @@ def build_pretrained_model_json(
 
     def fit_models(sets: Sequence[int]) -> dict[str, Any]:
         return {
-            name: model.model_to_dict(model.fit_pretrained_model([side[place][1:] for place in sets]))
+            name: model_to_dict(fit_pretrained_model([side[place][1:] for place in sets]))
             for name, side in (("single_positive", sets_keep_one), ("multi_positive", sets_keep_half))
         }
 
     all_sets = list(range(len(sets_keep_half)))
     return {
-        "description": "log odds that a candidate is a false negative: stages/mining/estimator/model.py reads this",
+        "description": "log odds that a candidate is a false negative (stages/mining/estimator/pretrained_model.py)",
         "command": command,
         "encoder": encoder,
         "sets": {

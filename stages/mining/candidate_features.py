@@ -1,8 +1,8 @@
-"""Evidence: all that speaks for or against a candidate, before any rule decides. The mask goes by it in seconds.
+"""The features step: all that is known of each candidate, before a rule decides on it. So the mask takes seconds.
 
-A candidate is a (query, document) pair, whichever retrievers found it, with what is known of it without a score (a
-positive by id or by text, a document that holds the answer, one that people judged), its likeness to the positives,
-and p_false_negative with the features behind it (`stages.mining.estimator.model`).
+A candidate is a pair of query and document that some retriever found. Its row holds what is known without a model (it
+is a positive by id or by text, contains an answer, was judged not relevant), its similarity to the positives, its
+features, and the p_false_negative that follows from them (`stages.mining.estimator`).
 """
 
 import json
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 VERSION = 8
 
-CANDIDATE_ROWS_PER_BLOCK = 100_000
-"""Candidates looked at together; bounds memory (their document vectors are in it) and changes no result."""
+CANDIDATE_ROWS_PER_BATCH = 100_000
+"""Candidates that are processed at once, with their document vectors in memory. Results do not depend on it."""
 
 
 class Params(BaseParams):
-    """What is looked for."""
+    """What is looked up and estimated for each candidate."""
 
     exclude_answers: bool = option(True, "Set aside documents that contain a known answer of the query.", advanced=True)
     estimate_false_negatives: bool = option(
@@ -52,17 +52,18 @@ class Params(BaseParams):
 
 
 def key_extras(params: Params) -> dict[str, str]:
-    """The shipped prior, where an estimate hangs on it."""
-    from stages.mining.estimator.model import PRETRAINED_MODEL_PATH
+    """The pretrained model, if the estimate uses it."""
+    from stages.mining.estimator.pretrained_model import PRETRAINED_MODEL_PATH
 
     return {"pretrained_model": file_digest(PRETRAINED_MODEL_PATH)} if params.estimate_false_negatives else {}
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write features.parquet, a row for each candidate and curated negative; and what its estimator learned from.
+    """Write features.parquet, holdout_candidates.parquet and estimator.json.
 
-    holdout_candidates.parquet: the candidates of the questions whose positives were held out, with the p of the fold
-    that did not see them; estimator.json: the estimate's sources, why it can't be trusted, and the models as numbers.
+    features.parquet: a row for each candidate and curated negative. holdout_candidates.parquet: the candidates of the
+    queries with held-out positives, with the p_false_negative of the fold that was not fitted on them. estimator.json:
+    the sources of the estimate, why it can't be trusted if so, and the parameters of its models.
     """
     from threadpoolctl import threadpool_limits
 
@@ -71,56 +72,45 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     candidates = schemas.scan_table(inputs["candidates"], schemas.CANDIDATES)
     qrels_scored = schemas.scan_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query"]).sort("query_id")
-    answers = schemas.read_table(inputs["answers"], schemas.ANSWERS)
-    facts = KnownFacts(
-        positives=known_positives.pool_positives(
-            queries, qrels_scored.select("query_id", "doc_id", "relevance").collect()
-        ),
-        duplicate_docs=compute_text_keys(inputs["corpus"]).filter(pl.len().over("text_key") > 1),
-        answer_strings=known_positives.select_answer_strings(answers if params.exclude_answers else answers.clear()),
-    )
+    facts = _collect_known_facts(params, inputs, queries)
     document_words = None
     if len(facts.answer_strings):
         document_words = write_document_words(inputs["corpus"], context.scratch_dir / "words.arrow")
     vectors = VectorLookup(inputs["encoder"], context.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
     score_pairs = make_dense_scorer(queries, vectors, vectorise)
-    ids, total = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows
+    query_ids, n_candidates = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows
+    estimator: FalseNegativeEstimator | None = None
 
-    def build_block(block: pl.Series) -> pl.DataFrame:
-        found, labels = (
-            merge_sources(collect_query_batch(candidates, block), score_pairs),
-            collect_query_batch(qrels_scored, block),
-        )
-        positives = facts.positives.filter(pl.col("query_id").is_in(block.implode()))
+    def build_batch(batch: pl.Series) -> pl.DataFrame:
+        found = merge_sources(collect_query_batch(candidates, batch), score_pairs)
+        labels = collect_query_batch(qrels_scored, batch)
+        positives = facts.positives.filter(pl.col("query_id").is_in(batch.implode()))
         documents = DocumentVectors.load(pl.concat([found["doc_id"], labels["doc_id"], positives["doc_id"]]), vectorise)
         rows = add_known_facts(found, labels, positives, facts, documents, document_words)
-        return sort_by_score(
-            estimator.add_estimates(rows, documents) if estimator and not estimator.unreliable_reason else rows
-        )
+        if estimator and not estimator.unreliable_reason:
+            rows = estimator.add_estimates(rows, documents)
+        return sort_by_score(rows)
 
-    n_pairs, blocks = 0, list(iter_query_batches(ids, total, CANDIDATE_ROWS_PER_BLOCK))
-    # What is multiplied here is small: more threads of BLAS wait longer than they compute, and hours where others work.
+    n_pairs, batches = 0, list(iter_query_batches(query_ids, n_candidates, CANDIDATE_ROWS_PER_BATCH))
+    # The matrices are small: with more threads BLAS waits longer than it computes, for hours if other processes run.
     single_thread = threadpool_limits(1, "blas")
     with single_thread, schemas.open_parquet_writer(out / "features.parquet", schemas.CANDIDATE_FEATURES) as writer:
-        estimator = (
-            _fit_estimator(inputs, vectors, vectorise, facts, context) if params.estimate_false_negatives else None
-        )
-        for done, rows in enumerate(map_query_batches(build_block, blocks), 1):
+        if params.estimate_false_negatives:
+            estimator = _fit_estimator(inputs, vectors, vectorise, facts, context)
+        for done, rows in enumerate(map_query_batches(build_batch, batches), 1):
             writer.write_table(schemas.to_arrow_table(rows, schemas.CANDIDATE_FEATURES))
             n_pairs += len(rows)
-            context.progress.advance(min(done * len(blocks[0]), len(ids)), len(ids), "queries")
-    holdout_candidates = (
-        estimator.build_holdout_candidates()
-        if estimator
-        else pl.DataFrame(pl.from_arrow(schemas.HOLDOUT_CANDIDATES.empty_table()))
-    )
+            context.progress.advance(min(done * len(batches[0]), len(query_ids)), len(query_ids), "queries")
+    holdout_candidates = pl.DataFrame(pl.from_arrow(schemas.HOLDOUT_CANDIDATES.empty_table()))
+    description: Summary = {
+        "source": None,
+        "unreliable_reason": "estimate_false_negatives is switched off",
+        "models": [],
+    }
+    if estimator:
+        holdout_candidates, description = estimator.build_holdout_candidates(), estimator.describe()
     schemas.write_table(holdout_candidates, schemas.HOLDOUT_CANDIDATES, out / "holdout_candidates.parquet")
-    description = (
-        estimator.describe()
-        if estimator
-        else {"source": None, "unreliable_reason": "estimate_false_negatives is switched off", "models": []}
-    )
     (out / "estimator.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {"n_pairs": n_pairs, "estimate": estimator.summary if estimator else None}
 
@@ -132,6 +122,19 @@ def _fit_estimator(
     facts: KnownFacts,
     context: StageContext,
 ) -> "FalseNegativeEstimator":
+    from stages.mining.estimator.pretrained_model import read_pretrained_model
     from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 
-    return FalseNegativeEstimator(inputs, vectors, vectorise, facts.positives, context.progress)
+    return FalseNegativeEstimator(
+        inputs, vectors, vectorise, facts.positives, read_pretrained_model(), context.progress
+    )
+
+
+def _collect_known_facts(params: Params, inputs: Mapping[str, Path], queries: pl.DataFrame) -> KnownFacts:
+    qrels = schemas.read_table(inputs["qrels_scored"], schemas.QRELS_SCORED, ["query_id", "doc_id", "relevance"])
+    answers = schemas.read_table(inputs["answers"], schemas.ANSWERS)
+    return KnownFacts(
+        positives=known_positives.pool_positives(queries, qrels),
+        duplicate_docs=compute_text_keys(inputs["corpus"]).filter(pl.len().over("text_key") > 1),
+        answer_strings=known_positives.select_answer_strings(answers if params.exclude_answers else answers.clear()),
+    )

@@ -8,7 +8,7 @@ import polars as pl
 from stages.core.context import Summary
 from stages.evaluation.bootstrap import resample_sums
 from stages.mining import risk_budget, threshold_rules
-from stages.mining.estimator import model
+from stages.mining.estimator.pu_learning import MISSING_PER_KNOWN_POSITIVE, pu_weight
 from stages.mining.params import Params
 from stages.mining.risk_budget import RiskSolution
 
@@ -51,12 +51,12 @@ def validate_on_holdout(
     selected = selection[cells]
     hidden_selected = selected & rows["held_out"].to_numpy()
     n_known = rows["weight"].to_numpy().astype(np.float64) - 1
-    other_weight = np.where(selected & ~hidden_selected, model.pu_weight(p.astype(np.float64), n_known), 0.0)
+    other_weight = np.where(selected & ~hidden_selected, pu_weight(p.astype(np.float64), n_known), 0.0)
     expected = float((p * other_weight).sum() / max(other_weight.sum(), 1))
     query_numbers = holdout_candidates.select(pl.col("query_id").unique(maintain_order=True)).with_row_index("question")
     query_number = rows.join(query_numbers, on="query_id", how="left", maintain_order="left")["question"].to_numpy()
     false_per_query = np.bincount(
-        query_number, model.MISSING_PER_KNOWN_POSITIVE * n_known * hidden_selected, len(query_numbers)
+        query_number, MISSING_PER_KNOWN_POSITIVE * n_known * hidden_selected, len(query_numbers)
     )
     others_per_query = np.bincount(query_number, other_weight, len(query_numbers))
     sums = resample_sums(np.column_stack([false_per_query, others_per_query]), HOLDOUT_BOOTSTRAP_SAMPLES, seed=0)

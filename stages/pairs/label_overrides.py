@@ -37,8 +37,8 @@ def read_label_overrides(path: Path) -> pl.DataFrame:
         number, *cells = unusable.row(0)
         given = ", ".join(map(repr, cells))
         raise InputError(
-            f"{path}, row {number}: query_id, doc_id, label = {given} is no decision. Both ids are needed, and the label "
-            "is positive, negative or empty."
+            f"{path}, row {number}: query_id, doc_id, label = {given} is no decision. Both ids are needed, and the "
+            "label is positive, negative or empty."
         )
     relevance = pl.col("label").replace_strict(RELEVANCE_BY_LABEL, return_dtype=pl.Int32)
     frame = decided.select("row", *PAIR_COLUMNS, relevance=relevance)

@@ -22,7 +22,9 @@ from pipeline.cli.progress import make_progress
 from stages.core.context import StageContext
 from stages.core.schemas import FEATURES, PAIR_COLUMNS
 from stages.mining.candidates.features import TRANSFERABLE_FEATURES
-from stages.mining.estimator import model as learned
+from stages.mining.estimator.blended_model import TABLE_MODEL_C, stack_features
+from stages.mining.estimator.folds import N_FOLDS, assign_folds
+from stages.mining.estimator.logistic_model import LogisticModel
 from stages.mining.verify import stacking
 from tests.benchmarks.self_teacher import ROOT, suspects_of
 
@@ -41,7 +43,7 @@ Kind = Callable[[Floats, Bools, list[str], Floats], Doubles]
 
 def logistic(table: Floats, labels: Bools, questions: list[str], asked: Floats) -> Doubles:
     """As prep does."""
-    model = learned.LogisticModel.fit(NAMES, table, labels, np.ones(len(labels)), learned.TABLE_MODEL_C)
+    model = LogisticModel.fit(NAMES, table, labels, np.ones(len(labels)), TABLE_MODEL_C)
     return model.predict_log_odds(asked)
 
 
@@ -74,8 +76,8 @@ KINDS: dict[str, Kind] = {"logistic": logistic, "isotonic": isotonic, "boosted":
 
 def by_fold(kind: Kind, table: Floats, labels: Bools, questions: list[str]) -> Doubles:
     """Log odds [n] by models that did not see the question."""
-    fold, out = learned.assign_folds(questions), np.empty(len(labels))
-    for number in range(learned.N_FOLDS):
+    fold, out = assign_folds(questions), np.empty(len(labels))
+    for number in range(N_FOLDS):
         seen = fold != number
         others = [question for question, one in zip(questions, seen, strict=True) if one]
         out[~seen] = kind(table[seen], labels[seen], others, table[~seen])
@@ -105,7 +107,7 @@ def main() -> None:
         )
         labels, questions = hidden["hidden"].is_not_null().to_numpy(), rows["query_id"].to_list()
         word = suspects.model.pretrained_model.predict_log_odds(found[:, : len(TRANSFERABLE_FEATURES)])
-        table = learned.stack_features(found, word, NAMES)
+        table = stack_features(found, word, NAMES)
         line: dict[str, Any] = {"set": name, "candidates": len(labels), "hidden": int(labels.sum())}
         said = {kind: by_fold(fit, table, labels, questions) for kind, fit in KINDS.items()}
         before = stacking.log_loss(said["logistic"], labels)

@@ -26,6 +26,7 @@ from stages.core.text import match_key
 from stages.embedding import stage as embedding_stage
 from stages.embedding.lookup import VectorLookup
 from stages.mining.candidates.documents import make_document_vectoriser
+from stages.mining.estimator.pretrained_model import read_pretrained_model
 from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 from stages.mining.verify import cross_fitting, stacking
 from stages.mining.verify.cross_encoder import (
@@ -75,7 +76,9 @@ def suspects_of(
     return (
         collection,
         inputs,
-        FalseNegativeEstimator(inputs, vectors, vectorise, own, tools.progress, excluded_digest=collection.digest),
+        FalseNegativeEstimator(
+            inputs, vectors, vectorise, own, read_pretrained_model(collection.digest), tools.progress
+        ),
     )
 
 

@@ -28,7 +28,7 @@ from stages.core.schemas import DENSE_SOURCE, PAIR_COLUMNS
 from stages.core.text import match_key
 from stages.mining.audit.term_overlap import IdfOverlap
 from stages.mining.candidates.documents import DocumentVectoriser, make_document_vectoriser
-from stages.mining.candidates.features import ZScaler
+from stages.mining.candidates.feature_context import ZScaler
 from stages.retrieval.results import is_found_by
 
 LOW_RANKED, OUTRANKED, INCONSISTENT = FINDING_KINDS = ("low_ranked", "outranked", "inconsistent")

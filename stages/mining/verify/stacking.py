@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from stages.core.arrays import Bools, Doubles, Floats, Ints, compute_log_odds, sigmoid
 from stages.core.context import Summary
-from stages.mining.estimator import model as learned
-from stages.mining.estimator.model import LogisticModel
+from stages.mining.estimator.folds import assign_folds, can_fit_folds, get_training_masks
+from stages.mining.estimator.logistic_model import LogisticModel
+from stages.mining.estimator.pu_learning import fit_logit_offsets, pu_correct
 
 BASE_FEATURES = ("log_odds",)
 STACKING_FEATURES = ("log_odds", "verifier_gap_max", "verifier_gap_min", "verifier_score")
@@ -38,7 +39,7 @@ class StackedModel:
     """n_held_out, candidates, auc_estimator, auc_verifier, auc_stacked, log_loss_estimator, log_loss_stacked,
     log_loss_reduction and its standard error log_loss_reduction_se: over folds that did not see the question."""
     logit_offsets: tuple[float, ...] = ()
-    """What is added to the log odds, by fold: of `model.fit_logit_offsets`."""
+    """What is added to the log odds, by fold: of `pu_learning.fit_logit_offsets`."""
 
     def predict_probability(
         self, p: Floats, score: Floats, positive_min: Floats, positive_max: Floats, query_ids: Sequence[str]
@@ -51,9 +52,9 @@ class StackedModel:
             p[is_scored], score[is_scored], positive_min[is_scored], positive_max[is_scored]
         )
         scored_query_ids = [query for query, one in zip(query_ids, is_scored, strict=True) if one]
-        fold = learned.assign_folds(scored_query_ids)
+        fold = assign_folds(scored_query_ids)
         stacked_p = sigmoid(
-            learned.pu_correct(_predict_by_fold(self.models, features, fold)) + np.array(self.logit_offsets)[fold]
+            pu_correct(_predict_by_fold(self.models, features, fold)) + np.array(self.logit_offsets)[fold]
         )
         out = p.astype(np.float32, copy=True)
         out[is_scored] = stacked_p
@@ -82,11 +83,9 @@ def fit_stacked_model(
         labels[is_scored],
     )
     scored_query_ids = np.asarray(query_ids, dtype=object)[is_scored]
-    fold = learned.assign_folds(scored_query_ids.tolist())
+    fold = assign_folds(scored_query_ids.tolist())
     metrics: Summary = {"n_held_out": int(labels.sum()), "candidates": len(labels)}
-    if labels.sum() < learned.MIN_HIDDEN_POSITIVES or any(
-        not 0 < labels[fold != number].sum() < (fold != number).sum() for number in range(learned.N_FOLDS)
-    ):
+    if not can_fit_folds(labels, fold):
         return StackedModel(
             (), f"too few hidden positives lie where p is unsure ({metrics['n_held_out']}) to judge it by", metrics
         )
@@ -114,8 +113,8 @@ def fit_stacked_model(
     aucs = f"AUC {metrics['auc_verifier']:.3f} alone, {metrics['auc_estimator']:.3f} of p, "
     aucs += f"{metrics['auc_stacked']:.3f} together"
     if loss_reduction > MIN_IMPROVEMENT_Z * standard_error:
-        logit_offsets = learned.fit_logit_offsets(
-            learned.pu_correct(stacked_logits), labels, weights[is_scored].astype(np.float64) - 1, fold
+        logit_offsets = fit_logit_offsets(
+            pu_correct(stacked_logits), labels, weights[is_scored].astype(np.float64) - 1, fold
         )
         return StackedModel(
             stacked_models, f"it tells hidden positives apart: {losses}; {aucs}", metrics, logit_offsets
@@ -166,7 +165,7 @@ def _fit_folds(
     names: Sequence[str], features: Floats, labels: Bools, weights: Doubles, fold: Ints
 ) -> tuple[LogisticModel, ...]:
     """A model a fold, of the rows outside it."""
-    training_masks = [fold != number for number in range(learned.N_FOLDS)]
+    training_masks = get_training_masks(fold)
     return tuple(
         LogisticModel.fit(names, features[s, : len(names)], labels[s], weights[s], STACKING_C) for s in training_masks
     )

@@ -178,7 +178,7 @@ def test_a_rule_that_needs_no_positive_judges_every_query(inputs, tmp_path):
 def test_the_block_changes_no_verdict(rows, inputs, tmp_path, monkeypatch):
     expected, summary = verdicts(inputs, tmp_path)
     monkeypatch.setattr(mask, "MASK_ROWS_PER_BLOCK", rows)
-    monkeypatch.setattr(candidate_features, "CANDIDATE_ROWS_PER_BLOCK", rows)
+    monkeypatch.setattr(candidate_features, "CANDIDATE_ROWS_PER_BATCH", rows)
     found, again = verdicts(inputs, tmp_path)
     assert found.equals(expected)
     assert again == summary

@@ -18,7 +18,7 @@ from stages.mining.audit.checks import (
     truncated_normal_moments,
 )
 from stages.mining.audit.export import count_findings, write_findings
-from stages.mining.candidates.features import ZScaler
+from stages.mining.candidates.feature_context import ZScaler
 from tests.unit.stages.mining.collection import stand_in, table, write
 
 QUERIES = table(schemas.QUERIES, ("1", "treat ague", "train", "1"), ("2", "treat gout", "dev", "2"))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.mining.estimator import model
+from stages.mining.estimator.folds import N_FOLDS, assign_folds
+from stages.mining.estimator.pu_learning import pu_weight
 from stages.mining.verify.stacking import (
     BASE_FEATURES,
     STACKING_FEATURES,
@@ -35,7 +36,7 @@ def band(teacher: float, queries: int = 200, seed: int = 0) -> tuple[np.ndarray,
 def test_a_teacher_that_knows_is_heard() -> None:
     p, score, lowest, best, labels, query_ids = band(2.0)
     opinion = fit_stacked_model(p, score, lowest, best, labels, TWICE[: len(p)], query_ids)
-    assert len(opinion.models) == model.N_FOLDS
+    assert len(opinion.models) == N_FOLDS
     assert opinion.metrics["log_loss_stacked"] < opinion.metrics["log_loss_estimator"] - 0.05
     assert opinion.metrics["auc_stacked"] > opinion.metrics["auc_estimator"] + 0.05
     assert opinion.metrics["log_loss_reduction"] > 1.645 * opinion.metrics["log_loss_reduction_se"] > 0
@@ -44,7 +45,7 @@ def test_a_teacher_that_knows_is_heard() -> None:
     assert auc(found, labels) > auc(p, labels) + 0.05
     # of two positives one is hidden: for each that is found, at most 0.85 are missing where one is known
     others = found[~labels].astype(np.float64)
-    assert (others * model.pu_weight(others, np.ones(len(others)))).sum() <= 0.851 * labels.sum()
+    assert (others * pu_weight(others, np.ones(len(others)))).sum() <= 0.851 * labels.sum()
     silent = np.full(len(p), NAN, np.float32)
     assert np.array_equal(opinion.predict_probability(p, silent, lowest, best, query_ids), p)
     some = np.where(np.arange(len(p)) % 2, score, NAN).astype(np.float32)
@@ -65,7 +66,7 @@ def test_a_teacher_that_knows_nothing_is_not(seed: int) -> None:
 
 def test_a_question_is_judged_by_a_model_that_did_not_see_it() -> None:
     p, score, lowest, best, labels, query_ids = band(2.0)
-    fold = model.assign_folds(query_ids.tolist())
+    fold = assign_folds(query_ids.tolist())
     one, other = (
         fit_stacked_model(p, score, lowest, best, side, TWICE[: len(p)], query_ids).models
         for side in (labels, np.where(fold == 2, False, labels))
