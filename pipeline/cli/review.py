@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.inspect import format_rank, shorten
+from pipeline.cli.inspect import format_rank, truncate_text
 from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.session import load_artifacts
 from pipeline.workflow.runner import Runner
@@ -116,7 +116,7 @@ def audit_positives(
     for name, count in summary["counts"].items():
         rows = [
             [
-                *(shorten(row["query"]), shorten(row["text"]), format_rank(row), f"{row['score']:.3f}"),
+                *(truncate_text(row["query"]), truncate_text(row["text"]), format_rank(row), f"{row['score']:.3f}"),
                 row["explanation"],
             ]
             for row in select_worst(table, name, top)
