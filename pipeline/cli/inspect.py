@@ -12,7 +12,7 @@ from pipeline.workflow.artifact_store import MANIFEST_FILE
 from pipeline.workflow.graph import PUBLISHED_OUTPUTS
 from pipeline.workflow.publish import read_latest_publication, read_refusal
 
-MAX_CELL_CHARS = 160
+MAX_TABLE_TEXT_CHARS = 160
 
 
 def report_status(options: Mapping[str, Any]) -> CommandResult:
@@ -140,6 +140,6 @@ def format_rank(row: Mapping[str, Any]) -> str:
     return "-" if row["rank"] is None else str(row["rank"])
 
 
-def truncate_text(text: str, max_chars: int = MAX_CELL_CHARS) -> str:
+def truncate_text(text: str, max_chars: int = MAX_TABLE_TEXT_CHARS) -> str:
     """The first characters of a text, with an ellipsis if any are cut off."""
     return text if len(text) <= max_chars else text[: max_chars - 1].rstrip() + "…"

@@ -68,7 +68,7 @@ def test_a_header_and_no_rows(tmp_path: Path) -> None:
 def test_the_wrong_encoding_is_named_and_the_right_one_works(tmp_path: Path) -> None:
     rows = "".join(f"où est la clé numéro {i},la clé numéro {i} est cachée près de l'entrée\n" for i in range(50))
     (tmp_path / "a.csv").write_bytes(("question,context\n" + rows).encode("cp1252"))
-    refused(tmp_path, "build-pairs", "a.csv", says=("a.csv", "--encoding"))
+    refused(tmp_path, "build-pairs", "a.csv", says=("a.csv", "encoding = 'cp1252'"))
     assert built(tmp_path, "a.csv", "--encoding", "cp1252")["summary"]["pairs"]["queries"] == 50
 
 

@@ -87,7 +87,7 @@ def undisturbed(
     project = new(tmp_path_factory.mktemp("undisturbed"), finished, tiny_model, small_table)
     code, out, err = finish(start(project, "train"))
     assert code == 0, err
-    assert out.count("wrote ") == 1, "one process prints the result"
+    assert out.count("train: 35 queries") == 1, "one process prints the result"
     assert "2 processes share the groups of each step" in err
     return project
 

@@ -34,7 +34,7 @@ def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -
 
     one = run_prep(*command, "--keep-positives", "one", cwd=tmp_path)
     assert "letters: 40 questions, 120 positives hidden; learned from pretrained" in one.stdout
-    assert "0 questions with several positives are too few" in one.stderr
+    assert "0 queries with several positives are too few" in one.stderr
 
 
 def test_a_set_that_can_teach_no_prior_is_refused(tmp_path: Path, tiny_model: Path) -> None:

@@ -508,7 +508,7 @@ def test_one_table_needs_no_list_and_empty_texts_are_unset() -> None:
     empty = ("sql", "database", "beir", "value_separator", "sheet", "encoding", "delimiter", "tables", "corpus")
     assert Params(**dict.fromkeys(empty, "")) == Params()
     assert Params(answer="").answer == ""
-    assert (Params.model_fields["database"].description or "").startswith("Where to ask sql: sqlite:///")
+    assert (Params.model_fields["database"].description or "").startswith("Database for sql: sqlite:///")
 
 
 def test_a_name_that_is_no_utf8_goes_through(tmp_path: Path) -> None:
