@@ -17,7 +17,15 @@ _ITEMS_PER_ACTOR = 2
 """Items queued for an actor, so that it does not wait."""
 _MAX_ATTEMPTS = 3
 """Actors that may be lost over one item before the item is taken for the cause."""
-SYNCHRONISED_LIBRARIES = ("prep", "faiss-cpu", "numpy", "sentence-transformers", "tokenizers", "torch", "transformers")
+SYNCHRONISED_LIBRARIES = (
+    "faiss-cpu",
+    "numpy",
+    "prep-reranker",
+    "sentence-transformers",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 """Must be the same everywhere, or vectors could differ in their last bits."""
 
 

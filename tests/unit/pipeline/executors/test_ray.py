@@ -242,10 +242,10 @@ def test_a_node_with_other_libraries_is_not_fit() -> None:
     said = str(actor.check_versions({**here, "torch": "0.1"}))
     assert f"has torch {here['torch']}, not 0.1" in said
     assert "numpy" not in said
-    for name in ("prep", "tokenizers", "faiss-cpu"):
+    for name in ("prep-reranker", "tokenizers", "faiss-cpu"):
         assert f"has {name} {here[name]}, not 0.1: install" in str(actor.check_versions({**here, name: "0.1"}))
-    fewer = {name: version for name, version in here.items() if name != "prep"}
-    assert f"has prep {here['prep']}, not absent: install" in str(actor.check_versions(fewer))
+    fewer = {name: version for name, version in here.items() if name != "prep-reranker"}
+    assert f"has prep-reranker {here['prep-reranker']}, not absent: install" in str(actor.check_versions(fewer))
 
 
 @pytest.mark.parametrize(
