@@ -56,7 +56,7 @@ def bench_negatives_command(
     \b
     Example:  prep bench negatives data/stackfaq data/bioasq
     """
-    from pipeline.cli.bench import run_leak_benchmark
+    from pipeline.cli.bench_leak import run_leak_benchmark
     from stages.core.model_files import DEFAULT_ENCODER
 
     print_result(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.bench import mine_collection, require_unique_names
+from pipeline.cli.bench_leak import mine_collection, require_unique_names
 from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.progress import make_progress
 from pipeline.workflow.artifact_store import Workspace, digest_json

@@ -242,7 +242,7 @@ def calibrate_command(**options: Any) -> None:
     \b
     Example:  prep calibrate --set mine.num_negatives=7
     """
-    from pipeline.cli.review import calibrate_mask as run
+    from pipeline.cli.inspect import calibrate_mask as run
 
     print_result(options, run(options))
 
@@ -275,7 +275,7 @@ def audit_command(top: int, out: Path | None, max_share: float | None, force: bo
                prep audit --out doubtful.csv
                prep audit --max-share 0.02
     """
-    from pipeline.cli.review import audit_positives as run
+    from pipeline.cli.inspect import audit_positives as run
 
     print_result(options, run(options, top, out, max_share, force))
 

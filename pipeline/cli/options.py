@@ -9,8 +9,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from pipeline.workflow.config import list_section_fields
-from stages.core.params import has_mark
-from stages.core.run_params import RUN_SECTION
+from stages.core.params import RUN_SECTION, has_mark
 
 
 class SettingOption(click.Option):

@@ -12,8 +12,7 @@ from itertools import cycle
 from typing import Any
 
 from stages.core.errors import InputError
-from stages.core.executor import InProcessExecutor, ItemT, ResultT, Worker
-from stages.core.processes import exit_with_parent
+from stages.core.executor import InProcessExecutor, ItemT, ResultT, Worker, exit_with_parent
 
 _ITEMS_PER_PROCESS = 2
 """Items queued for each process, so that none waits."""

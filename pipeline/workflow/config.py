@@ -21,8 +21,7 @@ from pipeline.workflow.remote_files import is_url, redact_url
 from pipeline.workflow.renamed_settings import describe_old_setting
 from stages.core.errors import InputError
 from stages.core.files import write_durably
-from stages.core.params import BaseParams, has_mark, option
-from stages.core.run_params import RUN_SECTION, RunParams
+from stages.core.params import RUN_SECTION, BaseParams, RunParams, has_mark, option
 
 REMEMBERED_LABEL = "remembered setting"
 _INPUT_KEYS = {"tables", "sql", "beir"}

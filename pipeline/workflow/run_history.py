@@ -1,4 +1,4 @@
-"""Reads from a workspace how long its steps took."""
+"""What the steps of earlier runs did and how long they took."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.workflow.artifact_store import Workspace, read_manifest
 from pipeline.workflow.graph import STAGES_BY_NAME
+from stages.core.context import Progress
 from stages.planning.rates import PastRun
 
 
@@ -52,3 +53,24 @@ def select_similar_runs(
         return [(*part, {key: value for key, value in given.items() if key not in ignored}) for *part, given in parts]
 
     return [run for run in runs if run.step == step and list_settings(run.manifests) == list_settings(now)]
+
+
+class WorkCounter:
+    """A progress that passes everything on and keeps the counts: of each unit, and of tokens."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
+
+    def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
+        """Count what was done since the last report; one that starts again from below is work of its own."""
+        for name, count in ((unit, done), *([("tokens", tokens)] if tokens else [])):
+            last = self._last.get(name, 0)
+            self.counts[name] += count - last if count >= last else count
+            self._last[name] = count
+        self._progress.advance(done, total, unit, tokens)
+
+    def log(self, message: str) -> None:
+        """Pass a line on."""
+        self._progress.log(message)

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.workflow.artifact_store import Artifact, Workspace, digest_json
 from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME
+from pipeline.workflow.run_history import WorkCounter
 from pipeline.workflow.stage import Stage, Store, resolve_function
-from pipeline.workflow.work_counter import WorkCounter
 from stages.core.context import Progress, StageContext, Summary
 from stages.core.device import describe_machine
 from stages.core.errors import InputError, QualityGateError

@@ -1,5 +1,7 @@
-"""An engine: where a stage's items of work are done, and by how many at once. The result is the same by every one."""
+"""The executor runs a stage's items of work, several at once. Every executor gives the same result."""
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -49,3 +51,11 @@ def batch_by_size(sizes: Sequence[int], max_size: int) -> Iterator[npt.NDArray[n
     offsets = np.cumsum(size_array[order]) - size_array[order]
     for indices in np.split(order, np.flatnonzero(np.diff(offsets // max_size)) + 1):
         yield np.sort(indices)
+
+
+def exit_with_parent() -> None:
+    """End this process when its parent ends. Run it in a daemon thread: a killed parent can't end its children."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)

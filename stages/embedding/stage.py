@@ -21,8 +21,7 @@ from stages.core.files import write_durably
 from stages.core.hashing import Hashes, hash_texts, unique_hashes
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable_model_name, resolve_model
 from stages.core.params import BaseParams as Base
-from stages.core.params import option
-from stages.core.run_params import device_option, dtype_option
+from stages.core.params import device_option, dtype_option, option
 from stages.core.schemas import CORPUS, QUERIES, scan_table
 from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec, unsupported_similarity
 from stages.embedding.lookup import format_encoder_texts, read_encodings

@@ -1,8 +1,7 @@
 """The settings of the evaluation."""
 
 from stages.core.device import Device, Dtype
-from stages.core.params import BaseParams, option
-from stages.core.run_params import device_option, dtype_option, seed_option
+from stages.core.params import BaseParams, device_option, dtype_option, option, seed_option
 from stages.evaluation.bootstrap import bootstrap_samples_option
 
 

@@ -9,8 +9,7 @@ import polars as pl
 
 from stages.core.context import StageContext, Summary
 from stages.core.device import Device
-from stages.core.params import BaseParams, option
-from stages.core.run_params import device_option, seed_option
+from stages.core.params import BaseParams, device_option, option, seed_option
 from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, QUERIES, read_table, scan_documents
 from stages.evaluation import bootstrap
 from stages.evaluation.bootstrap import bootstrap_samples_option

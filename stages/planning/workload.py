@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.core.arrays import Ints
-from stages.core.model_files import resolve_model
-from stages.core.model_size import ModelSize, count_tokens, read_model_size
+from stages.core.model_files import ModelSize, count_tokens, read_model_size, resolve_model
 from stages.core.schemas import QUERIES, scan_documents, scan_table
 from stages.embedding.encoder import EncoderSpec
 from stages.embedding.stage import find_missing_texts

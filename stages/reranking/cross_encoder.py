@@ -9,7 +9,7 @@ import numpy as np
 from stages.core.device import Dtype as Dtype
 from stages.core.device import autocast, pick_device
 from stages.core.errors import InputError
-from stages.core.library_logging import silence_huggingface_logging
+from stages.core.libraries import silence_huggingface_logging
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,7 @@ from stages.core.context import StageContext, Summary
 from stages.core.device import Device, Dtype, detect_device_type, pick_device, should_use_bfloat16
 from stages.core.errors import InputError
 from stages.core.params import BaseParams as Base
-from stages.core.params import option
-from stages.core.run_params import device_option, dtype_option, seed_option
+from stages.core.params import device_option, dtype_option, option, seed_option
 from stages.core.schemas import (
     CANDIDATES,
     CORPUS,

@@ -11,7 +11,7 @@ import torch.multiprocessing
 
 from stages.core.context import NullProgress, Progress, StageContext
 from stages.core.errors import InputError, PrepError
-from stages.core.processes import exit_with_parent
+from stages.core.executor import exit_with_parent
 from stages.training import distributed
 from stages.training.checkpoints import find_last_checkpoint, parse_checkpoint_step
 from stages.training.interrupts import Interrupt, defer_interrupts

@@ -5,8 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from stages.core.device import Device, Dtype
 from stages.core.model_files import DEFAULT_ENCODER
-from stages.core.params import BaseParams, option
-from stages.core.run_params import device_option, dtype_option, seed_option
+from stages.core.params import BaseParams, device_option, dtype_option, option, seed_option
 
 NEW_HEAD_LEARNING_RATE, CROSS_ENCODER_LEARNING_RATE = 1e-4, 2e-5
 

@@ -16,8 +16,7 @@ from stages.core.model_files import model_digest, model_display_name, resolve_mo
 from stages.core.schemas import read_document_texts
 from stages.evaluation.candidate_lists import build_candidate_lists
 from stages.reranking.cross_encoder import has_head, load_reranker, save_reranker
-from stages.training.chance_loss import compute_chance_loss, compute_distillation_chance_loss
-from stages.training.collapse import detect_training_collapse
+from stages.training.collapse import compute_chance_loss, compute_distillation_chance_loss, detect_training_collapse
 from stages.training.dev_evaluation import DEV_METRICS, DevEvaluator, build_dev_evaluator
 from stages.training.distillation import build_distillation_groups
 from stages.training.examples import MinedQuery, TrainingGroup, build_epoch_groups, count_pairs, read_mined_queries

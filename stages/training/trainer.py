@@ -22,7 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from stages.core.context import StageContext
-from stages.core.library_logging import silence_huggingface_logging
+from stages.core.libraries import silence_huggingface_logging
 from stages.core.model_files import resolve_model
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from stages.training import distributed

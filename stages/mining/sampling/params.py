@@ -5,8 +5,7 @@ from typing import Any, Literal, NamedTuple, Self
 import polars as pl
 from pydantic import field_validator, model_validator
 
-from stages.core.params import BaseParams, option
-from stages.core.run_params import seed_option
+from stages.core.params import BaseParams, option, seed_option
 from stages.mining.audit import checks
 from stages.mining.params import near_duplicate_similarity_option, num_negatives_option
 from stages.mining.sampling import quotas

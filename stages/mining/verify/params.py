@@ -2,8 +2,7 @@
 
 from stages.core.device import Device, Dtype
 from stages.core.model_files import DEFAULT_ENCODER
-from stages.core.params import option
-from stages.core.run_params import device_option, dtype_option, seed_option
+from stages.core.params import device_option, dtype_option, option, seed_option
 from stages.mining.params import RiskPolicy
 
 SELF_TRAINED = "self"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.workflow.artifact_store import Workspace
-from pipeline.workflow.run_history import read_past_runs, select_similar_runs
+from pipeline.workflow.run_history import WorkCounter, read_past_runs, select_similar_runs
+from stages.core.context import NullProgress
 
 MACHINES = {"pairs": "here", "encode": "here", "search": "here with a GPU"}
 DONE = {"event": "done", "machine": "here", "seconds": 2.0, "memory": 300, "work": {"texts": 4, "tokens": 90}}
@@ -122,3 +123,18 @@ def test_a_search_is_similar_only_with_the_same_encoder(workspace: Workspace) ->
     for dtype, n_runs in (("float32", 1), ("bfloat16", 0)):
         encode = {**search, "parameters": {"dtype": dtype}}
         assert len(select_similar_runs("search", runs, {"encode": encode, "search": search})) == n_runs
+
+
+def test_reports_of_a_unit_are_its_state_and_not_a_step() -> None:
+    counter = WorkCounter(NullProgress())
+    counter.advance(2, 10, "texts", 50)
+    counter.advance(10, 10, "texts", 220)
+    assert counter.counts == {"texts": 10, "tokens": 220}
+
+
+def test_a_count_that_starts_again_is_added() -> None:
+    counter = WorkCounter(NullProgress())
+    for done, tokens in ((4, 40), (9, 90), (3, 30), (5, 50)):
+        counter.advance(done, None, "texts", tokens)
+    counter.advance(7, None, "pairs")
+    assert counter.counts == {"texts": 14, "tokens": 140, "pairs": 7}

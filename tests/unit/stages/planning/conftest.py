@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.workflow.graph import PIPELINE
-from stages.core.model_size import ModelSize
+from stages.core.model_files import ModelSize
 from stages.embedding.encoder import EncoderSpec
 from stages.planning.workload import NewTexts, Workload
 

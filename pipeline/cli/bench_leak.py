@@ -1,4 +1,4 @@
-"""`prep bench`: what a rule leaks, measured on judged collections. Vectors are kept in the workspace."""
+"""`prep bench leak`: the false negatives that each rule lets through, on judged collections with kept vectors."""
 
 import json
 import shlex
