@@ -230,7 +230,7 @@ def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) 
     project.set("mine", "threshold", "-2.0")  # nothing is left to compose, which is what show is asked about
     done = project.prep("show", line["query_id"])
     assert done.returncode == 0
-    assert "sample has no result: not one negative is left" in done.stderr
+    assert "sample has no result: no negative is left" in done.stderr
     assert "mined.jsonl is not written yet" in done.stdout
     assert "may be a positive by the rule abs: score" in " ".join(done.stdout.split())
 

@@ -1,7 +1,7 @@
-"""Hubs: documents that turn up as a negative of very many queries, and a cap on how often one may.
+"""A limit on the number of queries that a document may be a negative of, because some documents are hubs.
 
-Radovanovic et al., "Hubs in Space", JMLR 2010: in high dimension some points are near to very many others. As negatives
-they teach that one document is always wrong.
+A hub is among the nearest neighbours of very many points; high dimensions have such points (Radovanovic et al., "Hubs
+in Space", JMLR 2010). A reranker that sees a hub as a negative of many queries learns that it is always wrong.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from stages.core.hashing import stable_hash
 
 ProposalFunction = Callable[["HubCap", pl.Series | None], pl.DataFrame]
-"""What queries (by number; None: all) take as negatives under caps, without curated ones: query, document, score."""
+"""The negatives that queries (by number; None: all) select under a cap, without curated ones: query, document,
+score."""
 
 
 class HubCap:
-    """Down to which pair each document of the corpus may be a negative: by score, then by a hash of the pair's ids."""
+    """The last pair of each document that is accepted, ordered by score and then by a hash of the pair's ids."""
 
     def __init__(self, query_ids: pl.Series, doc_ids: pl.Series, seed: int) -> None:
         self._ids = query_ids, doc_ids
@@ -25,7 +26,7 @@ class HubCap:
         self._cutoff_score = np.full(len(doc_ids), -np.inf, np.float32)
         self._cutoff_hash = np.full(len(doc_ids), np.iinfo(np.uint64).max, np.uint64)
         self.n_rejected = 0
-        """Pairs that had to give way."""
+        """Pairs that the cap rejected."""
 
     @property
     def n_capped_documents(self) -> int:
@@ -33,8 +34,7 @@ class HubCap:
         return int(np.isfinite(self._cutoff_score).sum())
 
     def is_rejected(self, pairs: pl.DataFrame) -> NDArray[np.bool_]:
-        """Which of `pairs` (query: number, document: number, score) come after the last one that is let
-        in."""
+        """Which of `pairs` (query: number, document: number, score) come after the document's last accepted pair."""
         document, score = pairs["document"].to_numpy(), pairs["score"].to_numpy()
         out: NDArray[np.bool_] = score < self._cutoff_score[document]
         tied = np.flatnonzero(score == self._cutoff_score[document])
@@ -42,30 +42,28 @@ class HubCap:
         return out
 
     def hash_pairs(self, pairs: pl.DataFrame) -> NDArray[np.uint64]:
-        """The hashes by which pairs of equal score are ordered."""
-        ids = (numbers.gather(pairs[of]) for numbers, of in zip(self._ids, ("query", "document"), strict=True))
+        """The hashes that order pairs of equal score."""
+        ids = (all_ids.gather(pairs[name]) for all_ids, name in zip(self._ids, ("query", "document"), strict=True))
         keys = [stable_hash(self._seed, "hub", f"{query_id}:{doc_id}") for query_id, doc_id in zip(*ids, strict=True)]
         return np.array(keys, dtype=np.uint64)
 
     def set_cutoffs(self, cutoffs: pl.DataFrame, n_rejected: int) -> None:
-        """Let nothing in after these pairs (document, score, draw)."""
+        """Make `cutoffs` (document, score, hash) the last accepted pairs of their documents."""
         document = cutoffs["document"].to_numpy()
-        self._cutoff_score[document], self._cutoff_hash[document] = (
-            cutoffs["score"].to_numpy(),
-            cutoffs["draw"].to_numpy(),
-        )
+        self._cutoff_score[document] = cutoffs["score"].to_numpy()
+        self._cutoff_hash[document] = cutoffs["hash"].to_numpy()
         self.n_rejected += n_rejected
 
 
 def apply_hub_cap(hub_cap: HubCap, max_queries: int, n_documents: int, propose: ProposalFunction) -> HubCap:
-    """Close `hub_cap` so that no document is a negative of more than `max_queries` queries.
+    """Set the cutoffs of `hub_cap` so that no document is a negative of more than `max_queries` queries.
 
-    Deferred acceptance (Gale & Shapley 1962): every query takes its choice; a document that more than `max_queries`
-    queries take keeps the `max_queries` where it is hardest (highest score, then smallest hash); the others choose
-    again without it. All choose at once in each round, so no order of queries enters. It ends because every round bars
-    pairs for good. Where thinning makes a query give up a document it had, that document may end below its cap.
+    This is deferred acceptance (Gale & Shapley 1962). Each query proposes its negatives. A document with too many
+    queries keeps the `max_queries` with the highest score (ties by smallest hash), and the rejected queries propose
+    again without it. All queries propose at once, so their order does not matter. The rounds end because a rejection is
+    final. A document may end below its cap if a near-duplicate later replaces it.
 
-    Memory: 12 bytes a negative that is taken. A round reads the verdicts of those again who were turned away.
+    Memory: 12 bytes a negative. Each round reads the verdicts of the rejected queries again.
     """
     proposals = propose(hub_cap, None)
     while True:
@@ -73,8 +71,8 @@ def apply_hub_cap(hub_cap: HubCap, max_queries: int, n_documents: int, propose: 
         over_cap = proposals.filter(pl.Series(counts[proposals["document"].to_numpy()] > max_queries))
         if over_cap.is_empty():
             return hub_cap
-        over_cap = over_cap.with_columns(pl.Series("draw", hub_cap.hash_pairs(over_cap), dtype=pl.UInt64)).sort(
-            "document", "score", "draw", descending=[False, True, False]
+        over_cap = over_cap.with_columns(pl.Series("hash", hub_cap.hash_pairs(over_cap), dtype=pl.UInt64)).sort(
+            "document", "score", "hash", descending=[False, True, False]
         )
         rank_in_document = pl.int_range(pl.len()).over("document")
         rejected = over_cap.filter(rank_in_document >= max_queries)

@@ -1,4 +1,4 @@
-"""Thinning: choose along an order of visits, passing over what is nearly a negative of the same query already."""
+"""Select negatives in a given order and skip near-duplicates of negatives that the same query already has."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,19 +14,18 @@ _COSINE_PAIRS_PER_BATCH = 8192
 
 
 class GreedySelection(NamedTuple):
-    """What was taken, and what was passed over because it nearly equals one that was taken before."""
+    """The selected rows of the pick order, and the skipped near-duplicates."""
 
     picks: Ints
-    """Places in the visits, in the order of taking within each query."""
+    """Row numbers of the pick order, by query and in the order of selection."""
     duplicates_skipped: Ints
-    """Places in the visits, in no order."""
+    """Row numbers of the pick order, in no order."""
 
 
 class NearDuplicateFilter:
-    """Tells which rows of a pool are nearly the same documents: cosine of their vectors at least `similarity`.
+    """Finds rows of a pool whose documents are near-duplicates: the cosine of their vectors is at least `similarity`.
 
-    Vectors are fetched when they are first needed, with some of those that may be needed next. A cosine depends on its
-    two documents alone, to the last bit.
+    Vectors are fetched when they are needed. A cosine depends only on its two documents, to the last bit.
     """
 
     def __init__(self, doc_ids: pl.Series, similarity: float, vectorise: DocumentVectoriser) -> None:
@@ -43,8 +42,7 @@ class NearDuplicateFilter:
         self._vectorise = vectorise
 
     def fetch_vectors(self, rows: Ints, prefetch_rows: Callable[[], Ints]) -> None:
-        """Have the vectors of `rows` at hand; where some are lacking, those of `prefetch_rows` are fetched with
-        them."""
+        """Load the vectors of `rows`. If some are missing, those of `prefetch_rows` are loaded with them."""
         if (self._slot[self._document_of_row[rows]] >= 0).all():
             return
         missing = np.unique(self._document_of_row[np.concatenate([rows, prefetch_rows()])])
@@ -55,7 +53,7 @@ class NearDuplicateFilter:
         self._vectors = np.concatenate([self._vectors.reshape(-1, vectors.shape[1]), vectors])
 
     def is_near_duplicate(self, rows: Ints, selected_rows: Ints) -> Bools:
-        """Whether each of `rows` [n] is nearly one of the rows `selected_rows` [n, k], where -1 holds none."""
+        """Whether each of `rows` [n] is a near-duplicate of one of its `selected_rows` [n, k]; -1 is an empty cell."""
         out = np.zeros(len(rows), np.bool_)
         left, column = np.nonzero(selected_rows >= 0)
         for start in range(0, len(left), _COSINE_PAIRS_PER_BATCH):
@@ -72,28 +70,28 @@ class NearDuplicateFilter:
 def greedy_select(
     pick_order: pl.DataFrame, is_curated: Bools, n_negatives: int, duplicate_filter: NearDuplicateFilter | None
 ) -> GreedySelection:
-    """Go through each query's visits in order and take a row where its counter has room, up to `n_negatives` in all.
+    """Select up to `n_negatives` rows of each query, in the order of `pick_order`.
 
-    `pick_order`: query, row, counter, upto, sorted by query (see `strategies.build_pick_order`); `is_curated` [rows]:
-    people chose these, so they are never passed over. Any other row that is `duplicate_filter` to one taken before is
-    passed over for good. All queries go in step, one visit each at a time, so that the work is done on arrays; no query
-    depends on another.
+    `pick_order` (query, row, stratum_index, cap; sorted by query) comes from `strategies.build_pick_order`. A row is
+    selected if its query has fewer than `cap` rows of its stratum. A near-duplicate of a selected row is skipped for
+    good, unless it is curated (`is_curated` [rows]). Each step of the loop handles one row of every query, so that the
+    work is done on arrays; the queries do not depend on each other.
     """
-    row, counter, cap = (pick_order[name].to_numpy().astype(np.int64) for name in ("row", "counter", "upto"))
+    row, stratum, cap = (pick_order[name].to_numpy().astype(np.int64) for name in ("row", "stratum_index", "cap"))
     query = pick_order["query"].to_numpy()
     starts = np.flatnonzero(np.append(True, query[1:] != query[:-1]))[: len(query)]
     ends = np.append(starts[1:], len(query))
     selected_rows = np.full((len(starts), n_negatives), -1, np.int64)
     selected_picks = selected_rows.copy()
     n_selected = np.zeros(len(starts), np.int64)
-    n_by_counter = np.zeros((len(starts), int(counter.max(initial=0)) + 1), np.int64)
+    n_by_stratum = np.zeros((len(starts), int(stratum.max(initial=0)) + 1), np.int64)
     is_consumed = np.zeros(len(is_curated), np.bool_)
     position = starts.copy()
     duplicates_skipped = [np.empty(0, np.int64)]
     active = np.arange(len(starts))
     while len(active):
         pick = position[active]
-        is_eligible = ~is_consumed[row[pick]] & (n_by_counter[active, counter[pick]] < cap[pick])
+        is_eligible = ~is_consumed[row[pick]] & (n_by_stratum[active, stratum[pick]] < cap[pick])
         active_queries, pick = active[is_eligible], pick[is_eligible]
         rows = row[pick]
         if duplicate_filter is not None and len(rows):
@@ -105,11 +103,9 @@ def greedy_select(
         is_consumed[rows] = True
         duplicates_skipped.append(pick[is_duplicate])
         selecting_queries = active_queries[~is_duplicate]
-        (
-            selected_rows[selecting_queries, n_selected[selecting_queries]],
-            selected_picks[selecting_queries, n_selected[selecting_queries]],
-        ) = rows[~is_duplicate], pick[~is_duplicate]
-        n_by_counter[selecting_queries, counter[pick[~is_duplicate]]] += 1
+        cells = selecting_queries, n_selected[selecting_queries]
+        selected_rows[cells], selected_picks[cells] = rows[~is_duplicate], pick[~is_duplicate]
+        n_by_stratum[selecting_queries, stratum[pick[~is_duplicate]]] += 1
         n_selected[selecting_queries] += 1
         position[active] += 1
         active = active[(position[active] < ends[active]) & (n_selected[active] < n_negatives)]

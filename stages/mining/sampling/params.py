@@ -1,4 +1,4 @@
-"""Parameters of the sample step, and the value that its files hand to one another."""
+"""Parameters of the sample step, and the negatives of a block of queries."""
 
 from typing import Any, Literal, NamedTuple, Self
 
@@ -30,9 +30,9 @@ class Params(BaseParams):
         advanced=True,
     )
     near_duplicate_similarity: float = near_duplicate_similarity_option()
-    # Off by default, since it ties queries together. Looked at with MiniLM on medical FAQs: of 10,978 questions with 7
-    # negatives each, 334 had one and the same document (itself a question), while half of all documents came up at most
-    # 4 times; a cap of 50 moved 3 % of the negatives for 0.0006 of hardness.
+    # Off by default, since it makes queries depend on each other. Measured with MiniLM on medical FAQs, 10,978
+    # questions with 7 negatives each: the most used document was a negative of 334 questions, half of all documents of
+    # at most 4. A cap of 50 changed 3 % of the negatives and lowered the hardness by 0.0006.
     hub_cap: int = option(
         0,
         "Let a document be a negative of at most this many queries. 0 sets no limit.",
@@ -65,32 +65,31 @@ class Params(BaseParams):
         given = ((given,) if given else ()) if isinstance(given, str) else given
         if unknown := [name for name in given if name not in checks.FINDING_KINDS]:
             raise ValueError(
-                f"{unknown[0]!r} is no finding of the audit; take some of {', '.join(checks.FINDING_KINDS)}"
+                f"the audit has no finding {unknown[0]!r}; its findings are {', '.join(checks.FINDING_KINDS)}"
             )
         return tuple(name for name in checks.FINDING_KINDS if name in given)
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
         if self.positive_weight and not self.drop_positives:
-            raise ValueError("positive_weight is that of the positives that drop_positives names, and it names none")
+            raise ValueError("positive_weight needs drop_positives: it is the weight of the positives named there")
         return self
 
     @property
     def quotas(self) -> list[tuple[str, int]]:
-        """The parts of each source, in the order given."""
+        """Sources and their parts, in the order given."""
         return quotas.parse_quotas(self.source_quotas)
 
 
 class SampledBlock(NamedTuple):
-    """What is chosen for a block of queries."""
+    """Positives and negatives of a block of queries."""
 
     queries: pl.DataFrame
-    """query_id, query of the block's train queries."""
+    """query_id and query of the train queries."""
     positives: pl.DataFrame
-    """Of `pick_positives`."""
+    """The result of `pick_positives`."""
     negatives: pl.DataFrame
-    """Of `select_negatives`."""
+    """The result of `select_negatives`."""
     n_duplicates_skipped: int
-    """How many near-duplicates were passed over."""
     flagged_positives: pl.DataFrame
-    """query_id, finding of the positives that the audit took away or made count less."""
+    """query_id and finding of the positives that drop_positives removes or weights."""

@@ -1,4 +1,4 @@
-"""The composer: chooses each query's negatives among the survivors of the mask, block by block."""
+"""Select the negatives of each query from the candidates that the mask kept, block by block."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,22 +18,22 @@ from stages.mining.sampling import hubness, near_duplicates, strategies
 from stages.mining.sampling.params import Params, SampledBlock
 
 SAMPLING_ROWS_PER_BLOCK = 500_000
-"""Verdicts looked at together; bounds memory and changes no result."""
+"""Verdicts in memory at once; does not change the result."""
 ROWS_PER_NEGATIVE = 10
-"""A negative that is wanted weighs so many verdicts: its text and its vector are held."""
+"""The memory of a negative, in verdicts: its text and its vector are held too."""
 CANDIDATES_PER_NEGATIVE = 4
-"""Where the hardest are taken, so many survivors a negative are looked at first; changes no result."""
+"""With sampling = top, the candidates that are tried first, for each negative; does not change the result."""
 
 
 class NegativeSampler:
-    """Chooses among the survivors of the mask, block by block."""
+    """Selects the negatives of all train queries."""
 
     def __init__(
         self, params: Params, queries: pl.DataFrame, inputs: Mapping[str, Path], context: StageContext
     ) -> None:
         self._params = params
         self._queries = queries
-        self._query_numbers = queries.select("query_id").with_row_index("asking")
+        self._query_numbers = queries.select("query_id").with_row_index("query_number")
         self._qrels_scored = schemas.scan_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
         self._survivors = scan_survivors(inputs["verdicts"], queries)
         self._relabelled_positives = scan_relabelled_positives(inputs["verdicts"])
@@ -57,21 +57,20 @@ class NegativeSampler:
         self._hub_cap: hubness.HubCap | None = None
         self._document_counts = np.zeros(len(self._keys), np.int32)
         if params.hub_cap:
-            caps = hubness.HubCap(queries["query_id"], self._keys["doc_id"], params.seed)
-            self._hub_cap = hubness.apply_hub_cap(caps, params.hub_cap, len(self._keys), self._propose_negatives)
+            cap = hubness.HubCap(queries["query_id"], self._keys["doc_id"], params.seed)
+            self._hub_cap = hubness.apply_hub_cap(cap, params.hub_cap, len(self._keys), self._propose_negatives)
 
     @property
     def stats(self) -> Summary:
-        """What is known of the whole once all blocks have come: how often the most used document was taken."""
-        caps = self._hub_cap
-        hub = {"max_document_count": int(self._document_counts.max(initial=0))}
-        return {
-            "hubness": hub
-            | ({"n_capped_documents": caps.n_capped_documents, "n_rejected": caps.n_rejected} if caps else {})
-        }
+        """How often the most used document was selected, and what the cap did; complete after `sample_blocks`."""
+        cap = self._hub_cap
+        counts = {"max_document_count": int(self._document_counts.max(initial=0))}
+        if cap:
+            counts |= {"n_capped_documents": cap.n_capped_documents, "n_rejected": cap.n_rejected}
+        return {"hubness": counts}
 
     def sample_blocks(self) -> Iterator[SampledBlock]:
-        """All train queries, in query_id order."""
+        """Sample all train queries, in query_id order."""
         for sampled_block in map_query_batches(
             lambda block: self._sample_block(block, self._hub_cap), self._iter_query_blocks()
         ):
@@ -86,7 +85,7 @@ class NegativeSampler:
         return iter_query_batches(ids, rows, SAMPLING_ROWS_PER_BLOCK)
 
     def _sample_block(self, block: pl.Series, hub_cap: hubness.HubCap | None) -> SampledBlock:
-        """`block`: sorted ids of train queries; other queries between them are left alone."""
+        """Sample the train queries with the sorted ids `block`."""
         in_block = pl.col("query_id").is_in(block.implode())
         queries = self._queries.filter(in_block)
         qrels_scored, survivors, relabelled_positives = (
@@ -107,8 +106,8 @@ class NegativeSampler:
         negatives, duplicates_skipped = self._select_with_short_scan(survivors, positives, hub_cap)
         if self._categories is not None:
             with_category = strategies.find_positive_categories(positives, self._categories)["query_id"].unique()
-            negatives = negatives.with_columns(categorised=pl.col("query_id").is_in(with_category.implode()))
-            positives = positives.with_columns(categorised=pl.col("query_id").is_in(with_category.implode()))
+            negatives = negatives.with_columns(has_category=pl.col("query_id").is_in(with_category.implode()))
+            positives = positives.with_columns(has_category=pl.col("query_id").is_in(with_category.implode()))
         return SampledBlock(
             queries,
             positives,
@@ -120,22 +119,24 @@ class NegativeSampler:
     def _select_with_short_scan(
         self, survivors: pl.DataFrame, positives: pl.DataFrame, hub_cap: hubness.HubCap | None
     ) -> tuple[pl.DataFrame, pl.Series]:
-        """As `_select_from_survivors`. Where nothing but the score orders a query's survivors, the first that fill it
-        are enough; a
-        query that they do not fill, since texts repeat or are thinned, is looked at again with all."""
+        """`_select_from_survivors`, with less work if only the score orders the candidates.
+
+        Then the best candidates of a query are tried first. All are tried for queries that these do not fill, because
+        texts repeat or are near-duplicates.
+        """
         n_negatives = self._params.num_negatives
         by_score = self._params.sampling == "top" and not self._params.quotas and self._categories is None
         if not by_score or hub_cap is not None:
             return self._select_from_survivors(survivors, positives, hub_cap)
-        place = pl.col("score").rank("min", descending=True).over("query_id")  # of equal ones all or none
+        rank = pl.col("score").rank("min", descending=True).over("query_id")  # equal scores stay together
         with_rank = survivors.with_columns(
-            behind=(pl.col("reason") != "curated_negative") & (place > CANDIDATES_PER_NEGATIVE * n_negatives)
+            is_deferred=(pl.col("reason") != "curated_negative") & (rank > CANDIDATES_PER_NEGATIVE * n_negatives)
         )
         negatives, duplicates_skipped = self._select_from_survivors(
-            with_rank.filter(~pl.col("behind")).drop("behind"), positives, None
+            with_rank.filter(~pl.col("is_deferred")).drop("is_deferred"), positives, None
         )
         filled_queries = negatives.group_by("query_id").len().filter(pl.col("len") >= n_negatives)["query_id"]
-        retry_queries = with_rank.filter("behind")["query_id"].unique()
+        retry_queries = with_rank.filter("is_deferred")["query_id"].unique()
         retry_queries = retry_queries.filter(~retry_queries.is_in(filled_queries.implode()))
         if retry_queries.is_empty():
             return negatives, duplicates_skipped
@@ -151,35 +152,36 @@ class NegativeSampler:
     def _select_from_survivors(
         self, survivors: pl.DataFrame, positives: pl.DataFrame, hub_cap: hubness.HubCap | None
     ) -> tuple[pl.DataFrame, pl.Series]:
-        """Of `select_negatives`, from `survivors` that no cap keeps out."""
+        """`select_negatives` from the `survivors` that `hub_cap` does not reject."""
         pool = strategies.build_eligible_pool(survivors, positives, self._keys, self._categories)
         pool = pool.join(self._query_numbers, on="query_id", how="left", maintain_order="left")
         is_rejected = None
         if hub_cap is not None:
             is_rejected = (
-                hub_cap.is_rejected(pool.select("document", "score", query="asking"))
+                hub_cap.is_rejected(pool.select("document", "score", query="query_number"))
                 & ~pool["curated_negative"].to_numpy()
             )
         return select_negatives(self._params, pool, is_rejected, self._vectorise)
 
     def _propose_negatives(self, hub_cap: hubness.HubCap, query_numbers: pl.Series | None) -> pl.DataFrame:
-        """What `hubness.apply_hub_cap` asks for; `query_numbers`: rising numbers of queries."""
+        """The `ProposalFunction` of `hubness.apply_hub_cap`; `query_numbers` are ascending."""
         parts = [pl.DataFrame(schema={"query": pl.UInt32, "document": pl.UInt32, "score": pl.Float32})]
         ids = self._queries["query_id"] if query_numbers is None else self._queries["query_id"].gather(query_numbers)
         for block in self._iter_query_blocks():
             block_ids = ids.filter(ids.is_between(block[0], block[-1]))
             if len(block_ids):
                 negatives = self._sample_block(block_ids, hub_cap).negatives.filter(
-                    pl.col("band") != "curated_negative"
+                    pl.col("stratum") != "curated_negative"
                 )
-                parts.append(negatives.select(pl.col("asking").alias("query"), "document", "score"))
+                parts.append(negatives.select(pl.col("query_number").alias("query"), "document", "score"))
         return pl.concat(parts)
 
 
 def scan_survivors(path: Path, queries: pl.DataFrame) -> pl.LazyFrame:
-    """query_id, doc_id, score, reason, source of the negative verdicts; and weight where one of a query is below 1.
+    """query_id, doc_id, score, reason, source and p_false_negative of the negative verdicts.
 
-    It is in every row or in none, so that every line of mined.jsonl has the same columns. A null weight is 1.
+    All rows have a weight too if one of `queries` has a negative with a weight below 1, so that all lines of
+    mined.jsonl have the same columns.
     """
     verdicts = schemas.scan_table(path, schemas.VERDICTS).filter(pl.col("verdict") == "negative")
     columns = ["query_id", "doc_id", "score", "reason", "source", "p_false_negative"]
@@ -190,16 +192,16 @@ def scan_survivors(path: Path, queries: pl.DataFrame) -> pl.LazyFrame:
 
 
 def scan_relabelled_positives(path: Path) -> pl.LazyFrame:
-    """query_id, doc_id, score of the candidates that the mask made positives."""
+    """query_id, doc_id and score of the candidates that the mask turned into positives."""
     verdicts = schemas.scan_table(path, schemas.VERDICTS).filter(pl.col("reason") == "relabelled")
     return verdicts.select("query_id", "doc_id", "score")
 
 
 def pick_positives(positives: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
-    """`positives` (query_id, doc_id, score, perhaps weight) with text_key, best first (ties by doc_id), each text
-    once."""
+    """`positives` (query_id, doc_id, score, optionally weight) with text_key; the best document of each text, by
+    falling score (ties by doc_id)."""
     positives = positives.join(keys.select("doc_id", "text_key"), on="doc_id")
-    if "weight" in positives.columns:  # what holds for one of two equal texts holds for the other
+    if "weight" in positives.columns:  # equal texts have one weight
         positives = positives.with_columns(pl.col("weight").max().over("query_id", "text_key"))
     ordered = positives.sort("query_id", "score", "doc_id", descending=[False, True, False])
     return ordered.unique(["query_id", "text_key"], keep="first", maintain_order=True)
@@ -211,11 +213,11 @@ def select_negatives(
     is_rejected: NDArray[np.bool_] | None = None,
     vectorise: DocumentVectoriser | None = None,
 ) -> tuple[pl.DataFrame, pl.Series]:
-    """The rows of `pool` (`strategies.build_eligible_pool`) that are taken, and the query_id of each near-duplicate
-    passed over.
+    """The selected rows of `pool` (`strategies.build_eligible_pool`), and the query_id of each skipped near-duplicate.
 
-    The rows have `band` too; of each query the curated ones come first, then by falling score (ties by doc_id).
-    `is_rejected` [rows] marks what a cap keeps out; without `vectorise` nothing is passed over.
+    The rows get the column `stratum`. Curated negatives come first in each query, then the others by falling score
+    (ties by doc_id). `is_rejected` [rows] marks rows that may not be selected. Without `vectorise` no near-duplicate is
+    skipped.
     """
     pick_order = strategies.build_pick_order(params, pool)
     if is_rejected is not None:
@@ -227,6 +229,6 @@ def select_negatives(
         pick_order, pool["curated_negative"].to_numpy(), params.num_negatives, duplicate_filter
     )
     pick_rows = pick_order[picks]
-    negatives = pool[pick_rows["row"].to_numpy()].with_columns(pick_rows["band"])
+    negatives = pool[pick_rows["row"].to_numpy()].with_columns(pick_rows["stratum"])
     order = negatives.sort("query_id", "curated_negative", "score", "doc_id", descending=[False, True, True, False])
     return order, pool["query_id"].gather(pick_order["row"].gather(duplicates_skipped))

@@ -1,7 +1,7 @@
-"""Compose: choose N negatives a query among those that the mask let through, and write them for trainers.
+"""The sample step: select the negatives of each query from the candidates that the mask kept, and write mined.jsonl.
 
-Curated negatives come first. The rest is `top` (the hardest: highest score), `random` (every survivor alike) or
-`simans` (drawn, those near the positive's score most). What nearly equals a negative that is taken is passed over.
+Curated negatives come first. The others are the highest-scored (`top`), uniformly random (`random`) or random with a
+preference for scores near the positive's (`simans`). Near-duplicates of selected negatives are skipped.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,13 +21,13 @@ from stages.mining.sampling.statistics import SamplingStats, summarise_sampling
 VERSION = 5
 
 MAX_TEXT_BYTES = 256 << 20
-"""Bytes of documents held at once; bounds memory and changes no result."""
+"""Bytes of documents in memory at once; does not change the result."""
 DOCUMENT_OVERHEAD_BYTES = 500
-"""Bytes that are held for each beside its text: ids, scores, features."""
+"""Bytes of a document beside its text: ids, scores, features."""
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write mined.jsonl: one line a train query, in query_id order, as FlagEmbedding and its loaders read it."""
+    """Write mined.jsonl: one line for each train query, in query_id order, in FlagEmbedding's format."""
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
     queries = queries.filter(pl.col("split") == "train").select("query_id", "query").sort("query_id")
     corpus = schemas.scan_documents(inputs["corpus"])
@@ -58,7 +58,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
 
 
 def estimate_max_documents(corpus: Path) -> int:
-    """How many of a corpus' documents fit into TEXTS, going by their mean, with what a line holds of each beside it."""
+    """How many documents of mean size fit into `MAX_TEXT_BYTES`."""
     metadata = pq.read_metadata(corpus)
     read = [metadata.schema.names.index(name) for name in ("title", "text")]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
@@ -67,7 +67,7 @@ def estimate_max_documents(corpus: Path) -> int:
 
 
 def group_blocks(blocks: Iterable[SampledBlock], max_documents: int) -> Iterator[list[SampledBlock]]:
-    """The blocks, as many at a time as name about `max_documents` documents: the corpus is read once for these."""
+    """Groups of blocks with about `max_documents` documents, so that the corpus is read once for each group."""
     group: list[SampledBlock] = []
     n_documents = 0
     for block in blocks:
@@ -83,58 +83,51 @@ def group_blocks(blocks: Iterable[SampledBlock], max_documents: int) -> Iterator
 def build_mined_rows(
     queries: pl.DataFrame, positives: pl.DataFrame, negatives: pl.DataFrame, texts: pl.DataFrame
 ) -> pl.DataFrame:
-    """One row a query with both sides: query_id, query, pos, neg, pos_ids, neg_ids, pos_scores, neg_scores.
+    """One row for each query: query_id, query, pos, neg, pos_ids, neg_ids, pos_scores, neg_scores.
 
-    pos_weights and neg_weights come last where `positives` and `negatives` have `weight`.
+    pos_weights and neg_weights come last if `positives` or `negatives` have `weight`.
     """
-    sides = [
-        side.join(texts, on="doc_id", how="left", maintain_order="left")
-        .group_by("query_id", maintain_order=True)
-        .agg(
-            pl.col("text").alias(name),
-            pl.col("doc_id").alias(f"{name}_ids"),
-            *(pl.col(figure).alias(f"{name}_{figure}s") for figure in ["score", *get_weight_columns(side)]),
+    rows, value_columns = queries, list[str]()
+    for name, documents in (("pos", positives), ("neg", negatives)):
+        values = {column: f"{name}_{column}s" for column in ("score", "weight") if column in documents.columns}
+        value_columns += values.values()
+        by_query = (
+            documents.join(texts, on="doc_id", how="left", maintain_order="left")
+            .group_by("query_id", maintain_order=True)
+            .agg(
+                pl.col("text").alias(name),
+                pl.col("doc_id").alias(f"{name}_ids"),
+                *(pl.col(column).alias(output) for column, output in values.items()),
+            )
         )
-        for name, side in (("pos", positives), ("neg", negatives))
-    ]
-    both = queries.join(sides[0], on="query_id").join(sides[1], on="query_id").sort("query_id")
-    figures = ["pos_scores", "neg_scores"] + [
-        f"{name}_weights" for name, side in (("pos", positives), ("neg", negatives)) if get_weight_columns(side)
-    ]
-    return both.select("query_id", "query", "pos", "neg", "pos_ids", "neg_ids", *figures)
-
-
-def get_weight_columns(frame: pl.DataFrame) -> list[str]:
-    """The column of weights, where there is one."""
-    return [name for name in frame.columns if name == "weight"]
+        rows = rows.join(by_query, on="query_id")
+    value_columns.sort(key=lambda column: column.endswith("weights"))  # scores first
+    return rows.sort("query_id").select("query_id", "query", "pos", "neg", "pos_ids", "neg_ids", *value_columns)
 
 
 def explain_unmet_hub_cap(params: Params, stats: SamplingStats, n_documents: int) -> str | None:
-    """What to say where so many documents can't be all the negatives that are wanted, as often as hub_cap lets them."""
-    wanted = (
-        stats.n_requested * stats.counts["with_positive"] - stats.n_by_stratum["curated_negative"]
-    )  # these know no cap
+    """A message if hub_cap leaves fewer negatives than the queries need; curated negatives are not capped."""
+    n_needed = stats.n_requested * stats.counts["with_positive"] - stats.n_by_stratum["curated_negative"]
     max_negatives = n_documents * params.hub_cap
-    if max_negatives >= wanted:
+    if max_negatives >= n_needed:
         return None
     n_without_negatives = stats.counts["with_positive"] - stats.counts["written"]
     return (
-        f"hub_cap = {params.hub_cap} can't be met: {n_documents:,} documents x {params.hub_cap} are at most "
-        f"{max_negatives:,} "
-        f"negatives, and {wanted:,} are wanted, which takes hub_cap = {-(-wanted // n_documents)} at least. Of "
+        f"hub_cap = {params.hub_cap} is too low: {n_documents:,} documents allow {max_negatives:,} negatives, and "
+        f"{n_needed:,} are needed. Set hub_cap to {-(-n_needed // n_documents)} or more. Of "
         f"{stats.counts['with_positive']:,} questions {stats.counts['n_underfilled']:,} have fewer than "
-        f"{stats.n_requested}, {n_without_negatives:,} none"
+        f"{stats.n_requested} negatives, {n_without_negatives:,} have none"
     )
 
 
 def _explain_no_negatives(counts: Mapping[str, int]) -> str:
     if not counts["train"]:
         return (
-            "no question is in train, so there is nothing to mine for. Give more questions, or lower dev_ratio and "
+            "the train split has no question, so there is nothing to mine. Add questions, or lower dev_ratio and "
             "test_ratio."
         )
     return (
-        f"not one negative is left for the {counts['train']:,} train questions "
+        f"no negative is left for the {counts['train']:,} train questions "
         f"({counts['train'] - counts['with_positive']:,} have no positive). Add documents (corpus under [pairs]), or "
-        "choose a mask that leaves more: `prep show QUESTION` says why each candidate was set aside."
+        "choose a mask that keeps more candidates: `prep show QUESTION` explains each verdict."
     )

@@ -1,4 +1,4 @@
-"""What compose counts while blocks go by, and its summary."""
+"""The counts of the sample step, and its summary."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,20 +12,19 @@ from stages.mining.sampling.params import SampledBlock
 
 @dataclass
 class SamplingStats:
-    """What the blocks add up to."""
+    """Sums over all blocks."""
 
     n_requested: int
-    """Negatives wanted of each query."""
+    """Negatives that each query needs."""
     counts: Counter[str] = field(default_factory=Counter)
     n_by_stratum: Counter[str] = field(default_factory=Counter)
     n_by_source: Counter[str] = field(default_factory=Counter)
     score_sum: float | None = None
     expected_false_negatives: float | None = None
-    """Expected false negatives."""
     n_flagged_by_finding: Counter[str] = field(default_factory=Counter)
 
     def add(self, block: SampledBlock) -> None:
-        """Count a block."""
+        """Add the counts of a block."""
         queries, positives, negatives, n_duplicates_skipped, flagged_positives = block
         sizes = negatives.group_by("query_id").len()["len"]
         self.counts.update(
@@ -39,17 +38,17 @@ class SamplingStats:
             emptied=flagged_positives.join(positives, on="query_id", how="anti")["query_id"].n_unique(),
         )
         self.n_flagged_by_finding.update(dict(flagged_positives.group_by("finding").len().iter_rows()))
-        self.n_by_stratum.update(dict(negatives.group_by("band").len().iter_rows()))
+        self.n_by_stratum.update(dict(negatives.group_by("stratum").len().iter_rows()))
         if "source" in negatives.columns:
             self.n_by_source.update(dict(negatives.group_by("source").len().iter_rows()))
             self.score_sum = (self.score_sum or 0.0) + float(negatives["score"].cast(pl.Float64).sum())
             p = negatives.filter(~pl.col("curated_negative"))["p_false_negative"].cast(pl.Float64)
             if p.is_not_null().any():
                 self.expected_false_negatives = (self.expected_false_negatives or 0.0) + float(p.sum())
-        if "categorised" in negatives.columns:
-            self.counts["without_category"] += positives.filter(~pl.col("categorised"))["query_id"].n_unique()
-            self.counts["same_category"] += negatives.filter("categorised", ~pl.col("foreign")).height
-            self.counts["other_category"] += negatives.filter("categorised", "foreign").height
+        if "has_category" in negatives.columns:
+            self.counts["without_category"] += positives.filter(~pl.col("has_category"))["query_id"].n_unique()
+            self.counts["same_category"] += negatives.filter("has_category", ~pl.col("other_category")).height
+            self.counts["other_category"] += negatives.filter("has_category", "other_category").height
         if "weight" in negatives.columns:
             self.counts["weighted"] += negatives.filter(pl.col("weight") < 1).height
 
@@ -57,17 +56,19 @@ class SamplingStats:
 def summarise_sampling(
     stats: SamplingStats, by_category: bool, drop_positives: Sequence[str] = (), positive_weight: float = 0.0
 ) -> Summary:
-    """The block counts as the stage's summary.
+    """The summary of the sample step.
 
-    `fill` is the share of the asked-for negatives that was found, over all train queries with a positive; `score_sum`
-    the mean retriever score of the negatives written, `false_negatives` the expected share of false ones among them (a
-    curated one is none); None where there is nothing to take a mean of. `thinned` counts near-duplicates that were
-    passed over, `weighted` negatives with a weight below 1, `dropped` or, with a `positive_weight`,
-    `weighted_positives` positives by the findings of `drop_positives`.
+    - fill_rate: the share of the requested negatives that was found, over all train queries with a positive.
+    - hardness: the mean retriever score of the negatives.
+    - expected_false_negative_rate: the expected share of false negatives. A curated negative is not one.
+    - n_weighted_negatives: negatives with a weight below 1.
+    - dropped_positives, or weighted_positives with a `positive_weight`: positives by the findings of `drop_positives`.
+
+    A mean over nothing is None.
     """
     n_flagged = {name: stats.n_flagged_by_finding[name] for name in drop_positives} or None
     counts, written, negatives = stats.counts, stats.counts["written"], stats.counts["negatives"]
-    wanted = stats.n_requested * counts["with_positive"]
+    n_needed = stats.n_requested * counts["with_positive"]
     category = {name: counts[f"{name}_category"] for name in ("same", "other")}
     return {
         "queries": written,
@@ -75,7 +76,7 @@ def summarise_sampling(
         "negatives": negatives,
         "n_requested": stats.n_requested,
         "negatives_per_query": round(negatives / written, 4) if written else None,
-        "fill_rate": round(negatives / wanted, 4) if wanted else None,
+        "fill_rate": round(negatives / n_needed, 4) if n_needed else None,
         "n_underfilled": counts["n_underfilled"],
         "by_stratum": dict(sorted(stats.n_by_stratum.items())),
         "by_source": dict(sorted(stats.n_by_source.items())),

@@ -64,7 +64,7 @@ def test_flags_of_the_composer(project: Project) -> None:
     assert summary["hubness"]["max_document_count"] <= 3
     refused = project.prep("mine-negatives", "--source-quotas", "dense")
     assert refused.returncode == 2
-    assert "'dense' is no NAME=PARTS" in refused.stderr
+    assert "'dense' must have the form NAME=PARTS" in refused.stderr
 
 
 def test_seconds_per_step_are_those_of_the_last_training_that_was_not_interrupted() -> None:

@@ -1,10 +1,9 @@
-"""What compose writes, line by line, and that its draws depend on the query and the document alone."""
+"""The lines of mined.jsonl, and that random choices depend only on the query and the document."""
 
 import json
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 import xxhash
 from hypothesis import given, settings
@@ -20,11 +19,11 @@ from stages.mining.sampling.strategies import build_eligible_pool
 from tests.unit.stages.mining.collection import stand_in, table, tools, write
 
 SURVIVORS = dict.fromkeys(("query_id", "doc_id", "score", "reason", "source"), pl.String) | {"score": pl.Float32}
-NO_THINNING = 2.0
+KEEP_DUPLICATES = 2.0
 
 
-def verdict(query_id: str, doc_id: str, rank: int, score: float, decided: str, reason: str) -> tuple:
-    return (query_id, doc_id, "curated_negative" if rank == 0 else "dense", rank, score, decided, reason)
+def verdict(query_id: str, doc_id: str, rank: int, score: float, label: str, reason: str) -> tuple:
+    return (query_id, doc_id, "curated_negative" if rank == 0 else "dense", rank, score, label, reason)
 
 
 @pytest.fixture
@@ -85,8 +84,8 @@ def run(params: Params, inputs, tmp_path) -> tuple[list[dict], dict, bytes]:
     return [json.loads(line) for line in content.decode().splitlines()], summary, content
 
 
-def test_the_lines(inputs, tmp_path):
-    mined, summary, content = run(Params(num_negatives=3, near_duplicate_similarity=NO_THINNING), inputs, tmp_path)
+def test_the_lines_of_mined_jsonl(inputs, tmp_path):
+    mined, summary, content = run(Params(num_negatives=3, near_duplicate_similarity=KEEP_DUPLICATES), inputs, tmp_path)
     assert mined == [
         {
             "query_id": "a",
@@ -117,7 +116,7 @@ def test_the_lines(inputs, tmp_path):
         "negatives": 4,
         "n_requested": 3,
         "negatives_per_query": 2.0,
-        "fill_rate": round(4 / 9, 4),  # a, b and e asked for three each
+        "fill_rate": round(4 / 9, 4),  # a, b and e need three each
         "n_underfilled": 1,
         "by_stratum": {"curated_negative": 1, "top": 3},
         "by_source": {"curated_negative": 1, "dense": 3},
@@ -133,7 +132,7 @@ def test_the_lines(inputs, tmp_path):
     }
 
 
-def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(inputs, tmp_path):
+def test_relabelled_candidates_are_positives_and_weights_are_written(inputs, tmp_path):
     rows = [(*verdict("a", "n1", 1, 0.9, "positive", "relabelled"), 0.95)]
     rows += [
         (*verdict("a", "n2", 2, 0.4, "negative", "weighted"), 0.25),
@@ -147,7 +146,7 @@ def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(in
         for name in schemas.VERDICTS.names if name not in verdicts.columns
     ).select(schemas.VERDICTS.names)  # fmt: skip
     changed = inputs | write(tmp_path, verdicts=verdicts)
-    [mined], summary, _ = run(Params(num_negatives=3, near_duplicate_similarity=NO_THINNING), changed, tmp_path)
+    [mined], summary, _ = run(Params(num_negatives=3, near_duplicate_similarity=KEEP_DUPLICATES), changed, tmp_path)
     assert mined["pos_ids"] == ["n1", "p2", "p1"]
     assert (mined["neg_ids"], mined["neg_weights"]) == (["n2", "n3"], [0.75, 1.0])
     assert summary["expected_false_negative_rate"] == 0.15  # (0.25 + 0.05) / 2
@@ -156,20 +155,18 @@ def test_what_the_mask_relabelled_is_a_positive_and_what_it_weighs_is_written(in
 
 @pytest.mark.parametrize("sampling", ["top", "random", "simans"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_the_block_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
-    params = Params(num_negatives=2, sampling=sampling, near_duplicate_similarity=NO_THINNING)
+def test_the_block_size_changes_no_byte(sampling, rows, inputs, tmp_path, monkeypatch):
+    params = Params(num_negatives=2, sampling=sampling, near_duplicate_similarity=KEEP_DUPLICATES)
     _, summary, content = run(params, inputs, tmp_path)
     monkeypatch.setattr(sampler, "SAMPLING_ROWS_PER_BLOCK", rows)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
-    monkeypatch.setattr(
-        sampling_stage, "MAX_TEXT_BYTES", 1
-    )  # and neither does in how many readings the corpus gives its texts
+    monkeypatch.setattr(sampling_stage, "MAX_TEXT_BYTES", 1)
     assert run(params, inputs, tmp_path)[1:] == (summary, content)
 
 
-def test_a_text_is_held_for_as_many_blocks_as_there_is_room_for(tmp_path):
-    with_texts_of_their_own = table(schemas.CORPUS, *((f"d{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
-    found = write(tmp_path, corpus=with_texts_of_their_own)
+def test_blocks_are_grouped_by_the_memory_of_their_texts(tmp_path):
+    corpus = table(schemas.CORPUS, *((f"d{i:03}", f"{i:03}" + "x" * 1000) for i in range(100)))
+    found = write(tmp_path, corpus=corpus)
     assert (
         sampling_stage.MAX_TEXT_BYTES / 1600
         < sampling_stage.estimate_max_documents(found["corpus"])
@@ -188,16 +185,16 @@ def test_a_text_is_held_for_as_many_blocks_as_there_is_room_for(tmp_path):
         < sampling_stage.estimate_max_documents(found["corpus"])
         <= sampling_stage.MAX_TEXT_BYTES // sampling_stage.DOCUMENT_OVERHEAD_BYTES
     )
-    side = pl.DataFrame({"doc_id": ["a", "b"]})
-    blocks = [sampler.SampledBlock(side, side.head(n), side.head(1), 0, side) for n in (1, 2, 1, 0)]
+    documents = pl.DataFrame({"doc_id": ["a", "b"]})
+    blocks = [sampler.SampledBlock(documents, documents.head(n), documents.head(1), 0, documents) for n in (1, 2, 1, 0)]
     assert list(sampling_stage.group_blocks(blocks, 4)) == [blocks[:2], blocks[2:]]
     assert list(sampling_stage.group_blocks(blocks, 0)) == [[block] for block in blocks]
     assert list(sampling_stage.group_blocks([], 4)) == []
 
 
-def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, monkeypatch):
-    """Texts and vectors repeat, scores too, so that what is looked at first often does not fill a query."""
-    again = 0
+def test_trying_the_best_candidates_first_changes_no_byte(tmp_path, monkeypatch):
+    """Texts, vectors and scores repeat, so that the best candidates often do not fill a query."""
+    n_duplicates_skipped = 0
     for seed in range(25):
         random = np.random.default_rng(seed)
         documents, queries = [f"d{i:02}" for i in range(20)], ["q0", "q1", "q2"]
@@ -223,17 +220,17 @@ def test_that_only_the_first_survivors_are_looked_at_changes_no_byte(tmp_path, m
         expected = run(Params(num_negatives=4), found, tmp_path)
         monkeypatch.setattr(sampler, "CANDIDATES_PER_NEGATIVE", 1)
         assert run(Params(num_negatives=4), found, tmp_path) == expected
-        again += expected[1]["n_duplicates_skipped"]
-    assert again > 25
+        n_duplicates_skipped += expected[1]["n_duplicates_skipped"]
+    assert n_duplicates_skipped > 25
 
 
-def test_nothing_to_write_is_refused_with_the_counts(inputs, tmp_path):
+def test_no_negative_at_all_is_an_error(inputs, tmp_path):
     empty = write(tmp_path, verdicts=table(schemas.VERDICTS))
-    with pytest.raises(InputError, match=r"not one negative is left for the 4 train questions \(1 have no positive\)"):
-        run(Params(near_duplicate_similarity=NO_THINNING), inputs | empty, tmp_path)
+    with pytest.raises(InputError, match=r"for the 4 train questions \(1 have no positive\)"):
+        run(Params(near_duplicate_similarity=KEEP_DUPLICATES), inputs | empty, tmp_path)
 
 
-def test_a_text_that_is_a_positive_is_never_a_negative():
+def test_the_text_of_a_positive_is_never_a_negative():
     survivors = pl.DataFrame(
         [("q", "n", 0.9, "kept", "dense"), ("q", "m", 0.8, "kept", "dense")], schema=SURVIVORS, orient="row"
     )
@@ -246,8 +243,8 @@ def test_a_text_that_is_a_positive_is_never_a_negative():
     ]
 
 
-def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id: str = "q") -> list[tuple[str, str]]:
-    """(doc_id, band) chosen for one query from documents {doc_id: (score, reason)} with distinct texts."""
+def select(documents: dict[str, tuple[float, str]], params: Params, query_id: str = "q") -> list[tuple[str, str]]:
+    """The (doc_id, stratum) selected for one query from documents {doc_id: (score, reason)} with distinct texts."""
     rows = [(query_id, doc_id, score, reason, "dense") for doc_id, (score, reason) in documents.items()]
     survivors = pl.DataFrame(rows, schema=SURVIVORS, orient="row")
     keys = pl.DataFrame(
@@ -256,39 +253,36 @@ def one_query(documents: dict[str, tuple[float, str]], params: Params, query_id:
     )
     positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "score": [0.95], "text_key": [len(documents)]})
     positives = positives.cast({"text_key": pl.UInt64, "score": pl.Float32})
-    return (
-        select_negatives(params, build_eligible_pool(survivors, positives, keys, None))[0]
-        .select("doc_id", "band")
-        .rows()
-    )
+    pool = build_eligible_pool(survivors, positives, keys, None)
+    return select_negatives(params, pool)[0].select("doc_id", "stratum").rows()
 
 
 NINE = {f"d{i}": (1 - i / 10, "kept") for i in range(9)}
 
 
-def test_curated_ones_come_first_and_leave_less_room():
+def test_curated_negatives_come_first():
     documents = NINE | {"x": (-0.5, "curated_negative"), "y": (0.0, "curated_negative")}
-    assert one_query(documents, Params(num_negatives=3)) == [
+    assert select(documents, Params(num_negatives=3)) == [
         ("y", "curated_negative"),
         ("x", "curated_negative"),
         ("d0", "top"),
     ]
-    assert one_query(documents, Params(num_negatives=1)) == [("y", "curated_negative")]
+    assert select(documents, Params(num_negatives=1)) == [("y", "curated_negative")]
 
 
 @pytest.mark.parametrize("sampling", ["top", "random", "simans"])
-def test_too_few_are_all_kept(sampling):
+def test_too_few_candidates_are_all_selected(sampling):
     documents = {name: NINE[name] for name in ("d0", "d4")}
-    assert [doc_id for doc_id, _ in one_query(documents, Params(sampling=sampling))] == ["d0", "d4"]
+    assert [doc_id for doc_id, _ in select(documents, Params(sampling=sampling))] == ["d0", "d4"]
 
 
-def test_a_draw_changes_with_the_seed_and_the_query():
-    draws = {
-        tuple(doc_id for doc_id, _ in one_query(NINE, Params(num_negatives=4, sampling="random", seed=seed), query_id))
+def test_random_choices_depend_on_the_seed_and_the_query():
+    selections = {
+        tuple(doc_id for doc_id, _ in select(NINE, Params(num_negatives=4, sampling="random", seed=seed), query_id))
         for seed in range(3)
         for query_id in ("q", "r")
     }
-    assert len(draws) > 3
+    assert len(selections) > 3
 
 
 @settings(max_examples=60)
@@ -299,57 +293,51 @@ def test_a_draw_changes_with_the_seed_and_the_query():
     sampling=st.sampled_from(["top", "random"]),
     seed=st.integers(0, 3),
 )
-def test_choose_equals_the_plain_way(scores, curated, negatives, sampling, seed):
+def test_selection_equals_a_sort(scores, curated, negatives, sampling, seed):
     documents = {
         doc_id: (float(score), "curated_negative" if i in curated else "kept")
         for i, (doc_id, score) in enumerate(scores.items())
     }
 
-    def turn(doc_id: str) -> tuple:
+    def sort_key(doc_id: str) -> tuple:
         score, reason = documents[doc_id]
-        draw = xxhash.xxh3_64_intdigest(f"{seed}:compose:q:{doc_id}".encode())
-        return (
-            (0, -score, doc_id)
-            if reason == "curated_negative"
-            else (1, draw if sampling == "random" else -score, doc_id)
-        )
+        if reason == "curated_negative":
+            return 0, -score, doc_id
+        hashed = xxhash.xxh3_64_intdigest(f"{seed}:compose:q:{doc_id}".encode())
+        return 1, hashed if sampling == "random" else -score, doc_id
 
-    expected = set(sorted(documents, key=turn)[:negatives])
-    found = [
-        doc_id for doc_id, _ in one_query(documents, Params(num_negatives=negatives, sampling=sampling, seed=seed))
-    ]
+    expected = set(sorted(documents, key=sort_key)[:negatives])
+    found = [doc_id for doc_id, _ in select(documents, Params(num_negatives=negatives, sampling=sampling, seed=seed))]
     assert set(found) == expected
     assert found == sorted(found, key=lambda d: (documents[d][1] != "curated_negative", -documents[d][0], d))
 
 
 @settings(max_examples=40)
 @given(others=st.sets(st.integers(20, 60), max_size=12), negatives=st.integers(1, 9))
-def test_what_comes_or_goes_moves_no_one_else(others, negatives):
+def test_added_documents_do_not_reorder_the_others(others, negatives):
     params = Params(num_negatives=negatives, sampling="random")
-    before = {doc_id for doc_id, _ in one_query(NINE, params)}
+    before = {doc_id for doc_id, _ in select(NINE, params)}
     more = NINE | {f"d{i}": (1 - i / 100, "kept") for i in others}
-    after = {doc_id for doc_id, _ in one_query(more, params)}
+    after = {doc_id for doc_id, _ in select(more, params)}
     assert after & set(NINE) <= before
     assert len(after) == min(negatives, len(more))
 
 
-def weighted(monkeypatch, weights: tuple[float | None, ...]) -> pl.DataFrame:
-    """Verdicts of query a with a column `weight`, which the contract gets for this test where it has none yet."""
-    if "weight" not in schemas.VERDICTS.names:
-        monkeypatch.setattr(schemas, "VERDICTS", schemas.VERDICTS.append(pa.field("weight", pa.float32())))
+def weight_verdicts(weights: tuple[float | None, ...]) -> pl.DataFrame:
+    """Verdicts of query a with `weights`."""
     rows = [verdict("a", f"n{i}", i, 0.5 - i / 10, "negative", "kept") for i in (1, 2, 3)]
     frame = table(schemas.VERDICTS, *rows, verdict("e", "n1", 1, 0.9, "negative", "kept"))
     return frame.with_columns(pl.Series("weight", [*weights, None], dtype=pl.Float32))
 
 
-def test_weights_are_written_in_every_line_or_in_none(inputs, tmp_path, monkeypatch):
-    params = Params(near_duplicate_similarity=NO_THINNING)
-    found = write(tmp_path, verdicts=weighted(monkeypatch, (0.25, None, 1.0)))
+def test_weights_are_written_in_every_line_or_in_none(inputs, tmp_path):
+    params = Params(near_duplicate_similarity=KEEP_DUPLICATES)
+    found = write(tmp_path, verdicts=weight_verdicts((0.25, None, 1.0)))
     mined, summary, _ = run(params, inputs | found, tmp_path)
     assert [line["neg_weights"] for line in mined] == [[0.25, 1.0, 1.0], [1.0]]
     assert [len(line["neg"]) for line in mined] == [3, 1]
     assert summary["n_weighted_negatives"] == 1
-    found = write(tmp_path, verdicts=weighted(monkeypatch, (None, 1.0, None)))
+    found = write(tmp_path, verdicts=weight_verdicts((None, 1.0, None)))
     mined, summary, _ = run(params, inputs | found, tmp_path)
     assert not any("neg_weights" in line for line in mined)
     assert summary["n_weighted_negatives"] == 0
@@ -358,27 +346,27 @@ def test_weights_are_written_in_every_line_or_in_none(inputs, tmp_path, monkeypa
 VECTORS = {"n1": [1.0, 0.0], "n2": [0.9999, 0.01], "n3": [0.0, 1.0], "n4": [0.9999, 0.01], "n5": [1.0, 0.0]}
 
 
-def test_near_duplicates_are_thinned_by_default(inputs, tmp_path, monkeypatch):
+def test_near_duplicates_are_skipped_by_default(inputs, tmp_path, monkeypatch):
     stand_in(monkeypatch, VECTORS)
     mined, summary, _ = run(Params(), inputs | {"encoder": tmp_path / "encoder.json"}, tmp_path)
-    # n5 is curated; n2 nearly equals it, n3 does not
+    # n2 is a near-duplicate of n5, which is curated
     assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
     assert summary["n_duplicates_skipped"] == 1
     assert summary["negatives"] == 3
 
 
-def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
+def test_hub_cap_limits_the_queries_of_a_document(inputs, tmp_path, monkeypatch):
     verdicts = [verdict(q, "n1", 1, s, "negative", "kept") for q, s in (("a", 0.3), ("b", 0.6), ("e", 0.9))]
     verdicts += [verdict(q, "n2", 2, 0.2, "negative", "kept") for q in "abe"]
     judged = pl.read_parquet(inputs["qrels_scored"]).filter(pl.col("relevance") > 0)
     found = write(tmp_path, verdicts=table(schemas.VERDICTS, *verdicts), qrels_scored=judged)
-    params = Params(num_negatives=1, hub_cap=2, near_duplicate_similarity=NO_THINNING)
+    params = Params(num_negatives=1, hub_cap=2, near_duplicate_similarity=KEEP_DUPLICATES)
     mined, summary, content = run(params, inputs | found, tmp_path)
     assert {line["query_id"]: line["neg_ids"] for line in mined} == {"a": ["n2"], "b": ["n1"], "e": ["n1"]}
     assert summary["hubness"] == {"max_document_count": 2, "n_capped_documents": 1, "n_rejected": 1}
     monkeypatch.setattr(sampler, "SAMPLING_ROWS_PER_BLOCK", 1)
     assert run(params, inputs | found, tmp_path)[2] == content
-    # people's own choices count for nothing and are never turned away
+    # curated negatives do not count and are never rejected
     curated = table(schemas.VERDICTS, *(verdict(q, "n1", 0, 0.5, "negative", "curated_negative") for q in "abe"))
     found = write(tmp_path, verdicts=curated)
     mined, summary, _ = run(params, inputs | found, tmp_path)
@@ -386,22 +374,22 @@ def test_a_cap_is_kept_and_counted(inputs, tmp_path, monkeypatch):
     assert summary["hubness"] == {"max_document_count": 3, "n_capped_documents": 0, "n_rejected": 0}
 
 
-def test_a_cap_that_the_documents_can_not_meet_is_said(inputs, tmp_path):
-    # three questions have a positive and want three each; of eight documents each may be a negative once
-    out, lent = tmp_path / "out", tools(tmp_path)
+def test_an_unmet_hub_cap_is_logged(inputs, tmp_path):
+    # three questions have a positive and need three or four each; each of eight documents may be a negative once
+    out, context = tmp_path / "out", tools(tmp_path)
     out.mkdir()
 
-    def said(**given) -> list[str]:
-        lent.progress.messages.clear()
-        sampling_stage.run(Params(near_duplicate_similarity=NO_THINNING, **given), inputs, out, lent)
-        return [line for line in lent.progress.messages if "hub_cap" in line]
+    def run_messages(**settings) -> list[str]:
+        context.progress.messages.clear()
+        sampling_stage.run(Params(near_duplicate_similarity=KEEP_DUPLICATES, **settings), inputs, out, context)
+        return [line for line in context.progress.messages if "hub_cap" in line]
 
-    assert said(num_negatives=3, hub_cap=1) == []  # 8 of the 9: n5 is curated, and knows no cap
-    [line] = said(num_negatives=4, hub_cap=1)
-    assert "8 documents x 1 are at most 8 negatives, and 11 are wanted, which takes hub_cap = 2 at least" in line
-    assert line.endswith("Of 3 questions 2 have fewer than 4, 1 none")
-    assert said(num_negatives=4, hub_cap=2) == []
-    assert said(num_negatives=4) == []
+    assert run_messages(num_negatives=3, hub_cap=1) == []  # 8 of the 9: n5 is curated and not capped
+    [line] = run_messages(num_negatives=4, hub_cap=1)
+    assert "8 documents allow 8 negatives, and 11 are needed. Set hub_cap to 2" in line
+    assert line.endswith("Of 3 questions 2 have fewer than 4 negatives, 1 have none")
+    assert run_messages(num_negatives=4, hub_cap=2) == []
+    assert run_messages(num_negatives=4) == []
 
 
 def test_categories_are_counted(inputs, tmp_path):
@@ -409,12 +397,12 @@ def test_categories_are_counted(inputs, tmp_path):
         category=pl.col("doc_id").replace_strict({"p2": "x", "n3": "x", "n1": "y"}, default=None)
     )
     found = write(tmp_path, corpus=corpus)
-    params = Params(num_negatives=2, prefer_category=True, near_duplicate_similarity=NO_THINNING)
+    params = Params(num_negatives=2, prefer_category=True, near_duplicate_similarity=KEEP_DUPLICATES)
     mined, summary, _ = run(params, inputs | found, tmp_path)
-    # n5 is curated; of the others n3 is of the category of p2, though n2 is harder
+    # n5 is curated; n3 has the category of p2, though n2 is harder
     assert [line["neg_ids"] for line in mined] == [["n5", "n3"], ["n1"]]
     assert summary["category"] == {"same": 1, "other": 1, "queries_without_category": 2}
-    said = tools(tmp_path)
+    context = tools(tmp_path)
     found = write(tmp_path, corpus=corpus.with_columns(category=pl.lit(None, pl.String)))
-    sampling_stage.run(params, inputs | found, tmp_path / "out", said)
-    assert "no positive has a category" in said.progress.messages[-1]
+    sampling_stage.run(params, inputs | found, tmp_path / "out", context)
+    assert "no positive has a category" in context.progress.messages[-1]

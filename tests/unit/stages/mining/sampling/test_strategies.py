@@ -1,4 +1,4 @@
-"""SimANS's draw, and the query's own category first."""
+"""SimANS sampling, and the preference for a positive's category."""
 
 import math
 from collections import Counter
@@ -29,8 +29,8 @@ def pool(
     return build_eligible_pool(frame, known, keys, found)
 
 
-def taken(params: Params, some: pl.DataFrame) -> list[str]:
-    return select_negatives(params, some)[0]["doc_id"].to_list()
+def select(params: Params, candidates: pl.DataFrame) -> list[str]:
+    return select_negatives(params, candidates)[0]["doc_id"].to_list()
 
 
 def test_the_key_is_the_logarithm_of_an_exponential_time():
@@ -44,7 +44,7 @@ def test_the_key_is_the_logarithm_of_an_exponential_time():
     assert np.isfinite(compute_simans_keys(ends, rows, 2, 0.25).to_numpy()).all()
 
 
-def test_the_draw_is_by_hash_and_by_the_lowest_positive(monkeypatch):
+def test_simans_uses_the_hash_and_the_lowest_positive(monkeypatch):
     monkeypatch.setattr(strategies, "SIMANS_A", 20)
     monkeypatch.setattr(strategies, "SIMANS_B", 0.1)
     survivors = {f"d{i}": i / 20 for i in range(20)}
@@ -54,34 +54,34 @@ def test_the_draw_is_by_hash_and_by_the_lowest_positive(monkeypatch):
         return -math.log(u) / math.exp(-20 * (np.float32(survivors[doc_id]) - 0.5 - 0.1) ** 2)
 
     params = Params(sampling="simans", num_negatives=6, seed=3)
-    assert set(taken(params, pool(survivors, positive=0.5))) == set(sorted(survivors, key=time)[:6])
+    assert set(select(params, pool(survivors, positive=0.5))) == set(sorted(survivors, key=time)[:6])
 
 
-def test_shares_of_the_first_draw_are_the_weights(monkeypatch):
+def test_the_first_pick_is_distributed_by_the_weights(monkeypatch):
     monkeypatch.setattr(strategies, "SIMANS_A", 1)
     survivors = {"near": 1.0, "far": 0.0, "farther": -0.5}
     params = Params(sampling="simans", num_negatives=1)
-    counts = Counter(taken(params, pool(survivors, query_id=f"q{i}"))[0] for i in range(1500))
+    counts = Counter(select(params, pool(survivors, query_id=f"q{i}"))[0] for i in range(1500))
     weights = {"near": 1.0, "far": math.exp(-1), "farther": math.exp(-2.25)}
     for name, weight in weights.items():
         # 1500 draws: four standard deviations are below 0.052
         assert counts[name] / 1500 == pytest.approx(weight / sum(weights.values()), abs=0.052)
 
 
-def test_scores_of_any_scale_are_drawn_from():
+def test_simans_accepts_scores_of_any_scale():
     # every weight is exp(-some thousands): 0 as a number, but not in the order of the keys
     survivors = {f"d{i}": float(i) for i in range(0, 100, 10)}
     params = Params(sampling="simans", num_negatives=3)
-    assert taken(params, pool(survivors, positive=300.0)) == ["d90", "d80", "d70"]
-    assert taken(params, pool(survivors, positive=42.0))[1] == "d40"
+    assert select(params, pool(survivors, positive=300.0)) == ["d90", "d80", "d70"]
+    assert select(params, pool(survivors, positive=42.0))[1] == "d40"
 
 
-def test_one_that_comes_changes_one_place():
+def test_an_added_document_changes_at_most_one_negative():
     survivors = {f"d{i}": i / 30 for i in range(30)}
     params = Params(sampling="simans", num_negatives=8)
-    before = set(taken(params, pool(survivors)))
+    before = set(select(params, pool(survivors)))
     for name in ("x", "y", "z", "v", "w"):
-        after = set(taken(params, pool(survivors | {name: 0.97})))
+        after = set(select(params, pool(survivors | {name: 0.97})))
         assert len(before - after) == len(after - before) <= 1
 
 
@@ -90,23 +90,23 @@ FIVE = {"a": 0.9, "b": 0.5, "c": 0.4, "d": 0.3, "e": 0.2}
 
 
 @pytest.mark.parametrize("sampling", ["top", "random", "simans"])
-def test_the_query_s_own_category_comes_first(sampling):
+def test_documents_of_the_positive_s_category_come_first(sampling):
     params = Params(num_negatives=3, sampling=sampling)
-    found = taken(params, pool(FIVE, categories=CATEGORIES))
+    found = select(params, pool(FIVE, categories=CATEGORIES))
     assert {"b", "d"} <= set(found)
     assert len(found) == 3
     assert sampling != "top" or found == ["a", "b", "d"]  # written by falling score
 
 
-def test_a_query_has_every_category_of_its_positives():
+def test_the_categories_of_all_positives_count():
     both = CATEGORIES | {"p2": "films"}
-    assert taken(Params(num_negatives=4), pool(FIVE, categories=both)) == ["a", "b", "d", "e"]
+    assert select(Params(num_negatives=4), pool(FIVE, categories=both)) == ["a", "b", "d", "e"]
 
 
 def test_without_a_category_there_is_no_preference():
     without = {name: category for name, category in CATEGORIES.items() if name != "p"}
-    assert taken(Params(num_negatives=3), pool(FIVE, categories=without)) == ["a", "b", "c"]
-    assert not pool(FIVE, categories=without)["foreign"].any()
+    assert select(Params(num_negatives=3), pool(FIVE, categories=without)) == ["a", "b", "c"]
+    assert not pool(FIVE, categories=without)["other_category"].any()
 
 
 def test_categories_of_positives():
