@@ -2,14 +2,20 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test test-fast check clean
 
 demo: .venv/installed
 	$(BIN)/prep refresh --config data_samples/prep.toml
 
 # two at a time: most of the tests wait for processes of their own
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+# no processes, no kills, no cluster
+test-fast: check
+	$(PYTEST) tests/unit tests/integration
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -10,7 +10,7 @@ from stages.core.model_files import DEFAULT_ENCODER
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from tests.conftest import Project
 from tests.end_to_end.test_refresh import result
-from tests.unit.stages.mining.verify.test_llm_judge import Server, server  # noqa: F401
+from tests.integration.test_llm_judge import Server, server  # noqa: F401
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pipeline.cli.config_template import render_commented_toml
 from pipeline.workflow.artifact_store import Workspace
 from pipeline.workflow.config import list_section_fields, load_settings
 from stages.core.params import BaseParams
-from tests.conftest import run_prep
 
 TEXT = render_commented_toml()
 LINES = TEXT.splitlines()
@@ -46,20 +45,3 @@ def test_a_setting_without_a_value_takes_one_once_both_signs_are_gone(tmp_path: 
         (line,) = [line for line in LINES if line.startswith(f"##{name} = ")]
         assert line == f'##{name} = "..."'
         assert tomllib.loads(line.removeprefix("##").replace("...", value)) == {name: value}
-
-
-@pytest.mark.parametrize("command", ["refresh", "build-pairs", "mine-negatives", "plan"])
-def test_an_unedited_file_is_answered_with_what_to_set_in_it(command: str, tmp_path: Path) -> None:
-    assert run_prep("init", cwd=tmp_path).returncode == 0
-    done = run_prep(command, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "tables under [pairs]" in done.stderr
-    assert "--tables" not in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_status_of_an_unedited_file_says_it_too(tmp_path: Path) -> None:
-    assert run_prep("init", cwd=tmp_path).returncode == 0
-    done = run_prep("status", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "tables under [pairs]" in " ".join(done.stdout.split())

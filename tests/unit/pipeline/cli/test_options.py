@@ -1,8 +1,5 @@
 """Options are made from the settings; help shows first what people use first; --set reaches every setting."""
 
-import json
-from pathlib import Path
-
 import click
 import pytest
 
@@ -12,7 +9,6 @@ from pipeline.cli.reference import iter_commands
 from pipeline.workflow.config import list_section_fields
 from pipeline.workflow.graph import PIPELINE
 from stages.core.params import has_mark
-from tests.conftest import Project, run_prep
 
 COMMANDS = dict(iter_commands(prep, "prep"))
 
@@ -91,30 +87,3 @@ def test_prep_help_names_every_step_with_its_section_and_command_in_order() -> N
     assert [words[0] for words in table] == [*(stage.name for stage in PIPELINE), "gate"]
     assert [words[1] for words in table[:-1]] == [f"[{stage.section}]" for stage in PIPELINE]
     assert all(f"prep {words[2]}" in COMMANDS for words in table)
-
-
-def test_set_reaches_settings_that_are_no_flags_and_the_artifact(project: Project) -> None:
-    done = project.prep("build-pairs", "--set", "pairs.split_seed=7", "--set", "pairs.min_chars=1", "--json", "-q")
-    assert done.returncode == 0, done.stderr
-    (manifest,) = project.work.glob("runs/pairs/*/manifest.json")
-    parameters = json.loads(manifest.read_text())["parameters"]
-    assert (parameters["split_seed"], parameters["min_chars"]) == (7, 1)
-    status = json.loads(project.prep("status", "--json").stdout)["stages"][0]
-    assert (status["stage"], status["state"]) == ("pairs", "stale")
-    same = json.loads(
-        project.prep("status", "--json", "--set", "pairs.split_seed=7", "--set", "pairs.min_chars=1").stdout
-    )["stages"][0]
-    assert same["state"] == "fresh"
-
-
-@pytest.mark.parametrize("given", ["search.top_k", "top_k=5", "search.topk=5", "serch.top_k=5", "search.top_k=many"])
-def test_a_wrong_set_is_exit_2(given: str, project: Project) -> None:
-    done = project.prep("status", "--set", given)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-
-
-def test_a_flag_wins_over_set(tmp_path: Path) -> None:
-    done = run_prep("build-pairs", "a.csv", "--set", "pairs.dev_ratio=2", "--dev-ratio", "3", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--dev-ratio = 3.0" in done.stderr

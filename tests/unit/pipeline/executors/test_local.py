@@ -1,20 +1,15 @@
 """One process for each GPU can't be tried without GPUs; here it is tried with processes that see none."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.executors import local
 from pipeline.executors.local import LocalExecutor, map_on_gpus
 from stages.core.errors import InputError
 from stages.core.executor import Worker
-from tests.conftest import ROOT
 
 
 def letters(fails_at: str) -> Callable[[str], Iterator[tuple[str, str, int]]]:
@@ -64,33 +59,6 @@ def test_a_process_that_was_ended_from_outside_is_said() -> None:
     assert next(results)[0] == "a"
     with pytest.raises(InputError, match=r"was killed.* use fewer GPUs"):
         list(results)
-
-
-ENDLESS = """
-from functools import partial
-from itertools import repeat
-from pipeline.executors.local import map_on_gpus
-from stages.core.executor import Worker
-from tests.unit.pipeline.executors.test_local import letters
-if __name__ == "__main__":
-    for letter, gpu, process in map_on_gpus(Worker(partial(letters, "never")), repeat("a"), ["0", "1"]):
-        print(process, flush=True)
-"""
-
-
-def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
-    (tmp_path / "endless.py").write_text(ENDLESS)
-    command, environment = [sys.executable, "endless.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as started:
-        assert started.stdout
-        processes = {int(started.stdout.readline()) for _ in range(2)}
-        alive = [psutil.Process(process) for process in processes]
-        started.kill()
-        _, left = psutil.wait_procs(alive, timeout=20)
-        for process in left:
-            process.kill()
-    assert len(processes) == 2
-    assert not left
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", ["0", "1"]), ("cuda", ["0"]), ("cuda", [])])

@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.workflow.artifact_store import MANIFEST_FILE, Workspace, digest_json, read_manifest
 from stages.core.errors import InputError, WorkspaceBusyError
-from tests.conftest import Project
 
 
 def committed(workspace: Workspace, text: str = "hello", key: str = "k1") -> Path:
@@ -164,18 +163,6 @@ def test_a_workspace_of_another_layout_is_refused_and_left_alone(
         pass
     assert (tmp_path / "prep-workspace").read_text() == marker
     assert (tmp_path / "runs" / str(step) / ".tmp-half").is_dir()
-
-
-@pytest.mark.parametrize("command", [["build-pairs", "faq.csv"], ["status"], ["show", "anything"], ["gc"]])
-def test_every_command_names_an_old_workspace_and_what_to_do(project: Project, command: list[str]) -> None:
-    (project.work / "runs" / "evidence").mkdir(parents=True)
-    (project.work / "prep-workspace").touch()
-    (project.work / "scores").mkdir()
-    (project.work / "scores" / "judge.jsonl").touch()
-    done = project.prep(*command)
-    assert done.returncode == 2
-    for part in ("prep 0.1", "runs/evidence", "Delete it", "--workspace", "scores/judge.jsonl"):
-        assert part in done.stderr
 
 
 def test_a_torn_last_event_does_not_swallow_the_next(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from pipeline.workflow.renamed_settings import (
     describe_old_setting,
 )
 from stages.core.errors import InputError
-from tests.conftest import Project, run_prep
 
 OLD_SETTINGS = {
     "pairs": """
@@ -76,21 +75,6 @@ def test_an_answer_names_the_old_and_the_new(old: str, answer: str | None) -> No
     assert describe_old_setting(*old.split(".")) == answer
 
 
-def test_an_old_prep_toml_is_refused_with_all_new_names_at_once(project: Project) -> None:
-    old = '[pairs]\ntables = ["faq.csv"]\ndev = 0.2\n[mine]\ndepth = 5\nsimans_a = 1.0\n[train]\nseed = 1\nepochs = 1\n'
-    (project.folder / "prep.toml").write_text(old)
-    for command in ("refresh", "status", "plan", "calibrate"):
-        done = project.prep(command)
-        assert done.returncode == 2
-        assert [line.removeprefix("prep: ") for line in done.stderr.splitlines()] == [
-            "prep.toml: [pairs] dev is now [pairs] dev_ratio",
-            "prep.toml: [mine] depth is now [search] top_k",
-            "prep.toml: [mine] simans_a is gone: SimANS takes 100, which suits cosines",
-            "prep.toml: [train] seed is now [run] seed",
-        ]
-    assert not (project.work / "runs").exists()
-
-
 def test_old_remembered_settings_are_refused_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
     workspace = Workspace(tmp_path / "work")
     workspace.root.mkdir()
@@ -103,9 +87,3 @@ def test_old_remembered_settings_are_refused_too(tmp_path) -> None:  # type: ign
     assert f"Delete {path}" in str(refused.value)
     path.unlink()
     assert read_remembered_settings(workspace) == {}
-
-
-def test_an_old_name_in_set_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    done = run_prep("status", "--set", "mine.depth=5", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "[mine] depth is now [search] top_k" in done.stderr

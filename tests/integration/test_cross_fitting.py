@@ -2,9 +2,7 @@
 
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from stages.training.examples import MinedQuery
 from stages.training.stage import Params
 from tests.fakes import RecordedProgress
 
-ROOT = Path(__file__).parents[5]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUESTIONS = 40
 RIGHT = {f"q{i:02}": f"d{i:02}" for i in range(QUESTIONS)}
 WRONG = [f"w{i}" for i in range(12)]
@@ -80,16 +79,6 @@ def cross(
 
 QUERY_IDS = [q for q in RIGHT for _ in range(4)]
 PAIRS = [(f"find {q}", TEXTS[d]) for q in RIGHT for d in (RIGHT[q], *WRONG[:3])]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -174,27 +163,6 @@ def test_a_changed_label_does_not_reach_its_own_score(
     found = changed.score_pairs(QUERY_IDS, PAIRS)
     assert np.array_equal(found[fold == 0], scores[fold == 0])
     assert not np.array_equal(found[fold == 1], scores[fold == 1])
-
-
-def test_a_kill_changes_nothing(
-    tiny_model: Path, tmp_path: Path, undisturbed: tuple[Path, np.ndarray, RecordedProgress]
-) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.unit.stages.mining.verify.test_cross_fitting",
-        str(tiny_model),
-        str(tmp_path),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    said = RecordedProgress()
-    on = cross(tiny_model, tmp_path, said)
-    assert np.array_equal(on.score_pairs(QUERY_IDS, PAIRS), undisturbed[1])
-    assert on.counts["cached"] > 0, "the first fold's scores were there"
-    assert not any("teacher 1 of 2" in line for line in said.messages)
-    assert any("it resumes after step" in line for line in said.messages)
 
 
 def test_documents_that_were_right_elsewhere_are_named(tiny_model: Path, tmp_path: Path) -> None:

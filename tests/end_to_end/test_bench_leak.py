@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from tests.conftest import run_prep
-from tests.unit.pipeline.cli.test_bench_downstream import collection
+from tests.end_to_end.test_bench_downstream import collection
 
 
 def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -> None:

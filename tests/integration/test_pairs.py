@@ -21,7 +21,7 @@ from stages.pairs.split import count_split_changes
 from stages.pairs.stage import PairTables, Params, build_pairs, key_extras, run
 from tests.fakes import RecordedProgress
 
-SHARED = Path(__file__).parents[5] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 class Result:

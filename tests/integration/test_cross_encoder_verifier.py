@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,7 +25,6 @@ from stages.reranking import cross_encoder
 from stages.reranking.cross_encoder import load_reranker, save_reranker
 from tests.fakes import RecordedProgress
 
-ROOT = Path(__file__).parents[5]
 PAIRS = [(f"q{i % 7}", " ".join("abcdefgh"[(i * j) % 8] for j in range(i % 40 + 1)) + f" {i}") for i in range(200)]
 NAN = float("nan")
 
@@ -134,18 +132,6 @@ def test_no_text_moves_from_query_to_document() -> None:
     hashes = hash_pairs([("a", "bc"), ("ab", "c"), ("", "abc"), ("1:a", ""), ("a", "bc")])
     assert len(np.unique(hashes, axis=0)) == 4
     assert np.array_equal(hashes[0], hashes[4])
-
-
-def test_what_was_scored_before_a_kill_stays(cross: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.unit.stages.mining.verify.test_cross_encoder", str(cross), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    on = teacher(cross, tmp_path)
-    found = on.score_pairs(PAIRS)
-    assert 0 < on.counts["cached"] < len(PAIRS)
-    assert on.counts["scored"] == len(PAIRS) - on.counts["cached"]
-    assert np.array_equal(found, teacher(cross, tmp_path / "undisturbed").score_pairs(PAIRS))
 
 
 def test_a_damaged_file_is_said_and_scored_again(cross: Path, tmp_path: Path) -> None:

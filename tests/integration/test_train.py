@@ -18,7 +18,9 @@ from stages.training import losses
 from stages.training import stage as training_stage
 from stages.training.params import Params
 from tests.fakes import RecordedProgress
-from tests.unit.stages.training.small_training import STEPS, run, settings
+from tests.small_training import STEPS, run, settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Run = tuple[Path, Summary, dict[str, Any], RecordedProgress]
 
@@ -51,7 +53,7 @@ def test_a_training_lowers_the_loss_and_writes_a_model(finished_run: Run) -> Non
 
 
 def test_the_weights_of_negatives_reach_the_loss(
-    params: Params, training_inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training_params: Params, training_inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [json.loads(line) for line in training_inputs["mined"].read_text().splitlines()]
     weighted = [row | {"neg_weights": [0.25] * len(row["neg"])} for row in rows]
@@ -59,16 +61,16 @@ def test_the_weights_of_negatives_reach_the_loss(
     calls, listwise_loss = [], losses.listwise_loss
     monkeypatch.setitem(losses.LOSSES, "listwise", lambda *given: (calls.append(given[1:]), listwise_loss(*given))[1])
     inputs = training_inputs | {"mined": tmp_path / "mined.jsonl"}
-    run(params.model_copy(update={"epochs": 1}), inputs, tmp_path / "weighted")
+    run(training_params.model_copy(update={"epochs": 1}), inputs, tmp_path / "weighted")
     assert len(calls) == STEPS
     for sizes, weights in calls:
         assert weights.tolist() == [weight for size in sizes for weight in [1.0] + [0.25] * (size - 1)]
 
 
 def test_a_new_head_has_an_epoch_of_distillation_first(
-    params: Params, training_inputs: dict[str, Path], tmp_path: Path
+    training_params: Params, training_inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    one_epoch = params.model_copy(update={"distill_epochs": None, "epochs": 1})
+    one_epoch = training_params.model_copy(update={"distill_epochs": None, "epochs": 1})
     calls: list[tuple[str, Any]] = []
     progress = RecordedProgress()
     with pytest.MonkeyPatch.context() as patch:
@@ -94,29 +96,29 @@ def test_a_new_head_has_an_epoch_of_distillation_first(
 
 
 def test_without_dev_queries_the_last_epoch_is_kept(
-    params: Params, training_inputs: dict[str, Path], tmp_path: Path
+    training_params: Params, training_inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     queries = pl.read_parquet(training_inputs["queries"]).filter(pl.col("split") == "train")
     write_table(queries, QUERIES, tmp_path / "queries.parquet")
-    summary, report = run(params, {**training_inputs, "queries": tmp_path / "queries.parquet"}, tmp_path)
+    summary, report = run(training_params, {**training_inputs, "queries": tmp_path / "queries.parquet"}, tmp_path)
     assert report["best_epoch"] == 2
     assert report["epochs"][1].keys() == {"epoch", "loss"}
     assert "dev_MRR@10" not in summary
 
 
-def test_the_pointwise_loss_falls(params: Params, training_inputs: dict[str, Path], tmp_path: Path) -> None:
-    _, report = run(params.model_copy(update={"loss": "pointwise"}), training_inputs, tmp_path)
+def test_the_pointwise_loss_falls(training_params: Params, training_inputs: dict[str, Path], tmp_path: Path) -> None:
+    _, report = run(training_params.model_copy(update={"loss": "pointwise"}), training_inputs, tmp_path)
     assert 0.5 < report["chance_loss"] < 0.57, "about the entropy of one in five"
     assert report["epochs"][1]["loss"] < report["epochs"][0]["loss"]
 
 
 def test_a_model_that_gives_equal_scores_is_a_collapse(
-    params: Params, training_inputs: dict[str, Path], tmp_path: Path
+    training_params: Params, training_inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = load_reranker(Path(params.base), "cpu")
+    model = load_reranker(Path(training_params.base), "cpu")
     model.model.classifier.weight.data.zero_()
     save_reranker(model, tmp_path / "base")
-    constant = params.model_copy(update={"base": str(tmp_path / "base"), "learning_rate": 1e-12})
+    constant = training_params.model_copy(update={"base": str(tmp_path / "base"), "learning_rate": 1e-12})
     summary, report = run(constant, training_inputs, tmp_path)
     assert report["has_new_head"] is False
     assert report["epochs"][1]["loss"] == pytest.approx(report["chance_loss"])
@@ -129,10 +131,10 @@ def test_a_model_that_gives_equal_scores_is_a_collapse(
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_as_a_collapse(
-    params: Params, training_inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training_params: Params, training_inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(losses.LOSSES, "listwise", lambda scores, sizes, weights: scores.sum() * float("nan"))
-    summary, report = run(params, training_inputs, tmp_path)
+    summary, report = run(training_params, training_inputs, tmp_path)
     assert summary["collapse_reason"] == "the loss of epoch 1 is not finite"
     assert report["n_steps"] == 1
     assert (tmp_path / "out" / "reranker" / "model.safetensors").exists()

@@ -1,6 +1,6 @@
 """A training of seconds for tests: a tiny model, documents that a model can learn to rank, and a run that is disturbed.
 
-As a program (`python -m tests.unit.stages.training.small_training MODEL INPUTS WORK STEP SIGNAL`) it sends itself a
+As a program (`python -m tests.small_training MODEL INPUTS WORK STEP SIGNAL`) it sends itself a
 signal after a step.
 """
 

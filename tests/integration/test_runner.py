@@ -54,19 +54,6 @@ def test_a_result_that_is_not_complete_is_made_again(tmp_path: Path) -> None:
         assert (found is not None) == (key == "whole")
 
 
-def test_flags_of_the_composer(project: Project) -> None:
-    flags = ["--sampling", "simans", "--hub-cap", "3"]
-    flags += ["--source-quotas", "dense=2", "--source-quotas", "bm25=1", "--prefer-category"]
-    done = project.prep("mine-negatives", *flags, "--json", "-q")
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)["summary"]["sample"]
-    assert summary["by_stratum"].keys() == {"simans", "rest"}  # there is no bm25
-    assert summary["hubness"]["max_document_count"] <= 3
-    refused = project.prep("mine-negatives", "--source-quotas", "dense")
-    assert refused.returncode == 2
-    assert "'dense' must have the form NAME=PARTS" in refused.stderr
-
-
 def test_seconds_per_step_are_those_of_the_last_training_that_was_not_interrupted() -> None:
     events: list[dict[str, Any]] = [
         {"event": "start", "stage": "train", "key": "a"},
