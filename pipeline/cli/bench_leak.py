@@ -112,10 +112,10 @@ def mine_collection(collection: Any, encoder: str, n_negatives: int, context: St
 
     inputs = write_stage_inputs(collection, context.scratch_dir)
     embedding_stage.run(embedding_stage.Params(model=encoder), inputs, context.scratch_dir, context)
-    inputs["encoder"] = context.scratch_dir / "encoder.json"
+    inputs |= {"encoder": context.scratch_dir / "encoder.json", "text_hashes": context.scratch_dir / "text_hashes.npy"}
     retrieval_stage.run(retrieval_stage.Params(), inputs, context.scratch_dir, context)
     inputs |= {name: context.scratch_dir / f"{name}.parquet" for name in ("candidates", "qrels_scored")}
-    vectors = VectorLookup(inputs["encoder"], context.vectors_dir)
+    vectors = VectorLookup(inputs, context.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
     judged = read_table(inputs["qrels_scored"], QRELS_SCORED)
     positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", positive_kind=pl.lit("own"))

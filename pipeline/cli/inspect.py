@@ -228,7 +228,8 @@ def audit_positives(
             raise InputError(f"--out {out} exists, and may hold somebody's decisions. --force overwrites it.")
     loaded = load_artifacts(options, ("pairs", "encode", "search", "mask"))
     inputs = {name: loaded.artifacts[step].folder / f"{name}.parquet" for name, step in _AUDITED_TABLES.items()}
-    inputs["encoder"] = loaded.artifacts["encode"].folder / "encoder.json"
+    encode_folder = loaded.artifacts["encode"].folder
+    inputs |= {"encoder": encode_folder / "encoder.json", "text_hashes": encode_folder / "text_hashes.npy"}
     params: Any = loaded.runner.params["sample"]
     findings, n_positives = find_label_issues(inputs, loaded.runner.workspace.vectors, params.num_negatives)
     table = build_review_table(findings, inputs)

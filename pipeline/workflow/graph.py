@@ -5,12 +5,18 @@ resolves each.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.workflow.stage import Stage, Store
 
 if TYPE_CHECKING:
     from stages.core.params import BaseParams
+
+
+def _reads_vectors(params: Any) -> bool:
+    """Whether sampling compares documents: to leave out near duplicates, or positives that are likely wrong."""
+    return params.near_duplicate_similarity <= 1 or bool(params.drop_positives)
+
 
 STAGES = (
     Stage(
@@ -46,7 +52,13 @@ STAGES = (
         name="search",
         module="stages.retrieval.stage",
         section="search",
-        inputs=("pairs/queries.parquet", "pairs/corpus.parquet", "pairs/qrels.parquet", "encode/encoder.json"),
+        inputs=(
+            "pairs/queries.parquet",
+            "pairs/corpus.parquet",
+            "pairs/qrels.parquet",
+            "encode/encoder.json",
+            "encode/text_hashes.npy",
+        ),
         outputs=("candidates.parquet", "qrels_scored.parquet"),
         libraries=("faiss-cpu", "numpy", "pyarrow", "scipy"),
         key_extras="stages.retrieval.stage:key_extras",
@@ -64,6 +76,7 @@ STAGES = (
             "search/candidates.parquet",
             "search/qrels_scored.parquet",
             "encode/encoder.json",
+            "encode/text_hashes.npy",
         ),
         outputs=("features.parquet", "holdout_candidates.parquet", "estimator.json"),
         libraries=("polars", "pyarrow", "scipy", "scikit-learn"),
@@ -118,7 +131,8 @@ STAGES = (
         ),
         optional_inputs={
             "pairs/label_overrides.parquet": lambda params: bool(params.drop_positives),
-            "encode/encoder.json": lambda params: params.near_duplicate_similarity <= 1 or bool(params.drop_positives),
+            "encode/encoder.json": _reads_vectors,
+            "encode/text_hashes.npy": _reads_vectors,
         },
         outputs=("mined.jsonl",),
         libraries=("polars",),

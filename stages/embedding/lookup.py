@@ -1,71 +1,66 @@
-"""What encode has made, for the stages after it: from rows of the tables to the vectors in the store."""
+"""Reads what encode wrote, for the stages after it: the vectors of the rows of its tables."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+import pyarrow.parquet as pq
 
-from stages.core.arrays import Floats
-from stages.core.hashing import Hashes, hash_texts
-from stages.core.schemas import document_text
+from stages.core.arrays import Floats, Ints
+from stages.core.hashing import Hashes
+from stages.core.schemas import CORPUS, QUERIES, document_text, scan_table
 from stages.embedding.vector_store import VectorStore
+
+_TABLE_BATCH_ROWS = 8_192
+"""Rows of a table read at once."""
 
 
 def read_encodings(path: Path) -> list[dict[str, Any]]:
-    """What encoder.json says of each encoder, the first one's first."""
+    """The description of each encoder in encoder.json, the first encoder first."""
     first = json.loads(path.read_text())
     return [first, *first.get("extra_encoders", [])]
 
 
 class VectorLookup:
-    """From rows of the tables to their vectors, for the stages after this one.
+    """The vectors that one encoder gave the rows of queries.parquet and corpus.parquet.
 
-    `encoding_path` is the encode stage's encoder.json, `store_root` the vector store's (`tools.vectors`),
-    `encoder_index` the encoder's: 0 is `model`, 1 and on are `extra_models`.
+    `inputs` holds the paths of encode's encoder.json ("encoder") and text_hashes.npy ("text_hashes"). `store_root` is
+    the folder of the vector stores (`StageContext.vectors_dir`). Encoder 0 is `model`, the others are `extra_models` in
+    order. Raises `KeyError` if the store lacks a vector.
     """
 
-    def __init__(self, encoding_path: Path, store_root: Path, encoder_index: int = 0) -> None:
-        self.encoding = read_encodings(encoding_path)[encoder_index]
-        self.store = VectorStore(store_root / self.encoding["encoder_key"])
-        self.dimension: int = self.encoding["dimension"]
+    def __init__(self, inputs: Mapping[str, Path], store_root: Path, encoder_index: int = 0) -> None:
+        encoding = read_encodings(inputs["encoder"])[encoder_index]
+        self.store = VectorStore(store_root / encoding["encoder_key"])
+        self.dimension: int = encoding["dimension"]
+        text_hashes: Hashes = np.load(inputs["text_hashes"], mmap_mode="r")[encoder_index]
+        self.query_hashes = text_hashes[: encoding["queries"]]
+        """[n queries, 16]: what identifies the text of each row of queries.parquet."""
+        self.document_hashes = text_hashes[encoding["queries"] :]
+        """[n documents, 16]: the same for corpus.parquet."""
+        self._query_positions = self.store.locate(self.query_hashes)
+        self._document_positions = self.store.locate(self.document_hashes)
 
-    def hash_queries(self, frame: pl.DataFrame) -> Hashes:
-        """Hashes of the rows of `frame` (column query): uint8 [n, 16], for `self.read`."""
-        return self._hash_rows(frame, "query")
+    def read_queries(self, rows: Ints) -> Floats:
+        """The vectors of these rows of queries.parquet: float32 [n, d]."""
+        return self.store.read_at(self._query_positions[rows])
 
-    def hash_documents(self, frame: pl.DataFrame) -> Hashes:
-        """Hashes of the rows of `frame` (columns text and, where there is one, title): uint8 [n, 16]."""
-        return self._hash_rows(frame, "document")
-
-    def read(self, hashes: Hashes) -> Floats:
-        """Vectors of hashes, float32 [n, d]; `KeyError` where one was not encoded."""
-        return self.store.read(hashes)
-
-    def locate(self, hashes: Hashes) -> NDArray[np.int64]:
-        """Where the vectors of hashes stand, for `read_at`: [n]; `KeyError` where one was not encoded."""
-        return self.store.locate(hashes)
-
-    def read_at(self, positions: NDArray[np.int64]) -> Floats:
-        """The vectors in these places, float32 [n, d]."""
-        return self.store.read_at(positions)
-
-    def read_queries(self, frame: pl.DataFrame) -> Floats:
-        """Vectors of the rows of `frame` (column query): float32 [n, d]."""
-        return self.read(self.hash_queries(frame))
-
-    def read_documents(self, frame: pl.DataFrame) -> Floats:
-        """Vectors of the rows of `frame` (columns text and, where there is one, title): float32 [n, d]."""
-        return self.read(self.hash_documents(frame))
-
-    def _hash_rows(self, frame: pl.DataFrame, role: str) -> Hashes:
-        return hash_texts(format_encoder_texts(frame, role), self.encoding["hash_prefixes"][role])
+    def read_documents(self, rows: Ints) -> Floats:
+        """The vectors of these rows of corpus.parquet: float32 [n, d]."""
+        return self.store.read_at(self._document_positions[rows])
 
 
-def format_encoder_texts(frame: pl.DataFrame, role: str) -> list[str]:
-    """What the encoder reads of each row, before its prompt: the query; or title (if any), a space and the text."""
-    if role == "query":
-        return frame["query"].to_list()
-    return frame.select(document_text(frame.columns))["text"].to_list()
+def read_text_blocks(path: Path, role: str) -> Iterator[list[str]]:
+    """The texts of the rows of a table, a bounded number at a time, without the encoder's prompt.
+
+    `role` says which table it is: of "query" the queries, of "document" the documents with their titles.
+    """
+    schema, columns = (QUERIES, ["query"]) if role == "query" else (CORPUS, ["text", "title"])
+    text = pl.col("query") if role == "query" else document_text(columns)
+    scan_table(path, schema)  # checks the columns
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_TABLE_BATCH_ROWS, columns=columns):
+            yield pl.DataFrame(pl.from_arrow(batch)).select(text).to_series().to_list()

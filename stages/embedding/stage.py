@@ -9,8 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
-import pyarrow.parquet as pq
 
 from stages.core.arrays import Bools, Floats
 from stages.core.context import StageContext, Summary
@@ -22,9 +20,8 @@ from stages.core.hashing import Hashes, hash_texts, unique_hashes
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable_model_name, resolve_model
 from stages.core.params import BaseParams as Base
 from stages.core.params import device_option, dtype_option, option
-from stages.core.schemas import CORPUS, QUERIES, scan_table
 from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec, unsupported_similarity
-from stages.embedding.lookup import format_encoder_texts, read_encodings
+from stages.embedding.lookup import read_encodings, read_text_blocks
 from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 
 
@@ -66,18 +63,15 @@ class Params(Base):
     )
 
 
-VERSION = 2
+VERSION = 3
 
 _SORT_WINDOW_TEXTS = 16_384
 """Texts held in memory at once to be sorted by length."""
-_TABLE_BATCH_ROWS = 8_192
-"""Rows of a table read at once."""
 _BATCHES_PER_TASK = 32
 """Batches that an item of work fills, at four characters a token."""
 _MAX_COUNTED_CHARS = 2_048
 """Characters of a text that count for that: most encoders read no more of it."""
 
-_ROLE_SCHEMAS = {"query": QUERIES, "document": CORPUS}
 _ROLE_TABLES = {"query": "queries", "document": "corpus"}
 
 
@@ -94,9 +88,10 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     """Encode the texts of `queries` and `corpus` that the store lacks; write encoder.json and text_hashes.npy.
 
     encoder.json: what the first encoder is and did, and under "extra_encoders", if there are more, the same of each.
-    text_hashes.npy: the sorted distinct hashes of all texts, uint8 [n, 16], of one encoder after the other. A run that
-    is killed loses at most what came after the last flush. Raises `InputError` for a model that can't be loaded or
-    gives no finite vector.
+    text_hashes.npy: the hash of each row's text, the rows of queries before those of corpus, for each encoder: uint8
+    [encoders, queries + documents, 16]. The vector stores find a vector by it, whatever their segments are by then.
+    A run that is killed loses at most what came after the last flush. Raises `InputError` if a model can't be loaded
+    or gives a vector that is not finite.
     """
     names = (params.model, *params.extra_models)
     for name in names if params.similarity == "auto" else params.extra_models:
@@ -117,7 +112,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             "extra_encoders": {f"dense{n} {s['model']}": _shorten_summary(s) for n, (_, s) in enumerate(more, 2)},
         }
     (out / "encoder.json").write_text(json.dumps(encoding, indent=2, ensure_ascii=False) + "\n")
-    np.save(out / "text_hashes.npy", np.concatenate([texts for _, _, texts in done]))
+    np.save(out / "text_hashes.npy", np.stack([hashes for _, _, hashes in done]))
     return summary
 
 
@@ -128,8 +123,7 @@ def _shorten_summary(summary: Summary) -> Summary:
 def _encode_tables(
     spec: EncoderSpec, model: str, batch_tokens: int, inputs: Mapping[str, Path], context: StageContext
 ) -> tuple[dict[str, Any], Summary, Hashes]:
-    """Encode with one encoder, named `model` by the user: its part of encoder.json, of the summary and of
-    text_hashes.npy."""
+    """Encode with one encoder, which the user named `model`: its part of encoder.json, summary and text_hashes.npy."""
     store = VectorStore(context.vectors_dir / spec.key)
     if store.damaged_segments:
         context.progress.log(
@@ -177,7 +171,6 @@ def _encode_tables(
         "similarity": spec.similarity,
         "dtype": spec.dtype,
         "max_length": spec.max_length,
-        "hash_prefixes": {role: spec.hash_prefix(role) for role in paths},
     }
     summary = {
         "queries": len(hashes["query"]),
@@ -188,7 +181,7 @@ def _encode_tables(
         "dimension": store.dimension,
         "model": spec.model,
     }
-    return encoding, summary, texts
+    return encoding, summary, np.concatenate(list(hashes.values()))
 
 
 class EncodeTask(NamedTuple):
@@ -250,11 +243,10 @@ def _find_new_rows(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Ha
 def has_all_vectors(folder: Path, context: StageContext) -> bool:
     """Whether the vector store holds, undamaged, every vector that the artifact in `folder` refers to."""
     parts = read_encodings(folder / "encoder.json")
-    texts = np.split(np.load(folder / "text_hashes.npy"), np.cumsum([part["texts"] for part in parts])[:-1])
     stores = [VectorStore(context.vectors_dir / part["encoder_key"]) for part in parts]
     return all(
         not store.damaged_segments and bool(store.contains(hashes).all())
-        for store, hashes in zip(stores, texts, strict=True)
+        for store, hashes in zip(stores, np.load(folder / "text_hashes.npy"), strict=True)
     )
 
 
@@ -278,17 +270,8 @@ def _resolve_encoder_specs(params: Params) -> list[EncoderSpec]:
     return [first, *more]
 
 
-def _read_table_texts(path: Path, role: str) -> Iterator[list[str]]:
-    """The texts of a table, a bounded number of rows at a time."""
-    scan_table(path, _ROLE_SCHEMAS[role])
-    columns = ["query"] if role == "query" else ["text", "title"]
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_TABLE_BATCH_ROWS, columns=columns):
-            yield format_encoder_texts(pl.DataFrame(pl.from_arrow(batch)), role)
-
-
 def _hash_table_texts(path: Path, role: str, spec: EncoderSpec) -> Hashes:
-    parts = [hash_texts(texts, spec.hash_prefix(role)) for texts in _read_table_texts(path, role)]
+    parts = [hash_texts(texts, spec.hash_prefix(role)) for texts in read_text_blocks(path, role)]
     return np.concatenate([np.empty((0, 16), np.uint8), *parts])
 
 
@@ -299,7 +282,7 @@ def _read_text_windows(
     window: list[str] = []
     rows: list[int] = []
     row = 0
-    for texts in _read_table_texts(path, role):
+    for texts in read_text_blocks(path, role):
         for offset in np.flatnonzero(mask[row : row + len(texts)]).tolist():
             window.append(texts[offset])
             rows.append(row + offset)

@@ -71,12 +71,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
 
     candidates = schemas.scan_table(inputs["candidates"], schemas.CANDIDATES)
     qrels_scored = schemas.scan_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
-    queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query"]).sort("query_id")
+    queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query"])
     facts = _collect_known_facts(params, inputs, queries)
     document_words = None
     if len(facts.answer_strings):
         document_words = write_document_words(inputs["corpus"], context.scratch_dir / "words.arrow")
-    vectors = VectorLookup(inputs["encoder"], context.vectors_dir)
+    vectors = VectorLookup(inputs, context.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
     score_pairs = make_dense_scorer(queries, vectors, vectorise)
     query_ids, n_candidates = queries["query_id"], pq.read_metadata(inputs["candidates"]).num_rows

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 
 from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 from stages.core.executor import Executor
-from stages.core.hashing import Hashes
 from stages.core.schemas import CORPUS, read_table
 from stages.embedding.lookup import VectorLookup
 from stages.retrieval.exact.scoring import pair_scores
@@ -39,8 +37,6 @@ class DenseRetriever:
     ) -> None:
         self.doc_ids = read_table(corpus, CORPUS, ["doc_id"])["doc_id"].rechunk()
         self.vectors = vectors
-        self.query_hashes = vectors.hash_queries(queries)
-        self.document_hashes = _hash_corpus(corpus, vectors)
         self.query_ids, self.block_size = queries["query_id"], block_size
         self._executor, self._device, self._dtype = executor, device, dtype
 
@@ -74,8 +70,9 @@ class DenseRetriever:
         out = np.empty(len(queries), np.float32)
         for start in range(0, len(queries), 8_192):
             part = slice(start, start + 8_192)
-            query_vectors = self.vectors.read(self.query_hashes[queries[part]])
-            out[part] = pair_scores(query_vectors, self.vectors.read(self.document_hashes[documents[part]]))
+            out[part] = pair_scores(
+                self.vectors.read_queries(queries[part]), self.vectors.read_documents(documents[part])
+            )
         return out
 
     @property
@@ -84,7 +81,7 @@ class DenseRetriever:
 
     def read_queries(self, queries: Ints) -> Floats:
         """The vectors of some queries."""
-        vectors = self.vectors.read(self.query_hashes[queries])
+        vectors = self.vectors.read_queries(queries)
         _check_vectors(vectors, self.query_ids.gather(queries), "query")
         return vectors
 
@@ -94,7 +91,7 @@ class DenseRetriever:
         return map(self._read_block, parts)
 
     def _read_block(self, documents: Ints) -> Floats:
-        vectors = self.vectors.read(self.document_hashes[documents])
+        vectors = self.vectors.read_documents(documents)
         _check_vectors(vectors, self.doc_ids.gather(documents), "document")
         return vectors
 
@@ -110,14 +107,6 @@ class _DocumentBlocks:
 
     def __iter__(self) -> Iterator[Floats]:
         return self._dense.read_document_blocks(self._documents)
-
-
-def _hash_corpus(corpus: Path, vectors: VectorLookup) -> Hashes:
-    hashes = [np.empty((0, 16), np.uint8)]
-    with pq.ParquetFile(corpus) as file:
-        for batch in file.iter_batches(8_192, columns=["text", "title"]):
-            hashes.append(vectors.hash_documents(pl.DataFrame(pl.from_arrow(batch))))
-    return np.concatenate(hashes)
 
 
 def _check_vectors(vectors: Floats, ids: pl.Series, kind: str) -> None:

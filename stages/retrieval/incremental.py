@@ -50,7 +50,7 @@ class IncrementalSearch:
         folder, code_versions = store.folder / "topk_cache", {"search": version, "numpy": np.__version__}
         document_keys = _make_document_keys(dense)
         old_cache = read_topk_cache(folder, code_versions, store.segment_names)
-        cache_writer = TopKWriter(folder, dense.query_hashes, self._width)
+        cache_writer = TopKWriter(folder, dense.vectors.query_hashes, self._width)
         to_search, n_new = self._merge_cached_queries(old_cache, document_keys, cache_writer)
         # of one size: each goes through all documents, which does not pay for few queries
         parts = np.array_split(to_search, -(-len(to_search) // _FULL_SEARCH_QUERIES)) if len(to_search) else []
@@ -60,7 +60,7 @@ class IncrementalSearch:
         self._cache = cache_writer.commit(document_keys, code_versions, store.segment_names)
         self.summary: Summary = {
             "n_new_documents": n_new,
-            "n_merged_queries": len(dense.query_hashes) - len(to_search),
+            "n_merged_queries": len(dense.query_ids) - len(to_search),
             "n_searched_queries": len(to_search),
         }
         """How many documents were new, and how many queries were merged or searched in full."""
@@ -76,7 +76,7 @@ class IncrementalSearch:
         self, old_cache: TopKCache | None, document_keys: npt.NDArray[np.bytes_], cache_writer: TopKWriter
     ) -> tuple[Ints, int]:
         """Put every list that can be had from an old one; returns the other queries, and how many documents are new."""
-        all_queries = np.arange(len(self._dense.query_hashes))
+        all_queries = np.arange(len(self._dense.query_ids))
         if old_cache is None or not len(old_cache.document_keys):
             return all_queries, self._n_documents
         new_positions = _find_key_positions(old_cache.document_keys, document_keys)
@@ -84,7 +84,7 @@ class IncrementalSearch:
         new_documents = np.setdiff1d(np.arange(self._n_documents), kept_positions, assume_unique=True)
         if 2 * len(new_documents) > self._n_documents or (np.diff(kept_positions) <= 0).any():
             return all_queries, len(new_documents)
-        rows = old_cache.find_rows(self._dense.query_hashes)
+        rows = old_cache.find_rows(self._dense.vectors.query_hashes)
         next_kept = _next_kept_positions(new_positions, self._n_documents)
         to_search = [all_queries[rows < 0]]
         cached_queries = all_queries[rows >= 0]
@@ -115,7 +115,7 @@ class IncrementalSearch:
 
     def _report_progress(self, queries: int) -> None:
         self._n_done += queries
-        self._progress.advance(self._n_done, len(self._dense.query_hashes), "lists")
+        self._progress.advance(self._n_done, len(self._dense.query_ids), "lists")
 
 
 def _extra_depth(top_k: int) -> int:
@@ -125,7 +125,7 @@ def _extra_depth(top_k: int) -> int:
 
 def _make_document_keys(dense: DenseRetriever) -> npt.NDArray[np.bytes_]:
     """What tells a document under its id and with its text from every other, 16 bytes each."""
-    text, ids = dense.document_hashes.tobytes(), dense.doc_ids
+    text, ids = dense.vectors.document_hashes.tobytes(), dense.doc_ids
     digests = (xxhash.xxh3_128_digest(text[16 * i : 16 * i + 16] + one.encode()) for i, one in enumerate(ids))
     return np.frombuffer(b"".join(digests), "S16")
 

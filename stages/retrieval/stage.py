@@ -1,6 +1,7 @@
 """Search: the best documents of every query, exactly or by an index, by one retriever or several, in bounded memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from stages.core.schemas import (
     to_arrow_table,
     write_table,
 )
-from stages.embedding.lookup import VectorLookup, format_encoder_texts, read_encodings
+from stages.embedding.lookup import VectorLookup, read_encodings, read_text_blocks
 from stages.retrieval.bm25 import Bm25Search
 from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.faiss_index import check_factory, check_parameters
@@ -217,7 +218,8 @@ def _make_retriever(
             _make_dense_retriever(queries, inputs, params, context, source.encoder_index), top_k, params, context
         )
     if source.name == "bm25":
-        return Bm25Search(queries["query"].to_list(), _read_document_texts(inputs["corpus"]))
+        document_texts = chain.from_iterable(read_text_blocks(inputs["corpus"], "document"))
+        return Bm25Search(queries["query"].to_list(), document_texts)
     return RandomDocuments(params.seed, queries["query_id"], read_table(inputs["corpus"], CORPUS, ["doc_id"])["doc_id"])
 
 
@@ -236,7 +238,7 @@ def choose_device_and_dtype(params: Params, n_products: int) -> tuple[str, str]:
 def _make_dense_retriever(
     queries: pl.DataFrame, inputs: Mapping[str, Path], params: Params, context: StageContext, encoder_index: int = 0
 ) -> DenseRetriever:
-    vectors = VectorLookup(inputs["encoder"], context.vectors_dir, encoder_index)
+    vectors = VectorLookup(inputs, context.vectors_dir, encoder_index)
     products = len(queries) * pq.read_metadata(inputs["corpus"]).num_rows * vectors.dimension
     return DenseRetriever(
         queries,
@@ -272,13 +274,6 @@ def _find_unused_encoders(source_depths: Sequence[tuple[CandidateSource, int]], 
         for place, model in enumerate(encoders)
         if place not in used
     ]
-
-
-def _read_document_texts(corpus: Path) -> Iterator[str]:
-    """The documents as models read them, a bounded number at a time."""
-    with pq.ParquetFile(corpus) as file:
-        for batch in file.iter_batches(8_192, columns=["text", "title"]):
-            yield from format_encoder_texts(pl.DataFrame(pl.from_arrow(batch)), "document")
 
 
 def _build_candidate_rows(

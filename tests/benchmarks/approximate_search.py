@@ -24,6 +24,7 @@ from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
 from stages.embedding.vector_store import VectorStore
 from stages.retrieval.stage import Params, run
+from tests.encodings import write_encodings
 
 INDEXES = ("IVF1024,Flat", "IVF1024,PQ48", "IVF1024,PQ48,RFlat k_factor_rf=4")
 _INNER = 32
@@ -61,8 +62,7 @@ def write_inputs(folder: Path, given: argparse.Namespace) -> None:
     write_table(pl.DataFrame({"doc_id": documents, "text": documents}), CORPUS, folder / "corpus.parquet")
     pair = {"query_id": queries[:1], "doc_id": documents[:1], "relevance": [1]}
     write_table(pl.DataFrame(pair, schema_overrides={"relevance": pl.Int32}), QRELS, folder / "qrels.parquet")
-    made = {"encoder_key": "key", "model": "synthetic", "dimension": given.dimension}
-    (folder / "encoder.json").write_text(json.dumps(made | {"hash_prefixes": {"query": "", "document": ""}}))
+    write_encodings(folder, {"key": "synthetic"})
 
 
 def searched(folder: Path, params: Params) -> tuple[dict[str, Any], pl.DataFrame]:
@@ -71,9 +71,10 @@ def searched(folder: Path, params: Params) -> tuple[dict[str, Any], pl.DataFrame
     out.mkdir(exist_ok=True)
     shutil.rmtree(folder / "vectors/key/topk_cache", ignore_errors=True)
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
+    inputs |= {"encoder": folder / "encoder.json", "text_hashes": folder / "text_hashes.npy"}
     tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
     started, busy = time.perf_counter(), time.process_time()
-    summary = run(params, inputs | {"encoder": folder / "encoder.json"}, out, tools)
+    summary = run(params, inputs, out, tools)
     took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}
     pairs = pl.read_parquet(out / "candidates.parquet", columns=["query_id", "doc_id"])
     return took | summary.get("faiss_indexes", {}).get("dense", {"index": "exact"}), pairs

@@ -165,17 +165,13 @@ def _fastest(torch: Any, shapes: list[tuple[int, int, int]], device: str, dtype:
 def check(folder: Path, sizes: Sizes) -> Result:
     """Both sides give every text the same vector, as near as their number formats let them."""
     import numpy as np
-    import polars as pl
 
     from stages.embedding.lookup import VectorLookup
 
-    vectors = VectorLookup(folder / "ours" / "encoder.json", folder / "ours" / "vectors")
-    mine = np.concatenate(
-        [
-            vectors.read_queries(pl.read_parquet(folder / "queries.parquet")),
-            vectors.read_documents(pl.read_parquet(folder / "corpus.parquet")),
-        ]
-    )
+    encodings = {"encoder": folder / "ours" / "encoder.json", "text_hashes": folder / "ours" / "text_hashes.npy"}
+    vectors = VectorLookup(encodings, folder / "ours" / "vectors")
+    queries, documents = np.arange(len(vectors.query_hashes)), np.arange(len(vectors.document_hashes))
+    mine = np.concatenate([vectors.read_queries(queries), vectors.read_documents(documents)])
     found = {}
     for path in sorted(folder.glob("theirs*.npy")):
         theirs = np.load(path).astype(np.float32)

@@ -23,6 +23,7 @@ from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, QRELS, QUERIES, write_table
 from stages.embedding.vector_store import VectorStore
 from stages.retrieval.stage import Params, run
+from tests.encodings import write_encodings
 
 
 def texts(kind: str, count: int, changed: float) -> list[str]:
@@ -56,8 +57,9 @@ def timed(folder: Path, depth: int, out: str) -> tuple[float, dict[str, Any]]:
     (folder / out).mkdir(exist_ok=True)
     inputs = {name: folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
     tools = StageContext(NullProgress(), folder / "scratch", folder / "vectors", folder / "logs")
+    inputs |= write_encodings(folder, {"key": "random"})
     started = time.perf_counter()
-    summary = run(Params(top_k=depth), inputs | {"encoder": folder / "encoder.json"}, folder / out, tools)
+    summary = run(Params(top_k=depth), inputs, folder / out, tools)
     return time.perf_counter() - started, summary["topk_cache"]["dense"]
 
 
@@ -73,8 +75,6 @@ def main() -> None:
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        part = {"encoder_key": "key", "model": "random", "dimension": given.dimension}
-        (folder / "encoder.json").write_text(json.dumps(part | {"hash_prefixes": {"query": "", "document": ""}}))
         write_inputs(folder, given, 0, random)
         first, _ = timed(folder, given.depth, "first")
         write_inputs(folder, given, given.changed, random)

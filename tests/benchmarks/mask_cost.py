@@ -60,7 +60,7 @@ def main() -> None:
         print(f"{stage.__name__}: {seconds:.1f} s, {peak:.2f} GiB, {said}", flush=True)
         inputs.update({name.partition(".")[0]: work / name for name in outputs})
 
-    run(embedding_stage, embedding_stage.Params(), "encoder.json")
+    run(embedding_stage, embedding_stage.Params(), "encoder.json", "text_hashes.npy")
     run(retrieval_stage, retrieval_stage.Params(), "candidates.parquet", "qrels_scored.parquet")
     run(
         candidate_features,

@@ -66,10 +66,10 @@ def suspects_of(
     collection = read_holdout_collection(folder, 0, most)
     inputs = write_stage_inputs(collection, work)
     embedding_stage.run(embedding_stage.Params(), inputs, work, tools)
-    inputs["encoder"] = work / "encoder.json"
+    inputs |= {"encoder": work / "encoder.json", "text_hashes": work / "text_hashes.npy"}
     retrieval_stage.run(retrieval_stage.Params(), inputs, work, tools)
     inputs |= {name: work / f"{name}.parquet" for name in ("candidates", "qrels_scored")}
-    vectors = VectorLookup(inputs["encoder"], tools.vectors_dir)
+    vectors = VectorLookup(inputs, tools.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
     judged = read_table(inputs["qrels_scored"], QRELS_SCORED)
     own = judged.filter(pl.col("relevance") > 0).select(*PAIR_COLUMNS, positive_kind=pl.lit("own"))

@@ -136,7 +136,9 @@ def run(
     out = folder / stage.__name__
     out.mkdir(parents=True)
     tools = StageContext(progress, folder / "scratch", folder / "vectors", folder / "logs", engine)
-    stage.run(params, {**inputs, "encoder": folder / "stages.embedding.stage/encoder.json"}, out, tools)
+    encodings = {"encoder": "encoder.json", "text_hashes": "text_hashes.npy"}
+    inputs = inputs | {name: folder / "stages.embedding.stage" / file for name, file in encodings.items()}
+    stage.run(params, inputs, out, tools)
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 

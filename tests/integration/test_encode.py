@@ -14,9 +14,10 @@ from stages.core.context import StageContext
 from stages.core.errors import InputError
 from stages.core.hashing import hash_texts
 from stages.core.schemas import CORPUS, QUERIES, write_table
+from stages.embedding import lookup
 from stages.embedding import stage as embedding_stage
 from stages.embedding.encoder import EncoderSpec
-from stages.embedding.lookup import VectorLookup, format_encoder_texts, read_encodings
+from stages.embedding.lookup import VectorLookup, read_encodings, read_text_blocks
 from stages.embedding.stage import Params, has_all_vectors, key_extras, run
 from stages.embedding.vector_store import VectorStore
 from tests.fakes import RecordedProgress
@@ -59,6 +60,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeEncoder]:
 
 
 CORPUS_ROWS = {"doc_id": ["a", "b", "c"], "text": ["Red.", "Blue.", "Red."], "title": ["Sky", "", None]}
+DOCUMENT_VECTORS = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
 QUERY_ROWS = {"query_id": ["1", "2"], "query": ["why", "Red."], "split": ["train"] * 2, "group": ["1", "2"]}
 
 
@@ -75,15 +77,20 @@ def tools(tmp_path: Path) -> StageContext:
     return StageContext(RecordedProgress(), tmp_path / "scratch", tmp_path / "vectors", tmp_path / "logs")
 
 
+def find_vectors(out: Path, tools: StageContext, number: int = 0) -> VectorLookup:
+    inputs = {"encoder": out / "encoder.json", "text_hashes": out / "text_hashes.npy"}
+    return VectorLookup(inputs, tools.vectors_dir, number)
+
+
 def fresh(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
 
-def test_the_title_goes_first_where_there_is_one() -> None:
-    frame = pl.DataFrame(CORPUS_ROWS)
-    assert format_encoder_texts(frame, "document") == ["Sky Red.", "Blue.", "Red."]
-    assert format_encoder_texts(frame.drop("title"), "document") == ["Red.", "Blue.", "Red."]
+def test_a_document_is_its_title_and_its_text(inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "_TABLE_BATCH_ROWS", 2)
+    assert list(read_text_blocks(inputs["corpus"], "document")) == [["Sky Red.", "Blue."], ["Red."]]
+    assert list(read_text_blocks(inputs["queries"], "query")) == [["why", "Red."]]
 
 
 def test_each_distinct_text_is_encoded_once(
@@ -100,13 +107,12 @@ def test_each_distinct_text_is_encoded_once(
     assert tools.progress.messages == [
         "4 texts to encode with sentence-transformers/all-MiniLM-L6-v2 in float32; 0 are stored already"
     ]  # type: ignore[attr-defined]
-    texts = np.load(out / "text_hashes.npy")
-    assert sorted(map(bytes, hash_texts(["why", "Red.", "Sky Red.", "Blue."]))) == list(map(bytes, texts))
+    rows = hash_texts(["why", "Red.", "Sky Red.", "Blue.", "Red."])
+    assert np.load(out / "text_hashes.npy").tolist() == [rows.tolist()]
 
-    vectors = VectorLookup(out / "encoder.json", tools.vectors_dir)
-    assert vectors.read_queries(pl.DataFrame(QUERY_ROWS)).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
-    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
-    assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+    vectors = find_vectors(out, tools)
+    assert vectors.read_queries(np.array([1, 0])).tolist() == [vector("Red.").tolist(), vector("why").tolist()]
+    assert vectors.read_documents(np.arange(3)).tolist() == DOCUMENT_VECTORS
 
 
 def test_a_cache_hit_loads_no_model_and_gives_the_same_bytes(
@@ -182,12 +188,10 @@ def test_windows_smaller_than_the_tables_encode_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(embedding_stage, "_SORT_WINDOW_TEXTS", 1)
-    monkeypatch.setattr(embedding_stage, "_TABLE_BATCH_ROWS", 2)
+    monkeypatch.setattr(lookup, "_TABLE_BATCH_ROWS", 2)
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
     assert fake.asked == [["why"], ["Red."], ["Sky Red."], ["Blue."]]
-    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
-    vectors = VectorLookup(tmp_path / "out/encoder.json", tools.vectors_dir)
-    assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+    assert find_vectors(tmp_path / "out", tools).read_documents(np.arange(3)).tolist() == DOCUMENT_VECTORS
 
 
 def test_pieces_smaller_than_a_window_encode_the_same(
@@ -201,9 +205,7 @@ def test_pieces_smaller_than_a_window_encode_the_same(
     run(Params(batch_tokens=1), inputs, fresh(tmp_path / "out"), tools)
     assert fake.asked == [["Red."], ["why"], ["Sky Red."], ["Blue."]]
     assert fake.loaded == 1
-    expected = [vector(text).tolist() for text in ("Sky Red.", "Blue.", "Red.")]
-    vectors = VectorLookup(tmp_path / "out/encoder.json", tools.vectors_dir)
-    assert vectors.read_documents(pl.DataFrame(CORPUS_ROWS)).tolist() == expected
+    assert find_vectors(tmp_path / "out", tools).read_documents(np.arange(3)).tolist() == DOCUMENT_VECTORS
 
 
 def test_a_worker_whose_model_has_other_files_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -254,6 +256,21 @@ def test_damage_in_the_store_is_noticed_and_mended(
     assert not has_all_vectors(out, tools)
 
 
+def test_rows_keep_their_vectors_when_the_store_grows_and_is_repaired(
+    inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
+) -> None:
+    out = fresh(tmp_path / "one")
+    run(Params(), inputs, out, tools)
+    (first_segment,) = tools.vectors_dir.glob("*/*.npy")
+    other_texts = [f"other {i}" for i in range(9)]
+    for text in other_texts:  # nine more segments: their names put some of them before the first one
+        VectorStore(first_segment.parent).append(hash_texts([text]), vector(text)[None])
+    assert find_vectors(out, tools).read_documents(np.arange(3)).tolist() == DOCUMENT_VECTORS
+    first_segment.write_bytes(b"")
+    run(Params(), inputs, fresh(tmp_path / "two"), tools)
+    assert find_vectors(out, tools).read_documents(np.arange(3)).tolist() == DOCUMENT_VECTORS
+
+
 def test_the_encoders_folder_says_what_it_is(
     inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
@@ -283,14 +300,12 @@ def test_further_encoders_have_stores_of_their_own(
         "encoder2": second["encoder_key"],
         "model2": tiny_model.name,
     }
-    assert second["hash_prefixes"] == {"query": "", "document": ""}
-    assert np.load(out / "text_hashes.npy").shape == (9, 16)
+    assert np.load(out / "text_hashes.npy").shape == (2, 5, 16)
     assert (first["texts"], second["texts"]) == (5, 4)
-    frame = pl.DataFrame(QUERY_ROWS)
     for number in (0, 1):
-        vectors = VectorLookup(out / "encoder.json", tools.vectors_dir, number)
+        vectors = find_vectors(out, tools, number)
         assert vectors.store.folder == tools.vectors_dir / (first, second)[number]["encoder_key"]
-        assert vectors.read_queries(frame).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
+        assert vectors.read_queries(np.arange(2)).tolist() == [vector("why").tolist(), vector("Red.").tolist()]
     assert str(tmp_path) not in (out / "encoder.json").read_text()
 
 
@@ -339,8 +354,7 @@ def test_a_real_model_from_tables_to_vectors(
     assert run(params, inputs, fresh(tmp_path / "two"), tools)["n_encoded"] == 1
     clean = StageContext(RecordedProgress(), tmp_path / "scratch", tmp_path / "elsewhere", tmp_path / "logs")
     assert run(params, inputs, fresh(tmp_path / "three"), clean)["n_encoded"] == 4
-    frame = pl.DataFrame(CORPUS_ROWS)
-    grown = VectorLookup(tmp_path / "two/encoder.json", tools.vectors_dir).read_documents(frame)
+    grown = find_vectors(tmp_path / "two", tools).read_documents(np.arange(3))
     assert grown.shape == (3, 32)
-    assert np.array_equal(grown, VectorLookup(tmp_path / "three/encoder.json", clean.vectors_dir).read_documents(frame))
+    assert np.array_equal(grown, find_vectors(tmp_path / "three", clean).read_documents(np.arange(3)))
     assert str(tmp_path) not in (tmp_path / "two/encoder.json").read_text()

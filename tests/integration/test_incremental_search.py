@@ -20,6 +20,7 @@ from stages.embedding.vector_store import VectorStore
 from stages.retrieval import incremental
 from stages.retrieval import stage as retrieval_stage
 from stages.retrieval.stage import Params, run
+from tests.encodings import write_encodings
 
 # A text says its vector, and a letter, so that different texts can have the same vector: ties abound.
 TEXTS = [f"{letter} {x} {y}" for letter in "abc" for x in (-1, 0, 1) for y in (-1, 0, 1)]
@@ -35,8 +36,6 @@ class World:
         self.queries: dict[str, str] = {}
         for name in ("lived", "nothing"):
             (folder / name).mkdir()
-        part = {"encoder_key": "key", "model": "m", "dimension": 2, "hash_prefixes": {"query": "", "document": ""}}
-        (folder / "encoder.json").write_text(json.dumps(part))
         self.encode(TEXTS)
 
     def encode(self, texts: list[str]) -> None:
@@ -56,7 +55,7 @@ class World:
         schema = {"query_id": pl.String, "doc_id": pl.String, "relevance": pl.Int32}
         write_table(pl.DataFrame(pairs, schema, orient="row"), QRELS, self.folder / "qrels.parquet")
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
-        inputs["encoder"] = self.folder / "encoder.json"
+        inputs |= write_encodings(self.folder, {"key": "m"})
         tools = StageContext(NullProgress(), self.folder / "scratch", self.store.parent, self.folder / "logs")
         with mock.patch.object(retrieval_stage, "DOCUMENTS_PER_BLOCK", 7):
             summary = run(Params(top_k=depth), inputs, self.folder / out, tools)

@@ -85,8 +85,8 @@ def find_label_issues(
 ) -> tuple[pl.DataFrame, int]:
     """All `kinds` as `FINDINGS_SCHEMA`, by finding and worst first; and how many positives were looked at.
 
-    What a person decided is no finding. `inputs` holds the files queries, corpus, decided, judged, verdicts and
-    encoding; `vector_root` is the root of the vector store; `n_negatives` is num_negatives.
+    What a person decided is no finding. `inputs` holds the files queries, corpus, label_overrides, qrels_scored,
+    verdicts, encoder and text_hashes; `vector_root` is the root of the vector store; `n_negatives` is num_negatives.
     """
     from stages.embedding.lookup import VectorLookup
 
@@ -112,7 +112,7 @@ def find_label_issues(
     if OUTRANKED in kinds:
         found.append(find_outranked(positives, pl.concat(outranking_parts), term_overlap))
     if INCONSISTENT in kinds:
-        vectorise = make_document_vectoriser(inputs["corpus"], VectorLookup(inputs["encoder"], vector_root))
+        vectorise = make_document_vectoriser(inputs["corpus"], VectorLookup(inputs, vector_root))
         ids = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id"])["doc_id"]
         sampled_ids = sample_by_hash(ids, _N_SIMILARITY_SAMPLE, "pair")
         similarity_scaler = ZScaler.fit(vectorise(pl.DataFrame({"doc_id": sampled_ids})))

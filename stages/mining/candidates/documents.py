@@ -46,18 +46,9 @@ def write_document_words(corpus: Path, path: Path) -> pa.Table:
 
 
 def make_document_vectoriser(corpus: Path, vectors: "VectorLookup") -> DocumentVectoriser:
-    """A function that reads the vectors of documents. It holds 8 bytes for each document of the corpus, no vectors.
-
-    The function raises `KeyError` for an unknown document; this one raises it for a document that was not encoded.
-    """
+    """A function that reads the vectors of documents. It raises `KeyError` for an unknown document."""
     ids = pl.read_parquet(corpus, columns=["doc_id"])["doc_id"]
-    with pq.ParquetFile(corpus) as file:
-        parts = [
-            vectors.locate(vectors.hash_documents(pl.DataFrame(pl.from_arrow(batch))))
-            for batch in file.iter_batches(_CORPUS_ROWS_PER_BATCH, columns=["doc_id", "text", "title"])
-        ]
-    vector_rows = np.concatenate([np.empty(0, np.int64), *parts])
-    return lambda frame: vectors.read_at(vector_rows[find_id_rows(frame["doc_id"], ids)])
+    return lambda frame: vectors.read_documents(find_id_rows(frame["doc_id"], ids))
 
 
 class DocumentVectors(NamedTuple):

@@ -84,12 +84,12 @@ def build_feature_context(
 ) -> FeatureContext:
     """The context of a collection.
 
-    `queries`: query_id, query of all queries; `positives`: query_id, doc_id of those for `positive_queries`.
+    `queries`: query_id, query of the rows of queries.parquet, in its order; `positives`: query_id, doc_id of those for
+    `positive_queries`.
     """
     query_numbers = queries.select("query_id").with_row_index("query_number").select("query_id", "query_number")
     query_numbers = query_numbers.with_columns(pl.col("query_number").cast(pl.Int64))
     doc_ids = schemas.read_table(corpus, schemas.CORPUS, ["doc_id"])["doc_id"]
-    hashes = vectors.hash_queries(queries)
     positive_queries = (
         positives.join(query_numbers, on="query_id")
         .sort("doc_id", "query_id")
@@ -98,12 +98,12 @@ def build_feature_context(
     )
     number_by_id = dict(query_numbers.iter_rows())
     probe_ids = sample_by_hash(number_by_id, N_PROBE_QUERIES, "probe")
-    probe_vectors = vectors.read(hashes[[number_by_id[query_id] for query_id in probe_ids]])
+    probe_vectors = vectors.read_queries(np.array([number_by_id[query_id] for query_id in probe_ids], np.int64))
     sampled_doc_ids = pl.Series("doc_id", sample_by_hash(doc_ids, N_SCALER_DOCUMENTS, "pair"), dtype=pl.String)
     return FeatureContext(
         query_numbers,
         doc_ids,
-        lambda numbers: vectors.read(hashes[numbers]),
+        vectors.read_queries,
         Bm25(queries["query"].to_list(), (text for _, texts in iter_document_texts(corpus) for text in texts)),
         PositiveQueries.from_pairs(
             find_id_rows(positive_queries["doc_id"], doc_ids), positive_queries["query_number"].to_numpy(), len(doc_ids)

@@ -39,14 +39,16 @@ def merge_sources(candidates: pl.DataFrame, score_pairs: Callable[[pl.DataFrame]
 def make_dense_scorer(
     queries: pl.DataFrame, vectors: "VectorLookup", vectorise: DocumentVectoriser
 ) -> Callable[[pl.DataFrame], Floats]:
-    """A function from pairs (query_id, doc_id) to their scores [n] by the first encoder, equal to those of search."""
-    hashes = vectors.hash_queries(queries)
+    """A function from pairs (query_id, doc_id) to their scores [n] by the first encoder, equal to those of search.
+
+    `queries` are the rows of queries.parquet, in its order.
+    """
     query_numbers = queries.select("query_id").with_row_index("number")
 
     def score_pairs(pairs: pl.DataFrame) -> Floats:
         if pairs.is_empty():
             return np.empty(0, np.float32)
         numbers = pairs.join(query_numbers, on="query_id", how="left", maintain_order="left")["number"].to_numpy()
-        return pair_scores(vectors.read(hashes[numbers]), vectorise(pairs))
+        return pair_scores(vectors.read_queries(numbers), vectorise(pairs))
 
     return score_pairs

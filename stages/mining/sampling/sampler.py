@@ -51,9 +51,7 @@ class NegativeSampler:
         if params.near_duplicate_similarity <= 1:
             from stages.embedding.lookup import VectorLookup
 
-            self._vectorise = make_document_vectoriser(
-                inputs["corpus"], VectorLookup(inputs["encoder"], context.vectors_dir)
-            )
+            self._vectorise = make_document_vectoriser(inputs["corpus"], VectorLookup(inputs, context.vectors_dir))
         self._hub_cap: hubness.HubCap | None = None
         self._document_counts = np.zeros(len(self._keys), np.int32)
         if params.hub_cap:

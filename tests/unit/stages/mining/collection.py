@@ -34,27 +34,18 @@ def write(folder: Path, **tables: pl.DataFrame) -> dict[str, Path]:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, vectors: dict[str, list[float]]) -> None:
-    """Let `stages.embedding.lookup.VectorLookup` give these document vectors."""
+    """Let `stages.embedding.lookup.VectorLookup` give these vectors, by a query's text or a document's id."""
 
     class VectorLookup:
-        def __init__(self, encoding: Path, root: Path) -> None:
-            self._placed: list[np.ndarray] = []
+        def __init__(self, inputs: dict[str, Path], root: Path) -> None:
+            self._queries = pl.read_parquet(inputs["queries"])["query"]
+            self._documents = pl.read_parquet(inputs["corpus"])["doc_id"]
 
-        def hash_documents(self, frame: pl.DataFrame) -> np.ndarray:
-            return np.array([list(doc_id.ljust(16).encode()) for doc_id in frame["doc_id"]], dtype=np.uint8)
+        def read_queries(self, rows: np.ndarray) -> np.ndarray:
+            return np.array([vectors[self._queries[row]] for row in rows.tolist()], np.float32)
 
-        def hash_queries(self, frame: pl.DataFrame) -> np.ndarray:
-            return np.array([list(text[:16].ljust(16).encode()) for text in frame["query"]], dtype=np.uint8)
-
-        def read(self, hashes: np.ndarray) -> np.ndarray:
-            return np.array([vectors[bytes(row).decode().strip()] for row in hashes], dtype=np.float32)
-
-        def locate(self, hashes: np.ndarray) -> np.ndarray:
-            self._placed.extend(hashes)
-            return np.arange(len(self._placed) - len(hashes), len(self._placed))
-
-        def read_at(self, places: np.ndarray) -> np.ndarray:
-            return self.read(np.array([self._placed[place] for place in places], np.uint8).reshape(-1, 16))
+        def read_documents(self, rows: np.ndarray) -> np.ndarray:
+            return np.array([vectors[self._documents[row]] for row in rows.tolist()], np.float32)
 
     module = types.ModuleType("stages.embedding.lookup")
     module.VectorLookup = VectorLookup  # type: ignore[attr-defined]

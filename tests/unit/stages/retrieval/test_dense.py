@@ -1,6 +1,5 @@
 """Blocks of documents' vectors, as they are read from the store."""
 
-import json
 import weakref
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import pytest
 
 from stages.core.errors import InputError
 from stages.core.hashing import hash_texts
-from stages.core.schemas import CORPUS, write_table
+from stages.core.schemas import CORPUS, QUERIES, write_table
 from stages.embedding.lookup import VectorLookup
 from stages.embedding.vector_store import VectorStore
 from stages.retrieval.dense import DenseRetriever, _check_vectors
+from tests.encodings import write_encodings
 
 
 @pytest.fixture
@@ -21,14 +21,12 @@ def dense(tmp_path: Path) -> DenseRetriever:
     """Documents d0 to d4 with the vectors [0, 0] to [4, 4], but [nan, nan] of d4; blocks of two."""
     names = [f"d{i}" for i in range(5)]
     write_table(pl.DataFrame({"doc_id": names, "text": names}), CORPUS, tmp_path / "corpus.parquet")
-    encoding = {"encoder_key": "key", "model": "m", "dimension": 2, "hash_prefixes": {"query": "", "document": ""}}
-    (tmp_path / "encoder.json").write_text(json.dumps(encoding))
     vectors = np.repeat(np.float32([0, 1, 2, 3, np.nan])[:, None], 2, axis=1)
     VectorStore(tmp_path / "vectors/key").append(hash_texts(names), vectors)
-    queries = pl.DataFrame({"query_id": [], "query": []}, schema={"query_id": pl.String, "query": pl.String})
-    return DenseRetriever(
-        queries, tmp_path / "corpus.parquet", VectorLookup(tmp_path / "encoder.json", tmp_path / "vectors"), 2
-    )
+    queries = pl.DataFrame(pl.from_arrow(QUERIES.empty_table()))
+    write_table(queries, QUERIES, tmp_path / "queries.parquet")
+    vectors = VectorLookup(write_encodings(tmp_path, {"key": "m"}), tmp_path / "vectors")
+    return DenseRetriever(queries, tmp_path / "corpus.parquet", vectors, 2)
 
 
 def test_documents_come_a_block_at_a_time(dense: DenseRetriever) -> None:

@@ -23,6 +23,7 @@ from stages.retrieval.dense import DenseRetriever
 from stages.retrieval.exact.scoring import pair_scores
 from stages.retrieval.faiss_index import FaissIndex
 from stages.retrieval.stage import Params, key_extras, run
+from tests.encodings import write_encodings
 from tests.fakes import RecordedProgress
 
 DOCUMENTS, ASKED, DIMENSION = 400, 30, 8
@@ -39,10 +40,6 @@ class World:
         self.documents[10::10] = self.documents[9:-1:10]
         names = {"query": [f"q{i:03}" for i in range(ASKED)], "document": [f"d{i:03}" for i in range(DOCUMENTS)]}
         self.write(names["query"], names["document"])
-        part: dict[str, Any] = {"encoder_key": "key", "model": "m", "dimension": DIMENSION}
-        salts = {"hash_prefixes": {"query": "", "document": ""}}
-        more = [{**part, "encoder_key": "other", **salts}]
-        (folder / "encoder.json").write_text(json.dumps({**part, **salts, "extra_encoders": more}))
         hashes = hash_texts(names["query"] + names["document"])
         together = np.concatenate([self.queries, self.documents])
         VectorStore(folder / "vectors/key").append(hashes, together)
@@ -60,7 +57,7 @@ class World:
         """What the summary says."""
         (self.folder / out).mkdir(exist_ok=True)
         inputs = {name: self.folder / f"{name}.parquet" for name in ("queries", "corpus", "qrels")}
-        inputs["encoder"] = self.folder / "encoder.json"
+        inputs |= write_encodings(self.folder, {"key": "m", "other": "m"})
         self.progress.messages.clear()
         tools = StageContext(self.progress, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
         told: dict[str, Any] = run(Params(**{"top_k": 20, **settings}), inputs, self.folder / out, tools)

@@ -1,6 +1,5 @@
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES
 from stages.embedding.vector_store import VectorStore
 from stages.retrieval import stage as search_module
 from stages.retrieval.stage import Params, choose_device_and_dtype, run
+from tests.encodings import write_encodings
 from tests.fakes import RecordedProgress
 
 
@@ -24,6 +24,9 @@ def floats(rows: list[list[float]]) -> np.ndarray:
 
 
 VECTORS = {"q one": [1, 0], "q two": [0, 1], "red": [0.6, 0.8], "T green": [1, 0], "blue": [0.6, 0.8]}
+
+ONE_ENCODER = {"key": "first"}
+TWO_ENCODERS = ONE_ENCODER | {"other": "second"}
 
 
 @pytest.fixture
@@ -37,24 +40,22 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
     write_table(pl.DataFrame(corpus), CORPUS, tmp_path / "corpus.parquet")
     frame = pl.DataFrame(qrels, schema_overrides={"relevance": pl.Int32})
     write_table(frame, QRELS, tmp_path / "qrels.parquet")
-    encoding = {
-        "encoder_key": "key",
-        "model": "first",
-        "dimension": 2,
-        "title": True,
-        "hash_prefixes": {"query": "", "document": ""},
-    }
-    (tmp_path / "encoder.json").write_text(json.dumps(encoding))
     VectorStore(tmp_path / "vectors/key").append(hash_texts(VECTORS), floats(list(VECTORS.values())))
     yield tmp_path
 
 
-def search(workspace: Path, params: Params, progress: RecordedProgress | None = None) -> dict[str, Any]:
+def search(
+    workspace: Path,
+    params: Params,
+    progress: RecordedProgress | None = None,
+    models: Mapping[str, str] = ONE_ENCODER,
+) -> dict[str, Any]:
     """A search from nothing; test_incremental.py has those that go on from another."""
     for lists in (workspace / "vectors").glob("*/topk_cache"):
         shutil.rmtree(lists)
     names = {"queries": "queries.parquet", "corpus": "corpus.parquet", "qrels": "qrels.parquet"}
-    inputs = {name: workspace / file for name, file in names.items()} | {"encoder": workspace / "encoder.json"}
+    inputs = {name: workspace / file for name, file in names.items()}
+    inputs |= write_encodings(workspace, models)
     tools = StageContext(
         progress or RecordedProgress(), workspace / "scratch", workspace / "vectors", workspace / "logs"
     )
@@ -110,10 +111,8 @@ def test_a_vector_that_is_not_finite_is_named(workspace: Path) -> None:
     VectorStore(workspace / "vectors/nan").append(
         hash_texts(VECTORS), floats([[1, 0], [0, 1], [1, 0], [float("nan"), 0], [0, 1]])
     )
-    encoding = json.loads((workspace / "encoder.json").read_text())
-    (workspace / "encoder.json").write_text(json.dumps(encoding | {"encoder_key": "nan"}))
     with pytest.raises(InputError, match="document 'b' is not finite"):
-        search(workspace, Params())
+        search(workspace, Params(), models={"nan": "first"})
 
 
 def test_judgements_of_an_unknown_document_are_a_defect(workspace: Path) -> None:
@@ -124,18 +123,9 @@ def test_judgements_of_an_unknown_document_are_a_defect(workspace: Path) -> None
 
 
 def add_encoder(workspace: Path) -> None:
-    """A second encoder, which reads the two axes the other way round."""
-    VectorStore(workspace / "vectors/other").append(
-        hash_texts([f"> {text}" for text in VECTORS]), floats([vector[::-1] for vector in VECTORS.values()])
-    )
-    encoding = json.loads((workspace / "encoder.json").read_text())
-    more = {
-        "encoder_key": "other",
-        "model": "second",
-        "dimension": 2,
-        "hash_prefixes": {"query": "> ", "document": "> "},
-    }
-    (workspace / "encoder.json").write_text(json.dumps(encoding | {"extra_encoders": [more]}))
+    """Store the vectors of a second encoder, whose axes are those of the first in reverse order."""
+    reversed_vectors = floats([vector[::-1] for vector in VECTORS.values()])
+    VectorStore(workspace / "vectors/other").append(hash_texts(VECTORS), reversed_vectors)
 
 
 def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -> None:
@@ -170,7 +160,7 @@ def test_each_source_has_its_rows_with_its_own_rank_and_score(workspace: Path) -
 
 def test_a_second_encoder_is_a_source_of_its_own(workspace: Path) -> None:
     add_encoder(workspace)
-    summary = search(workspace, Params(top_k=2, sources=("dense", "dense2:1")))
+    summary = search(workspace, Params(top_k=2, sources=("dense", "dense2:1")), models=TWO_ENCODERS)
     assert summary["candidates_by_source"] == {"dense": 4, "dense2": 2}
     rows = read_table(workspace / "out/candidates.parquet", CANDIDATES).filter(pl.col("source") == "dense2").rows()
     # the query q two is [1, 0] there, and green [0, 1]
@@ -184,14 +174,14 @@ def test_a_source_without_an_encoder_is_refused_and_an_idle_encoder_said(workspa
         search(workspace, Params(sources=("dense", "dense2")))
     add_encoder(workspace)
     with pytest.raises(InputError, match=r"the source dense3 has no encoder: .* \(now: dense2 is second\)"):
-        search(workspace, Params(sources=("dense", "dense3")))
+        search(workspace, Params(sources=("dense", "dense3")), models=TWO_ENCODERS)
     progress = RecordedProgress()
-    search(workspace, Params(sources=("dense",)), progress)
+    search(workspace, Params(sources=("dense",)), progress, TWO_ENCODERS)
     assert progress.messages == [
         "no source uses the encoder second: add dense2 to sources, or remove it from extra_models"
     ]
     progress.messages.clear()
-    search(workspace, Params(sources=("dense", "dense2")), progress)
+    search(workspace, Params(sources=("dense", "dense2")), progress, TWO_ENCODERS)
     assert progress.messages == []
 
 

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
+from stages.mining.candidates.documents import make_document_vectoriser
 from stages.mining.candidates.features import TRANSFERABLE_FEATURES
 from stages.mining.estimator.logistic_model import LogisticModel
 from stages.mining.estimator.pretrained_model import PretrainedModel
@@ -36,12 +37,9 @@ def fit_estimator(folder: Path, monkeypatch: pytest.MonkeyPatch, mean_log_rank: 
     one = LogisticModel(TRANSFERABLE_FEATURES, mean, scale, (0.0,) * len(TRANSFERABLE_FEATURES), 0.0)
     from stages.embedding.lookup import VectorLookup
 
-    vectors = VectorLookup(folder, folder)
+    vectors = VectorLookup(inputs, folder)
     positives = pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "positive_kind": ["own"]})
-
-    def vectorise(pairs: pl.DataFrame):  # type: ignore[no-untyped-def]
-        return vectors.read(vectors.hash_documents(pairs))
-
+    vectorise = make_document_vectoriser(inputs["corpus"], vectors)
     return FalseNegativeEstimator(inputs, vectors, vectorise, positives, PretrainedModel(one, one), RecordedProgress())
 
 
