@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import RecordedProgress
-from tests.integration.test_cross_fitting import PAIRS, QUERY_IDS, cross
+from tests.integration.test_cross_fitting import PAIRS, QUERY_IDS, cross, undisturbed  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_kill_changes_nothing(
-    tiny_model: Path, tmp_path: Path, undisturbed: tuple[Path, np.ndarray, RecordedProgress]
+    tiny_model: Path,
+    tmp_path: Path,
+    undisturbed: tuple[Path, np.ndarray, RecordedProgress],  # noqa: F811
 ) -> None:
     command = [
         sys.executable,
