@@ -25,7 +25,7 @@ def test_a_kill_changes_nothing(
     command = [
         sys.executable,
         "-m",
-        "tests.unit.stages.mining.verify.test_cross_fitting",
+        "tests.integration.test_cross_fitting",
         str(tiny_model),
         str(tmp_path),
     ]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_what_was_scored_before_a_kill_stays(cross: Path, tmp_path: Path) -> None:  # noqa: F811
-    command = [sys.executable, "-m", "tests.unit.stages.mining.verify.test_cross_encoder", str(cross), str(tmp_path)]
+    command = [sys.executable, "-m", "tests.integration.test_cross_encoder_verifier", str(cross), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
