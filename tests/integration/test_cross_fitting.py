@@ -1,4 +1,4 @@
-"""Cross-fitting with a tiny random BERT: no question is scored by a model that saw its group."""
+"""Cross-fitting with a tiny random BERT: no query is scored by a model that saw its group."""
 
 import os
 import signal
@@ -24,8 +24,8 @@ from tests.fakes import RecordedProgress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUESTIONS = 40
-RIGHT = {f"q{i:02}": f"d{i:02}" for i in range(QUESTIONS)}
+N_QUERIES = 40
+RIGHT = {f"q{i:02}": f"d{i:02}" for i in range(N_QUERIES)}
 WRONG = [f"w{i}" for i in range(12)]
 TEXTS = {d: f"{'abcdefgh'[int(d[1:]) % 8]} {'mnop'[int(d[1:]) % 4]} z z z" for d in RIGHT.values()}
 TEXTS |= {d: f"{'abcdefgh'[i % 8]} {'mnop'[i % 4]} k" for i, d in enumerate(WRONG)}
@@ -33,11 +33,11 @@ TEXTS |= {d: f"{'abcdefgh'[i % 8]} {'mnop'[i % 4]} k" for i, d in enumerate(WRON
 GROUPS = {query_id: f"g{i // 2}" for i, query_id in enumerate(RIGHT)}
 
 
-class Deadly(RecordedProgress):
+class KillingProgress(RecordedProgress):
     """Kills the process after some steps of the second fold's training."""
 
     def advance(self, done: int, total: int | None, unit: str, tokens: int = 0) -> None:
-        if unit == "steps" and done == 4 and any("teacher 2 of 2" in line for line in self.messages):
+        if unit == "steps" and done == 4 and any("verifier 2 of 2" in line for line in self.messages):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -55,9 +55,7 @@ def settings(model: Path | str) -> Params:
     )
 
 
-def cross(
-    model: Path | str, folder: Path, said: RecordedProgress, groups: dict[str, str] = GROUPS, **changed: Any
-) -> CrossFitReranker:
+def make_reranker(model: Path | str, folder: Path, progress: RecordedProgress, **changed: Any) -> CrossFitReranker:
     folder.mkdir(parents=True, exist_ok=True)
     documents = pl.DataFrame({"doc_id": list(TEXTS), "text": list(TEXTS.values())})
     write_table(documents, CORPUS, folder / "corpus.parquet")
@@ -68,12 +66,12 @@ def cross(
     return CrossFitReranker(
         settings(model).model_copy(update=changed),
         2,
-        TrainingSet(mined, TEXTS, groups),
+        TrainingSet(mined, TEXTS, GROUPS),
         folder / "candidates.parquet",
         folder / "corpus.parquet",
         folder / "self",
         folder / "cache",
-        StageContext(said, folder / "scratch", folder, folder / "logs"),
+        StageContext(progress, folder / "scratch", folder, folder / "logs"),
     )
 
 
@@ -85,11 +83,11 @@ PAIRS = [(f"find {q}", TEXTS[d]) for q in RIGHT for d in (RIGHT[q], *WRONG[:3])]
 def undisturbed(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, np.ndarray, RecordedProgress]:
-    folder, said = tmp_path_factory.mktemp("undisturbed"), RecordedProgress()
-    return folder, cross(tiny_model, folder, said).score_pairs(QUERY_IDS, PAIRS), said
+    folder, progress = tmp_path_factory.mktemp("undisturbed"), RecordedProgress()
+    return folder, make_reranker(tiny_model, folder, progress).score_pairs(QUERY_IDS, PAIRS), progress
 
 
-def test_folds_hang_on_the_group_alone() -> None:
+def test_folds_depend_only_on_the_group() -> None:
     fold = assign_group_folds(list(GROUPS.values()), 2)
     assert np.array_equal(fold[::2], fold[1::2])
     assert np.array_equal(assign_group_folds(list(GROUPS.values())[::-1], 2), fold[::-1])
@@ -98,26 +96,26 @@ def test_folds_hang_on_the_group_alone() -> None:
 
 
 def test_no_model_saw_a_group_that_it_scores(tiny_model: Path, tmp_path: Path) -> None:
-    found = cross(tiny_model, tmp_path, RecordedProgress())
-    for fold, lesson in enumerate(found.training_queries_by_fold):
-        taught = {GROUPS[query.query_id] for query in lesson}
-        asked = {
+    found = make_reranker(tiny_model, tmp_path, RecordedProgress())
+    for fold, queries in enumerate(found.training_queries_by_fold):
+        trained = {GROUPS[query.query_id] for query in queries}
+        scored = {
             GROUPS[q] for q, f in zip(RIGHT, assign_group_folds(list(GROUPS.values()), 2), strict=True) if f == fold
         }
-        assert taught
-        assert asked
-        assert taught & asked == set()
-        assert taught | asked == set(GROUPS.values())
+        assert trained
+        assert scored
+        assert trained & scored == set()
+        assert trained | scored == set(GROUPS.values())
 
 
-def test_it_learns_and_each_fold_is_scored_by_the_other(
+def test_each_fold_is_scored_by_the_model_of_the_other(
     undisturbed: tuple[Path, np.ndarray, RecordedProgress],
 ) -> None:
-    folder, scores, said = undisturbed
+    folder, scores, progress = undisturbed
     right = np.arange(len(PAIRS)) % 4 == 0
     assert auc(scores, right) > 0.95
-    assert [line for line in said.messages if "self-taught" in line] == [
-        f"self-taught teacher {fold + 1} of 2: training on {n} questions"
+    assert [line for line in progress.messages if "self-trained" in line] == [
+        f"self-trained verifier {fold + 1} of 2: training on {n} questions"
         for fold, n in enumerate(np.bincount(assign_group_folds(list(GROUPS.values()), 2))[::-1])
     ]
     fold = assign_group_folds([GROUPS[query_id] for query_id in QUERY_IDS], 2)
@@ -128,23 +126,23 @@ def test_it_learns_and_each_fold_is_scored_by_the_other(
     assert not list((folder / "self").glob("*/training"))
 
 
-def test_trained_once_and_scored_once(tiny_model: Path, undisturbed: tuple[Path, np.ndarray, RecordedProgress]) -> None:
+def test_models_and_scores_are_reused(tiny_model: Path, undisturbed: tuple[Path, np.ndarray, RecordedProgress]) -> None:
     folder, scores, _ = undisturbed
-    said = RecordedProgress()
-    again = cross(tiny_model, folder, said)
+    progress = RecordedProgress()
+    again = make_reranker(tiny_model, folder, progress)
     assert np.array_equal(again.score_pairs(QUERY_IDS[::-1], PAIRS[::-1]), scores[::-1])
-    assert said.messages == []
+    assert progress.messages == []
     assert again.counts["scored"] == 0
     assert again.counts["cached"] > 0
 
 
-def test_a_changed_label_does_not_reach_its_own_score(
+def test_a_changed_label_does_not_change_the_scores_of_its_query(
     tiny_model: Path, tmp_path: Path, undisturbed: tuple[Path, np.ndarray, RecordedProgress]
 ) -> None:
     _, scores, _ = undisturbed
-    other = cross(tiny_model, tmp_path, RecordedProgress())
+    other = make_reranker(tiny_model, tmp_path, RecordedProgress())
     fold = assign_group_folds([GROUPS[query_id] for query_id in QUERY_IDS], 2)
-    turned = tuple(
+    changed_queries = tuple(
         replace(query, positives=(WRONG[0],), negatives=tuple(WRONG[1:]))
         if assign_group_folds([GROUPS[query.query_id]], 2)[0] == 0
         else query
@@ -153,7 +151,7 @@ def test_a_changed_label_does_not_reach_its_own_score(
     changed = CrossFitReranker(
         other.params,
         2,
-        replace(other.training_set, queries=turned),
+        replace(other.training_set, queries=changed_queries),
         tmp_path / "candidates.parquet",
         tmp_path / "corpus.parquet",
         tmp_path / "self",
@@ -166,7 +164,7 @@ def test_a_changed_label_does_not_reach_its_own_score(
 
 
 def test_documents_that_were_right_elsewhere_are_named(tiny_model: Path, tmp_path: Path) -> None:
-    found = cross(tiny_model, tmp_path, RecordedProgress())
+    found = make_reranker(tiny_model, tmp_path, RecordedProgress())
     fold = assign_group_folds(list(GROUPS.values()), 2)
     mine = next(q for q, f in zip(RIGHT, fold, strict=True) if f == 0)
     same = next(q for q, f in zip(RIGHT, fold, strict=True) if f == 0 and q != mine)
@@ -179,46 +177,39 @@ def test_documents_that_were_right_elsewhere_are_named(tiny_model: Path, tmp_pat
     ]
 
 
-def test_too_few_questions_are_said_before_anything_is_trained(
+def test_too_few_queries_are_found_before_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = cross(tiny_model, tmp_path, RecordedProgress())
-    fewest = min(len(lesson) for lesson in found.training_queries_by_fold)
+    found = make_reranker(tiny_model, tmp_path, RecordedProgress())
+    fewest = min(len(queries) for queries in found.training_queries_by_fold)
     assert found.skip_reason == (
-        f"{fewest} questions to train a fold on are too few, {cross_fitting.MIN_QUERIES_PER_FOLD} are needed"
+        f"a fold has {fewest} training questions, and {cross_fitting.MIN_QUERIES_PER_FOLD} are needed"
     )
     monkeypatch.setattr(cross_fitting, "MIN_QUERIES_PER_FOLD", fewest)
-    assert cross(tiny_model, tmp_path, RecordedProgress()).skip_reason is None
-    assert [
-        len(lesson)
-        for lesson in cross(tiny_model, tmp_path, RecordedProgress(), max_queries=7).training_queries_by_fold
-    ] == [
-        7,
-        7,
-    ]
+    assert make_reranker(tiny_model, tmp_path, RecordedProgress()).skip_reason is None
+    small = make_reranker(tiny_model, tmp_path, RecordedProgress(), max_queries=7)
+    assert [len(queries) for queries in small.training_queries_by_fold] == [7, 7]
 
 
-def test_a_model_that_learned_nothing_is_named(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_collapsed_model_is_logged(tiny_model: Path, tmp_path: Path) -> None:
     model = load_reranker(tiny_model, "cpu")
     model.model.classifier.weight.data.zero_()
     save_reranker(model, tmp_path / "flat")
-    said = RecordedProgress()
-    still = cross(tmp_path / "flat", tmp_path, said, learning_rate=1e-12)
-    still.score_pairs(QUERY_IDS, PAIRS)
-    assert len(still.collapse_reasons) == 2
-    assert any(
-        "self-taught teacher 1 tells nothing apart: the loss of the kept epoch 2" in line for line in said.messages
-    )
+    progress = RecordedProgress()
+    collapsed = make_reranker(tmp_path / "flat", tmp_path, progress, learning_rate=1e-12)
+    collapsed.score_pairs(QUERY_IDS, PAIRS)
+    assert len(collapsed.collapse_reasons) == 2
+    assert any(line.startswith("self-trained verifier 1 ranks no better than chance: ") for line in progress.messages)
 
 
-def test_lessons_by_hand() -> None:
+def test_training_queries_by_hand() -> None:
     queries = pl.DataFrame({"query_id": ["b", "a", "c", "d"], "query": ["B", "A", "C", "D"]})
     positives = pl.DataFrame({"query_id": ["a", "a", "b", "c"], "doc_id": ["p2", "p1", "p1", "p3"]})
     rows = [("a", f"n{i:02}", 1 - i / 100, 0.01 if i > 1 else 0.5) for i in range(30)]
     rows += [("a", "p1", 2.0, 0.0), ("b", "x", 0.5, 0.02), ("c", "x", 0.5, 0.03), ("d", "x", 0.5, 0.0)]
     table = pl.DataFrame(rows, schema=["query_id", "doc_id", "score", "p_false_negative"], orient="row")
     found = build_training_queries(queries, table, positives, seed=0)
-    # c has no safe negative, d no positive; n00 and n01 are suspects, p1 is right
+    # c has no safe negative and d no positive; n00 and n01 have a high p, p1 is a positive
     assert [(query.query_id, query.query, query.positives) for query in found] == [
         ("a", "A", ("p1", "p2")),
         ("b", "B", ("p1",)),
@@ -234,4 +225,4 @@ def test_lessons_by_hand() -> None:
 
 if __name__ == "__main__":
     trainer.CHECKPOINT_STEPS = 2
-    cross(sys.argv[1], Path(sys.argv[2]), Deadly()).score_pairs(QUERY_IDS, PAIRS)
+    make_reranker(sys.argv[1], Path(sys.argv[2]), KillingProgress()).score_pairs(QUERY_IDS, PAIRS)

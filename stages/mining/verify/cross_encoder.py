@@ -1,13 +1,10 @@
-"""The teacher: a cross-encoder that reads query and document together, asked only about candidates that p leaves open.
+"""The verifier: a cross-encoder that scores the candidates whose p_false_negative is uncertain.
 
-It is dear (over 50 candidates a query it costs more than encoding and search together), so it is asked about a band of
-p and about the positives of these queries, and what it said is kept in the workspace: a text pair is scored once.
+A cross-encoder is expensive: over 50 candidates a query it costs more than encoding and search together. So it scores
+only uncertain candidates and the positives of their queries, and the scores are cached in the workspace.
 
-Its scores are logits. What they mean hangs on how a teacher was trained. After a softmax over groups (listwise,
-InfoNCE) a query's logits are known up to a number added to all of them; after a binary loss their sigmoid is a
-probability. So the rules that take the difference of two scores (`margin`) read logits, where the added number falls
-out, and those that take a share of a score or a fixed score (`perc`, `abs`; NV-Retriever, arXiv 2407.15831, has scores
-in 0..1) read sigmoids.
+Its scores are logits. After a loss over groups (listwise, InfoNCE) they are known up to a constant for each query;
+after a binary loss their sigmoid is a probability. So only differences between scores of one query are comparable.
 """
 
 import json
@@ -33,21 +30,21 @@ from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 from stages.reranking.cross_encoder import TextPair
 
 MIN_UNCERTAIN_P, MAX_UNCERTAIN_P = 0.02, 0.9
-"""Below, a candidate is good enough for the usual budget; above, nobody would train on it."""
+"""A candidate is uncertain between these: below it is a safe negative, above it would hardly be selected."""
 
 _FORWARD_PASSES_PER_ITEM = 64
-"""Forward passes that an item of work fills, at four characters a token."""
+"""Forward passes in an item of work, at four characters a token."""
 _MAX_PAIR_CHARS = 4_096
-"""Characters of a pair that count for that: few cross-encoders read more."""
+"""Characters of a pair that count for it; few cross-encoders read more."""
 
 
 class CrossEncoderVerifier:
-    """A cross-encoder of one output whose scores are kept in `cache_folder`, a folder of this workspace.
+    """A cross-encoder with one output, whose scores are cached in `cache_folder`.
 
-    A score is kept under the texts, the model's weights, `max_length` (tokens of both texts; None: the model's own
-    limit), the number format and the kind of device; on the CPU it depends on nothing else, to the last bit, and on a
-    GPU the first one holds. The model is loaded when a pair comes that was not scored yet. Raises `InputError` where
-    `model` is no cross-encoder or the device is not there.
+    The cache key is made of the texts, the model's weights, `max_length` (tokens of both texts; None: the model's
+    limit), the number format and the kind of device. On the CPU a score depends on nothing else, to the last bit. The
+    model is loaded when a pair is not in the cache. Raises `InputError` if `model` is not a cross-encoder or the device
+    is missing.
     """
 
     def __init__(
@@ -65,16 +62,14 @@ class CrossEncoderVerifier:
         path = resolve_model(model)
         if not has_head(path):
             raise InputError(
-                f"the teacher {model} is an encoder without a ranking head, so it can't score a pair. Name a "
+                f"the verifier {model} is an encoder without a ranking head, so it can't score pairs. Use a "
                 "cross-encoder (…ForSequenceClassification with one output), such as BAAI/bge-reranker-v2-m3."
             )
         self._device = pick_device(device)
         used_dtype: Dtype = "bfloat16" if should_use_bfloat16(self._device, dtype) else "float32"
         self._progress, self._executor = progress, executor or InProcessExecutor()
         weights_digest = model_digest(path)
-        worker_device = (
-            self._device.partition(":")[0] if device == "auto" else self._device
-        )  # by all GPUs that there are
+        worker_device = self._device.partition(":")[0] if device == "auto" else self._device  # auto: all GPUs
         self._worker = Worker(
             partial(ScoreWorker, portable_model_name(model), weights_digest, self._device, max_length, used_dtype),
             worker_device,
@@ -85,22 +80,22 @@ class CrossEncoderVerifier:
             "dtype": used_dtype,
             "device": self._device.partition(":")[0],
         }
-        """All that decides what score a pair gets."""
+        """Everything beside the texts that a score depends on."""
         self.name = model_display_name(model)
         key = xxhash.xxh3_128_hexdigest(json.dumps(self.cache_key_parts, sort_keys=True).encode())
         self._store = VectorStore(cache_folder / key)
         if self._store.damaged_segments:
             progress.log(
-                f"{len(self._store.damaged_segments)} damaged files of scores were set aside; their pairs count as new"
+                f"{len(self._store.damaged_segments)} damaged score files are ignored; their pairs are scored again"
             )
         self.counts = {"scored": 0, "cached": 0}
-        """Distinct pairs that were asked for: computed now, and known before."""
+        """Distinct pairs: computed by this object, and found in the cache."""
 
     def score_pairs(self, pairs: Sequence[TextPair]) -> Floats:
-        """The logit of each (query, document): float32 [n], in the order of `pairs`.
+        """The logit of each (query, document): float32 [n].
 
-        New pairs are computed in the order of their length, over all that is asked at once. A kill loses at most a
-        minute. Raises `InputError` where the model gives a score that is not finite.
+        New pairs are sorted by length and scored in batches. A kill loses at most a minute of work. Raises `InputError`
+        if a score is not finite.
         """
         if not pairs:
             return np.empty(0, np.float32)
@@ -131,7 +126,7 @@ class CrossEncoderVerifier:
                 self._progress.advance(done, len(pairs), "pairs")
 
     def _write_description(self) -> None:
-        """Say in the folder, in words, what its name stands for."""
+        """Write the cache key in plain words into the folder."""
         path = self._store.folder / "verifier.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,20 +142,21 @@ class PairBatch(NamedTuple):
 
 
 class ScoreWorker:
-    """A worker's cross-encoder. Raises `InputError` where the model's files are not those of the digest
-    `weights_digest`."""
+    """Scores batches with a cross-encoder. Raises `InputError` if its files do not have the digest `weights_digest`."""
 
     def __init__(self, model: str, weights_digest: str, device: str, max_length: int | None, dtype: Dtype) -> None:
         from stages.reranking.cross_encoder import load_reranker
 
         path = resolve_model(model)
         if model_digest(path) != weights_digest:
-            raise InputError(f"the teacher {model} is not the same everywhere: give each node the same files of it.")
+            raise InputError(
+                f"the files of the verifier {model} differ between nodes: copy the same files to each node."
+            )
         self._name, self._dtype = model_display_name(model), dtype
         self._model = load_reranker(path, device, max_length)
 
     def __call__(self, batch: PairBatch) -> Iterator[tuple[Hashes, Floats]]:
-        """Hashes and logits, a forward pass at a time, the pairs with the most tokens first."""
+        """Hashes and logits of each forward pass, the longest pairs first."""
         from stages.reranking.cross_encoder import count_pair_tokens, iter_pair_scores
 
         order = np.argsort(-count_pair_tokens(self._model, batch.pairs), kind="stable")
@@ -169,7 +165,7 @@ class ScoreWorker:
             if not np.isfinite(logits).all():
                 query, document = batch.pairs[rows[int(np.argmin(np.isfinite(logits)))]]
                 raise InputError(
-                    f"the teacher {self._name} gives no finite score for the query {query[:80]!r} and the document "
+                    f"the verifier {self._name} gives no finite score for the query {query[:80]!r} and the document "
                     f"{document[:80]!r}. "
                     + ('Use dtype = "float32".' if self._dtype == "bfloat16" else "Are its weights damaged?")
                 )
@@ -177,7 +173,7 @@ class ScoreWorker:
 
 
 def hash_pairs(pairs: Sequence[TextPair]) -> Hashes:
-    """uint8 [n, 16]; the query's length stands before it, so that no text can move from one side to the other."""
+    """uint8 [n, 16]; the hash includes the query's length, so that ("a", "bc") and ("ab", "c") differ."""
     return hash_texts(f"{len(query)}:{query}{document}" for query, document in pairs)
 
 
@@ -188,11 +184,11 @@ def select_uncertain(
     max_candidates: int = 0,
     threshold: Floats | float = 0.1,
 ) -> Bools:
-    """Which candidates are unsure enough to ask a teacher about: low <= p <= high [n]; NaN is never.
+    """The candidates that the verifier should score: low <= p <= high [n]; a NaN is never selected.
 
-    Of more than `max_candidates` (0: no cap) those are taken whose log odds lie nearest to those of `threshold`, the p
-    (one, or one a candidate) above which a candidate is set aside: there a second opinion turns most verdicts. Of
-    equals the first.
+    If there are more than `max_candidates` (0: no limit), those nearest to `threshold` in log odds are selected, the
+    first of equal ones. There a score is most likely to change the verdict. `threshold` is the highest p of a negative,
+    one number or one for each candidate.
     """
     is_uncertain = (p >= low) & (p <= high)
     if not max_candidates or is_uncertain.sum() <= max_candidates:
@@ -205,19 +201,19 @@ def select_uncertain(
 
 
 def collect_pairs_to_score(rows: pl.DataFrame, positives: pl.DataFrame) -> pl.DataFrame:
-    """The pairs to ask about: `rows` (query_id, doc_id) and the positives of their queries, each once, sorted.
+    """The distinct pairs of `rows` (query_id, doc_id) and of the positives of their queries, sorted.
 
-    The positives are asked about too, so that margins are the teacher's own.
+    The positives are scored too, because the features are differences from their scores.
     """
     query_positives = positives.select(PAIR_COLUMNS).join(rows.select("query_id").unique(), on="query_id", how="semi")
     return pl.concat([rows.select(PAIR_COLUMNS), query_positives]).unique().sort(PAIR_COLUMNS)
 
 
 def join_verifier_scores(rows: pl.DataFrame, positives: pl.DataFrame, scored: pl.DataFrame) -> pl.DataFrame:
-    """`rows` (query_id, doc_id, ...) with verifier_score, verifier_positive_min, verifier_positive_max: logits or null.
+    """`rows` (query_id, doc_id, ...) with verifier_score, verifier_positive_min and verifier_positive_max (or null).
 
-    `scored` (query_id, doc_id, verifier_score) is of `collect_pairs_to_score`; lowest and best are those of the query's
-    `positives`.
+    `scored` (query_id, doc_id, verifier_score) has a row for each pair of `collect_pairs_to_score`. Minimum and maximum
+    are those of the query's `positives`.
     """
     positive_range = (
         scored.join(positives.select(PAIR_COLUMNS), on=PAIR_COLUMNS, how="semi")

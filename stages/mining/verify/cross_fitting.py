@@ -1,15 +1,15 @@
-"""Cross-fitting: where no teacher is at hand, rerankers trained on the table itself, each for other questions.
+"""Cross-fitting: a self-trained verifier, made of rerankers that are trained on the table itself.
 
-Questions are put in K folds by a hash of their group; a reranker is trained on all folds but one and scores that one,
-so no question is scored by a model that saw it (Chernozhukov et al. 2018 for the name). What a group is, `build-pairs`
-has settled: restated questions always share one, and, unless --split-by says otherwise or the table hangs together as a
-whole, so do questions that share a positive. Where such documents stand in several folds, a model has seen some as the
-right answer to *another* question. That is no label of the question at hand, but it speaks for documents that are
-anybody's positive, as hidden positives are and unlabelled ones may not be: `CrossFitReranker.is_training_positive` says
-which these are, so that the gain can be looked at without them (tests/benchmarks/self_teacher.py does).
+Queries are split into K folds by a hash of their group. A reranker is trained on all folds but one and scores that one,
+so that no query is scored by a model that saw it (Chernozhukov et al. 2018). `build-pairs` defines the groups: a query
+and its paraphrases share one, and usually queries that share a positive do too. If they do not (--split-by, or a table
+that would be one group), a model may have seen a document as the positive of *another* query. That is no label leak,
+but it favours documents that are somebody's positive, as held-out positives are.
+`CrossFitReranker.is_training_positive` finds these documents, so that the gain can be measured without them
+(tests/benchmarks/self_teacher.py).
 
-What is learned from is safe: positives, and candidates whose p says that they are no false negatives, half of them the
-hardest of those. Whether the teacher is worth hearing, `stacking.fit_stacked_model` decides.
+Training uses only safe labels: positives, and candidates with a low p_false_negative, half of them the hardest ones.
+`stacking.fit_stacked_model` decides whether the scores are used.
 """
 
 import shutil
@@ -32,33 +32,32 @@ from stages.training.examples import MinedQuery, subsample_queries
 from stages.training.params import Params as TrainParams
 
 NEGATIVES_PER_QUERY = 16
-"""Of a question, to draw from."""
+"""Negatives of a training query; each epoch samples from them."""
 MIN_QUERIES_PER_FOLD = 200
-"""To train a fold on; with fewer it is not tried. Measured with a new head on MiniLM's body that first learns the
-retriever's scores, by tests/benchmarks/self_teacher.py on all 1,958 questions of bioasq (4,826 hidden positives where p
-is unsure): with 200 questions the teacher's AUC is 0.664 (p: 0.890) and the log loss falls by 0.0033, three standard
-errors, from 0.3824; with 900, 0.778 and 0.0131. Without that first lesson 100 questions of stackfaq taught nothing
-(0.51; p: 0.997). A base that had learned to rank on 1,500 questions of squad_dev, in its place, gave 0.690 with 200 and
-0.723 with 900, on 400 of bioasq's questions where 900 with that lesson gave 0.749."""
+"""Training queries that a fold needs. Measured by tests/benchmarks/self_teacher.py with a new head on MiniLM that is
+first distilled from the retriever's scores, on all 1,958 queries of bioasq (4,826 held-out positives with an uncertain
+p): with 200 queries the verifier's AUC is 0.664 (p: 0.890) and the log loss falls from 0.3824 by 0.0033, three standard
+errors; with 900 queries, 0.778 and 0.0131. Without distillation, 100 queries of stackfaq gave 0.51 (p: 0.997). A base
+trained to rank on 1,500 queries of squad_dev, instead of distillation, gave 0.690 with 200 and 0.723 with 900, on 400
+queries of bioasq where distillation and 900 gave 0.749."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What the rerankers are taught with: train questions only, so that no label of dev or test is learned."""
+    """The training data of the rerankers: train queries only, so that no label of dev or test is used."""
 
     queries: tuple[MinedQuery, ...]
     document_texts: Mapping[str, str]
     """doc_id -> text."""
     query_groups: Mapping[str, str]
-    """query_id -> group, of every question that is to be scored or trained on."""
+    """query_id -> group, for every query that is scored or trained on."""
 
 
 class CrossFitReranker:
-    """K rerankers, trained when they are first needed and kept in `folder` (which outlives a kill) until
-    it goes.
+    """K rerankers, trained when they are first needed and saved in `folder`, so that a killed run can resume.
 
-    `params` are those of [train]; its `max_queries` bounds the questions of each fold's training. `candidates`
-    and `corpus` are the files, `cache_folder` is where scores are kept, as `CrossEncoderVerifier` does.
+    `params` are training parameters; `max_queries` limits the training queries of each fold. `candidates` and `corpus`
+    are files. `cache_folder` is that of `CrossEncoderVerifier`.
     """
 
     def __init__(
@@ -91,20 +90,20 @@ class CrossFitReranker:
             )
             for fold in range(n_folds)
         )
-        """What each fold's model is trained on."""
+        """The training queries of each fold's model."""
         self.counts = {"scored": 0, "cached": 0}
         self.collapse_reasons: list[str] = []
-        """Why a fold's model tells nothing apart, in words."""
-        n_smallest = min(len(lesson) for lesson in self.training_queries_by_fold)
+        """The collapsed models, each with the reason in words."""
+        n_smallest = min(len(queries) for queries in self.training_queries_by_fold)
         self.skip_reason = (
-            f"{n_smallest} questions to train a fold on are too few, {MIN_QUERIES_PER_FOLD} are needed"
+            f"a fold has {n_smallest} training questions, and {MIN_QUERIES_PER_FOLD} are needed"
             if n_smallest < MIN_QUERIES_PER_FOLD
             else None
         )
-        """Why it is not worth trying, in words; None where it is."""
+        """Why no reranker should be trained, in words; None if one should."""
 
     def score_pairs(self, query_ids: Sequence[str], pairs: Sequence[TextPair]) -> Floats:
-        """The logit of each (query, document) by the model that saw no question of the query's group: float32 [n]."""
+        """The logit of each (query, document) by the model that did not see the query's group: float32 [n]."""
         pair_folds = assign_group_folds(
             [self.training_set.query_groups[query_id] for query_id in query_ids], self.n_folds
         )
@@ -118,9 +117,9 @@ class CrossFitReranker:
         return out
 
     def is_training_positive(self, query_ids: Sequence[str], doc_ids: Sequence[str]) -> Bools:
-        """Whether the model that scores the query has been taught that the document is right for another one: [n]."""
+        """Whether the model that scores the query was trained with the document as another query's positive: [n]."""
         fold_positives = [
-            {doc_id for query in lesson for doc_id in query.positives} for lesson in self.training_queries_by_fold
+            {doc_id for query in queries for doc_id in query.positives} for queries in self.training_queries_by_fold
         ]
         pair_folds = assign_group_folds(
             [self.training_set.query_groups[query_id] for query_id in query_ids], self.n_folds
@@ -145,7 +144,7 @@ class CrossFitReranker:
     def _train_fold(self, fold: int, model_folder: Path) -> None:
         training_queries = self.training_queries_by_fold[fold]
         self._context.progress.log(
-            f"self-taught teacher {fold + 1} of {self.n_folds}: training on {len(training_queries)} questions"
+            f"self-trained verifier {fold + 1} of {self.n_folds}: training on {len(training_queries)} questions"
         )
         context = replace(
             self._context,
@@ -166,7 +165,9 @@ class CrossFitReranker:
             trained.history, trained.chance_losses, trained.n_distill_epochs
         ):
             self.collapse_reasons.append(collapse_reason)
-            self._context.progress.log(f"self-taught teacher {fold + 1} tells nothing apart: {collapse_reason}")
+            self._context.progress.log(
+                f"self-trained verifier {fold + 1} ranks no better than chance: {collapse_reason}"
+            )
         temporary_folder = model_folder.with_suffix(".tmp")
         shutil.rmtree(temporary_folder, ignore_errors=True)
         save_reranker(trained.model, temporary_folder)
@@ -175,17 +176,17 @@ class CrossFitReranker:
 
 
 def assign_group_folds(groups: Sequence[str], n_folds: int) -> Ints:
-    """The fold of each group, by a hash of its name: [n]."""
+    """The fold of each group, by a hash: [n]."""
     return np.array([stable_hash(0, "crossfit", group) % n_folds for group in groups], np.int64)
 
 
 def build_training_queries(
     queries: pl.DataFrame, candidates: pl.DataFrame, positives: pl.DataFrame, seed: int, max_p: float = MIN_UNCERTAIN_P
 ) -> tuple[MinedQuery, ...]:
-    """The questions of `queries` (query_id, query) that have a positive and a safe negative, sorted by id.
+    """The queries of `queries` (query_id, query) with a positive and a safe negative, sorted by id.
 
-    `candidates` (query_id, doc_id, score, p_false_negative) are candidates; those with p of at most `max_p` count, of
-    which the 8 that the retriever scores highest are taken and 8 drawn by hash. `positives`: query_id, doc_id.
+    Safe negatives are the `candidates` (query_id, doc_id, score, p_false_negative) with a p of at most `max_p`. The 8
+    with the highest score and 8 random ones are used. `positives`: query_id, doc_id.
     """
     order = ["query_id", "score", "doc_id"]
     safe_negatives = candidates.join(positives, on=PAIR_COLUMNS, how="anti").filter(pl.col("p_false_negative") <= max_p)
@@ -195,7 +196,7 @@ def build_training_queries(
         .agg("doc_id")
     )
     positives_by_query = (
-        positives.sort("query_id", "doc_id").group_by("query_id", maintain_order=True).agg(right="doc_id")
+        positives.sort("query_id", "doc_id").group_by("query_id", maintain_order=True).agg(positives="doc_id")
     )
     joined = (
         queries.select("query_id", "query")
@@ -203,15 +204,13 @@ def build_training_queries(
         .join(negatives_by_query, on="query_id")
         .sort("query_id")
     )
+    n_half = NEGATIVES_PER_QUERY // 2
     return tuple(
         MinedQuery(
             query_id,
             query,
-            tuple(own),
-            (
-                *others[: NEGATIVES_PER_QUERY // 2],
-                *sample_by_hash(others[NEGATIVES_PER_QUERY // 2 :], NEGATIVES_PER_QUERY // 2, f"self:{query_id}", seed),
-            ),
+            tuple(positive_ids),
+            (*negative_ids[:n_half], *sample_by_hash(negative_ids[n_half:], n_half, f"self:{query_id}", seed)),
         )
-        for query_id, query, own, others in joined.iter_rows()
+        for query_id, query, positive_ids, negative_ids in joined.iter_rows()
     )

@@ -1,8 +1,8 @@
-"""An LLM as judge: does a document answer a query? Asked over any OpenAI-compatible URL.
+"""The LLM judge: a language model behind an OpenAI-compatible URL that decides whether a document answers a query.
 
-A pair of query and document is paid for once in a workspace's life: each answer is on disk before the next request of
-its thread goes out, so a killed run loses only what was under way. Of a request that fails, or a document that an
-answer leaves out, nothing is made up: it has no verdict, and is counted.
+A pair of query and document is paid for once: each answer is on disk before the next request of its thread is sent, so
+a killed run loses only the requests in flight. A request that fails, or a document that is missing in the answer, gives
+no verdict and is counted as failed.
 """
 
 import os
@@ -37,20 +37,19 @@ REQUEST_OPTIONS: tuple[dict[str, Any], ...] = (
     {"temperature": 0},
     {},
 )
-"""How a request is put, strictest first: a server that refuses one is asked in the next."""
+"""The options of a request, strictest first. If the server refuses some, the next are tried."""
 
 FAILURE_WINDOW = 20
-"""Where more than half of so many requests in a row fail, something is wrong that a person must mend."""
+"""If more than half of this many consecutive requests fail, the run stops with an error."""
 
 
 class LLMJudge:
-    """Verdicts of one model on pairs of query and document; long ones are cut (`llm_prompt.MAX_DOCUMENT_CHARS`).
+    """Verdicts of one model on pairs of query and document; long texts are cut (`llm_prompt.MAX_DOCUMENT_CHARS`).
 
-    `url` is the API's base, such as http://localhost:8000/v1 (vLLM, Ollama, llama.cpp, OpenAI). `cache_path` is a file
-    that is made where there is none. The key is `api_key`, else the environment's OPENAI_API_KEY, else none (local
-    servers take any); it is in no file, message or error. `timeout` in seconds for one attempt of at most `attempts`:
-    the openai package repeats on timeouts, lost connections, 408, 409, 429 and 5xx, waits twice as long each time or as
-    the server's Retry-After says. `parallel` requests are under way at once.
+    `url` is the base URL of the API, such as http://localhost:8000/v1 (vLLM, Ollama, llama.cpp, OpenAI). The API key is
+    `api_key` or else OPENAI_API_KEY; it is never written to a file or message. A request has at most `attempts`
+    attempts of `timeout` seconds: the openai package repeats after timeouts, lost connections, 408, 409, 429 and 5xx,
+    with growing pauses or as Retry-After says. `parallel` requests are sent at once.
     """
 
     def __init__(
@@ -65,17 +64,17 @@ class LLMJudge:
         parallel: int = 4,
     ) -> None:
         if not _is_url(url):
-            raise InputError("[verify] llm_judge is no URL of an API. Give one such as http://localhost:8000/v1")
+            raise InputError("[verify] llm_judge must be the URL of an API, such as http://localhost:8000/v1")
         if not model:
-            raise InputError("[verify] llm_judge needs the name of a model that it serves: llm_judge_model")
+            raise InputError("[verify] llm_judge needs llm_judge_model, the name of a model that the API serves")
         self._url, self._model, self._progress = url.rstrip("/"), model, progress
         self._api_key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
         self._timeout, self._attempts, self._parallel = timeout, attempts, parallel
         self._cache = VerdictCache(cache_path)
         if self._cache.n_damaged_lines:
             progress.log(
-                f"{cache_path.name}: {self._cache.n_damaged_lines} damaged lines passed over; their pairs are asked "
-                f"again"
+                f"{cache_path.name}: {self._cache.n_damaged_lines} damaged lines are ignored; their pairs are sent to "
+                f"the LLM judge again"
             )
         self._lock = Lock()
         self._options_index, self._has_answered = 0, False
@@ -84,17 +83,16 @@ class LLMJudge:
 
     @property
     def summary(self) -> Summary:
-        """Of all pairs so far, each counted once a call: cached + requested = pairs, answered + failed = requested,
-        relevant is among cached + answered; retried counts HTTP requests beyond the first attempts."""
+        """Counts of distinct pairs: pairs = cached + requested, requested = answered + failed, and relevant; and of
+        HTTP requests, among them the retried ones."""
         names = ("pairs", "cached", "requested", "answered", "failed", "relevant", "requests", "retried")
         return {"model": self._model, **{name: self.counts[name] for name in names}}
 
     def judge_pairs(self, pairs: Sequence[tuple[str, str]]) -> Floats:
-        """For each (query, document): 1.0 relevant (it answers the query), 0.0 not, NaN where no verdict came.
+        """For each (query, document): 1.0 if it is relevant (it answers the query), 0.0 if not, NaN without a verdict.
 
-        Those that no earlier run has asked are asked in batches of one query. The first verdict on a pair stands for
-        good, so it does not hang on the order in which answers come.
-        Raises `InputError` where the first request can't be answered, or most requests fail.
+        Pairs that are not in the cache are sent in batches of one query. Raises `InputError` if the first request gets
+        no answer, or if most requests fail.
         """
         truncated = [(truncate_at_word(query), truncate_at_word(document)) for query, document in pairs]
         keys = [build_cache_key(self._model, *pair) for pair in truncated]
@@ -115,7 +113,7 @@ class LLMJudge:
 
     def _judge_requests(self, requests: Sequence[JudgeRequest], total: int) -> None:
         done, n_failed, last_error = 0, 0, ""
-        # The very first goes alone: it shows a wrong URL, key or model at once, and what form the server takes.
+        # The first request is sent alone: it finds a wrong URL, key or model, and the options that the server accepts.
         n_sequential = 0 if self._has_answered else 1
         first = [self._judge_request(request) for request in requests[:n_sequential]]
         pool = ThreadPoolExecutor(self._parallel)
@@ -132,20 +130,21 @@ class LLMJudge:
                 if sum(self._recent_failures) > FAILURE_WINDOW // 2:
                     failed = f"{sum(self._recent_failures)} of the last {len(self._recent_failures)} requests"
                     raise InputError(
-                        f"the judge at {self._redacted_url} failed in {failed}, lastly: {last_error} "
-                        "(What it has answered is kept; run again once that is mended.)"
+                        f"the LLM judge at {self._redacted_url} failed in {failed}. The last error: {last_error} "
+                        "(Its answers so far are kept. Fix the error and run again.)"
                     )
         finally:
             pool.shutdown(cancel_futures=True)
         if n_failed:
             self._progress.log(
-                f"judge: {n_failed:,} of {total:,} pairs got no verdict and stay unjudged, lastly: {last_error}"
+                f"LLM judge: {n_failed:,} of {total:,} pairs got no verdict. The last error: {last_error}"
             )
 
     def _judge_request(self, request: JudgeRequest) -> tuple[int, str]:
-        """Ask, store what was said, and return how many verdicts came and what went wrong (empty where nothing did).
+        """Send a request, store its verdicts, and return their number and the error ("" if none).
 
-        What an answer leaves out is asked once more, each document alone; so a batch that was too long gets through.
+        Documents that are missing in the answer are sent once more, each alone. This also helps if a batch was too long
+        for the server.
         """
         openai = _import_openai()
         verdicts: dict[int, bool] = {}
@@ -161,16 +160,16 @@ class LLMJudge:
             error_message = self._describe_error(error)
         if not self._has_answered:
             raise InputError(
-                f"the judge at {self._redacted_url} did not answer for model {self._model!r}: {error_message}"
+                f"the LLM judge at {self._redacted_url} did not answer for model {self._model!r}: {error_message}"
             )
         with self._lock:
             self._cache.add({request.cache_keys[place]: relevant for place, relevant in verdicts.items()})
         return len(verdicts), error_message
 
     def _send_request(self, request: JudgeRequest) -> tuple[dict[int, bool], str]:
-        """Place -> relevant, as far as one answer says it, and what was wrong with it.
+        """The verdicts in the server's answer (position -> relevant), and the error ("" if none).
 
-        Raises `openai.OpenAIError` where none came; a request that the server calls wrong in every form has no answer.
+        Raises `openai.OpenAIError` if no answer comes for another reason than refused options.
         """
         openai = _import_openai()
         last_error = ""
@@ -186,15 +185,16 @@ class LLMJudge:
             answer = parse_completion(body)
             if answer is None:
                 excerpt = self._redact_key(body)[:80]
-                return {}, f"no chat completion but {excerpt!r}. Does llm_judge end as the API does (/v1)?"
-            if (
-                not self._has_answered
-            ):  # while the first request is alone, so that no other hangs on when this is learned
+                return (
+                    {},
+                    f"the answer is no chat completion: {excerpt!r}. Does llm_judge end with the API's path (/v1)?",
+                )
+            if not self._has_answered:  # set by the first request, which is alone, so no other depends on its timing
                 self._options_index, self._has_answered = options_index, True
             verdicts = parse_verdicts(answer, len(request.documents))
             n_missing = len(request.documents) - len(verdicts)
             excerpt = self._redact_key(answer)[:80]
-            return verdicts, f"{n_missing} verdicts are lacking in the answer {excerpt!r}." if n_missing else ""
+            return verdicts, f"{n_missing} verdicts are missing in the answer {excerpt!r}." if n_missing else ""
         return {}, last_error
 
     @cached_property
@@ -215,25 +215,25 @@ class LLMJudge:
 
     @property
     def _redacted_url(self) -> str:
-        """The URL without a password that it may hold."""
+        """The URL without user name and password."""
         parts = urlsplit(self._url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def _describe_error(self, error: Exception) -> str:
-        """What happened, and how to mend it."""
+        """The error with a hint how to fix it, without the API key."""
         openai = _import_openai()
         if isinstance(error, openai.APITimeoutError):
-            return f"no answer in {self._timeout:g} s, {self._attempts} times over. Is the model loaded, and not busy?"
+            return f"no answer in {self._timeout:g} s, {self._attempts} times. Is the model loaded, and not busy?"
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
             return self._redact_key(f"{cause}. Is the server running, and is llm_judge its URL (http://HOST:PORT/v1)?")
         status = getattr(error, "status_code", None)
         hints = {
-            401: "Set OPENAI_API_KEY to a key that this server takes.",
+            401: "Set OPENAI_API_KEY to a key that this server accepts.",
             403: "Set OPENAI_API_KEY to a key that may use this model.",
-            404: f"Check llm_judge_model ({self._redacted_url}/models lists them), and that llm_judge ends as the API "
-            f"does (/v1).",
-            429: "Its limit or the account's quota is used up: run again later.",
+            404: f"Check llm_judge_model ({self._redacted_url}/models lists the models), and that llm_judge ends with "
+            f"the API's path (/v1).",
+            429: "A rate limit or the account's quota is used up: run again later.",
         }
         return self._redact_key(f"{error}")[:300] + (f" {hints[status]}" if status in hints else "")
 
@@ -253,5 +253,5 @@ def _import_openai() -> Any:
     try:
         import openai
     except ImportError:
-        raise InputError("a judge needs the extra: pip install 'prep-reranker[judge]'") from None
+        raise InputError("an LLM judge needs the extra: pip install 'prep-reranker[judge]'") from None
     return openai

@@ -1,8 +1,7 @@
-"""What a judge is asked and how its answer is read: several documents of one query in one request, numbered.
+"""The prompt of the LLM judge, and the parser of its answer. A request holds several numbered documents of one query.
 
-The definition of relevance follows TREC's question answering (a document counts where it answers, not where it is on
-the topic), which is what makes a negative false. Query and documents travel as JSON strings, so that nothing in them
-can end its own quotation and pass for an instruction.
+Relevance is defined as in TREC's question answering: the document answers the query; the same topic is not enough.
+Query and documents are sent as JSON strings, so that no text in them can pass for an instruction.
 """
 
 import json
@@ -14,11 +13,11 @@ from typing import Any
 import xxhash
 
 MAX_DOCUMENT_CHARS = 4_000
-"""Characters of a query or document that are read; longer ones are cut at a word's end."""
+"""Characters of a query or document; longer ones are cut at the end of a word."""
 MAX_REQUEST_CHARS = 12_000
-"""Characters of the documents in one request: about 3,000 tokens of English, as local servers often hold 4,096."""
+"""Characters of the documents in one request: about 3,000 tokens of English, as local servers often have a context of
+4,096."""
 MAX_DOCUMENTS_PER_REQUEST = 8
-"""Documents in one request, so that the query and the rules are paid for once."""
 
 SYSTEM_PROMPT = """\
 You judge the results of a search engine. You are given JSON with a query and numbered documents, each in any language.
@@ -54,15 +53,14 @@ RESPONSE_FORMAT = {
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """Documents of one query that are asked together."""
+    """Documents of one query that are sent together, with the cache key of each."""
 
     query: str
     documents: tuple[str, ...]
     cache_keys: tuple[str, ...]
-    """What each (query, document) is kept under."""
 
     def select_document(self, position: int) -> "JudgeRequest":
-        """The document at `position` alone."""
+        """A request with only the document at `position`."""
         return JudgeRequest(self.query, (self.documents[position],), (self.cache_keys[position],))
 
     def to_messages(self) -> list[dict[str, str]]:
@@ -73,7 +71,7 @@ class JudgeRequest:
 
 
 def build_requests(pairs: Mapping[str, tuple[str, str]]) -> list[JudgeRequest]:
-    """key -> (query, document) as requests of at most DOCUMENTS and REQUEST_CHARS, in the order in which they begin."""
+    """Group key -> (query, document) into requests, in the order of their first pairs."""
     requests: list[list[tuple[str, str, str]]] = []
     unfilled: dict[str, list[tuple[str, str, str]]] = {}
     for key, (query, document) in pairs.items():
@@ -90,12 +88,12 @@ def build_requests(pairs: Mapping[str, tuple[str, str]]) -> list[JudgeRequest]:
 
 
 def build_cache_key(model: str, query: str, document: str) -> str:
-    """xxh3-128 of all that an answer hangs on, in hexadecimal; as JSON, ("a", "bc") and ("ab", "c") differ."""
+    """xxh3-128 of everything that an answer depends on; as JSON, so that ("a", "bc") and ("ab", "c") differ."""
     return xxhash.xxh3_128_hexdigest(json.dumps([SYSTEM_PROMPT, model, query, document]).encode())
 
 
 def truncate_at_word(text: str, max_chars: int = MAX_DOCUMENT_CHARS) -> str:
-    """The first `max_chars` characters or fewer, up to a word's end; up to the limit in scripts that part no words."""
+    """Cut a text to `max_chars` characters, at the end of a word if the script separates words."""
     if len(text) <= max_chars:
         return text
     whole_words = re.match(r"(?s).*\S(?=\s)", text[: max_chars + 1])
@@ -103,11 +101,10 @@ def truncate_at_word(text: str, max_chars: int = MAX_DOCUMENT_CHARS) -> str:
 
 
 def parse_verdicts(answer: str, n_documents: int) -> dict[int, bool]:
-    """Document's place (0 to documents - 1) -> relevant, for each that the answer settles.
+    """Document position (from 0) -> relevant, for each document with a clear verdict in the answer.
 
-    Entries are looked for in the text, whatever stands around them (code fences, words, an end that is missing); what a
-    model thinks aloud before `</think>` does not count. Numbers never given and entries of other types are passed over;
-    a number that is answered both ways is not settled.
+    Entries are found anywhere in the text: in code fences, between words, in a truncated answer. Text before `</think>`
+    is ignored, as are unknown numbers and entries of other types. A document with contradictory entries has no verdict.
     """
     verdicts: dict[int, set[bool]] = {}
     for found in re.findall(r"\{[^{}]*\}", answer.rpartition("</think>")[2]):
@@ -118,7 +115,7 @@ def parse_verdicts(answer: str, n_documents: int) -> dict[int, bool]:
 
 
 def parse_completion(body: str) -> str | None:
-    """The text in the body of a chat completion; None where the body is none. A refusal is an empty text."""
+    """The text of a chat completion; None if the body is not one. A refusal is an empty text."""
     try:
         return json.loads(body)["choices"][0]["message"].get("content") or ""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):

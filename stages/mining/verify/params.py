@@ -9,13 +9,13 @@ SELF_TRAINED = "self"
 SELF_TRAINED_BASE = DEFAULT_ENCODER
 """The model that the rerankers of a self-trained verifier start from."""
 SELF_TRAINED_FOLDS = 2
-"""Rerankers of a self-trained verifier: each scores one part of the questions and learns from the others."""
+"""Rerankers of a self-trained verifier: each scores one fold of the queries and is trained on the others."""
 SELF_TRAINED_MAX_QUERIES = 2_000
-"""Questions that a fold of a self-taught teacher learns from at most."""
+"""Training queries of a fold of a self-trained verifier, at most."""
 
 
 class Params(RiskPolicy):
-    """Who is asked for a second opinion."""
+    """The verifier and the LLM judge, and how much they may read."""
 
     # the weights enter the key through `key_extras`
     verifier: str | None = option(
@@ -40,12 +40,12 @@ class Params(RiskPolicy):
         ge=1,
     )  # fmt: skip
 
-    # They shape nothing where nobody is asked, and enter the key through `key_extras` where somebody is.
+    # Without a verifier or LLM judge they do not matter; with one they enter the key through `key_extras`.
     seed: int = seed_option(exclude_from_key=True)
     device: Device = device_option()
     dtype: Dtype = dtype_option(exclude_from_key=True)
 
     @classmethod
     def fields_with_mark(cls, mark: str) -> set[str]:
-        """The limits enter the key through `key_extras` too: where nobody is asked, they shape nothing here."""
+        """The fields with a mark; those of `RiskPolicy` enter the key through `key_extras` too."""
         return super().fields_with_mark(mark) | (set(RiskPolicy.model_fields) if mark == "unkeyed" else set())

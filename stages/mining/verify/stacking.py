@@ -1,11 +1,9 @@
-"""Second opinion: what a teacher's score does to p_false_negative, and whether it is listened to at all.
+"""Stacking: combine p_false_negative with the scores of a verifier, if these improve it.
 
-Where the table has hidden positives to learn from (`holdout.hold_out_one`), a logistic regression over p's log odds and
-the teacher's margins is fitted on them, in the folds of `learned`, and stands next to one over p's log odds
-alone. If the margins do not lower the log loss on questions that neither model saw, beyond what luck between questions
-does, the teacher is not listened to: a small table's self-taught teacher often has nothing to add. Where nothing is
-hidden, a teacher from elsewhere can only raise p (`raise_only`): what it takes for a positive is not emitted on the
-prior's word.
+If the table has held-out positives (`holdout.hold_out_one`), two logistic regressions are cross-validated on them: one
+with the log odds of p alone, one with the verifier's scores too. The verifier is used only if it lowers the log loss
+significantly; a self-trained verifier of a small table often does not. Without held-out positives, a pretrained
+verifier can only raise p (`raise_only`).
 """
 
 from collections.abc import Sequence
@@ -23,36 +21,35 @@ from stages.mining.estimator.pu_learning import fit_logit_offsets, pu_correct
 BASE_FEATURES = ("log_odds",)
 STACKING_FEATURES = ("log_odds", "verifier_gap_max", "verifier_gap_min", "verifier_score")
 STACKING_C = 1.0
-"""Inverse weight of the L2 penalty (scikit-learn's C); there are four figures to weigh."""
+"""Inverse strength of the L2 penalty (scikit-learn's C)."""
 MIN_IMPROVEMENT_Z = 1.645
-"""The loss must fall by so many of its standard errors over questions: by luck it does so once in twenty."""
+"""The log loss must fall by more than this many standard errors: a one-sided test at 5 %."""
 
 
 @dataclass(frozen=True)
 class StackedModel:
-    """A model a fold that weighs p and the teacher; none where the teacher is not listened to."""
+    """A model for each fold that combines p and the verifier's scores; no models if the verifier is not used."""
 
     models: tuple[LogisticModel, ...]
     reason: str
-    """In words, with the figures: why it is listened to or not."""
+    """Why the verifier is used or not, in words with numbers."""
     metrics: Summary
     """n_held_out, candidates, auc_estimator, auc_verifier, auc_stacked, log_loss_estimator, log_loss_stacked,
-    log_loss_reduction and its standard error log_loss_reduction_se: over folds that did not see the question."""
+    log_loss_reduction and its standard error log_loss_reduction_se; all cross-validated."""
     logit_offsets: tuple[float, ...] = ()
-    """What is added to the log odds, by fold: of `pu_learning.fit_logit_offsets`."""
+    """The result of `pu_learning.fit_logit_offsets`, by fold."""
 
     def predict_probability(
         self, p: Floats, score: Floats, positive_min: Floats, positive_max: Floats, query_ids: Sequence[str]
     ) -> Floats:
-        """p [n] after the teacher's logits [n] are heard; p itself where these are NaN or nobody listens."""
+        """p [n] updated by the verifier's scores [n]; unchanged if a score is NaN or the verifier is not used."""
         is_scored = ~np.isnan(score) & ~np.isnan(positive_max) & ~np.isnan(p)
         if not self.models or not is_scored.any():
             return p
         features = build_stacking_features(
             p[is_scored], score[is_scored], positive_min[is_scored], positive_max[is_scored]
         )
-        scored_query_ids = [query for query, one in zip(query_ids, is_scored, strict=True) if one]
-        fold = assign_folds(scored_query_ids)
+        fold = assign_folds(np.asarray(query_ids, dtype=object)[is_scored].tolist())
         stacked_p = sigmoid(
             pu_correct(_predict_by_fold(self.models, features, fold)) + np.array(self.logit_offsets)[fold]
         )
@@ -70,12 +67,11 @@ def fit_stacked_model(
     weights: Floats,
     query_ids: Sequence[str],
 ) -> StackedModel:
-    """The opinion of a teacher about candidates of which `labels` [n] are hidden positives, which count `weights`
-    [n]
-    times, as many as their question has positives; p must not know them.
+    """Fit and test the stacked models on held-out positives (`labels` [n]) and the other candidates of their queries.
 
-    All are [n]: p of folds that did not see the question, logits of the candidate and of its query's lowest and best
-    *known* positive. Rows that the teacher was not asked about (NaN) are passed over.
+    All arguments are [n]. `p` comes from folds that did not see the query. `score`, `positive_min` and `positive_max`
+    are the verifier's logits of the candidate and of its query's lowest and best *known* positive; rows with a NaN are
+    skipped. `weights` are the weights of the held-out positives: the number of positives of their query.
     """
     is_scored = ~np.isnan(score) & ~np.isnan(positive_max) & ~np.isnan(p)
     features, labels = (
@@ -87,7 +83,9 @@ def fit_stacked_model(
     metrics: Summary = {"n_held_out": int(labels.sum()), "candidates": len(labels)}
     if not can_fit_folds(labels, fold):
         return StackedModel(
-            (), f"too few hidden positives lie where p is unsure ({metrics['n_held_out']}) to judge it by", metrics
+            (),
+            f"too few held-out positives have an uncertain probability ({metrics['n_held_out']}) to test it",
+            metrics,
         )
     sample_weights = np.where(labels, weights[is_scored], 1.0).astype(np.float64)
     base_models, stacked_models = (
@@ -116,17 +114,15 @@ def fit_stacked_model(
         logit_offsets = fit_logit_offsets(
             pu_correct(stacked_logits), labels, weights[is_scored].astype(np.float64) - 1, fold
         )
-        return StackedModel(
-            stacked_models, f"it tells hidden positives apart: {losses}; {aucs}", metrics, logit_offsets
-        )
-    return StackedModel((), f"it adds nothing beyond luck: {losses}; {aucs}", metrics)
+        return StackedModel(stacked_models, f"it improves the estimate: {losses}; {aucs}", metrics, logit_offsets)
+    return StackedModel((), f"it does not improve the estimate significantly: {losses}; {aucs}", metrics)
 
 
 def raise_only(p: Floats, score: Floats, positive_max: Floats) -> Floats:
-    """p [n], or where it is higher the odds on which the teacher prefers the candidate to the query's best positive.
+    """The maximum of p [n] and the probability that the verifier prefers the candidate to the query's best positive.
 
-    That is the sigmoid of the difference of the two logits (Bradley and Terry 1952, and the listwise loss of a group of
-    two). It never lowers p, so nothing is emitted on the word of a teacher that was not tried on this table.
+    That probability is the sigmoid of the difference of the two logits (Bradley and Terry 1952). p is never lowered, so
+    a verifier that was not tested on this table can't add a negative.
     """
     return np.where(np.isnan(score) | np.isnan(positive_max), p, np.fmax(p, sigmoid(score - positive_max))).astype(
         np.float32
@@ -134,14 +130,14 @@ def raise_only(p: Floats, score: Floats, positive_max: Floats) -> Floats:
 
 
 def build_stacking_features(p: Floats, score: Floats, positive_min: Floats, positive_max: Floats) -> Floats:
-    """The columns TOLD [n, 4]; the first is ALONE."""
+    """The columns `STACKING_FEATURES` [n, 4]."""
     columns = [compute_log_odds(p), score - positive_max, score - positive_min, score]
     out: Floats = np.stack(columns, axis=1).astype(np.float32)
     return out
 
 
 def cluster_robust_mean(values: Doubles, weights: Doubles, query_ids: NDArray[np.object_]) -> tuple[float, float]:
-    """The weighted mean of `values` [n] and its standard error, for rows that come in clusters, one a query."""
+    """The weighted mean of `values` [n] and its standard error; the rows of a query are one cluster."""
     _, cluster = np.unique(query_ids.astype(str), return_inverse=True)
     cluster_sums = np.bincount(cluster, values * weights)
     cluster_weights = np.bincount(cluster, weights)
@@ -155,7 +151,7 @@ def cluster_robust_mean(values: Doubles, weights: Doubles, query_ids: NDArray[np
 
 
 def auc(score: NDArray[np.floating], labels: Bools) -> float:
-    """The chance that a hidden positive scores above another candidate, equal ones counted half."""
+    """The area under the ROC curve."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(labels, score))
@@ -164,7 +160,7 @@ def auc(score: NDArray[np.floating], labels: Bools) -> float:
 def _fit_folds(
     names: Sequence[str], features: Floats, labels: Bools, weights: Doubles, fold: Ints
 ) -> tuple[LogisticModel, ...]:
-    """A model a fold, of the rows outside it."""
+    """A model for each fold, fitted on the rows outside it."""
     training_masks = get_training_masks(fold)
     return tuple(
         LogisticModel.fit(names, features[s, : len(names)], labels[s], weights[s], STACKING_C) for s in training_masks

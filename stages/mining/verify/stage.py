@@ -1,9 +1,8 @@
-"""Verify: a second opinion, asked only where the first one is unsure and only on what training may meet.
+"""The verify step: update p_false_negative of uncertain candidates by a verifier, an LLM judge, or both.
 
-A teacher (a cross-encoder, or rerankers cross-fitted on the table itself) reads the candidates in the band where
-p_false_negative decides little; a judge (an LLM) reads those whose verdict would change most. What they said stands in
-verifier_scores.parquet, beside the p that follows from it; the mask goes by that p. Without either, nothing is asked;
-nor where the estimate can't be trusted on this table, which is said.
+The verifier (a cross-encoder, or rerankers cross-fitted on the table itself) scores the candidates with an uncertain p.
+The LLM judge reads those whose label has the highest value. verifier_scores.parquet holds the scores, the LLM's labels
+and the updated p, which the mask uses. It is empty if neither is set, or if the estimate is not reliable on this table.
 """
 
 import json
@@ -34,11 +33,11 @@ if TYPE_CHECKING:
 VERSION = 3
 
 P_JUDGED_RELEVANT, P_JUDGED_NOT_RELEVANT = 0.98, 0.01
-"""p_false_negative after a judge's verdict: it errs now and then."""
+"""p_false_negative after the LLM judge's verdict; not 1 and 0, because an LLM makes errors."""
 
 
 def key_extras(params: Params) -> dict[str, str]:
-    """Who is asked (the weights of the teacher, or of what it starts from), and within what limits."""
+    """The weights of the verifier (or of its base model), the LLM judge, and the risk policy if either is set."""
     extras = {"llm_judge": "enabled"} if params.llm_judge else {}
     if params.verifier == SELF_TRAINED:
         extras["verifier"] = f"self: {model_digest(resolve_model(SELF_TRAINED_BASE))}"
@@ -51,7 +50,7 @@ def key_extras(params: Params) -> dict[str, str]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write verifier_scores.parquet, a row for each pair that somebody read, and holdout_verified.parquet."""
+    """Write verifier_scores.parquet, with a row for each pair that was read, and holdout_verified.parquet."""
     estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
     holdout = schemas.read_table(inputs["holdout_candidates"], schemas.HOLDOUT_CANDIDATES)
     summary: Summary = {}
@@ -63,7 +62,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         reason = estimator["unreliable_reason"]
         raise InputError(f"a verifier or an LLM judge needs p_false_negative, and there is none: {reason}")
     if verifier_names and estimator["unreliable_reason"]:
-        # no contradiction in what the person set: a table may come to this, or leave it, from one refresh to the next
+        # not an error: whether the estimate is reliable may change with each refresh
         context.progress.log(
             f"no {verifier_names} is used: the estimate of false negatives is not reliable here, since "
             f"{estimator['unreliable_reason']}"
@@ -76,7 +75,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             rows, holdout, verifier_scores, summary["verifier"] = apply_verifier(params, rows, holdout, verify_inputs)
         if params.llm_judge:
             rows, summary["llm_judge"] = apply_llm_judge(params, rows, verify_inputs)
-            if summary["llm_judge"]["failed"]:  # the next run asks again
+            if summary["llm_judge"]["failed"]:  # the next run tries again
                 summary["complete"] = False
         verifier_scores = build_verifier_scores(rows, verifier_scores)
     schemas.write_table(verifier_scores, schemas.VERIFIER_SCORES, out / "verifier_scores.parquet")
@@ -85,7 +84,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
 
 
 class PairScorer(Protocol):
-    """Who scores pairs: `cross_encoder.CrossEncoderVerifier` and `cross_fitting.CrossFitReranker` behind one face."""
+    """Scores pairs: `_SingleModelScorer` or `cross_fitting.CrossFitReranker`."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -98,25 +97,26 @@ class PairScorer(Protocol):
 def apply_verifier(
     params: Params, rows: pl.DataFrame, holdout: pl.DataFrame, verify_inputs: VerifyInputs
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, Summary]:
-    """`rows` and `holdout` with p after the teacher, what it said of each pair, and how it did."""
-    from stages.mining.verify import cross_encoder as teacher
-    from stages.mining.verify import stacking
+    """`rows` and `holdout` with the p updated by the verifier, its score of each pair, and a summary."""
+    from stages.mining.verify import cross_encoder, stacking
 
     p = rows["p_false_negative"].to_numpy()
     uncertain = rows.filter(
         pl.Series(
-            teacher.select_uncertain(p, max_candidates=params.verifier_budget, threshold=rows["threshold"].to_numpy()),
+            cross_encoder.select_uncertain(
+                p, max_candidates=params.verifier_budget, threshold=rows["threshold"].to_numpy()
+            ),
             dtype=pl.Boolean,
         )
     )
     uncertain_holdout = holdout.filter(
-        pl.Series(teacher.select_uncertain(holdout["p_false_negative"].to_numpy()), dtype=pl.Boolean)
+        pl.Series(cross_encoder.select_uncertain(holdout["p_false_negative"].to_numpy()), dtype=pl.Boolean)
     )
     scorer, reason = create_scorer(params, verify_inputs)
     if scorer is None:
         verify_inputs.context.progress.log(f"the verifier is not used: {reason}")
         return rows, holdout, rows.head(0), {"is_used": False, "reason": reason}
-    pairs = teacher.collect_pairs_to_score(
+    pairs = cross_encoder.collect_pairs_to_score(
         pl.concat([uncertain.select(PAIR_COLUMNS), uncertain_holdout.select(PAIR_COLUMNS)]), verify_inputs.positives
     )
     scored = pairs.with_columns(
@@ -124,27 +124,27 @@ def apply_verifier(
             scorer.score_pairs(pairs["query_id"].to_list(), verify_inputs.read_pair_texts(pairs)), dtype=pl.Float32
         )
     )
-    # what is hidden from the estimate is no positive to measure from, be it among the rows or not
+    # score differences are taken from the positives of each fold that are not held out
     scored_folds = [
-        teacher.join_verifier_scores(
-            rows_of,
-            hold_out_one(verify_inputs.positives, turn).filter(~pl.col("held_out")).select(PAIR_COLUMNS),
+        cross_encoder.join_verifier_scores(
+            fold_rows,
+            hold_out_one(verify_inputs.positives, int(fold_rows["fold"][0]))
+            .filter(~pl.col("held_out"))
+            .select(PAIR_COLUMNS),
             scored,
         )
-        for turn, rows_of in (
-            (int(part["fold"][0]), part) for part in uncertain_holdout.partition_by("fold", maintain_order=True)
-        )
+        for fold_rows in uncertain_holdout.partition_by("fold", maintain_order=True)
     ]
     stacking_rows = (
         pl.concat(scored_folds)
         if scored_folds
-        else teacher.join_verifier_scores(uncertain_holdout, verify_inputs.positives, scored)
+        else cross_encoder.join_verifier_scores(uncertain_holdout, verify_inputs.positives, scored)
     )
     labels, weights = stacking_rows["held_out"].to_numpy(), stacking_rows["weight"].to_numpy()
     stacked_model = stacking.fit_stacked_model(
         *extract_score_arrays(stacking_rows), labels, weights, verify_inputs.compute_match_keys(stacking_rows)
     )
-    scored_rows = teacher.join_verifier_scores(rows, verify_inputs.positives, scored)
+    scored_rows = cross_encoder.join_verifier_scores(rows, verify_inputs.positives, scored)
     p_before, score, positive_min, positive_max = extract_score_arrays(scored_rows)
     is_used, reason = bool(stacked_model.models), stacked_model.reason
     if is_used:
@@ -154,15 +154,15 @@ def apply_verifier(
         holdout_p = stacked_model.predict_probability(
             *extract_score_arrays(stacking_rows), verify_inputs.compute_match_keys(stacking_rows)
         )
-        updates = stacking_rows.select(*PAIR_COLUMNS, "fold").with_columns(after=pl.Series(holdout_p, dtype=pl.Float32))
-        holdout = holdout.join(updates, on=[*PAIR_COLUMNS, "fold"], how="left", maintain_order="left")
-        holdout = holdout.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
+        new_p = stacking_rows.select(*PAIR_COLUMNS, "fold").with_columns(new_p=pl.Series(holdout_p, dtype=pl.Float32))
+        holdout = holdout.join(new_p, on=[*PAIR_COLUMNS, "fold"], how="left", maintain_order="left")
+        holdout = holdout.with_columns(p_false_negative=pl.coalesce("new_p", "p_false_negative")).drop("new_p")
     elif params.verifier != SELF_TRAINED and "auc_estimator" not in stacked_model.metrics:
         p_after = stacking.raise_only(p_before, score, positive_max)
-        reason = f"{reason}; what it prefers to the positive is taken for a positive, nothing else hangs on it"
+        reason = f"{reason}; it only raises the probability of documents that it prefers to the positive"
     else:
         p_after = p_before
-    verify_inputs.context.progress.log(f"teacher: {reason}")
+    verify_inputs.context.progress.log(f"verifier: {reason}")
     rows = rows.with_columns(p_false_negative=pl.Series(p_after, dtype=pl.Float32))
     positive_range = scored_rows.select(*PAIR_COLUMNS, "verifier_positive_min", "verifier_positive_max")
     verifier_scores = scored.join(positive_range, on=PAIR_COLUMNS, how="left", maintain_order="left")
@@ -175,7 +175,7 @@ def apply_verifier(
 
 
 def extract_score_arrays(scored_rows: pl.DataFrame) -> tuple[Floats, Floats, Floats, Floats]:
-    """p and the teacher's logits of a candidate and of its query's lowest and best positive [n]; NaN where unknown."""
+    """p, and the verifier's logits of the candidate and of its query's lowest and best positive [n]; NaN if unknown."""
     names = ("p_false_negative", "verifier_score", "verifier_positive_min", "verifier_positive_max")
     p, score, positive_min, positive_max = (
         scored_rows[name].cast(pl.Float32).fill_null(float("nan")).to_numpy() for name in names
@@ -184,7 +184,7 @@ def extract_score_arrays(scored_rows: pl.DataFrame) -> tuple[Floats, Floats, Flo
 
 
 def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScorer | None, str]:
-    """The teacher, or why there is none."""
+    """The verifier, or None and the reason."""
     from stages.mining.verify.cross_encoder import MIN_UNCERTAIN_P, CrossEncoderVerifier
     from stages.training.params import Params as TrainParams
 
@@ -251,7 +251,7 @@ def create_scorer(params: Params, verify_inputs: VerifyInputs) -> tuple[PairScor
 
 @dataclass
 class _SingleModelScorer:
-    """A teacher that scores all questions alike."""
+    """One model that scores the pairs of all queries."""
 
     verifier: "CrossEncoderVerifier"
 
@@ -264,7 +264,7 @@ class _SingleModelScorer:
 
 
 def apply_llm_judge(params: Params, rows: pl.DataFrame, verify_inputs: VerifyInputs) -> tuple[pl.DataFrame, Summary]:
-    """`rows` with judge, and p after its verdicts, where it was asked; and what that took."""
+    """`rows` with the LLM judge's labels and the updated p, and a summary."""
     from stages.mining.verify.label_value import sort_by_label_value
     from stages.mining.verify.llm_judge import LLMJudge
 
@@ -275,7 +275,7 @@ def apply_llm_judge(params: Params, rows: pl.DataFrame, verify_inputs: VerifyInp
         verify_inputs.context.progress,
     )
     selected = sort_by_label_value(rows).head(params.llm_judge_budget)
-    # the first N, asked before or not: so the result does not hang on what this workspace has seen
+    # cached pairs count too, so that the result does not depend on the cache
     verdicts = judge.judge_pairs(verify_inputs.read_pair_texts(selected))
     answered = pl.Series("llm_judge", verdicts == 1, dtype=pl.Boolean).to_frame()
     found = selected.select(PAIR_COLUMNS).hstack(answered).filter(pl.Series(~np.isnan(verdicts), dtype=pl.Boolean))
@@ -290,9 +290,10 @@ def apply_llm_judge(params: Params, rows: pl.DataFrame, verify_inputs: VerifyInp
 
 
 def build_verifier_scores(rows: pl.DataFrame, verifier_scores: pl.DataFrame) -> pl.DataFrame:
-    """VERIFIED: every pair that a teacher `verifier_scores` or a judge decided, with the p of `rows` after both; that
-    of a
-    positive, which a teacher reads too, is null."""
+    """VERIFIER_SCORES: each pair that the verifier or the LLM judge read, with the updated p of `rows`.
+
+    The p of a positive, which the verifier scores too, is null.
+    """
     updates = rows.select(*PAIR_COLUMNS, "p_false_negative", "llm_judge")
     judged = updates.filter(pl.col("llm_judge").is_not_null())
     if verifier_scores.is_empty():

@@ -1,4 +1,4 @@
-"""What a judge has answered and been paid for: a file that only grows, one JSON line a pair."""
+"""The cached verdicts of the LLM judge: an append-only file with a JSON line for each pair."""
 
 import json
 import os
@@ -7,10 +7,9 @@ from pathlib import Path
 
 
 class VerdictCache:
-    """Answers by pair, in memory and in a file; a file that does not exist yet is an empty ledger.
+    """Verdicts in memory (`verdicts`: key -> relevant) and in a file, which `add` creates.
 
-    `verdicts` is key -> relevant. A line that a kill cut short or damage changed is passed over (`n_damaged_lines`
-    counts them), so its pair counts as never asked. Of a pair that stands there twice the first line is kept.
+    Damaged lines are ignored and counted (`n_damaged_lines`). If a pair has several lines, the first counts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +31,7 @@ class VerdictCache:
                 self.n_damaged_lines += 1
 
     def add(self, verdicts: Mapping[str, bool]) -> None:
-        """Keep answers of pairs that are not held; when this returns, they are on disk."""
+        """Add verdicts of new pairs; when this returns, they are on disk."""
         new = {pair: relevant for pair, relevant in verdicts.items() if pair not in self.verdicts}
         if not new:
             return

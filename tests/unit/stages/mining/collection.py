@@ -1,4 +1,4 @@
-"""A small collection on disk, and stand-ins for the vector store and the tools, for the tests of mask and compose."""
+"""A small collection on disk and a fake vector store, for the tests of the mask and sample steps."""
 
 import sys
 import types
@@ -27,7 +27,7 @@ def table(schema: Any, *rows: tuple[Any, ...]) -> pl.DataFrame:
 
 
 def write(folder: Path, **tables: pl.DataFrame) -> dict[str, Path]:
-    """Write each table under its name's contract; the paths by name."""
+    """Write each table with the schema of its name; returns the paths by name."""
     for name, frame in tables.items():
         schemas.write_table(frame, schemas.TABLES[name], folder / f"{name}.parquet")
     return {name: folder / f"{name}.parquet" for name in tables}

@@ -15,12 +15,12 @@ from stages.mining.verify.llm_prompt import (
 )
 
 
-def test_batches_are_of_one_query_and_begin_in_the_order_of_the_pairs() -> None:
+def test_a_request_has_one_query_and_requests_keep_the_order_of_pairs() -> None:
     pairs = {"k1": ("q2", "a"), "k2": ("q1", "b"), "k3": ("q2", "c")}
     assert build_requests(pairs) == [JudgeRequest("q2", ("a", "c"), ("k1", "k3")), JudgeRequest("q1", ("b",), ("k2",))]
 
 
-def test_batches_are_bounded_by_documents_and_by_characters() -> None:
+def test_requests_are_limited_in_documents_and_characters() -> None:
     many = {str(n): ("q", "text") for n in range(llm_prompt.MAX_DOCUMENTS_PER_REQUEST * 2 + 1)}
     assert [len(batch.cache_keys) for batch in build_requests(many)] == [8, 8, 1]
     long = {str(n): ("q", "x" * 4_000) for n in range(4)} | {"small": ("q", "x")}
@@ -30,17 +30,19 @@ def test_batches_are_bounded_by_documents_and_by_characters() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("pqr"), st.text(max_size=6000)), max_size=30))
-def test_every_pair_is_in_one_batch(pairs: list[tuple[str, str]]) -> None:
-    asked = {str(n): pair for n, pair in enumerate(pairs)}
-    made = build_requests(asked)
-    told = {
-        key: (batch.query, text) for batch in made for key, text in zip(batch.cache_keys, batch.documents, strict=True)
+def test_every_pair_is_in_one_request(pairs: list[tuple[str, str]]) -> None:
+    pairs_by_key = {str(n): pair for n, pair in enumerate(pairs)}
+    requests = build_requests(pairs_by_key)
+    sent = {
+        key: (request.query, text)
+        for request in requests
+        for key, text in zip(request.cache_keys, request.documents, strict=True)
     }
-    assert told == asked
-    assert sum(len(batch.cache_keys) for batch in made) == len(pairs)
+    assert sent == pairs_by_key
+    assert sum(len(request.cache_keys) for request in requests) == len(pairs)
 
 
-def test_a_batch_as_messages_and_one_of_it_alone() -> None:
+def test_the_messages_of_a_request_and_of_one_document() -> None:
     batch = JudgeRequest("Was ist 水?", ("a", "b"), ("k1", "k2"))
     rules, data = batch.to_messages()
     assert (rules["role"], rules["content"], data["role"]) == ("system", llm_prompt.SYSTEM_PROMPT, "user")
@@ -62,12 +64,12 @@ def test_a_batch_as_messages_and_one_of_it_alone() -> None:
         ("", 5, ""),
     ],
 )
-def test_long_texts_are_cut_at_a_words_end(text: str, limit: int, expected: str) -> None:
+def test_long_texts_are_cut_at_the_end_of_a_word(text: str, limit: int, expected: str) -> None:
     assert truncate_at_word(text, limit) == expected
 
 
 @given(st.text(alphabet="ab \n", max_size=60), st.integers(1, 40))
-def test_a_cut_text_is_a_beginning_within_the_limit(text: str, limit: int) -> None:
+def test_a_cut_text_is_a_prefix_within_the_limit(text: str, limit: int) -> None:
     short = truncate_at_word(text, limit)
     assert text.startswith(short)
     assert len(short) <= limit
@@ -99,12 +101,12 @@ GOOD = '{"verdicts": [{"document": 1, "relevant": true}, {"document": 2, "releva
         ("", {}),
     ],
 )
-def test_answers_are_found_whatever_stands_around_them(answer: str, expected: dict[int, bool]) -> None:
+def test_verdicts_are_found_in_any_surrounding_text(answer: str, expected: dict[int, bool]) -> None:
     assert parse_verdicts(answer, 2) == expected
 
 
 @given(st.text())
-def test_no_text_breaks_the_reading(text: str) -> None:
+def test_no_text_breaks_the_parser(text: str) -> None:
     parse_verdicts(text, 3)
     parse_completion(text)
 
@@ -125,7 +127,7 @@ def test_the_content_of_a_completion(body: object, expected: str | None) -> None
     assert parse_completion(json.dumps(body)) == expected
 
 
-def test_a_key_tells_pairs_models_and_rules_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_key_depends_on_pair_model_and_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [
         build_cache_key("m", "a", "bc"),
         build_cache_key("m", "ab", "c"),
