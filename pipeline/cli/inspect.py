@@ -99,7 +99,7 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> CommandResul
     if "sample" in artifacts:
         inputs["mined"] = artifacts["sample"].folder / "mined.jsonl"
     mask_summary, mask_params = artifacts["mask"].summary, artifacts["mask"].manifest["parameters"]
-    policy = MaskSummary(
+    mask = MaskSummary(
         mask_summary["rule"],
         mask_summary["threshold"],
         tuple(mask_params["rank_window"]),
@@ -107,7 +107,7 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> CommandResul
         artifacts["sample"].summary["expected_false_negative_rate"] if "sample" in artifacts else None,
         mask_summary["estimate"]["unreliable_reason"] if mask_summary["rule"] != mask_params["mask"] else None,
     )
-    found, frame, negatives = load_query_view(query, inputs, policy.rule)
+    found, frame, negatives = load_query_view(query, inputs, mask.rule)
     documents = frame.to_dicts()
     positives = [row for row in documents if row["verdict"] == "positive"]
     others = [row for row in documents if row["verdict"] != "positive"]
@@ -123,7 +123,7 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> CommandResul
     return CommandResult(
         {
             **found,
-            "mask": asdict(policy),
+            "mask": asdict(mask),
             "negatives": negatives,
             "documents": [*positives, *others[:top]],
             "notice": loaded.notice,
@@ -131,7 +131,7 @@ def show_query(options: Mapping[str, Any], query: str, top: int) -> CommandResul
         [
             *loaded.notices,
             f"{found['query_id']} ({found['split']}): {found['query']}",
-            *describe_query(found, frame, negatives, policy),
+            *describe_query(found, frame, negatives, mask),
             ResultTable("", header, rows),
             *([f"{n_more:,} more candidates: --top {len(others)} shows all"] if n_more > 0 else []),
         ],
@@ -166,7 +166,7 @@ def calibrate_mask(options: Mapping[str, Any]) -> CommandResult:
             mask_summary = runner.run_uncommitted("mask", upstream, folder)
         if mask_summary["rule"] != "learned":
             raise InputError(
-                f"the learned mask can't be trusted on this table: {mask_summary['estimate']['unreliable_reason']}"
+                f"the learned mask is not reliable on this table: {mask_summary['estimate']['unreliable_reason']}"
             )
         files = {"queries": "pairs", "qrels_scored": "search", "holdout_candidates": "features"}
         inputs = {name: upstream[step].folder / f"{name}.parquet" for name, step in files.items()}

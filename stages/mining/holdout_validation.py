@@ -1,4 +1,4 @@
-"""Check: what a mask does with false negatives whose label is known, the positives that the estimate did not see."""
+"""Validate a mask on held-out positives: false negatives whose label is known."""
 
 from typing import Any
 
@@ -18,29 +18,25 @@ HOLDOUT_BOOTSTRAP_SAMPLES = 500
 def validate_on_holdout(
     params: Params, solution: RiskSolution | None, holdout_candidates: pl.DataFrame
 ) -> Summary | None:
-    """What the mask of `params` writes for the questions of `holdout_candidates` (TAUGHT), each judged by a
-    fold that did not see
-    it: how many negatives and how many hidden positives among them, the expected share of false ones and the observed
-    one, with its 95 % interval (low, high; a bootstrap over questions), and the share that the learned mask accepts.
+    """The expected and the observed share of false negatives among the negatives that the mask selects.
 
-    One of a question's positives is hidden at a time, and stands for those that nobody labelled: MISSING for each that
-    is left (`stages.mining.estimator.model`). Both shares are of what is chosen beside it, as much as each of that
-    counts. None where nothing was hidden.
+    `holdout_candidates` (HOLDOUT_CANDIDATES) have a cross-validated p. low and high are the 95 % interval of the
+    observed share, by a bootstrap over queries. A selected held-out positive stands for unlabelled positives:
+    `MISSING_PER_KNOWN_POSITIVE` for each known one. Both shares are relative to the other selected candidates, weighted
+    by `pu_weight`. The result is None if there is no held-out positive.
     """
     if holdout_candidates.is_empty():
         return None
     rows = holdout_candidates
     if solution is None:
-        figures = {
-            name: rows[name].to_numpy() for name in ("score", "rank", "positive_score_min", "positive_score_max")
-        }
+        score, rank, positive_min, positive_max = (
+            rows[name].to_numpy() for name in ("score", "rank", "positive_score_min", "positive_score_max")
+        )
         threshold = threshold_rules.compute_thresholds(
-            params.mask, params.effective_threshold, figures["positive_score_min"], figures["positive_score_max"]
+            params.mask, params.effective_threshold, positive_min, positive_max
         )
-        window = params.rank_window
-        rows = rows.filter(
-            pl.Series(threshold_rules.passes_rule(params.mask, figures["score"], figures["rank"], threshold, window))
-        )
+        passed = threshold_rules.passes_rule(params.mask, score, rank, threshold, params.rank_window)
+        rows = rows.filter(pl.Series(passed))
     else:
         rows = rows.filter(pl.col("p_false_negative") <= risk_budget.MAX_P_FALSE_NEGATIVE)
     p = rows["p_false_negative"].to_numpy()
@@ -49,14 +45,16 @@ def validate_on_holdout(
     candidates, cells = risk_budget.pad_by_query(query, rows["score"].to_numpy(), p, quota)
     selection = solution.select(candidates) if solution else risk_budget.select_at_lambda(candidates, 0.0)
     selected = selection[cells]
-    hidden_selected = selected & rows["held_out"].to_numpy()
+    held_out_selected = selected & rows["held_out"].to_numpy()
     n_known = rows["weight"].to_numpy().astype(np.float64) - 1
-    other_weight = np.where(selected & ~hidden_selected, pu_weight(p.astype(np.float64), n_known), 0.0)
+    other_weight = np.where(selected & ~held_out_selected, pu_weight(p.astype(np.float64), n_known), 0.0)
     expected = float((p * other_weight).sum() / max(other_weight.sum(), 1))
-    query_numbers = holdout_candidates.select(pl.col("query_id").unique(maintain_order=True)).with_row_index("question")
-    query_number = rows.join(query_numbers, on="query_id", how="left", maintain_order="left")["question"].to_numpy()
+    query_numbers = holdout_candidates.select(pl.col("query_id").unique(maintain_order=True)).with_row_index(
+        "query_number"
+    )
+    query_number = rows.join(query_numbers, on="query_id", how="left", maintain_order="left")["query_number"].to_numpy()
     false_per_query = np.bincount(
-        query_number, MISSING_PER_KNOWN_POSITIVE * n_known * hidden_selected, len(query_numbers)
+        query_number, MISSING_PER_KNOWN_POSITIVE * n_known * held_out_selected, len(query_numbers)
     )
     others_per_query = np.bincount(query_number, other_weight, len(query_numbers))
     sums = resample_sums(np.column_stack([false_per_query, others_per_query]), HOLDOUT_BOOTSTRAP_SAMPLES, seed=0)
@@ -64,7 +62,7 @@ def validate_on_holdout(
     return {
         "n_queries": len(query_numbers),
         "n_negatives": int(selected.sum()),
-        "n_held_out": int(hidden_selected.sum()),
+        "n_held_out": int(held_out_selected.sum()),
         "expected": round(expected, 5),
         "observed": round(float(_false_negative_rate(false_per_query.sum(), others_per_query.sum())), 5),
         "low": round(float(low), 5),

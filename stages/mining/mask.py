@@ -1,23 +1,23 @@
-"""Mask: say of every candidate whether it may be trained on as a negative, and why.
+"""The mask step: decide for every candidate whether it may be a negative, and give the reason.
 
-A candidate takes the first line of this table that holds for it (`REASON_PRECEDENCE` is the table as data):
+The first reason that applies counts (`REASON_PRECEDENCE` is this table as data):
 
-| reason | verdict | holds where |
+| reason | verdict | applies if |
 |---|---|---|
 | known_positive | positive | the pair is a positive by id |
-| repeated_query | ignored | the document is a positive of a question, of any split, that restates this one |
-| same_text | ignored | the document's text is that of such a positive |
-| curated_negative | negative | people judged it not relevant: kept at any score, and added if it was not retrieved |
-| contains_answer | ignored | the document holds a known answer of the query |
-| near_duplicate | ignored | its vector is nearly that of a positive |
-| no_positive | ignored | the rule measures from a positive and the query has none |
-| relabelled | positive | the rule takes it for a possible positive, and it is one by all that is known (`relabel`) |
-| llm_judge | ignored | the judge says that it answers |
-| weighted | negative | the rule does so, and it is kept with the weight that it is a negative after all |
-| the rule's name | ignored | the rule of `mask` takes it for a possible positive |
-| kept | negative | none of the above |
+| repeated_query | ignored | the document is a positive of a paraphrase of the query, in any split |
+| same_text | ignored | the document has the text of a positive of the query or of a paraphrase |
+| curated_negative | negative | people labelled it not relevant; it is added if it was not retrieved |
+| contains_answer | ignored | the document contains a known answer of the query |
+| near_duplicate | ignored | it is a near-duplicate of a positive |
+| no_positive | ignored | the rule measures from a positive, and the query has none |
+| relabelled | positive | the rule excludes it, and its p_false_negative is high (`relabel = positive`) |
+| llm_judge | ignored | the LLM judge finds it relevant |
+| weighted | negative | the rule excludes it, and it is kept with a weight (`relabel = weight`) |
+| the rule's name | ignored | the rule of `mask` excludes it |
+| kept | negative | no other reason applies |
 
-So a curated negative gives way only where it contradicts a known positive, which is counted.
+So a curated negative is ignored only if it contradicts a known positive; these are counted.
 """
 
 import json
@@ -61,14 +61,14 @@ REASON_PRECEDENCE = (
 )
 
 VERIFIER_COLUMNS = {"verifier_score": pl.Float32, "llm_judge": pl.Boolean}
-"""What a teacher and a judge say of a pair."""
+"""The results of the verifier and the LLM judge."""
 
 MASK_ROWS_PER_BLOCK = 500_000
-"""Pairs looked at together; bounds memory and changes no result."""
+"""Pairs in memory at once; does not change the result."""
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write verdicts.parquet: a verdict and a reason for each candidate and each curated negative, best score first."""
+    """Write verdicts.parquet: a verdict and a reason for each candidate and curated negative, best score first."""
     verifier_scores = schemas.scan_table(inputs["verifier_scores"], schemas.VERIFIER_SCORES)
     candidate_features = apply_verifier_scores(
         schemas.scan_table(inputs["features"], schemas.CANDIDATE_FEATURES), verifier_scores
@@ -77,18 +77,18 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "split"]).sort("query_id")
     estimator = json.loads(inputs["estimator"].read_text(encoding="utf-8"))
     if estimator["source"] is None and (params.mask == "learned" or params.relabel != "no"):
-        wants = "mask = learned" if params.mask == "learned" else f"relabel = {params.relabel}"
+        setting = "mask = learned" if params.mask == "learned" else f"relabel = {params.relabel}"
         raise InputError(
-            f"{wants} goes by the estimate, which estimate_false_negatives = false switches off: leave one of them out"
+            f"{setting} needs the estimate, which estimate_false_negatives = false switches off: remove one of them"
         )
     rule = params
     if params.mask == "learned" and estimator["unreliable_reason"]:
         context.progress.log(
-            f"the learned mask can't be trusted here, so perc is used: {estimator['unreliable_reason']}"
+            f"the learned mask is not reliable on this table, so perc is used: {estimator['unreliable_reason']}"
         )
         rule = params.model_copy(update={"mask": "perc", "threshold": None})
     if params.relabel != "no" and estimator["unreliable_reason"]:
-        context.progress.log(f"relabel = {params.relabel} finds nothing, since no estimate can be trusted here")
+        context.progress.log(f"relabel = {params.relabel} has no effect, because the estimate is not reliable here")
     blocks = list(
         iter_query_batches(queries["query_id"], pq.read_metadata(inputs["features"]).num_rows, MASK_ROWS_PER_BLOCK)
     )
@@ -100,21 +100,21 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         verdicts = assign_verdicts(
             rule, collect_query_batch(candidate_features, block), collect_query_batch(qrels_scored, block), solution
         )
-        # relabel = positive may make none, and then has to say how far off it was
-        nearest = find_max_ignored_p(verdicts, rule.mask) if params.relabel == "positive" else 0.0
+        # if relabel = positive makes no positive, this is logged
+        max_p = find_max_ignored_p(verdicts, rule.mask) if params.relabel == "positive" else 0.0
         return (
             schemas.to_arrow_table(verdicts.drop("contradicted"), schemas.VERDICTS),
             count_verdicts(verdicts),
-            nearest,
+            max_p,
         )
 
     counts: Counter[str] = Counter()
     max_ignored_p = 0.0
     with schemas.open_parquet_writer(out / "verdicts.parquet", schemas.VERDICTS) as writer:
-        for verdicts, block_counts, nearest in map_query_batches(assign_block, blocks):
+        for verdicts, block_counts, max_p in map_query_batches(assign_block, blocks):
             writer.write_table(verdicts)
             counts += block_counts
-            max_ignored_p = max(max_ignored_p, nearest)
+            max_ignored_p = max(max_ignored_p, max_p)
             context.progress.advance(min(counts["queries"], len(queries)), len(queries), "queries")
     summary = summarise_verdicts(rule, counts, len(queries))
     if estimator["source"]:
@@ -133,24 +133,23 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
 
 
 def apply_verifier_scores(candidate_features: pl.LazyFrame, verifier_scores: pl.LazyFrame) -> pl.LazyFrame:
-    """`candidate_features` with `VERIFIER_COLUMNS`, and p_false_negative as it is after these."""
-    if verifier_scores.head(1).collect().is_empty():  # a join with nothing takes longer than to read the evidence
+    """`candidate_features` with `VERIFIER_COLUMNS`, and with the p_false_negative that the verify step updated."""
+    if verifier_scores.head(1).collect().is_empty():  # a join with an empty table would be slow
         return candidate_features.with_columns(
             pl.lit(None, kind).alias(name) for name, kind in VERIFIER_COLUMNS.items()
         )
-    updates = verifier_scores.select(*schemas.PAIR_COLUMNS, *VERIFIER_COLUMNS, after="p_false_negative")
+    updates = verifier_scores.select(*schemas.PAIR_COLUMNS, *VERIFIER_COLUMNS, new_p="p_false_negative")
     rows = candidate_features.join(updates, on=schemas.PAIR_COLUMNS, how="left", maintain_order="left")
-    return rows.with_columns(p_false_negative=pl.coalesce("after", "p_false_negative")).drop("after")
+    return rows.with_columns(p_false_negative=pl.coalesce("new_p", "p_false_negative")).drop("new_p")
 
 
 def assign_verdicts(
     params: Params, rows: pl.DataFrame, qrels_scored: pl.DataFrame, solution: RiskSolution | None = None
 ) -> pl.DataFrame:
-    """The verdicts on `rows` of EVIDENCE (all of their queries), in their order: the columns of VERDICTS, and
-    `contradicted`.
+    """The verdicts on `rows` (all CANDIDATE_FEATURES of some queries), with the columns of VERDICTS and `contradicted`.
 
-    `qrels_scored` holds these queries' rows of JUDGED; `solution` is the learned mask's. `contradicted` marks curated
-    negatives that gave way to a known positive.
+    `qrels_scored` holds all QRELS_SCORED of these queries. The learned mask needs `solution`. `contradicted` marks
+    curated negatives that contradict a known positive.
     """
     rows = threshold_rules.apply_rule(params.mask, params.effective_threshold, params.rank_window, rows, qrels_scored)
     if solution:
@@ -185,40 +184,40 @@ def assign_verdicts(
 
 
 def count_verdicts(verdicts: pl.DataFrame) -> Counter[str]:
-    """What a block adds to the summary."""
+    """The counts of a block."""
     counts: Counter[str] = Counter(queries=_count_queries(verdicts), rows=len(verdicts))
     for reason, rows in verdicts.group_by("reason").len().iter_rows():
         counts[reason] = rows
     counts["added"] = verdicts.filter(pl.col("source") == "curated_negative").height
     counts["contradicted"] = int(verdicts["contradicted"].sum())
     counts["filled"] = _count_queries(verdicts.filter(pl.col("verdict") == NEGATIVE))
-    counts["anchorless"] = _count_queries(verdicts.filter(pl.col("reason") == "no_positive"))
+    counts["without_positive"] = _count_queries(verdicts.filter(pl.col("reason") == "no_positive"))
     return counts
 
 
 def _count_queries(rows: pl.DataFrame) -> int:
-    """How many queries these rows are of, which come by query."""
+    """The number of queries in `rows`, which are sorted by query."""
     return len(rows["query_id"].rle())
 
 
 def find_max_ignored_p(verdicts: pl.DataFrame, rule: RuleName) -> float:
-    """The highest p_false_negative of what the rule or the LLM judge set aside; 0 where there is none."""
+    """The highest p_false_negative among the candidates that the rule or the LLM judge excluded; 0 if none."""
     ignored = verdicts.filter(pl.col("verdict") == IGNORED, pl.col("reason").is_in([rule, "llm_judge"]))
     return float(ignored.select(pl.col("p_false_negative").max().fill_null(0.0)).item())
 
 
 def explain_no_relabels(min_probability: float, max_ignored_p: float) -> str:
-    """Why relabel = positive made no positive; `max_ignored_p`: of `find_max_ignored_p`."""
+    """Why relabel = positive made no positive; `max_ignored_p` is the result of `find_max_ignored_p`."""
     if not max_ignored_p:
-        return "relabel = positive makes no positive: nothing with an estimate is set aside"
+        return "relabel = positive makes no positive: no candidate with an estimate is excluded"
     return (
-        f"relabel = positive makes no positive: the likeliest false negative that is set aside has a probability of "
-        f"{max_ignored_p:.3f}, and relabel_min_probability = {min_probability} is asked for"
+        f"relabel = positive makes no positive: the highest probability of an excluded candidate is "
+        f"{max_ignored_p:.3f}, below relabel_min_probability = {min_probability}"
     )
 
 
 def summarise_verdicts(params: Params, counts: Mapping[str, int], n_queries: int) -> Summary:
-    """The block counts as the stage's summary; verdicts: verdict -> reason -> candidates, reasons by precedence."""
+    """The summary of the mask step; verdicts: verdict -> reason -> number of candidates."""
     order = [
         *((params.mask if flag == RULE_PLACEHOLDER else flag, verdict) for flag, verdict in REASON_PRECEDENCE),
         ("kept", NEGATIVE),
@@ -229,21 +228,21 @@ def summarise_verdicts(params: Params, counts: Mapping[str, int], n_queries: int
         "queries": n_queries,
         "candidates": counts["rows"] - counts["added"],
         "verdicts": {
-            wanted: {reason: counts[reason] for reason, verdict in order if verdict == wanted and counts[reason]}
-            for wanted in (NEGATIVE, POSITIVE, IGNORED)
+            verdict: {reason: counts[reason] for reason, of_reason in order if of_reason == verdict and counts[reason]}
+            for verdict in (NEGATIVE, POSITIVE, IGNORED)
         },
         "curated_negatives_added": counts["added"],
         "curated_negatives_contradicting": counts["contradicted"],
-        "queries_without_positive": counts["anchorless"],
+        "queries_without_positive": counts["without_positive"],
         "queries_without_negative": n_queries - counts["filled"],
     }
 
 
 def list_warnings(summary: Summary) -> list[str]:
-    """The lines that a person should read."""
+    """The lines of the log about the summary."""
     lines = []
     if n := summary["curated_negatives_contradicting"]:
-        lines.append(f"{n} curated negatives contradict a known positive (equal text or restated question): ignored")
+        lines.append(f"{n} curated negatives are ignored: a known positive has the same text, or a paraphrase has them")
     if n := summary["queries_without_positive"]:
-        lines.append(f"{n} queries have no positive, so {summary['rule']} has nothing to measure from: no negatives")
+        lines.append(f"{n} queries get no negatives: they have no positive, and the rule {summary['rule']} needs one")
     return lines

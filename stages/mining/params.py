@@ -9,14 +9,14 @@ from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName
 
 
 def num_negatives_option() -> Any:
-    """The parameter `num_negatives`: mask and compose both go by it."""
+    """The parameter `num_negatives`, which mask and sample share."""
     return option(7, "Negatives per query.", section="mine", ge=1)
 
 
 def near_duplicate_similarity_option() -> Any:
     """The parameter `near_duplicate_similarity`, which mask and sample share."""
-    # Looked at with MiniLM on medical FAQs: from 0.98 up texts differ in a detail at most, below begin true negatives
-    # (the advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965).
+    # With MiniLM on medical FAQs, texts above 0.98 differ in a detail at most. True negatives begin below it: the
+    # advice on an overdose of two drugs at 0.97, "Bardet-Biedl syndrome 6" and "7" at 0.965.
     return option(
         0.98,
         "Cosine from which on two documents count as duplicates: of a positive, or of another negative. "
@@ -29,7 +29,7 @@ def near_duplicate_similarity_option() -> Any:
 
 
 class RiskPolicy(BaseParams):
-    """What of a query's candidates may be emitted: verify and mask both go by it."""
+    """Which candidates may be selected as negatives; verify and mask share it."""
 
     max_false_negatives: float = option(
         0.02,
@@ -44,7 +44,7 @@ class RiskPolicy(BaseParams):
 
 
 class Params(RiskPolicy):
-    """How candidates are told from possible positives."""
+    """Which candidates are excluded as possible false negatives."""
 
     mask: RuleName = option(
         "learned",
@@ -81,12 +81,12 @@ class Params(RiskPolicy):
             if THRESHOLD_RULES[self.mask].default_threshold is None:
                 raise ValueError(f"mask = {self.mask!r} has no threshold: remove it, or choose another mask")
             if self.mask in ("perc", "perc_max") and not 0 < self.threshold <= 2:
-                raise ValueError(f"threshold = {self.threshold} for {self.mask}: it is a share, such as 0.95")
+                raise ValueError(f"threshold = {self.threshold} for {self.mask}: use a share, such as 0.95")
         if not 0 <= self.rank_window[0] < self.rank_window[1]:
-            raise ValueError(f"rank_window = {list(self.rank_window)} leaves no rank: write two rising numbers")
+            raise ValueError(f"rank_window = {list(self.rank_window)} leaves no rank: use two ascending numbers")
         return self
 
     @property
     def effective_threshold(self) -> float | None:
-        """The rule's number: as given, else the source's; None for a rule that has none."""
+        """The threshold, or else the rule's default; None if the rule has none."""
         return THRESHOLD_RULES[self.mask].default_threshold if self.threshold is None else self.threshold

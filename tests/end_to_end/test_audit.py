@@ -105,7 +105,7 @@ def test_what_is_listed_can_be_left_out_of_the_training_or_count_less(lived_in: 
         doubted = {doc_id for _, asked, doc_id in train if asked == query_id}
         assert line["pos_weights"] == [0.25 if doc_id in doubted else 1.0 for doc_id in line["pos_ids"]]
     vain = project.prep("mine-negatives", "--set", "mine.positive_weight=0.25", "-q")
-    assert (vain.returncode, "positive_weight is that of" in vain.stderr) == (2, True)
+    assert (vain.returncode, "positive_weight needs drop_positives" in vain.stderr) == (2, True)
     wrong = project.prep("mine-negatives", "--drop-positives", "everything", "-q")
     assert wrong.returncode == 2
     assert "low_ranked, outranked, inconsistent" in wrong.stderr

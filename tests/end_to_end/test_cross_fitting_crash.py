@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import RecordedProgress
-from tests.integration.test_cross_fitting import PAIRS, QUERY_IDS, cross, undisturbed  # noqa: F401
+from tests.integration.test_cross_fitting import PAIRS, QUERY_IDS, make_reranker, undisturbed  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,9 +32,9 @@ def test_a_kill_changes_nothing(
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    said = RecordedProgress()
-    on = cross(tiny_model, tmp_path, said)
-    assert np.array_equal(on.score_pairs(QUERY_IDS, PAIRS), undisturbed[1])
-    assert on.counts["cached"] > 0, "the first fold's scores were there"
-    assert not any("teacher 1 of 2" in line for line in said.messages)
-    assert any("it resumes after step" in line for line in said.messages)
+    progress = RecordedProgress()
+    resumed = make_reranker(tiny_model, tmp_path, progress)
+    assert np.array_equal(resumed.score_pairs(QUERY_IDS, PAIRS), undisturbed[1])
+    assert resumed.counts["cached"] > 0, "the first fold's scores are cached"
+    assert not any("verifier 1 of 2" in line for line in progress.messages)
+    assert any("it resumes after step" in line for line in progress.messages)

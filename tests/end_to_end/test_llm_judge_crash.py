@@ -1,4 +1,4 @@
-"""A kill while an LLM judges candidates: no verdict is paid for twice."""
+"""A kill while the LLM judge reads candidates: no verdict is paid for twice."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.integration.test_llm_judge import Body, Reply, Server, judge, server, well  # noqa: F401
 
 
-def test_a_killed_run_is_paid_for_only_once(server: Server, tmp_path: Path) -> None:  # noqa: F811
+def test_a_killed_run_keeps_its_verdicts(server: Server, tmp_path: Path) -> None:  # noqa: F811
     pairs = [(f"q{n}", f"{'RIGHT' if n % 2 else 'wrong'} {n}") for n in range(40)]
     cache = tmp_path / "judge.jsonl"
 
@@ -40,7 +40,7 @@ def test_a_killed_run_is_paid_for_only_once(server: Server, tmp_path: Path) -> N
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL
-    answered = set(server.asked()[:10])
+    answered = set(server.requested_documents()[:10])
 
     with cache.open("a") as file:
         file.write('{"pair": "torn')
@@ -49,6 +49,6 @@ def test_a_killed_run_is_paid_for_only_once(server: Server, tmp_path: Path) -> N
     made = judge(server, tmp_path)
     assert "1 damaged lines" in made._progress.messages[0]  # type: ignore[attr-defined]
     assert made.judge_pairs(pairs).tolist() == [float(n % 2) for n in range(40)]
-    assert sorted(server.asked()) == sorted(document for _, document in pairs if document not in answered)
+    assert sorted(server.requested_documents()) == sorted(document for _, document in pairs if document not in answered)
     assert judge(server, tmp_path).judge_pairs(pairs).tolist() == [float(n % 2) for n in range(40)]
     assert len(server.bodies) == 30

@@ -170,7 +170,7 @@ def test_the_learned_mask_says_how_sure_it_is(project: Project, finished: Path) 
     best = kept.sort("score", descending=True).group_by("query_id").head(7)
     assert best["p_false_negative"].drop_nulls().mean() <= 0.05  # type: ignore[operator]
     lines = project.prep("mine-negatives", "--mask", "learned", "--max-false-negatives", "0.05").stdout
-    assert "estimate of false negatives" in lines or "checked on" in lines
+    assert "estimate of false negatives" in lines or "validated on" in lines
     trade = result(project, "calibrate")
     shares = [row["expected"] for row in trade["budgets"]]
     assert shares == sorted(shares)

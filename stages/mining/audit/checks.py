@@ -1,15 +1,15 @@
-"""Audit: positives that deserve a look, because the retriever, their negatives or a repeated question object to them.
+"""The audit: positives whose label may be wrong.
 
-| finding | a positive is listed where |
+| finding | a positive is listed if |
 |---|---|
-| low_ranked | the retriever ranks it nowhere near the top and scores it like a random one, and it lacks the words |
-| outranked | the query's hardest negatives are all ahead of it, by the retriever's score and by the question's words |
-| inconsistent | the same question has other positives, and none of them is like it |
+| low_ranked | its rank is low, its score is like a random document's, and it lacks the query's terms |
+| outranked | all of the query's hardest negatives have a higher score and contain more of the query's terms |
+| inconsistent | the query or a paraphrase has other positives, and it is similar to none of them |
 
-No figure here proves a label wrong. Read by eye on medquad, covid_faq and bioasq, what is listed is of three kinds:
-answers to something else (Lyme disease under Machado-Joseph disease), texts that tell nothing ("Topics", "see the
-WHO"), and right answers that don't say what they are about (abbreviations, cut-out sections), which a title mends. The
-words are looked at because a score alone lists what the encoder can't read: rare names, other languages.
+A finding is not a proof. Read by eye on medquad, covid_faq and bioasq, the listed positives are answers to another
+query (Lyme disease under Machado-Joseph disease), empty texts ("Topics", "see the WHO"), or right answers that do not
+name their subject (abbreviations, sections out of context), which a title fixes. The terms are compared because a score
+alone also lists what the encoder can't read: rare names, other languages.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -34,26 +34,26 @@ from stages.retrieval.results import is_found_by
 LOW_RANKED, OUTRANKED, INCONSISTENT = FINDING_KINDS = ("low_ranked", "outranked", "inconsistent")
 
 MAX_RANDOM_Z = 0.5
-"""low_ranked: a score less than so many standard deviations above a random document's; 3 in 10 random ones reach it.
-With LACKS it lists 0.15% of medquad, 2.9% of covid_faq (German, for an English encoder), none of stackfaq, and 32% of
-policyqa, whose questions ask one thing of many companies' policies."""
+"""low_ranked: the score is fewer standard deviations above a random document's; 3 in 10 random documents exceed it.
+With MAX_TERM_OVERLAP it lists 0.15% of medquad, 2.9% of covid_faq (German, with an English encoder), none of stackfaq,
+and 32% of policyqa, whose queries ask the same of many companies' policies."""
 MAX_TERM_OVERLAP = 0.3
-"""low_ranked, outranked: less than this share of the question's weight of words is held."""
+"""low_ranked, outranked: the document contains less than this share of the query's term weight."""
 MIN_SIMILARITY_Z = 1.0
-"""inconsistent: less than so many standard deviations more alike than two random documents."""
+"""inconsistent: the similarity is fewer standard deviations above that of two random documents."""
 MAX_PLAUSIBLE_SHARE = 0.1
-"""Where a greater share of the positives is listed, the retriever is to be doubted before the labels."""
+"""If a larger share of the positives is listed, the retriever is more likely wrong than the labels."""
 
 MAX_POSITIVE_RANK = 100
-"""A positive that is ranked beyond this, or beyond a quarter of a small corpus, is nowhere near the top."""
+"""A rank is low if it is beyond this, or beyond a quarter of a small corpus."""
 AUDIT_ROWS_PER_BLOCK = 1_000_000
-"""Verdicts looked at together; bounds memory and changes no result."""
+"""Verdicts in memory at once; does not change the result."""
 _OVERLAP_PAIRS_PER_BATCH = 20_000
-"""Pairs whose texts are held together."""
+"""Pairs whose texts are in memory at once."""
 _POSITIVES_PER_BATCH = 20_000
-"""Documents whose vectors are held together."""
+"""Documents whose vectors are in memory at once."""
 _N_SIMILARITY_SAMPLE = 1_024
-"""Documents drawn by hash whose pairs tell how alike any two are."""
+"""Random documents whose pairs give the similarity of two random documents."""
 
 POSITIVE_RANKS_SCHEMA = {
     "query_id": pl.String, "doc_id": pl.String, "rank": pl.Int32, "score": pl.Float32, "score_max": pl.Float32,
@@ -61,7 +61,7 @@ POSITIVE_RANKS_SCHEMA = {
 }  # fmt: skip
 OUTRANKING_SCHEMA = {"query_id": pl.String, "doc_id": pl.String, "compared_doc_id": pl.String}
 _NEAREST_POSITIVE_SCHEMA = {
-    "form": pl.String,
+    "match_key": pl.String,
     "doc_id": pl.String,
     "compared_doc_id": pl.String,
     "similarity_z": pl.Float64,
@@ -71,10 +71,10 @@ FINDINGS_SCHEMA = {
     "score": pl.Float32, "score_max": pl.Float32, "random_z": pl.Float64, "term_overlap": pl.Float64,
     "compared_doc_id": pl.String, "similarity_z": pl.Float64, "explanation": pl.String,
 }  # fmt: skip
-"""A finding. rank: null where the positive is not among the candidates. score_max: the query's best candidate's score.
-random_z: the score, in standard deviations above a random document's. term_overlap: the share of the question's words,
-by weight, that it holds. compared_doc_id: the negative, or the other positive, that speaks against it; similarity_z:
-how like it that one is, in standard deviations above two random documents."""
+"""rank: null if the positive is not among the candidates. score_max: the score of the query's best candidate. random_z:
+the score, in standard deviations above a random document's. term_overlap: the share of the query's term weight that the
+document contains. compared_doc_id: the negative or the other positive that it is compared with. similarity_z: their
+similarity, in standard deviations above that of two random documents."""
 
 
 def find_label_issues(
@@ -83,10 +83,10 @@ def find_label_issues(
     n_negatives: int,
     kinds: Collection[str] = FINDING_KINDS,
 ) -> tuple[pl.DataFrame, int]:
-    """All `kinds` as `FINDINGS_SCHEMA`, by finding and worst first; and how many positives were looked at.
+    """The findings of `kinds` as `FINDINGS_SCHEMA`, by finding and worst first, and the number of positives.
 
-    What a person decided is no finding. `inputs` holds the files queries, corpus, label_overrides, qrels_scored,
-    verdicts, encoder and text_hashes; `vector_root` is the root of the vector store; `n_negatives` is num_negatives.
+    Label overrides are no findings. `inputs` holds the files queries, corpus, label_overrides, qrels_scored, verdicts,
+    encoder and text_hashes; `vector_root` is the root of the vector store; `n_negatives` is num_negatives.
     """
     from stages.embedding.lookup import VectorLookup
 
@@ -130,14 +130,13 @@ def find_label_issues(
 
 
 def compute_positive_ranks(qrels_scored: pl.DataFrame, candidates: pl.DataFrame, n_documents: int) -> pl.DataFrame:
-    """Where each positive of some queries stands among their candidates: `POSITIVE_RANKS_SCHEMA`.
+    """The rank of each positive among the candidates of its query: `POSITIVE_RANKS_SCHEMA`.
 
-    `qrels_scored` and `candidates` (query_id, doc_id, source, rank, score) hold all rows of these queries;
-    `n_documents` is the size of the corpus. The candidates are its best: the mean and the deviation of all documents'
-    scores are estimated from theirs as those of a normal distribution cut off below (its upper tail of share n /
-    documents), which is exact where the list holds the whole corpus. On 300 positives of medquad (200 of 15,809
-    documents) the estimate differed from 1,000 random documents' by 0.3 in the median of the lowest 15. Null where all
-    scores are equal.
+    `qrels_scored` and `candidates` (query_id, doc_id, source, rank, score) hold all rows of some queries; `n_documents`
+    is the size of the corpus. random_z needs the mean and standard deviation of the scores of all documents. These are
+    estimated from the n candidates, as the upper tail of a normal distribution with the share n / n_documents. That is
+    exact if all documents are candidates. For the lowest 15 of 300 positives of medquad (200 candidates of 15,809
+    documents) the median difference from 1,000 random documents was 0.3. random_z is null if all scores are equal.
     """
     dense = candidates.filter(is_found_by(DENSE_SOURCE)).sort("query_id", "rank", "doc_id")
     list_stats = dense.group_by("query_id", maintain_order=True).agg(
@@ -173,9 +172,9 @@ def truncated_normal_moments(share: float) -> tuple[float, float]:
 
 
 def find_low_ranked(positives: pl.DataFrame, max_rank: int, term_overlap: "CorpusIdfOverlap") -> pl.DataFrame:
-    """Positives beyond `max_rank` that score like a random document and lack the question's words.
+    """Positives beyond `max_rank` that score like a random document and lack the query's terms.
 
-    A positive that only stands behind many documents like it scores far above a random one, so it is not listed.
+    A positive that is ranked behind many similar documents scores far above a random one, so it is not listed.
     """
     is_low_ranked = pl.col("rank").is_null() | (pl.col("rank") > max_rank)
     found = term_overlap.add_overlap(positives.filter(is_low_ranked & (pl.col("random_z") < MAX_RANDOM_Z))).filter(
@@ -185,8 +184,8 @@ def find_low_ranked(positives: pl.DataFrame, max_rank: int, term_overlap: "Corpu
     explanation = pl.concat_str(
         position.otherwise(pl.format("rank {}", "rank")),
         pl.format(
-            "; its score {} is like a random document's ({} deviations above; the best has {}), and it holds {}% of "
-            "the question's particular words: a wrong answer, or a text that does not say what it is about",
+            "; its score {} is like a random document's ({} deviations above; the best has {}), and it contains {}% of "
+            "the question's rare words: a wrong answer, or a text that does not name its subject",
             pl.col("score").round(3),
             pl.col("random_z").round(1),
             pl.col("score_max").round(3),
@@ -197,11 +196,11 @@ def find_low_ranked(positives: pl.DataFrame, max_rank: int, term_overlap: "Corpu
 
 
 def find_outranking_negatives(positives: pl.DataFrame, candidates: pl.DataFrame, n_negatives: int) -> pl.DataFrame:
-    """query_id, doc_id, compared_doc_id: the query's `n_negatives` hardest negatives, where all of them score above the
+    """query_id, doc_id, compared_doc_id: the query's `n_negatives` hardest negatives, if all of them score above the
     positive.
 
-    `positives` as `compute_positive_ranks` gives them; `candidates` (query_id, doc_id, source, score, verdict)
-    of the same queries.
+    `positives` is the result of `compute_positive_ranks`; `candidates` (query_id, doc_id, source, score, verdict) are
+    those of the same queries.
     """
     is_negative = (is_found_by(DENSE_SOURCE) | (pl.col("source") == "curated_negative")) & (
         pl.col("verdict") == "negative"
@@ -209,50 +208,49 @@ def find_outranking_negatives(positives: pl.DataFrame, candidates: pl.DataFrame,
     hardest = candidates.filter(is_negative).sort("query_id", "score", "doc_id", descending=[False, True, False])
     hardest = hardest.group_by("query_id", maintain_order=True).head(n_negatives)
     lowest_negative = (
-        hardest.group_by("query_id").agg(n=pl.len(), last=pl.col("score").min()).filter(pl.col("n") == n_negatives)
+        hardest.group_by("query_id").agg(n=pl.len(), lowest=pl.col("score").min()).filter(pl.col("n") == n_negatives)
     )
-    outranked = positives.join(lowest_negative, on="query_id").filter(pl.col("last") > pl.col("score"))
+    outranked = positives.join(lowest_negative, on="query_id").filter(pl.col("lowest") > pl.col("score"))
     pairs = outranked.select(PAIR_COLUMNS).join(hardest.select("query_id", compared_doc_id="doc_id"), on="query_id")
     return pairs.sort(*PAIR_COLUMNS, "compared_doc_id")
 
 
 def find_outranked(positives: pl.DataFrame, outranking: pl.DataFrame, term_overlap: "CorpusIdfOverlap") -> pl.DataFrame:
-    """Positives that lack the question's words, and less of them than each of the negatives `find_outranking_negatives`
-    holds.
+    """Positives that lack the query's terms and contain less of them than each negative of `find_outranking_negatives`.
 
-    The score alone would list 9% of bioasq and 45% of covid_faq (German, for an English encoder), nearly all of them
-    right; with the words it is 0.6% and 1.4%, and 3.7% of medquad (mask learned, 7 negatives). A rule that takes
-    negatives from below the positive only, as perc does, leaves nothing to list.
+    The score alone would list 9% of bioasq and 45% of covid_faq (German, with an English encoder), nearly all of them
+    right. With the terms it lists 0.6% and 1.4%, and 3.7% of medquad (mask learned, 7 negatives). Under a rule that
+    only selects negatives below the positive, such as perc, it lists nothing.
     """
     low_overlap = term_overlap.add_overlap(positives.join(outranking, on=PAIR_COLUMNS, how="semi")).filter(
         pl.col("term_overlap") < MAX_TERM_OVERLAP
     )
-    rivals = outranking.join(low_overlap.select(PAIR_COLUMNS), on=PAIR_COLUMNS, how="semi")
+    negatives = outranking.join(low_overlap.select(PAIR_COLUMNS), on=PAIR_COLUMNS, how="semi")
     negative_overlap = term_overlap.add_overlap(
-        rivals.select("query_id", doc_id="compared_doc_id").unique().sort(PAIR_COLUMNS)
+        negatives.select("query_id", doc_id="compared_doc_id").unique().sort(PAIR_COLUMNS)
     )
-    rivals = rivals.join(
-        negative_overlap.select("query_id", compared_doc_id="doc_id", held="term_overlap"),
+    negatives = negatives.join(
+        negative_overlap.select("query_id", compared_doc_id="doc_id", negative_overlap="term_overlap"),
         on=["query_id", "compared_doc_id"],
     )
     best_negative = (
-        rivals.sort(*PAIR_COLUMNS, "held", "compared_doc_id", descending=[False, False, True, False])
+        negatives.sort(*PAIR_COLUMNS, "negative_overlap", "compared_doc_id", descending=[False, False, True, False])
         .group_by(PAIR_COLUMNS, maintain_order=True)
         .agg(
             pl.col("compared_doc_id").first(),
-            negatives=pl.len(),
-            least=pl.col("held").min(),
-            most=pl.col("held").first(),
+            n_negatives=pl.len(),
+            min_overlap=pl.col("negative_overlap").min(),
+            max_overlap=pl.col("negative_overlap").first(),
         )
     )
-    found = low_overlap.join(best_negative, on=PAIR_COLUMNS).filter(pl.col("least") > pl.col("term_overlap"))
+    found = low_overlap.join(best_negative, on=PAIR_COLUMNS).filter(pl.col("min_overlap") > pl.col("term_overlap"))
     explanation = pl.format(
-        "all of the {} hardest negatives score above it ({}) and hold more of the question's particular words: {}% "
-        "here, up to {}% there: is one of them the right answer?",
-        "negatives",
+        "all of the {} hardest negatives score above it ({}) and contain more of the question's rare words (up to {}%, "
+        "it contains {}%): is one of them the right answer?",
+        "n_negatives",
         pl.col("score").round(3),
+        (pl.col("max_overlap") * 100).round().cast(pl.Int64),
         (pl.col("term_overlap") * 100).round().cast(pl.Int64),
-        (pl.col("most") * 100).round().cast(pl.Int64),
     )
     return found.with_columns(finding=pl.lit(OUTRANKED), explanation=explanation).sort(
         "term_overlap", "random_z", *PAIR_COLUMNS
@@ -262,32 +260,31 @@ def find_outranked(positives: pl.DataFrame, outranking: pl.DataFrame, term_overl
 def find_inconsistent(
     positives: pl.DataFrame, queries: pl.DataFrame, vectorise: DocumentVectoriser, similarity_scaler: ZScaler
 ) -> pl.DataFrame:
-    """Positives of questions that are asked again (by their loose form), or have several, which no other one is like.
+    """Positives that are not similar to any other positive of their query or its paraphrases (equal match keys).
 
-    A document that two of these questions share is confirmed and not listed. `vectorise` gives document vectors,
-    `similarity_scaler` tells how alike two random documents are. Build-pairs makes one question of equal texts, so a
-    question's own other positives count as well. FAQs do have several right answers to one question: what is listed is
-    unlike.
+    A document that two of these queries share is confirmed and not listed. `vectorise` gives document vectors;
+    `similarity_scaler` is fitted on the similarities of random documents. A query of an FAQ may have several right
+    answers, but these are similar.
     """
     match_keys = [match_key(text) for text in queries["query"]]
-    query_match_keys = queries.select("query_id", pl.Series("form", match_keys, dtype=pl.String))
+    query_match_keys = queries.select("query_id", pl.Series("match_key", match_keys, dtype=pl.String))
     pool = positives.join(query_match_keys, on="query_id")
-    pool = pool.filter(pl.col("doc_id").n_unique().over("form") > 1)
-    documents = pool.select("form", "doc_id").unique().sort("form", "doc_id")
+    pool = pool.filter(pl.col("doc_id").n_unique().over("match_key") > 1)
+    documents = pool.select("match_key", "doc_id").unique().sort("match_key", "doc_id")
     nearest_positives = pl.concat(
         [
             pl.DataFrame(schema=_NEAREST_POSITIVE_SCHEMA),
             *(_find_nearest_positives(part, vectorise, similarity_scaler) for part in _split_by_match_key(documents)),
         ]
     )
-    is_shared = pl.len().over("form", "doc_id") > 1
-    n_queries = pl.col("query_id").n_unique().over("form")
-    found = pool.with_columns(asked=n_queries, shared=is_shared).filter(~pl.col("shared"))
-    found = found.join(nearest_positives, on=["form", "doc_id"]).filter(pl.col("similarity_z") < MIN_SIMILARITY_Z)
+    is_shared = pl.len().over("match_key", "doc_id") > 1
+    n_queries = pl.col("query_id").n_unique().over("match_key")
+    found = pool.with_columns(n_queries=n_queries, is_shared=is_shared).filter(~pl.col("is_shared"))
+    found = found.join(nearest_positives, on=["match_key", "doc_id"]).filter(pl.col("similarity_z") < MIN_SIMILARITY_Z)
     explanation = pl.format(
-        "{}, and none is like this one: the nearest, {}, is as like it as two random documents ({} deviations above)",
-        pl.when(pl.col("asked") > 1)
-        .then(pl.format("the question stands there {} times, with several positives", "asked"))
+        "{}, and none is similar to this one: the nearest, {}, is like a random document ({} deviations above)",
+        pl.when(pl.col("n_queries") > 1)
+        .then(pl.format("the question occurs {} times, with several positives", "n_queries"))
         .otherwise(pl.lit("the question has several positives")),
         "compared_doc_id",
         pl.col("similarity_z").round(1),
@@ -295,47 +292,47 @@ def find_inconsistent(
     return (
         found.with_columns(finding=pl.lit(INCONSISTENT), explanation=explanation)
         .sort("similarity_z", *PAIR_COLUMNS)
-        .drop("form", "asked", "shared")
+        .drop("match_key", "n_queries", "is_shared")
     )
 
 
 def _split_by_match_key(documents: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """`n_documents` (form, doc_id), sorted, cut into parts of about `_POSITIVES_PER_BATCH` rows that keep forms
-    together."""
-    part = documents.with_columns(part=pl.int_range(pl.len()).first().over("form") // _POSITIVES_PER_BATCH)
+    """Split `documents` (match_key, doc_id; sorted) into parts of about `_POSITIVES_PER_BATCH` rows, each with whole
+    match keys."""
+    part = documents.with_columns(part=pl.int_range(pl.len()).first().over("match_key") // _POSITIVES_PER_BATCH)
     yield from (rows.drop("part") for rows in part.partition_by("part", maintain_order=True))
 
 
 def _find_nearest_positives(
     documents: pl.DataFrame, vectorise: DocumentVectoriser, similarity_scaler: ZScaler
 ) -> pl.DataFrame:
-    """form, doc_id, compared_doc_id, similarity_z: each document's nearest among the other ones of its form."""
+    """match_key, doc_id, compared_doc_id, similarity_z: the nearest other document with the same match key."""
     ids = documents.select(pl.col("doc_id").unique().sort())
     vectors = l2_normalise(vectorise(ids).astype(np.float32, copy=False))
-    places = documents.join(ids.with_row_index("place"), on="doc_id", how="left", maintain_order="left")
-    against, similarity = [], []
-    for form in places.partition_by("form", maintain_order=True):
-        form_vectors, names = vectors[form["place"].to_numpy()], form["doc_id"].to_list()
-        for i in range(len(form_vectors)):
-            cosine = form_vectors @ form_vectors[i]
+    indexed = documents.join(ids.with_row_index("vector"), on="doc_id", how="left", maintain_order="left")
+    compared, similarity = [], []
+    for group in indexed.partition_by("match_key", maintain_order=True):
+        group_vectors, doc_ids = vectors[group["vector"].to_numpy()], group["doc_id"].to_list()
+        for i in range(len(group_vectors)):
+            cosine = group_vectors @ group_vectors[i]
             cosine[i] = -np.inf
             nearest = int(cosine.argmax())
-            against.append(names[nearest])
+            compared.append(doc_ids[nearest])
             similarity.append(float(similarity_scaler(cosine[nearest : nearest + 1])[0]))
     return documents.with_columns(
-        pl.Series("compared_doc_id", against), pl.Series("similarity_z", similarity, dtype=pl.Float64)
+        pl.Series("compared_doc_id", compared), pl.Series("similarity_z", similarity, dtype=pl.Float64)
     )
 
 
 class CorpusIdfOverlap:
-    """How much of their questions' telling words documents hold; reads the texts that are asked for."""
+    """The IDF-weighted term overlap of queries and documents; reads only the texts that it needs."""
 
     def __init__(self, queries: pl.DataFrame, corpus: pl.LazyFrame) -> None:
         self._queries, self._corpus = queries.select("query_id", "query"), corpus
         self._idf_overlap = IdfOverlap(queries["query"])
 
     def add_overlap(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """`pairs` (query_id, doc_id, ...) with words (f64)."""
+        """`pairs` (query_id, doc_id, ...) with the column term_overlap."""
         parts = [pairs.clear().with_columns(term_overlap=pl.lit(None, pl.Float64))]
         for part in pairs.iter_slices(_OVERLAP_PAIRS_PER_BATCH):
             texts = self._corpus.filter(pl.col("doc_id").is_in(part["doc_id"].unique().implode())).collect()

@@ -1,4 +1,4 @@
-"""Findings of the audit for a person: joined with the texts, counted, and written as a file to label and hand back."""
+"""Findings of the audit for review: join them with the texts, count them, and write them to a file to be labelled."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Finding a query and laying out what is known of it."""
+"""Find a query, and explain its verdicts."""
 
 import json
 
@@ -21,28 +21,28 @@ QUERIES = table(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found"),
+    ("id_or_text", "query_id"),
     [("1", "1"), ("how do i reset my PASSWORD", "1"), ("opening", "3"), ("change my", "2")],
 )
-def test_a_query_is_found_by_id_text_or_part(wanted, found):
-    assert find_query(QUERIES, wanted)["query_id"] == found
+def test_a_query_is_found_by_id_text_or_part_of_the_text(id_or_text, query_id):
+    assert find_query(QUERIES, id_or_text)["query_id"] == query_id
 
 
 @pytest.mark.parametrize(
-    ("wanted", "says"),
+    ("id_or_text", "message"),
     [
-        ("password", r"2 queries match 'password'; name one by its id:\n  1  How do I reset"),
-        ("How do I resett a passwort?", r"Close to it:\n  1  How do I reset"),
+        ("password", r"2 queries match 'password'.*:\n  1  How do I reset"),
+        ("How do I resett a passwort?", r"Similar ones:\n  1  How do I reset"),
         ("zzzz", r"no query has the id or the text 'zzzz'\.$"),
     ],
 )
-def test_a_query_that_is_not_found(wanted, says):
-    with pytest.raises(InputError, match=says):
-        find_query(QUERIES, wanted)
+def test_a_query_that_is_not_found(id_or_text, message):
+    with pytest.raises(InputError, match=message):
+        find_query(QUERIES, id_or_text)
 
 
 def write_collection(folder):
-    """Question 1 under perc: two positives, of which one was not retrieved, and three candidates."""
+    """Query 1 under perc: two positives, of which one was not retrieved, and three candidates."""
     inputs = write(
         folder,
         queries=QUERIES.collect(),
@@ -70,7 +70,7 @@ def write_collection(folder):
     return inputs
 
 
-def test_show_lays_out_positives_then_candidates(tmp_path):
+def test_positives_come_before_candidates(tmp_path):
     query, rows, negatives = load_query_view("reset my password", write_collection(tmp_path), "perc")
     assert query == {"query_id": "1", "query": "How do I reset my password?", "split": "train", "group": "1"}
     assert rows.select("doc_id", "rank", "verdict", "reason", "mined", "explanation", "text").rows() == [
@@ -86,22 +86,22 @@ def test_show_lays_out_positives_then_candidates(tmp_path):
         ),
         ("x", 1, "ignored", "perc", None, "may be a positive by the rule perc: score 0.9 is above 0.19", "close"),
         ("n", 3, "negative", "kept", "neg", "passed every check: score 0.1 is at most 0.19", "far"),
-        ("o", None, "negative", "curated_negative", "neg", "was judged not relevant by people", "old"),
+        ("o", None, "negative", "curated_negative", "neg", "was labelled not relevant by people", "old"),
     ]
     assert sorted(negatives) == ["n", "o"]
 
 
-def test_where_mined_jsonl_is_not_written_nothing_stands_in_it(tmp_path):
+def test_without_mined_jsonl(tmp_path):
     inputs = write_collection(tmp_path)
     del inputs["mined"]
     query, rows, negatives = load_query_view("1", inputs, "perc")
     assert negatives is None
     assert rows["mined"].null_count() == len(rows)
-    policy = MaskSummary("perc", 0.9, (10, 210), 0.02, None, None)
-    assert describe_query(query, rows, negatives, policy)[1] == "mined.jsonl is not written yet"
+    mask_summary = MaskSummary("perc", 0.9, (10, 210), 0.02, None, None)
+    assert describe_query(query, rows, negatives, mask_summary)[1] == "mined.jsonl is not written yet"
 
 
-def test_what_was_known_before_a_teacher_stands_beside_what_it_said(tmp_path):
+def test_the_probability_before_the_verifier(tmp_path):
     inputs = write_collection(tmp_path)
     inputs |= write(
         tmp_path,
@@ -124,18 +124,18 @@ def test_what_was_known_before_a_teacher_stands_beside_what_it_said(tmp_path):
         ),
     )
     _, rows, _ = load_query_view("1", inputs, "learned")
-    told = dict(rows.select("doc_id", "explanation").iter_rows())
-    assert told["n"] == (
+    explanations = dict(rows.select("doc_id", "explanation").iter_rows())
+    assert explanations["n"] == (
         "passed every check: 1.2% likely a false negative, up to 2.0% accepted at its score; "
-        "the teacher scores it -4.00, the best positive 2.00"
+        "verifier score -4.00, best positive 2.00"
     )
-    assert told["x"] == (
-        "may answer: 75.0% likely a false negative (60.0% before the teacher), nothing above 50% accepted; similarity "
-        "0.70 with a positive; the teacher scores it 3.00, the best positive 2.00"
+    assert explanations["x"] == (
+        "may answer: 75.0% likely a false negative (60.0% before the verifier), nothing above 50% accepted; similarity "
+        "0.70 with a positive; verifier score 3.00, best positive 2.00"
     )
 
 
-def test_every_reason_has_words():
+def test_every_reason_has_a_text():
     reasons = (
         {flag for flag, _ in REASON_PRECEDENCE if flag != RULE_PLACEHOLDER}
         | {"kept"}
@@ -144,10 +144,10 @@ def test_every_reason_has_words():
     row = {"rank": 3, "score": 0.5, "threshold": 0.4, "positive_similarity": 0.99}
     for reason in reasons:
         for rule in THRESHOLD_RULES:
-            words = explain_verdict(row | {"reason": reason}, rule)
-            assert words != reason
-            assert " " in words
-            assert "{" not in words
+            text = explain_verdict(row | {"reason": reason}, rule)
+            assert text != reason
+            assert " " in text
+            assert "{" not in text
     assert "0.99" in explain_verdict(row | {"reason": "near_duplicate"}, "perc")
     assert "rank 3" in explain_verdict(row | {"reason": "window"}, "window")
 
@@ -157,7 +157,7 @@ KEPT = {"rank": 1, "score": 0.5, "reason": "kept"}
 
 
 @pytest.mark.parametrize(
-    ("row", "rule", "says"),
+    ("row", "rule", "text"),
     [
         (
             LEARNED | {"p_false_negative": 0.0736, "threshold": 0.0511},
@@ -197,20 +197,20 @@ KEPT = {"rank": 1, "score": 0.5, "reason": "kept"}
         ),
     ],
 )
-def test_the_words_of_an_estimate(row, rule, says):
-    assert explain_verdict(row, rule) == says
+def test_the_text_of_an_estimate(row, rule, text):
+    assert explain_verdict(row, rule) == text
 
 
-def test_what_the_judge_said_is_said():
-    row = {"reason": "kept", "rank": 1, "score": 0.5, "threshold": 0.06, "p_false_negative": 0.01, "first_p": 0.4}
+def test_the_text_of_the_llm_judge():
+    row = {"reason": "kept", "rank": 1, "score": 0.5, "threshold": 0.06, "p_false_negative": 0.01, "estimated_p": 0.4}
     assert explain_verdict(row | {"llm_judge": False}, "learned") == (
-        "passed every check: 1.0% likely a false negative (40.0% before the judge), up to 6.0% accepted at its score; "
-        "the judge says that it does not answer"
+        "passed every check: 1.0% likely a false negative (40.0% before the LLM judge), up to 6.0% accepted at its "
+        "score; LLM judge: does not answer"
     )
     answers = {"reason": "llm_judge", "llm_judge": True, "p_false_negative": 0.98, "verifier_score": 1.5}
     assert explain_verdict(row | answers, "learned") == (
-        "may answer: 98.0% likely a false negative (40.0% before the teacher and the judge); the teacher scores it "
-        "1.50; the judge says that it answers"
+        "may answer: 98.0% likely a false negative (40.0% before the verifier and the LLM judge); verifier score 1.50; "
+        "LLM judge: answers"
     )
     assert explain_verdict(row | {"llm_judge": None}, "learned") == (
         "passed every check: 1.0% likely a false negative, up to 6.0% accepted at its score"
@@ -229,45 +229,45 @@ ROWS = pl.DataFrame(
 
 
 @pytest.mark.parametrize(
-    ("negatives", "query", "rows", "says"),
+    ("negatives", "query", "rows", "text"),
     [
-        (["a", "b", "c"], {}, ROWS, "holds 3 negatives of this question, false with a mean probability of 2.0%"),
+        (["a", "b", "c"], {}, ROWS, "has 3 negatives of this question, false with a mean probability of 2.0%"),
         (
             ["a"],
             {},
             ROWS.with_columns(p_false_negative=pl.lit(None, pl.Float64)),
-            "holds 1 negative of this question",
+            "has 1 negative of this question",
         ),
-        ([], {}, ROWS, "does not hold this question, which has no negative that may be used"),
-        ([], {}, ROWS[1:], "does not hold this question, which has no positive that may be used"),
-        ([], {"split": "test"}, ROWS, "holds nothing of this question, which is of test"),
+        ([], {}, ROWS, "has no line of this question, which has no usable negative"),
+        ([], {}, ROWS[1:], "has no line of this question, which has no usable positive"),
+        ([], {"split": "test"}, ROWS, "has no line of this question, which is in the test split"),
     ],
 )
-def test_what_of_a_question_stands_in_mined_jsonl(negatives, query, rows, says):
-    policy = MaskSummary("none", None, (10, 210), 0.02, None, None)
-    assert describe_query(QUERY | query, rows, negatives, policy)[1] == f"mined.jsonl {says}"
+def test_the_line_of_mined_jsonl(negatives, query, rows, text):
+    mask_summary = MaskSummary("none", None, (10, 210), 0.02, None, None)
+    assert describe_query(QUERY | query, rows, negatives, mask_summary)[1] == f"mined.jsonl {text}"
 
 
 @pytest.mark.parametrize(
-    ("policy", "says"),
+    ("mask_summary", "text"),
     [
         (
             MaskSummary("learned", None, (10, 210), 0.02, 0.0192, None),
-            "mask learned: at most 2.0% of all negatives written may be false, 1.9% are expected to be. The higher a "
-            "candidate's score, the more is accepted.",
+            "mask learned: at most 2.0% of all negatives may be false, 1.9% are expected to be. The higher a "
+            "candidate's score, the higher the accepted probability.",
         ),
         (
             MaskSummary("learned", None, (10, 210), 0.005, None, None),
-            "mask learned: at most 0.50% of all negatives written may be false. The higher a candidate's score, the "
-            "more is accepted.",
+            "mask learned: at most 0.50% of all negatives may be false. The higher a candidate's score, the higher "
+            "the accepted probability.",
         ),
         (MaskSummary("abs", 0.7, (10, 210), 0.02, None, None), "mask abs: a score of at most 0.7"),
         (MaskSummary("window", None, (10, 210), 0.02, None, None), "mask window: the ranks from 11 to 210"),
         (
             MaskSummary("perc", 0.95, (10, 210), 0.02, None, "too odd"),
-            "mask perc: at most 0.95 of the lowest positive's score; learned can't be trusted here: too odd",
+            "mask perc: at most 0.95 of the lowest positive's score; the learned mask is not reliable here: too odd",
         ),
     ],
 )
-def test_what_all_verdicts_go_by(policy, says):
-    assert describe_query(QUERY, ROWS, ["a"], policy)[0] == says
+def test_the_text_of_the_mask(mask_summary, text):
+    assert describe_query(QUERY, ROWS, ["a"], mask_summary)[0] == text

@@ -1,4 +1,4 @@
-"""The precedence table of the mask, row by row, on a collection whose every verdict is worked out by hand."""
+"""The precedence table of the mask, on a collection whose verdicts are computed by hand."""
 
 import json
 
@@ -64,16 +64,18 @@ def inputs(tmp_path, monkeypatch):
     ) | {"encoder": tmp_path}
 
 
-def verdicts(inputs, tmp_path, look=None, **given) -> tuple[pl.DataFrame, dict]:
-    """The verdicts under perc, or what is `given`, on the evidence that `look` asks for; no estimate."""
+def run_mask(inputs, tmp_path, feature_settings=None, **settings) -> tuple[pl.DataFrame, dict]:
+    """The verdicts and the summary under perc or other `settings`, without an estimate."""
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
-    lent = tools(tmp_path)
-    candidate_features.run(candidate_features.Params(estimate_false_negatives=False, **(look or {})), inputs, out, lent)
-    seen = {name: out / file for name, file in FILES.items()}
-    verify_stage.run(verify_stage.Params(), inputs | seen, out, lent)
-    summary = mask.run(Params(**{"mask": "perc"} | given), inputs | seen, out, lent)
-    return schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS), summary | {"said": lent.progress.messages}
+    context = tools(tmp_path)
+    feature_params = candidate_features.Params(estimate_false_negatives=False, **(feature_settings or {}))
+    candidate_features.run(feature_params, inputs, out, context)
+    inputs = inputs | {name: out / file for name, file in FILES.items()}
+    verify_stage.run(verify_stage.Params(), inputs, out, context)
+    summary = mask.run(Params(**{"mask": "perc"} | settings), inputs, out, context)
+    verdicts = schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS)
+    return verdicts, summary | {"messages": context.progress.messages}
 
 
 FILES = {
@@ -82,11 +84,11 @@ FILES = {
 }  # fmt: skip
 
 
-def test_every_line_of_the_table(inputs, tmp_path):
-    # perc: 0.95 x 0.8 = 0.76 for a. b's question restates a's, so each other's positives are set aside.
-    found, summary = verdicts(inputs, tmp_path)
+def test_every_reason(inputs, tmp_path):
+    # perc: 0.95 x 0.8 = 0.76 for a. b is a paraphrase of a, so the positives of each are ignored for the other.
+    found, summary = run_mask(inputs, tmp_path)
     assert found.select("query_id", "doc_id", "source", "rank", "verdict", "reason").rows() == [
-        ("a", "wrong", "dense", 1, "negative", "curated_negative"),  # above the threshold all the same
+        ("a", "wrong", "dense", 1, "negative", "curated_negative"),  # although it is above the threshold
         ("a", "again", "dense", 2, "ignored", "repeated_query"),
         ("a", "copy", "dense", 3, "ignored", "same_text"),
         ("a", "p", "dense", 4, "positive", "known_positive"),
@@ -96,7 +98,7 @@ def test_every_line_of_the_table(inputs, tmp_path):
         ("a", "near", "dense", 8, "ignored", "near_duplicate"),  # cosine 0.985
         ("a", "low", "dense", 9, "negative", "kept"),
         ("a", "far", "curated_negative", 0, "negative", "curated_negative"),  # not retrieved: added
-        ("b", "twin", "dense", 1, "ignored", "same_text"),  # curated, but it is the text of a positive
+        ("b", "twin", "dense", 1, "ignored", "same_text"),  # curated, but it has the text of a positive
         ("c", "low", "dense", 1, "ignored", "no_positive"),
         ("c", "high", "curated_negative", 0, "negative", "curated_negative"),
     ]
@@ -107,7 +109,7 @@ def test_every_line_of_the_table(inputs, tmp_path):
     assert by["a", "far"]["score"] == pytest.approx(-0.2)
     assert by["c", "low"]["threshold"] is None
     assert by["c", "low"]["positive_similarity"] is None
-    said = summary.pop("said")
+    messages = summary.pop("messages")
     assert summary == {
         "rule": "perc",
         "threshold": 0.95,
@@ -130,14 +132,14 @@ def test_every_line_of_the_table(inputs, tmp_path):
         "queries_without_positive": 1,
         "queries_without_negative": 1,
     }
-    assert len(said) == 2
+    assert len(messages) == 2
 
 
-def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_positive(inputs, tmp_path):
-    before, _ = verdicts(inputs, tmp_path)
+def test_positives_of_a_paraphrase_in_another_split_are_ignored(inputs, tmp_path):
+    before, _ = run_mask(inputs, tmp_path)
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES)
     queries = queries.with_columns(split=pl.when(pl.col("query_id") == "b").then(pl.lit("test")).otherwise("split"))
-    found, _ = verdicts(inputs | write(tmp_path, queries=queries), tmp_path)
+    found, _ = run_mask(inputs | write(tmp_path, queries=queries), tmp_path)
     [again] = found.filter((pl.col("query_id") == "a") & (pl.col("doc_id") == "again")).to_dicts()
     assert (again["verdict"], again["reason"]) == ("ignored", "repeated_query")
     assert found.filter(pl.col("query_id") == "a", pl.col("verdict") == "positive")["doc_id"].to_list() == ["p"]
@@ -145,7 +147,7 @@ def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_pos
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("settings", "kept"),
     [
         ({"mask": "none"}, {"high", "edge", "low"}),
         (
@@ -160,60 +162,61 @@ def test_what_answers_the_same_question_in_another_split_is_set_aside_and_no_pos
         ({"mask": "infonce"}, {"high", "edge", "low"}),
     ],
 )
-def test_parameters(given, kept, inputs, tmp_path):
-    look = {name: given[name] for name in given if name in candidate_features.Params.model_fields}
-    found, _ = verdicts(inputs, tmp_path, look, **{name: given[name] for name in given if name not in look})
+def test_parameters(settings, kept, inputs, tmp_path):
+    feature_settings = {name: settings[name] for name in settings if name in candidate_features.Params.model_fields}
+    mask_settings = {name: settings[name] for name in settings if name not in feature_settings}
+    found, _ = run_mask(inputs, tmp_path, feature_settings, **mask_settings)
     mine = found.filter((pl.col("query_id") == "a") & (pl.col("reason") == "kept"))
     assert set(mine["doc_id"]) == kept
 
 
-def test_a_rule_that_needs_no_positive_judges_every_query(inputs, tmp_path):
-    found, summary = verdicts(inputs, tmp_path, mask="abs", threshold=0.9)
+def test_a_rule_that_needs_no_positive_applies_to_every_query(inputs, tmp_path):
+    found, summary = run_mask(inputs, tmp_path, mask="abs", threshold=0.9)
     [last] = found.filter((pl.col("query_id") == "c") & (pl.col("doc_id") == "low")).to_dicts()
     assert (last["query_id"], last["doc_id"], last["verdict"], last["reason"]) == ("c", "low", "negative", "kept")
     assert summary["queries_without_positive"] == 0
 
 
 @pytest.mark.parametrize("rows", [1, 5, 1000])
-def test_the_block_changes_no_verdict(rows, inputs, tmp_path, monkeypatch):
-    expected, summary = verdicts(inputs, tmp_path)
+def test_the_block_size_changes_no_verdict(rows, inputs, tmp_path, monkeypatch):
+    expected, summary = run_mask(inputs, tmp_path)
     monkeypatch.setattr(mask, "MASK_ROWS_PER_BLOCK", rows)
     monkeypatch.setattr(candidate_features, "CANDIDATE_ROWS_PER_BATCH", rows)
-    found, again = verdicts(inputs, tmp_path)
+    found, again = run_mask(inputs, tmp_path)
     assert found.equals(expected)
     assert again == summary
 
 
 def test_the_same_run_gives_the_same_bytes(inputs, tmp_path):
-    verdicts(inputs, tmp_path)
+    run_mask(inputs, tmp_path)
     first = (tmp_path / "out" / "verdicts.parquet").read_bytes()
-    verdicts(inputs, tmp_path)
+    run_mask(inputs, tmp_path)
     assert (tmp_path / "out" / "verdicts.parquet").read_bytes() == first
 
 
 def test_no_candidates_at_all(inputs, tmp_path):
     empty = write(tmp_path, candidates=table(schemas.CANDIDATES), qrels_scored=table(schemas.QRELS_SCORED))
-    found, summary = verdicts(inputs | empty, tmp_path)
+    found, summary = run_mask(inputs | empty, tmp_path)
     assert len(found) == 0
     assert summary["verdicts"] == {"negative": {}, "positive": {}, "ignored": {}}
     assert summary["queries_without_negative"] == 3
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("settings", "message"),
     [
         ({"mask": "none", "threshold": 0.9}, "has no threshold"),
-        ({"mask": "perc", "threshold": 95}, "it is a share"),
+        ({"mask": "perc", "threshold": 95}, "use a share"),
         ({"rank_window": (20, 20)}, "leaves no rank"),
         ({"threshold": float("nan")}, "finite"),
     ],
 )
-def test_parameters_that_make_no_sense(given, says):
-    with pytest.raises(ValidationError, match=says):
-        Params(**given)
+def test_invalid_parameters(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        Params(**settings)
 
 
-def test_a_pair_that_several_sources_found_is_one_row():
+def test_a_pair_of_several_sources_is_one_row():
     found = table(
         schemas.CANDIDATES,
         ("q", "a", "dense", 1, 0.9),
@@ -227,23 +230,23 @@ def test_a_pair_that_several_sources_found_is_one_row():
     assert rows.rows() == [
         ("q", "a", "dense", 1, pytest.approx(0.9)),
         ("q", "b", "dense+bm25", 2, 0.5),
-        ("q", "c", "bm25+random", 2, pytest.approx(0.1)),  # not found by the first encoder: measured
+        ("q", "c", "bm25+random", 2, pytest.approx(0.1)),  # not found by the first encoder: scored
         ("r", "c", "random", 7, pytest.approx(0.2)),
     ]
     alone = found.head(2)
-    assert merge_sources(alone, lambda pairs: pytest.fail("nothing to measure")).equals(alone)
+    assert merge_sources(alone, lambda pairs: pytest.fail("nothing to score")).equals(alone)
 
 
-@pytest.mark.parametrize("given", [{"mask": "learned"}, {"relabel": "positive"}, {"relabel": "weight"}])
-def test_what_goes_by_the_estimate_needs_one(given, inputs, tmp_path):
-    with pytest.raises(InputError, match="estimate_false_negatives = false switches off"):
-        verdicts(inputs, tmp_path, **given)
+@pytest.mark.parametrize("settings", [{"mask": "learned"}, {"relabel": "positive"}, {"relabel": "weight"}])
+def test_settings_that_need_the_estimate(settings, inputs, tmp_path):
+    with pytest.raises(InputError, match="estimate_false_negatives = false"):
+        run_mask(inputs, tmp_path, **settings)
 
 
-def test_where_the_estimate_is_unfit_the_learned_mask_is_perc_and_says_so(inputs, tmp_path):
-    expected, _ = verdicts(inputs, tmp_path)
+def test_an_unreliable_estimate_turns_the_learned_mask_into_perc(inputs, tmp_path):
+    expected, _ = run_mask(inputs, tmp_path)
     out = tmp_path / "out"
-    unfit = {
+    estimator = {
         "source": "pretrained",
         "table_weight": 0.0,
         "n_held_out_positives": 0,
@@ -251,18 +254,18 @@ def test_where_the_estimate_is_unfit_the_learned_mask_is_perc_and_says_so(inputs
         "unreliable_reason": "it is odd",
         "models": {},
     }
-    (out / "estimator.json").write_text(json.dumps(unfit))
-    seen, lent = {name: out / file for name, file in FILES.items()}, tools(tmp_path)
-    summary = mask.run(Params(mask="learned"), inputs | seen, out, lent)
+    (out / "estimator.json").write_text(json.dumps(estimator))
+    files, context = {name: out / file for name, file in FILES.items()}, tools(tmp_path)
+    summary = mask.run(Params(mask="learned"), inputs | files, out, context)
     assert schemas.read_table(out / "verdicts.parquet", schemas.VERDICTS).equals(expected)
     assert (summary["rule"], summary["threshold"], summary["verdicts"]["ignored"]["perc"]) == ("perc", 0.95, 1)
     assert (summary["estimate"]["unreliable_reason"], summary["estimate"]["lambda"]) == ("it is odd", None)
-    [line] = [line for line in lent.progress.messages if "it is odd" in line]
+    [line] = [line for line in context.progress.messages if "it is odd" in line]
     assert "perc is used" in line
 
 
-def judged_by(p: dict[str, float | None], judge: dict[str, bool] | None = None, **given) -> pl.DataFrame:
-    """Verdicts on candidates of one query with these p, scores falling from 0.9 by 0.1; its positive scores 0.8."""
+def assign(p: dict[str, float | None], llm_judge: dict[str, bool] | None = None, **settings) -> pl.DataFrame:
+    """The verdicts on candidates of one query with these p and the scores 0.9, 0.8, ...; its positive scores 0.8."""
     rows = [("q", doc, "dense", i + 1, 0.9 - 0.1 * i) for i, doc in enumerate(p)]
     rows = table(schemas.CANDIDATES, *rows).with_columns(
         *(pl.lit(None, pl.Boolean).alias(name) for name in ("curated_negative", "same_text", "contains_answer")),
@@ -271,48 +274,47 @@ def judged_by(p: dict[str, float | None], judge: dict[str, bool] | None = None, 
         *(pl.lit(None, pl.Float32).alias(name) for name in schemas.FEATURES),
         pl.Series("p_false_negative", list(p.values()), pl.Float32),
         pl.lit(None, pl.Float32).alias("verifier_score"),
-        pl.Series("llm_judge", [(judge or {}).get(name) for name in p], pl.Boolean),
+        pl.Series("llm_judge", [(llm_judge or {}).get(name) for name in p], pl.Boolean),
         verifier_false_negative=pl.lit(None, pl.Boolean),
     )
-    given = {"mask": "perc"} | given
-    params = Params(**given, threshold=1.0 if given["mask"] == "perc" else None)
+    settings = {"mask": "perc"} | settings
+    params = Params(**settings, threshold=1.0 if settings["mask"] == "perc" else None)
     return mask.assign_verdicts(params, rows, table(schemas.QRELS_SCORED, ("q", "x", 1, 0.8)))
 
 
-def test_what_the_rule_sets_aside_can_become_a_positive():
-    found = judged_by({"a": 0.95, "b": 0.99}, relabel="positive")
-    # a scores 0.9, above the positive's 0.8; b's 0.8 is not, so that the rule keeps it whatever its p
+def test_relabel_positive():
+    found = assign({"a": 0.95, "b": 0.99}, relabel="positive")
+    # the rule excludes a, whose 0.9 is above the positive's 0.8; it keeps b with 0.8, whatever its p is
     assert found.select("doc_id", "verdict", "reason", "weight").rows() == [
         ("a", "positive", "relabelled", None),
         ("b", "negative", "kept", None),
     ]
-    assert judged_by({"a": 0.95}, relabel="positive", relabel_min_probability=0.96)["reason"].to_list() == ["perc"]
+    assert assign({"a": 0.95}, relabel="positive", relabel_min_probability=0.96)["reason"].to_list() == ["perc"]
 
 
-def test_what_the_judge_calls_relevant_is_never_a_negative():
-    for given in ({"mask": "none"}, {"mask": "perc"}, {"mask": "none", "relabel": "weight"}):
-        found = judged_by({"a": 0.98, "b": 0.01}, judge={"a": True, "b": False}, **given)
+def test_a_document_that_the_llm_judge_finds_relevant_is_never_a_negative():
+    for settings in ({"mask": "none"}, {"mask": "perc"}, {"mask": "none", "relabel": "weight"}):
+        found = assign({"a": 0.98, "b": 0.01}, llm_judge={"a": True, "b": False}, **settings)
         reasons = dict(found.select("doc_id", "reason").iter_rows())
         assert reasons == {"a": "llm_judge", "b": "kept"}
-    found = judged_by({"a": 0.98}, judge={"a": True}, relabel="positive", mask="none")
+    found = assign({"a": 0.98}, llm_judge={"a": True}, relabel="positive", mask="none")
     assert found.select("verdict", "reason").rows() == [("positive", "relabelled")]
 
 
-def test_what_the_rule_sets_aside_can_stay_with_a_weight():
-    found = judged_by({"a": 0.75, "b": 0.5}, relabel="weight")
+def test_relabel_weight():
+    found = assign({"a": 0.75, "b": 0.5}, relabel="weight")
     assert found.select("doc_id", "verdict", "reason", "weight").rows() == [
         ("a", "negative", "weighted", 0.25),
         ("b", "negative", "kept", None),
     ]
-    assert judged_by({"a": None}, relabel="weight")["reason"].to_list() == ["perc"]
+    assert assign({"a": None}, relabel="weight")["reason"].to_list() == ["perc"]
 
 
-def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
-    """What is said where `high`, which perc sets aside, is a false negative with probability p, and `edge`, which it
-    keeps, with 0.97."""
-    verdicts(inputs, tmp_path)
+def run_relabel(inputs, tmp_path, p: float, **settings) -> list[str]:
+    """The messages about relabel if p_false_negative is `p` for `high`, which perc excludes, and 0.97 for `edge`."""
+    run_mask(inputs, tmp_path)
     out = tmp_path / "out"
-    about = {
+    estimator = {
         "source": "pretrained",
         "table_weight": 0.0,
         "n_held_out_positives": 0,
@@ -320,29 +322,29 @@ def relabelled(inputs, tmp_path, p: float, **given) -> list[str]:
         "unreliable_reason": None,
         "models": {},
     }
-    (out / "estimator.json").write_text(json.dumps(about))
-    seen = schemas.read_table(out / "features.parquet", schemas.CANDIDATE_FEATURES)
-    here = pl.col("query_id") == "a"
+    (out / "estimator.json").write_text(json.dumps(estimator))
+    features = schemas.read_table(out / "features.parquet", schemas.CANDIDATE_FEATURES)
+    is_a = pl.col("query_id") == "a"
     estimated = (
-        pl.when(here & (pl.col("doc_id") == "high")).then(p).when(here & (pl.col("doc_id") == "edge")).then(0.97)
+        pl.when(is_a & (pl.col("doc_id") == "high")).then(p).when(is_a & (pl.col("doc_id") == "edge")).then(0.97)
     )
     schemas.write_table(
-        seen.with_columns(p_false_negative=estimated.cast(pl.Float32)),
+        features.with_columns(p_false_negative=estimated.cast(pl.Float32)),
         schemas.CANDIDATE_FEATURES,
         out / "features.parquet",
     )
-    lent = tools(tmp_path)
+    context = tools(tmp_path)
     files = {name: out / file for name, file in FILES.items()}
-    mask.run(Params(**{"mask": "perc", "relabel": "positive"} | given), inputs | files, out, lent)
-    return [line for line in lent.progress.messages if "relabel" in line]
+    mask.run(Params(**{"mask": "perc", "relabel": "positive"} | settings), inputs | files, out, context)
+    return [line for line in context.progress.messages if "relabel" in line]
 
 
 @pytest.mark.parametrize("rows", [1, 1000])
-def test_where_relabel_finds_nothing_it_says_how_likely_the_likeliest_is(rows, inputs, tmp_path, monkeypatch):
+def test_relabel_without_effect_logs_the_highest_probability(rows, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(mask, "MASK_ROWS_PER_BLOCK", rows)
-    [line] = relabelled(inputs, tmp_path, 0.8614)
-    assert "0.861, and relabel_min_probability = 0.9 is asked for" in line
-    assert relabelled(inputs, tmp_path, 0.91) == []
-    assert relabelled(inputs, tmp_path, 0.8614, relabel="no") == []
-    [line] = relabelled(inputs, tmp_path, 0.8614, mask="none")
-    assert "nothing with an estimate is set aside" in line
+    [line] = run_relabel(inputs, tmp_path, 0.8614)
+    assert "0.861, below relabel_min_probability = 0.9" in line
+    assert run_relabel(inputs, tmp_path, 0.91) == []
+    assert run_relabel(inputs, tmp_path, 0.8614, relabel="no") == []
+    [line] = run_relabel(inputs, tmp_path, 0.8614, mask="none")
+    assert "no candidate with an estimate is excluded" in line

@@ -229,7 +229,7 @@ def test_which_candidates_are_eligible() -> None:
         (0.7, 0.1, "own", None, None),
         (0.6, 0.1, "paraphrase", None, None),
         (0.5, 0.1, None, True, None),
-        (0.4, 0.1, None, None, True),  # the LLM judge says that it answers
+        (0.4, 0.1, None, None, True),  # the LLM judge finds it relevant
         (0.3, 0.1, None, None, False),
         (0.1, None, None, None, None),
     ) == [True, False, False, False, False, False, True, False]
