@@ -104,16 +104,16 @@ def test_a_score_does_not_depend_on_the_batch(cross: Path, tmp_path: Path, dtype
     assert len(np.unique(together)) > 100
 
 
-def test_the_longest_pairs_are_scored_first(cross: Path, tmp_path: Path, scored_batches: list[list[tuple[str, str]]]) -> None:
+def test_the_longest_pairs_are_scored_first(
+    cross: Path, tmp_path: Path, scored_batches: list[list[tuple[str, str]]]
+) -> None:
     make_verifier(cross, tmp_path).score_pairs(PAIRS)
     counts = cross_encoder.count_pair_tokens(load_reranker(cross, "cpu", 64), scored_batches[0])
     assert counts.tolist() == sorted(counts, reverse=True)
     assert (counts.min(), counts.max()) == (7, 48)
 
 
-def test_weights_max_length_and_dtype_are_in_the_cache_key(
-    cross: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_weights_max_length_and_dtype_are_in_the_cache_key(cross: Path, tiny_model: Path, tmp_path: Path) -> None:
     save_reranker(load_reranker(tiny_model, "cpu", seed=4), tmp_path / "other")
     scores = {
         make_verifier(model, tmp_path / "cache", dtype, length).score_pairs(PAIRS[30:31]).item()

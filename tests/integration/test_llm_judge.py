@@ -191,7 +191,9 @@ def test_a_request_that_times_out_is_repeated(server: Server, tmp_path: Path) ->
     ],
     ids=["words", "cut", "type", "empty"],
 )
-def test_an_invalid_answer_is_requested_again_once_and_then_has_no_verdict(server: Server, tmp_path: Path, answer: str) -> None:
+def test_an_invalid_answer_is_requested_again_once_and_then_has_no_verdict(
+    server: Server, tmp_path: Path, answer: str
+) -> None:
     server.behave = first((200, completion(answer)))
     assert judge(server, tmp_path).judge_pairs(PAIRS[:1]).tolist() == [1.0]
     assert len(server.bodies) == 2
@@ -225,9 +227,7 @@ def test_documents_missing_in_the_answer_are_sent_alone(server: Server, tmp_path
 
 
 @pytest.mark.parametrize("refused", [["response_format"], ["response_format", "temperature"]], ids=" and ".join)
-def test_options_that_the_server_refuses_are_left_out(
-    server: Server, tmp_path: Path, refused: list[str]
-) -> None:
+def test_options_that_the_server_refuses_are_left_out(server: Server, tmp_path: Path, refused: list[str]) -> None:
     def plain(body: Body, before: int) -> Reply:
         if any(name in body for name in refused):
             return 400, json.dumps({"error": {"message": f"unknown: {refused}"}})
@@ -267,14 +267,18 @@ def answering(status: int, message: str) -> Behave:
     ],
     ids=["404", "401", "400", "429", "500", "html", "no json"],
 )
-def test_an_error_of_the_first_request_is_explained(server: Server, tmp_path: Path, behave: Behave, words: list[str]) -> None:
+def test_an_error_of_the_first_request_is_explained(
+    server: Server, tmp_path: Path, behave: Behave, words: list[str]
+) -> None:
     server.behave = behave
     with pytest.raises(InputError) as found:
         judge(server, tmp_path, api_key="sk-secret-1").judge_pairs(PAIRS)
     for word in [server.url, "model-a", *words]:
         assert word in str(found.value)
     assert "sk-secret" not in str(found.value)
-    assert {json.loads(b["messages"][-1]["content"])["query"] for b in server.bodies} == {"q1"}, "only the first request was sent"
+    assert {json.loads(b["messages"][-1]["content"])["query"] for b in server.bodies} == {"q1"}, (
+        "only the first request was sent"
+    )
     assert not (tmp_path / "judge.jsonl").exists()
 
 
@@ -301,9 +305,7 @@ def test_single_failures_have_no_verdict_and_are_counted(server: Server, tmp_pat
     assert made._progress.reports[-1][:2] == (30, 30)  # type: ignore[attr-defined]
 
 
-def test_many_failures_end_the_run_and_verdicts_are_kept(
-    server: Server, tmp_path: Path
-) -> None:
+def test_many_failures_end_the_run_and_verdicts_are_kept(server: Server, tmp_path: Path) -> None:
     server.behave = lambda body, before: (500, "{}") if "bad" in documents_of(body)[0] else well(body, before)
     pairs = [(f"q{n}", "bad" if n >= 15 else "RIGHT") for n in range(1000)]
     with pytest.raises(InputError, match=r"failed in 11 of the last 20 requests.*500.*kept"):
