@@ -6,7 +6,7 @@ from stages.core.context import NullProgress
 
 
 class RecordedProgress(NullProgress):
-    """A progress that keeps what it is told: `messages`, and `reports` as (done, total, unit, tokens).
+    """A progress that records its calls: `messages`, and `reports` as (done, total, unit, tokens).
 
     `on_report` is called with the count of each report, and may end the process there.
     """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.group("bench", cls=OrderedGroup, short_help="what a mask leaks, measured on judged collections")
 def bench_group() -> None:
-    """Measure masks on collections whose judgements are known.
+    """Measure masks on judged collections.
 
     \b
     Example:  prep bench negatives data/stackfaq data/bioasq
@@ -21,37 +21,40 @@ def bench_group() -> None:
     """
 
 
-@bench_group.command("negatives", cls=ParamsCommand, short_help="hide positives, mine, count what comes back")
+@bench_group.command("negatives", cls=ParamsCommand, short_help="hold out positives, mine, count leaks")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--encoder", help="Encoder: a sentence-transformers or Hugging Face model. [default: prep's own]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is hidden.")
-@click.option("--num-negatives", type=click.IntRange(min=1), default=8, show_default=True, help="Negatives a question.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the held-out positives.")
+@click.option(
+    "--num-negatives", type=click.IntRange(min=1), default=8, show_default=True, help="Negatives per question."
+)
 @click.option(
     "--max-queries",
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="At most so many questions a folder are mined for, drawn by hash.",
+    help="Most questions of each folder to mine for, sampled by hash.",
 )
 @click.option(
     "--keep-positives",
     type=click.Choice(["half", "one"]),
     default="half",
     show_default=True,
-    help="Known positives left a question: half of them, or one, as in most tables. The prior speaks alone then.",
+    help="Known positives to keep for each question: half, or one. With one, only the pretrained model is used.",
 )
 @click.option(
     "--write-model", type=click.Path(path_type=Path, dir_okay=False),
-    help="Fit the prior of the learned mask on these folders as well, and write it there.",
+    help="Also fit the pretrained model of the learned mask on these folders, and write it to this file.",
 )  # fmt: skip
 def bench_negatives_command(
     folders: tuple[Path, ...], encoder: str | None, seed: int, num_negatives: int, max_queries: int,
     keep_positives: "KeptPositives", write_model: Path | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Hide some of each question's positives, mine under every rule, and count how many hidden ones are mined.
+    """Hold out some of each question's positives, mine under every rule, and count the held-out ones that are mined.
 
     FOLDERS hold queries.parquet (query_id, query), corpus.parquet (doc_id, text) and qrels.parquet (query_id, doc_id,
-    relevance), or are BEIR folders. A folder that the shipped prior was fitted on is read with a prior of the others.
+    relevance), or are BEIR folders. For a folder that the pretrained model was fitted on, a model of the other folders
+    is used.
 
     \b
     Example:  prep bench negatives data/stackfaq data/bioasq
@@ -80,12 +83,12 @@ def bench_negatives_command(
 )  # fmt: skip
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 def bench_downstream_command(folders: tuple[Path, ...], **options: Any) -> None:
-    """Train the same small reranker on the negatives of each rule, and measure it on questions that it never saw.
+    """Train the same small reranker on the negatives of each rule, and measure it on unseen questions.
 
-    FOLDERS are as for `prep bench negatives`. Half of the positives of the train questions are hidden; in test all
-    judgements count. Questions, positives, pairs, steps and seeds are the same for all rules. The rerankers rank the
-    retriever's best documents, ties count against them, differences come with a 95 % interval from a paired bootstrap.
-    What is trained is kept in the workspace, so the command can be stopped and repeated.
+    FOLDERS are as for `prep bench negatives`. Half of the positives of the train questions are held out; in test all
+    labels count. Questions, positives, pairs, steps and seeds are the same for all rules. The rerankers rank the
+    retriever's best documents; ties count against them. Differences have a 95 % interval from a paired bootstrap. The
+    trained rerankers stay in the workspace, so the command can be stopped and repeated.
 
     \b
     Examples:  prep bench downstream data/stackfaq data/bioasq

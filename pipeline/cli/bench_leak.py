@@ -1,4 +1,4 @@
-"""`prep bench leak`: the false negatives that each rule lets through, on judged collections with kept vectors."""
+"""`prep bench negatives`: the false negatives of each rule, on judged collections."""
 
 import json
 import shlex
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def require_unique_names(folders: Sequence[Path]) -> None:
-    """Raise `InputError` where two folders bear the same name."""
+    """Raise `InputError` if two folders have the same name."""
     if len({folder.resolve().name for folder in folders}) < len(folders):
-        raise InputError("two of the folders have the same name, by which the report tells them apart: rename one")
+        raise InputError("two of the folders have the same name, and the report is by name: rename one")
 
 
 def run_leak_benchmark(
@@ -37,7 +37,7 @@ def run_leak_benchmark(
     encoder: str,
     model_path: Path | None,
 ) -> CommandResult:
-    """Bench the rules on `folders`; with `model_path`, fit the shipped prior on them and write it there as well."""
+    """Benchmark the rules on `folders`; with `model_path`, also fit the pretrained model on them and write it there."""
     from stages.bench import leak
     from stages.bench.collections import read_holdout_collection
     from stages.core.model_files import model_display_name
@@ -85,19 +85,18 @@ class MinedCollection:
     """A collection after encode, search and the learned mask."""
 
     inputs: dict[str, Path]
-    """The tables that it went through by name, candidates and judged among them."""
+    """The tables of the steps, by name."""
     candidates: Any
-    """The candidates of the questions mined for, and of each [n] its features, and whether it is hidden."""
+    """The candidates [n] of the mined queries."""
     features: Any
     is_held_out: Any
     candidate_matrix: Any
-    """`stages.bench.leak.CandidateMatrix` of the rows."""
+    """`stages.bench.leak.CandidateMatrix` of the candidates."""
     estimator_summary: dict[str, Any]
-    """What the learned mask says of itself."""
 
 
 def mine_collection(collection: Any, encoder: str, n_negatives: int, context: StageContext) -> MinedCollection:
-    """One collection through encode, search and the learned mask; mined for are its train questions."""
+    """Encode a collection, search it, and estimate false negatives for its train queries."""
     import polars as pl
 
     from stages.bench import leak
@@ -117,8 +116,8 @@ def mine_collection(collection: Any, encoder: str, n_negatives: int, context: St
     inputs |= {name: context.scratch_dir / f"{name}.parquet" for name in ("candidates", "qrels_scored")}
     vectors = VectorLookup(inputs, context.vectors_dir)
     vectorise = make_document_vectoriser(inputs["corpus"], vectors)
-    judged = read_table(inputs["qrels_scored"], QRELS_SCORED)
-    positives = judged.filter(pl.col("relevance") > 0).select("query_id", "doc_id", positive_kind=pl.lit("own"))
+    qrels_scored = read_table(inputs["qrels_scored"], QRELS_SCORED)
+    positives = qrels_scored.filter(pl.col("relevance") > 0).select("query_id", "doc_id", positive_kind=pl.lit("own"))
     estimator = FalseNegativeEstimator(
         inputs, vectors, vectorise, positives, read_pretrained_model(collection.digest), context.progress
     )
@@ -129,16 +128,16 @@ def mine_collection(collection: Any, encoder: str, n_negatives: int, context: St
     near_duplicates = add_positive_similarity(rows, positives, documents).filter(
         pl.col("positive_similarity") >= leak.NEAR_POSITIVE_COSINE
     )
-    mined = leak.build_candidate_matrix(
-        rows, p, judged, n_negatives, collection.held_out_positives, collection.nonrelevant, near_duplicates
+    matrix = leak.build_candidate_matrix(
+        rows, p, qrels_scored, n_negatives, collection.held_out_positives, collection.nonrelevant, near_duplicates
     )
-    hidden = rows.join(
-        collection.held_out_positives.with_columns(hidden=True),
+    is_held_out = rows.join(
+        collection.held_out_positives.with_columns(is_held_out=True),
         on=["query_id", "doc_id"],
         how="left",
         maintain_order="left",
-    )["hidden"]
-    return MinedCollection(inputs, rows, features, hidden.fill_null(False).to_numpy(), mined, estimator.summary)
+    )["is_held_out"]
+    return MinedCollection(inputs, rows, features, is_held_out.fill_null(False).to_numpy(), matrix, estimator.summary)
 
 
 def _summarise_collection(collection: Any, found: MinedCollection) -> dict[str, Any]:
@@ -168,7 +167,7 @@ def format_leak_report(reports: dict[str, Any], medians: dict[str, float]) -> li
             row.append(_format_percent(equal.get(row[0])))
         parts.append(
             ResultTable(
-                f"{name}: {found['queries']:,} questions, {found['hidden']:,} positives hidden; learned from "
+                f"{name}: {found['queries']:,} questions, {found['hidden']:,} held-out positives; learned from "
                 f"{found['learned']['source']}"
                 f"{'; perc would be used here' if found['learned']['unreliable_reason'] else ''}",
                 ["rule", "leak", "rows", "hardness", "fill", "near", "judged", "learned, as hard"],

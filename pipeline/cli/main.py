@@ -64,7 +64,7 @@ def register_command(
 
 
 @prep.command("init", cls=ParamsCommand, short_help="write a commented prep.toml")
-@click.option("--force", is_flag=True, help="Overwrite a prep.toml that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing prep.toml.")
 def init_command(force: bool, **common: Any) -> None:
     """Write a commented prep.toml: every key, its default and its meaning.
 
@@ -98,7 +98,7 @@ def build_pairs_command(files: tuple[str, ...], **options: Any) -> None:
 
 @register_command("encode", "embed queries and corpus", ("encode",), ("device", "dtype"), uses_executor=True)
 def encode_command(**options: Any) -> None:
-    """Embed the queries and the corpus; a text that was ever encoded with this encoder is not encoded again.
+    """Encode the queries and the corpus. Texts that this encoder has encoded before are not encoded again.
 
     \b
     Example:  prep encode --model BAAI/bge-small-en-v1.5 --query-prompt 'query: '
@@ -116,7 +116,7 @@ def encode_command(**options: Any) -> None:
     uses_executor=True,
 )
 def mine_negatives_command(**options: Any) -> None:
-    """Search, mask out what may be a false negative, and compose mined.jsonl.
+    """Search, exclude possible false negatives, and write mined.jsonl.
 
     The scored candidates and a verdict with its reason for each of them are kept: another mask or another number of
     negatives takes seconds and loads no model.
@@ -206,7 +206,7 @@ def plan_command(files: tuple[str, ...], until: str, **options: Any) -> None:
 
 @register_command("status", "what is there, what is stale and why")
 def status_command(**options: Any) -> None:
-    """Say what is there, how old it is, what is stale and why. Runs nothing.
+    """List the artifacts, their age, and why some are stale. Runs nothing.
 
     \b
     Example:  prep status --json
@@ -220,8 +220,7 @@ def status_command(**options: Any) -> None:
 @click.argument("query")
 @click.option("--top", default=20, show_default=True, type=click.IntRange(min=0), help="How many candidates to print.")
 def show_command(query: str, top: int, **options: Any) -> None:
-    """Print a query with its positives and its candidates: rank, score, verdict, whether it stands in mined.jsonl,
-    reason, text.
+    """Print a query with its positives and candidates: rank, score, verdict, reason, text, and if it is in mined.jsonl.
 
     QUERY is a query_id, a query's text, or a part of it that only one query has.
 
@@ -235,9 +234,9 @@ def show_command(query: str, top: int, **options: Any) -> None:
 
 @register_command("calibrate", "how many negatives are false, by budget and by rule", uses_executor=True)
 def calibrate_command(**options: Any) -> None:
-    """Print the whole trade of the learned mask: for each share of false negatives that you could accept, what is
-    expected, how hard the negatives are and how many are found; and what the fixed rules would give on the same
-    candidates. Nothing is trained; it uses what is encoded and searched already.
+    """Print the trade-off of the learned mask: for several values of max_false_negatives, the expected share of false
+    negatives, the hardness and the number of negatives; and the same for the fixed rules. It uses the existing
+    candidates, and trains nothing.
 
     \b
     Example:  prep calibrate --set mine.num_negatives=7
@@ -247,28 +246,28 @@ def calibrate_command(**options: Any) -> None:
     print_result(options, run(options))
 
 
-@register_command("audit", "positives that deserve a look", uses_executor=True)
+@register_command("audit", "positives that may be wrong", uses_executor=True)
 @click.option(
     "--top", default=10, show_default=True, type=click.IntRange(min=0), help="How many to print of each kind."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all findings there, as CSV, JSON Lines or Parquet by its ending (.csv, .jsonl, .parquet).",
+    help="Write all findings to this file: CSV, JSON Lines or Parquet, by its extension (.csv, .jsonl, .parquet).",
 )
 @click.option(
     "--max-share",
     type=click.FloatRange(0, 1),
-    help="Exit with 3 where a greater share of the positives is listed.",
+    help="Exit with 3 if a larger share of the positives is listed.",
 )
-@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def audit_command(top: int, out: Path | None, max_share: float | None, force: bool, **options: Any) -> None:
-    """List positives that may be wrong, or can't be understood by themselves; nothing is changed.
+    """List positives that may be wrong, or that can't be understood without context. Changes nothing.
 
-    low_ranked: the retriever scores it like any document; outranked: its hardest negatives are all ahead of it;
-    inconsistent: the same question has other positives, and none is like it. Fill in the label column of what --out
-    writes (positive or negative; empty is undecided), and name the file as `label_overrides` under [pairs]: every later
-    run honours it. `drop_positives` under [mine] leaves what is listed out of the training file.
+    low_ranked: the retriever scores it like a random document; outranked: all of its hardest negatives score higher;
+    inconsistent: the same question has other positives, and none is similar. To correct labels, fill in the label
+    column of the file that --out writes (positive or negative; empty is undecided), and set `label_overrides` under
+    [pairs] to that file. `drop_positives` under [mine] leaves the listed positives out of the training file.
 
     \b
     Examples:  prep audit --top 20

@@ -58,7 +58,7 @@ def open_read_only(options: Mapping[str, Any]) -> tuple[Runner, PipelineSettings
 
 @dataclass(frozen=True)
 class LoadedArtifacts:
-    """The artifacts that a command looks at; `notice` says why they are not of the current tables and settings."""
+    """The artifacts that a command reads; `notice` is the reason if they are not of the current tables and settings."""
 
     runner: Runner
     artifacts: Mapping[str, Artifact]

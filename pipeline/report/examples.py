@@ -48,7 +48,7 @@ class DocumentSample:
 
 @dataclass(frozen=True)
 class ExampleQuery:
-    """A train question with its best positives, its first mined negatives and the nearest of what was set aside."""
+    """A train question with its best positives, its first mined negatives and the nearest excluded candidates."""
 
     query_id: str
     text: str
@@ -128,8 +128,8 @@ def _make_example_query(
 
 def _make_random_negative_row(doc_id: str, text: str) -> dict[str, Any]:
     """A mined negative that is no candidate, as a row."""
-    told = {"rank": None, "score": None, "verdict": "negative", "explanation": "drawn from all documents"}
-    return {"doc_id": doc_id, "text": text, **told}
+    facts = {"rank": None, "score": None, "verdict": "negative", "explanation": "drawn from all documents"}
+    return {"doc_id": doc_id, "text": text, **facts}
 
 
 def _measure_threshold_distance(row: Mapping[str, Any]) -> tuple[bool, float, str]:
@@ -150,10 +150,10 @@ def _read_rows_of_queries(questions: pl.DataFrame, path: Any, schema: Any) -> pl
     return scan_table(path, schema).filter(pl.col("query_id").is_in(questions["query_id"].implode())).collect()
 
 
-def _read_mined_negatives(compose: Artifact, wanted: set[str]) -> dict[str, list[tuple[str, str]]]:
+def _read_mined_negatives(sample: Artifact, wanted: set[str]) -> dict[str, list[tuple[str, str]]]:
     """The negatives (id, text) in mined.jsonl of some questions, in its order."""
     found: dict[str, list[tuple[str, str]]] = {}
-    with (compose.folder / "mined.jsonl").open(encoding="utf-8", newline="\n") as file:
+    with (sample.folder / "mined.jsonl").open(encoding="utf-8", newline="\n") as file:
         for line in file:
             row = json.loads(line)
             if row["query_id"] in wanted:

@@ -1,4 +1,4 @@
-"""What metrics.json says, as values for the headline and for the section on ranking quality."""
+"""The values of metrics.json for the headline and for the section on ranking quality."""
 
 from collections.abc import Mapping
 from typing import Any

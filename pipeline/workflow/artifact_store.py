@@ -27,7 +27,7 @@ _LAYOUT_1_STEPS = ("evidence", "compose")
 
 @dataclass(frozen=True)
 class Artifact:
-    """One committed result of a stage: its folder and what its manifest says."""
+    """One committed result of a stage: its folder and its manifest."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -179,7 +179,7 @@ class Workspace:
         return self.runs / stage / key
 
     def find_artifact(self, stage: str, key: str) -> Artifact | None:
-        """The artifact, if it is committed and every file still hashes to what its manifest says."""
+        """The artifact, if it is committed and every file has the hash in its manifest."""
         folder = self.get_artifact_folder(stage, key)
         manifest = read_manifest(folder)
         if manifest is None or manifest["key"] != key or not has_valid_files(folder, manifest):

@@ -177,7 +177,7 @@ class Runner:
         return files
 
     def _make_context(self, stage: Stage, key: str) -> StageContext:
-        """What the stage is lent: the folders of those stores that the graph declares for it."""
+        """The context of a stage, with the folders of the stores that the graph declares for it."""
         folders = {
             Store.SCRATCH: self.workspace.scratch / f"{stage.name}-{key}",
             Store.VECTORS: self.workspace.vectors,

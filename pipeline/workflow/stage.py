@@ -1,4 +1,4 @@
-"""What the graph says of a step: `Stage`, the stores that steps share, and what a step's module defines."""
+"""`Stage`, the node of the graph; the stores that steps share; and the interface of a step's module."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Store(Enum):
     """vectors/<encoder>/topk_cache/: each query's best documents, from which the next search goes on. It gives the same
     result without them."""
     SCORES = "scores"
-    """verifier_scores/: what a verifier or an LLM judge said of a pair of texts."""
+    """verifier_scores/: scores of verifiers and verdicts of LLM judges, by pair of texts."""
     SCRATCH = "scratch"
     """scratch/<step>-<key>/: work in progress, which a run of the same key finds again. Deleted after the commit."""
     LOGS = "logs"
@@ -48,7 +48,7 @@ class Stage:
 
     name: str
     module: str
-    """Holds what `StageModule` says."""
+    """The module, which implements `StageModule`."""
     section: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

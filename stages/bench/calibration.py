@@ -1,8 +1,8 @@
-"""Calibrate: what each budget and each fixed rule would give on the candidates at hand, by the learned mask's estimate.
+"""Calibration: the expected false negatives and the hardness under each budget and each fixed rule.
 
-Nothing is mined again: the probabilities stand in verdicts.parquet. The expected share of false negatives is the mean
-of p_false_negative over what would be written; its interval is a bootstrap over questions, so it holds the luck of
-the questions and not an error of the model.
+Nothing is mined again: the candidates and their p_false_negative are those of verdicts.parquet. The expected share of
+false negatives is the mean p_false_negative of the selected candidates. Its interval is a bootstrap over queries, so it
+does not cover an error of the model.
 """
 
 from collections.abc import Mapping
@@ -28,30 +28,30 @@ from stages.mining.risk_budget import PaddedCandidates, RiskSolution
 
 CALIBRATION_BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 CALIBRATION_QUERIES = 20_000
-"""Train questions looked at, drawn by hash."""
+"""Train queries that are used, sampled by hash."""
 CALIBRATION_BOOTSTRAP_SAMPLES = 500
 
 
 def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, Any]:
-    """`budgets` and `rules`, a line each: expected, low, high, hardness, fill, and check, which says what was found
-    again of positives that were hidden (`holdout_validation`); and how many questions they are of.
+    """`budgets` and `rules`, each with expected, low, high, hardness, fill and holdout_validation; and the number of
+    queries.
 
-    `inputs` holds the files queries, judged, verdicts and shown of the learned mask of `params`. Only what the
-    mask leaves to a rule is looked at: known positives, documents with the answer and the like are no rule's business.
+    `inputs` holds the files queries, qrels_scored, verdicts and holdout_candidates of the learned mask of `params`.
+    Only the candidates that a rule decides on are used: no known positives, documents with the answer, and so on.
     """
     queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "split"])
     train_queries = queries.filter(pl.col("split") == "train")["query_id"]
     sampled_queries = sample_by_hash(train_queries, CALIBRATION_QUERIES, "calibrate")
     verdicts = schemas.scan_table(inputs["verdicts"], schemas.VERDICTS)
-    is_left_to_rule = (pl.col("verdict") == NEGATIVE) & (pl.col("reason") != "curated_negative") | (
+    is_decided_by_rule = (pl.col("verdict") == NEGATIVE) & (pl.col("reason") != "curated_negative") | (
         pl.col("reason") == "learned"
     )
     rows = verdicts.filter(
-        is_left_to_rule & pl.col("p_false_negative").is_not_null() & pl.col("query_id").is_in(sampled_queries)
+        is_decided_by_rule & pl.col("p_false_negative").is_not_null() & pl.col("query_id").is_in(sampled_queries)
     )
     table = rows.select("query_id", "doc_id", "rank", "score", "p_false_negative").collect()
     if table.is_empty():
-        raise InputError("there is no candidate with an estimate: no train question has a positive and a candidate")
+        raise InputError("no candidate has an estimate: no train question has both a positive and a candidate")
     table = sort_by_score(table)
     qrels_scored = schemas.read_table(inputs["qrels_scored"], schemas.QRELS_SCORED)
     matrix = build_candidate_matrix(table, table["p_false_negative"].to_numpy(), qrels_scored, params.num_negatives)
@@ -60,37 +60,35 @@ def compute_tradeoffs(inputs: Mapping[str, Path], params: Params) -> dict[str, A
     )
     holdout_candidates = schemas.read_table(inputs["holdout_candidates"], schemas.HOLDOUT_CANDIDATES)
 
-    def validate_mask(limit: RiskSolution | None, **given: Any) -> Summary | None:
-        return validate_on_holdout(params.model_copy(update=given), limit, holdout_candidates)
+    def validate_mask(solution: RiskSolution | None, **settings: Any) -> Summary | None:
+        return validate_on_holdout(params.model_copy(update=settings), solution, holdout_candidates)
 
     budgets = [
         {
             "max_false_negatives": share,
-            **summarise_selection(matrix.lists, chosen),
-            "holdout_validation": validate_mask(limit),
+            **summarise_selection(matrix.lists, selection),
+            "holdout_validation": validate_mask(solution),
         }
-        for share, (limit, chosen) in zip(
+        for share, (solution, selection) in zip(
             CALIBRATION_BUDGETS, select_within_budgets(matrix, CALIBRATION_BUDGETS), strict=True
         )
     ]
     rule_rows = []
     for name, preset in RULE_PRESETS.items():
         validation = validate_mask(None, mask=preset.rule, threshold=preset.threshold, rank_window=preset.rank_window)
-        trusted_validation = (
-            None if preset.excludes_positives else validation
-        )  # the ranks of what was hidden count the known positives
         rule_rows.append(
             {
                 "rule": name,
                 **summarise_selection(matrix.lists, select_by_preset(matrix, preset)),
-                "holdout_validation": trusted_validation,
+                # the ranks of the held-out positives count the known positives
+                "holdout_validation": None if preset.excludes_positives else validation,
             }
         )
     return {"queries": len(matrix.lists.quota), "of": len(train_queries), "budgets": budgets, "rules": rule_rows}
 
 
 def compute_quotas(table: pl.DataFrame, qrels_scored: pl.DataFrame, n_negatives: int) -> Ints:
-    """What a query's curated negatives leave of `n_negatives`, for each query of `table` in its order: [q]."""
+    """`n_negatives` less the curated negatives, for each query of `table` in its order: [q]."""
     curated = qrels_scored.filter(pl.col("relevance") == 0).group_by("query_id").agg(n_curated=pl.len())
     queries = table.select(pl.col("query_id").unique(maintain_order=True))
     n_curated = queries.join(curated, on="query_id", how="left", maintain_order="left")["n_curated"]

@@ -1,9 +1,9 @@
-"""Bench of what negatives do to a reranker: the same small student under each rule, on questions that it never saw.
+"""The downstream benchmark: train the same small reranker with the negatives of each rule, and test it on unseen
+queries.
 
-The questions of a judged collection are split as `prep build-pairs` splits them. On the train side half of each
-question's positives are hidden (as `stages.bench.leak` does it) and negatives are mined under each rule; on the
-test side all judgements count. Everything but the negatives is the same for all rules: questions, positives, number of
-pairs and steps, seeds, and each seed's new head.
+The queries of a judged collection are split as in `prep build-pairs`. In the train split half of each query's positives
+are held out, and negatives are mined under each rule; in the test split all labels count. Everything else is the same
+for all rules: queries, positives, number of pairs and steps, seeds, and the new head of each seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,44 +46,44 @@ VERSION = 2
 ORACLE, LEARNED, LEARNED_AT_EQUAL_HARDNESS = "oracle", "learned", "learned as hard"
 DOWNSTREAM_RULES = (*RULE_PRESETS, LEARNED, LEARNED_AT_EQUAL_HARDNESS, ORACLE)
 HARDNESS_REFERENCE_RULE = "perc_max 0.9"
-"""The rule whose hardness `LEARNED_AT_EQUAL_HARDNESS` takes."""
+"""The rule whose hardness `LEARNED_AT_EQUAL_HARDNESS` matches."""
 METRICS = ("nDCG@10", "MRR@10")
 FUSED_METRICS = tuple(f"fused {name}" for name in METRICS)
 
 
 class Params(BaseParams):
-    """What `prep bench downstream` is told."""
+    """The options of `prep bench downstream`."""
 
     rule: tuple[str, ...] = option(
         ("naive", "perc 0.95", HARDNESS_REFERENCE_RULE, LEARNED, ORACLE),
-        f"a rule to compare; again for each. {', '.join(RULE_PRESETS)}: fixed ones; {LEARNED}: the learned mask within "
-        f"--max-false-negatives; {LEARNED_AT_EQUAL_HARDNESS}: the learned mask at the hardness of "
-        f"{HARDNESS_REFERENCE_RULE}; {ORACLE}: what is hidden "
-        "is never taken. A question that one of them can't fill is left out for all",
+        f"a rule to compare; repeat it for several rules. Fixed rules: {', '.join(RULE_PRESETS)}. {LEARNED}: the "
+        f"learned mask with --max-false-negatives; {LEARNED_AT_EQUAL_HARDNESS}: the learned mask at the hardness of "
+        f"{HARDNESS_REFERENCE_RULE}; {ORACLE}: no held-out positive is selected. A question without enough negatives "
+        "under one rule is left out for all",
     )
     encoder: str = option(
-        DEFAULT_ENCODER, "the retriever whose candidates are mined, and reranked in test", is_model=True
+        DEFAULT_ENCODER, "the retriever of the candidates that are mined, and reranked in the test", is_model=True
     )
     student: str = option(
-        DEFAULT_ENCODER, "model to train: a cross-encoder, or an encoder, whose body gets a new head", is_model=True
+        DEFAULT_ENCODER, "the model to train: a cross-encoder, or an encoder that gets a new head", is_model=True
     )
-    train_queries: int = option(200, "questions to train on, drawn by hash", ge=2)
-    test_queries: int = option(150, "questions to test on, drawn by hash; 0: all", ge=0)
-    num_negatives: int = option(5, "negatives a question, beside one positive", ge=1)
+    train_queries: int = option(200, "questions to train on, sampled by hash", ge=2)
+    test_queries: int = option(150, "questions to test on, sampled by hash; 0: all", ge=0)
+    num_negatives: int = option(5, "negatives of each question, beside one positive", ge=1)
     max_false_negatives: float = option(0.02, f"{LEARNED}: the accepted share of false negatives", gt=0, lt=1)
     top_k: int = option(20, "the retriever's best documents of each test question, which are reranked", ge=1)
-    epochs: int = option(2, "times that every question is seen", ge=1)
+    epochs: int = option(2, "training epochs", ge=1)
     distill_epochs: int = option(
-        0, "epochs before those, in which the student learns the retriever's scores; the same for all rules", ge=0
+        0, "epochs before training that distill the retriever's scores; the same for all rules", ge=0
     )
-    seeds: int = option(3, "trainings under each rule, each with another head and other draws", ge=1)
-    batch_size: int = option(8, "groups a step", ge=1)
-    learning_rate: float | None = option(None, "peak learning rate. Left out: as [train] has it", gt=0, lt=1)
+    seeds: int = option(3, "trainings under each rule, each with another seed", ge=1)
+    batch_size: int = option(8, "groups in each step", ge=1)
+    learning_rate: float | None = option(None, "peak learning rate. If unset, that of [train]", gt=0, lt=1)
     max_length: int = option(128, "tokens of question and document together", ge=8)
-    seed: int = option(0, "seed of the split, of what is hidden and of the bootstrap", ge=0, lt=2**32)
+    seed: int = option(0, "seed of the split, of the held-out positives and of the bootstrap", ge=0, lt=2**32)
     bootstrap_samples: int = option(2000, "bootstrap samples behind each interval", ge=100)
     device: Device = option(
-        "auto", "where to train: cpu, cuda:0, ...; auto: a GPU where there is one", exclude_from_key=True
+        "auto", "where to train: cpu, cuda:0, ...; auto: a GPU if there is one", exclude_from_key=True
     )
 
     @field_validator("rule")
@@ -94,7 +94,7 @@ class Params(BaseParams):
         return tuple(dict.fromkeys(given))
 
     def build_training_params(self, seed: int) -> TrainParams:
-        """How the student of one seed is trained."""
+        """The training parameters of one seed."""
         return TrainParams(
             base=self.student,
             num_negatives=self.num_negatives,
@@ -109,7 +109,7 @@ class Params(BaseParams):
 
 
 def select_by_rule(matrix: CandidateMatrix, rule: str, max_false_negative_rate: float) -> Bools:
-    """The negatives [q, width] that `rule` takes; `max_false_negative_rate` is what `LEARNED` accepts."""
+    """The negatives [q, width] that `rule` selects; `max_false_negative_rate` is that of `LEARNED`."""
     if rule in RULE_PRESETS:
         return leak.select_by_preset(matrix, RULE_PRESETS[rule])
     if rule == ORACLE:
@@ -125,9 +125,9 @@ def select_by_rule(matrix: CandidateMatrix, rule: str, max_false_negative_rate: 
 def select_on_common_queries(
     matrix: CandidateMatrix, rules: Sequence[str], max_false_negatives: float
 ) -> tuple[Bools, dict[str, Bools]]:
-    """Which questions [q] every rule fills, and what each takes of these [kept, width].
+    """The queries [q] with enough negatives under every rule, and each rule's selection for these [kept, width].
 
-    The learned mask's price is settled on the questions that are kept, so that its budget and hardness are theirs.
+    The learned mask is solved on the kept queries, so that its budget and hardness are theirs.
     """
     keep = np.ones(len(matrix.lists.quota), np.bool_)
     while True:
@@ -140,7 +140,7 @@ def select_on_common_queries(
 
 
 def filter_queries(matrix: CandidateMatrix, keep: Bools) -> CandidateMatrix:
-    """Some of the questions, marked by `keep` [q]."""
+    """The queries that `keep` [q] marks."""
     first, *rest = vars(matrix).values()
     return CandidateMatrix(
         PaddedCandidates(*(part[keep] for part in vars(first).values())), *(part[keep] for part in rest)
@@ -149,22 +149,22 @@ def filter_queries(matrix: CandidateMatrix, keep: Bools) -> CandidateMatrix:
 
 @dataclass(frozen=True)
 class RuleTrainingSets:
-    """What each rule's students are trained on: the same questions and positives, other negatives."""
+    """The training data of each rule: the same queries and positives, other negatives."""
 
     mined_queries: dict[str, list[examples.MinedQuery]]
     leak_metrics: dict[str, dict[str, float | None]]
-    """Rule -> `leak.compute_leak_metrics` of the questions that are trained on."""
+    """Rule -> `leak.compute_leak_metrics` of the training queries."""
     n_queries: int
     n_unfilled_queries: int
-    """Questions left out because a rule found too few negatives."""
+    """Queries that were left out because a rule found too few negatives."""
 
 
 def build_rule_training_sets(
     benchmark: BenchmarkSplit, candidates: pl.DataFrame, matrix: CandidateMatrix, params: Params
 ) -> RuleTrainingSets:
-    """The negatives of every rule for `train_queries` questions that all rules fill; `matrix` is made of `candidates`.
+    """The negatives of every rule for `train_queries` common queries; `matrix` is made of `candidates`.
 
-    Raises `InputError` where fewer than 2 questions are left.
+    Raises `InputError` if fewer than 2 queries are left.
     """
     ids = candidates["query_id"].unique(maintain_order=True)
     keep, selections = select_on_common_queries(matrix, params.rule, params.max_false_negatives)
@@ -175,8 +175,8 @@ def build_rule_training_sets(
     if is_sampled.sum() < 2:
         raise InputError(
             f"{benchmark.collection.name}: {int(is_sampled.sum())} questions get {params.num_negatives} negatives "
-            f"under every rule ({', '.join(params.rule)}), too few to train on. Ask for fewer "
-            "negatives, or leave a strict rule out."
+            f"under every rule ({', '.join(params.rule)}), which is too few to train on. Lower --num-negatives, or "
+            "leave a strict rule out."
         )
     sampled_matrix = filter_queries(filter_queries(matrix, keep), is_sampled)
     sampled_candidates = candidates.filter(
@@ -189,7 +189,7 @@ def build_rule_training_sets(
     mined_queries, leak_metrics = {}, {}
     for rule, selection in selections.items():
         leak_metrics[rule] = leak.compute_leak_metrics(sampled_matrix, selection[is_sampled])
-        # an open place is a row, in the rows' order
+        # the eligible cells are the rows, in their order
         negatives = sampled_candidates.filter(pl.Series(selection[is_sampled][sampled_matrix.lists.eligible]))
         mined_queries[rule] = [
             examples.MinedQuery(query, query_texts[query], tuple(positives[query]), tuple(documents))
@@ -206,7 +206,7 @@ def train_and_score(
     params: TrainParams,
     context: StageContext,
 ) -> tuple[Floats, TrainingHistory]:
-    """Train one student and score `pairs` [n] with it; resumes from the checkpoint in the scratch folder."""
+    """Train one reranker and score `pairs` [n] with it; resumes from the checkpoint in the scratch folder."""
     learning_rate = params.resolve_learning_rate(has_new_head=not has_head(resolve_model(params.base)))
     model, history = train_job(TrainingJob(epochs, queries, texts, params, learning_rate, None), context)
     scores = score_pairs(model, pairs, params.dtype, lambda n: context.progress.advance(n, len(pairs), "pairs"))
@@ -214,9 +214,10 @@ def train_and_score(
 
 
 def compute_test_metrics(candidate_lists: CandidateLists, scores: pl.DataFrame) -> Doubles:
-    """METRICS, then FUSED, of each test question: [q, 4], in the order of query_id.
+    """METRICS, then FUSED_METRICS, of each test query: [q, 4], in the order of query_id.
 
-    `scores` holds query_id, doc_id, reranker. Fused with the retriever's scores half and half, as no dev chooses.
+    `scores` holds query_id, doc_id, reranker. They are fused with the retriever's scores with equal weights, because
+    there is no dev split to choose the weight on.
     """
     table = candidate_lists.lists.join(scores, on=PAIR_COLUMNS, how="left", maintain_order="left")
     table = table.with_columns(fused=fuse_scores(table, DEFAULT_FUSION_WEIGHT))
@@ -226,7 +227,7 @@ def compute_test_metrics(candidate_lists: CandidateLists, scores: pl.DataFrame) 
 
 
 def evaluate_score_column(candidate_lists: CandidateLists, table: pl.DataFrame, score_column: str) -> Doubles:
-    """METRICS of each test question [q, 2] when the column `score_column` ranks the lists in `table`."""
+    """METRICS of each test query [q, 2] if the column `score_column` ranks the lists in `table`."""
     values = Evaluator(candidate_lists.qrels, METRICS).evaluate(
         table.select("query_id", "doc_id", "relevance", score=score_column)
     )
@@ -236,13 +237,12 @@ def evaluate_score_column(candidate_lists: CandidateLists, table: pl.DataFrame, 
 def build_downstream_report(
     metrics_by_rule: Mapping[str, Doubles], embedder_metrics: Doubles, groups: NDArray[Any], params: Params
 ) -> dict[str, Any]:
-    """`embedder_metrics`, and of each rule its metrics (the mean over seeds and questions), and `by_seed`; and
-    `differences`.
+    """The metrics of the embedder and of each rule (means over seeds and queries, and `by_seed`), and `differences`.
 
-    `metrics_by_rule`: rule -> [seeds, q, 4] of `compute_test_metrics`; `embedder_metrics` [q, 2]; `groups` [q] the
-    questions' units. A difference is the learned mask's less the rule's (or the embedder's), [mean, low, high]: a
-    question's metrics are averaged over the seeds first, then come the paired bootstrap by unit and its 95 % interval
-    (None with too few units). That is over questions; how far seeds lie apart, `by_seed` says.
+    `metrics_by_rule`: rule -> [seeds, q, 4] of `compute_test_metrics`; `embedder_metrics` [q, 2]; `groups` [q]: the
+    split units of the queries. A difference [mean, low, high] is that of the learned mask minus the rule or embedder.
+    The metrics are averaged over seeds first. The 95 % interval is a paired bootstrap over units (None if there are too
+    few), so it does not cover the variance over seeds, which `by_seed` shows.
     """
     names = (*METRICS, *FUSED_METRICS)
     rule_reports = {

@@ -1,9 +1,9 @@
-"""Bench of negatives: hide half of each question's positives, mine under each rule, count how many come back.
+"""The leak benchmark: hold out positives, mine negatives under each rule, and count the held-out positives among them.
 
-What was hidden is a false negative whose label we know. *Leak* is the share of hidden positives among the negatives
-mined; *hardness* the mean retriever score of the others; *fill* the share of the wanted negatives that was found. Rules
-differ in hardness, and an easier negative is less often false; so the figure that counts is the leak of each rule
-against the learned mask's at the same hardness (the price of `stages.mining.risk_budget` is set so that they agree).
+A held-out positive is a false negative with a known label. *Leak* is the share of held-out positives among the mined
+negatives, *hardness* the mean retriever score of the other negatives, *fill* the share of the requested negatives that
+was found. Easier negatives are less often false. So each rule's leak is compared with that of the learned mask at the
+same hardness, by a choice of lambda (`stages.mining.risk_budget`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,14 @@ from stages.mining.threshold_rules import RuleName
 
 @dataclass(frozen=True)
 class RulePreset:
-    """A fixed rule as one of the systems in use states it."""
+    """A fixed rule with the settings of another system."""
 
     rule: RuleName
     threshold: float | None = None
     rank_window: tuple[int, int] = (0, 0)
     source: str = ""
     excludes_positives: bool = False
-    """The window's ranks are counted without the known positives."""
+    """Whether the ranks of the window are counted without the known positives."""
 
 
 RULE_PRESETS: dict[str, RulePreset] = {
@@ -57,23 +57,22 @@ LEAK_BUDGETS = (0.01, 0.02, 0.05)
 NEAR_POSITIVE_COSINE = 0.98
 
 EstimatorTrainingSet = tuple[HoldoutCollection, Floats, Bools]
-"""A collection, the features [n, len(FEATURES)] of its candidates, and which of these are hidden [n]."""
+"""A collection, the features [n, len(FEATURES)] of its candidates, and which of these are held out [n]."""
 
 
 @dataclass(frozen=True)
 class CandidateMatrix:
-    """The candidates of the questions mined for, as lists without the known positives, and what is known of them."""
+    """The candidates of the mined queries without the known positives: [q, width], scores of positives [q]."""
 
     lists: PaddedCandidates
     rank: NDArray[np.int32]
-    """[q, width], the known positives counted among the ranks."""
+    """Known positives are counted."""
     is_held_out: Bools
     is_nonrelevant: Bools
     is_near_positive: Bools
-    """Nearly equal to a known positive."""
+    """Near-duplicates of a known positive."""
     positive_score_min: Floats
     positive_score_max: Floats
-    """[q]: scores of the lowest and the best known positive."""
 
 
 def build_candidate_matrix(
@@ -85,25 +84,25 @@ def build_candidate_matrix(
     nonrelevant: pl.DataFrame | None = None,
     near_positives: pl.DataFrame | None = None,
 ) -> CandidateMatrix:
-    """`rows` (query_id, doc_id, rank, score) in the order of lists, with p_false_negative [n], as `CandidateMatrix`.
+    """`rows` (query_id, doc_id, rank, score; sorted by query and falling score) as `CandidateMatrix`.
 
-    `qrels_scored` holds the known positives' scores; `held_out_positives`, `nonrelevant` and `is_near_positive`
-    (query_id, doc_id) what is known besides.
+    `p_false_negative` is [n]. `qrels_scored` holds the scores of the known positives. `held_out_positives`,
+    `nonrelevant` and `near_positives` are pairs (query_id, doc_id).
     """
     query = rows["query_id"].rle_id().cast(pl.Int64).to_numpy()
     ids = rows.select(pl.col("query_id").unique(maintain_order=True))
     score = rows["score"].to_numpy()
-    candidates, at = risk_budget.pad_by_query(query, score, p_false_negative, np.full(len(ids), n_negatives))
+    candidates, cells = risk_budget.pad_by_query(query, score, p_false_negative, np.full(len(ids), n_negatives))
     masks = []
     for pairs in (held_out_positives, nonrelevant, near_positives):
         marked_pairs = (rows.clear() if pairs is None else pairs).select(*PAIR_COLUMNS, is_marked=pl.lit(True))
         is_marked = rows.join(marked_pairs, on=PAIR_COLUMNS, how="left", maintain_order="left")["is_marked"]
-        masks.append(_scatter_to_matrix(is_marked.fill_null(False).to_numpy(), candidates.eligible.shape, at))
+        masks.append(_scatter_to_matrix(is_marked.fill_null(False).to_numpy(), candidates.eligible.shape, cells))
     positive_scores = compute_positive_score_range(qrels_scored.filter(pl.col("relevance") > 0))
     positive_scores = ids.join(positive_scores, on="query_id", how="left", maintain_order="left")
     return CandidateMatrix(
         candidates,
-        _scatter_to_matrix(rows["rank"].cast(pl.Int32).to_numpy(), candidates.eligible.shape, at),
+        _scatter_to_matrix(rows["rank"].cast(pl.Int32).to_numpy(), candidates.eligible.shape, cells),
         masks[0],
         masks[1],
         masks[2],
@@ -112,14 +111,14 @@ def build_candidate_matrix(
     )
 
 
-def _scatter_to_matrix(values: NDArray[Any], shape: tuple[int, ...], at: tuple[Ints, Ints]) -> NDArray[Any]:
+def _scatter_to_matrix(values: NDArray[Any], shape: tuple[int, ...], cells: tuple[Ints, Ints]) -> NDArray[Any]:
     matrix = np.zeros(shape, values.dtype)
-    matrix[at] = values
+    matrix[cells] = values
     return matrix
 
 
 def select_by_preset(matrix: CandidateMatrix, preset: RulePreset) -> Bools:
-    """What a fixed rule takes [q, width]: the best of those that it lets through."""
+    """The best candidates that a fixed rule accepts: [q, width]."""
     limit = threshold_rules.compute_thresholds(
         preset.rule, preset.threshold, matrix.positive_score_min, matrix.positive_score_max
     )
@@ -138,9 +137,9 @@ def select_by_preset(matrix: CandidateMatrix, preset: RulePreset) -> Bools:
 
 
 def compute_leak_metrics(matrix: CandidateMatrix, selection: Bools) -> dict[str, float | None]:
-    """negatives, how many; leak; rows, the share of questions with a leak; hardness; fill; near_duplicates, the share
-    with a cosine of at least NEAR with a known positive; judged_negatives, those kept of the candidates that people
-    judged not relevant."""
+    """The metrics of a selection: negatives (their number), leak, hardness and fill; rows: the share of queries with a
+    leak; near_duplicates: the share of near-duplicates of a known positive; judged_negatives: the share of the
+    candidates labelled not relevant that was selected."""
     n, is_false_negative = int(selection.sum()), selection & matrix.is_held_out
     is_other_negative = selection & ~matrix.is_held_out
     n_requested = int(matrix.lists.quota.sum())
@@ -159,7 +158,7 @@ def compute_leak_metrics(matrix: CandidateMatrix, selection: Bools) -> dict[str,
 
 
 def select_within_budgets(matrix: CandidateMatrix, budgets: Sequence[float]) -> list[tuple[RiskSolution, Bools]]:
-    """What the learned mask takes within each of `budgets`, as the mask does: the limit and the choice [q, width]."""
+    """The solution and the selection [q, width] of the learned mask for each of `budgets`."""
     score_scale = compute_matrix_score_scale(matrix)
     candidates = matrix.lists.restrict(matrix.lists.p <= risk_budget.MAX_P_FALSE_NEGATIVE)
     lambda_sums = risk_budget.evaluate_lambdas(candidates, score_scale)
@@ -175,7 +174,7 @@ def compute_matrix_score_scale(matrix: CandidateMatrix) -> float:
 
 
 def find_lambda_at_hardness(matrix: CandidateMatrix, hardness: float) -> float:
-    """The price at which the learned mask's negatives are as hard, or just harder."""
+    """The largest lambda at which the learned mask's negatives are at least as hard."""
     unit, low, high = compute_matrix_score_scale(matrix), -14.0, 16.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -187,14 +186,14 @@ def find_lambda_at_hardness(matrix: CandidateMatrix, hardness: float) -> float:
 
 
 def evaluate_at_hardness(matrix: CandidateMatrix, hardness: float) -> dict[str, float | None]:
-    """The learned mask's figures at the price where its negatives are as hard, or just harder."""
+    """The metrics of the learned mask at a hardness."""
     return compute_leak_metrics(
         matrix, risk_budget.select_at_lambda(matrix.lists, find_lambda_at_hardness(matrix, hardness))
     )
 
 
 def build_leak_report(matrix: CandidateMatrix) -> dict[str, Any]:
-    """A set's `rules`, `equal_hardness` and `budgets`."""
+    """The metrics of a collection: `rules`, `equal_hardness`, `budgets` and `bins`."""
     metrics_by_rule = {
         name: compute_leak_metrics(matrix, select_by_preset(matrix, fixed)) for name, fixed in RULE_PRESETS.items()
     }
@@ -215,8 +214,8 @@ def build_leak_report(matrix: CandidateMatrix) -> dict[str, Any]:
             }
         )
     budgets = [
-        {"max_false_negatives": share, "expected": limit.mean_p, **compute_leak_metrics(matrix, chosen)}
-        for share, (limit, chosen) in zip(LEAK_BUDGETS, select_within_budgets(matrix, LEAK_BUDGETS), strict=True)
+        {"max_false_negatives": share, "expected": solution.mean_p, **compute_leak_metrics(matrix, selection)}
+        for share, (solution, selection) in zip(LEAK_BUDGETS, select_within_budgets(matrix, LEAK_BUDGETS), strict=True)
     ]
     return {
         "rules": metrics_by_rule,
@@ -227,26 +226,26 @@ def build_leak_report(matrix: CandidateMatrix) -> dict[str, Any]:
 
 
 def compute_reliability_bins(matrix: CandidateMatrix, n_bins: int = 10) -> list[dict[str, float]]:
-    """Expected and observed share of hidden positives in `n_bins` equally filled bins of rising p."""
+    """The expected and observed share of held-out positives in `n_bins` bins of equal size, by ascending p."""
     is_candidate = matrix.lists.eligible
-    p, hidden = matrix.lists.p[is_candidate], matrix.is_held_out[is_candidate]
+    p, is_held_out = matrix.lists.p[is_candidate], matrix.is_held_out[is_candidate]
     order = np.argsort(p, kind="stable")
     return [
-        {"expected": float(p[part].mean(dtype=np.float64)), "observed": float(hidden[part].mean())}
+        {"expected": float(p[part].mean(dtype=np.float64)), "observed": float(is_held_out[part].mean())}
         for part in np.array_split(order, n_bins)
         if len(part)
     ]
 
 
 def compute_leak_ratio(comparison: Mapping[str, Any]) -> float | None:
-    """How many times lower the learned mask's leak is; where none leaks of its n negatives, one could have."""
+    """The ratio of the rule's leak to that of the learned mask, which counts as 1 of its negatives if it is 0."""
     if not comparison["leak_rule"] or not comparison["negatives"]:
         return None
     return float(comparison["leak_rule"] / max(comparison["leak_learned"], 1 / comparison["negatives"]))
 
 
 def compute_median_leak_ratios(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Rule -> the median of `compute_leak_ratio` over the sets where the rule leaks."""
+    """Rule -> the median of `compute_leak_ratio` over the collections in which the rule leaks."""
     ratios_by_rule: dict[str, list[float]] = {}
     for set_report in sets.values():
         for comparison in set_report["equal_hardness"]:
@@ -256,13 +255,11 @@ def compute_median_leak_ratios(sets: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 
 def require_both_classes(name: str, is_held_out: Bools) -> None:
-    """Raise `InputError` where the candidates of a set, `held_out_positives` [n], can't teach a prior: none is hidden,
-    or all."""
+    """Raise `InputError` if none of a collection's candidates is held out, or all (`is_held_out` [n])."""
     if not 0 < is_held_out.sum() < len(is_held_out):
         raise InputError(
-            f"--write-model: {name} teaches nothing, since {is_held_out.sum():,} of its {len(is_held_out):,} "
-            f"candidates are "
-            "hidden positives: a prior needs questions with several positives that the encoder finds. Leave it out."
+            f"--write-model: {is_held_out.sum():,} of the {len(is_held_out):,} candidates of {name} are held-out "
+            "positives. The model needs questions with several positives that the encoder finds. Leave the folder out."
         )
 
 
@@ -272,15 +269,15 @@ def build_pretrained_model_json(
     command: str,
     encoder: str,
 ) -> dict[str, Any]:
-    """pretrained_model.json: the models of all sets, and for each set those of the others, to test on that set.
+    """pretrained_model.json: the models of all collections, and for each collection the models of the others.
 
-    `sets_keep_half` and `comparison`: the same sets with as many positives left.
+    The two arguments hold the same collections, with half of the positives kept and with one positive kept.
     """
 
     def fit_models(sets: Sequence[int]) -> dict[str, Any]:
         return {
-            name: model_to_dict(fit_pretrained_model([side[place][1:] for place in sets]))
-            for name, side in (("single_positive", sets_keep_one), ("multi_positive", sets_keep_half))
+            name: model_to_dict(fit_pretrained_model([training_sets[i][1:] for i in sets]))
+            for name, training_sets in (("single_positive", sets_keep_one), ("multi_positive", sets_keep_half))
         }
 
     all_sets = list(range(len(sets_keep_half)))
@@ -290,17 +287,17 @@ def build_pretrained_model_json(
         "encoder": encoder,
         "sets": {
             collection.name: {
-                "candidates": len(hidden),
-                "n_held_out": int(hidden.sum()),
+                "candidates": len(is_held_out),
+                "n_held_out": int(is_held_out.sum()),
                 "n_held_out_keep_one": int(single[2].sum()),
                 "digest": collection.digest,
             }
-            for (collection, _, hidden), single in zip(sets_keep_half, sets_keep_one, strict=True)
+            for (collection, _, is_held_out), single in zip(sets_keep_half, sets_keep_one, strict=True)
         },
         "all_sets": fit_models(all_sets),
         "leave_one_out": [
-            {"digest": sets_keep_half[place][0].digest, "name": sets_keep_half[place][0].name}
-            | fit_models([other for other in all_sets if other != place])
-            for place in (all_sets if len(all_sets) > 1 else [])
+            {"digest": sets_keep_half[i][0].digest, "name": sets_keep_half[i][0].name}
+            | fit_models([other for other in all_sets if other != i])
+            for i in (all_sets if len(all_sets) > 1 else [])
         ],
     }

@@ -67,11 +67,14 @@ def assign_benchmark_split(queries: pl.DataFrame, positives: pl.DataFrame, seed:
     Queries that share a positive, and paraphrases, get the same split, as in `stages.pairs.split`.
     """
     ids, documents = queries["query_id"].to_list(), positives["doc_id"].unique().sort()
-    positive_edges = positives.join(queries.with_row_index("question"), on="query_id").join(
+    positive_edges = positives.join(queries.with_row_index("query_number"), on="query_id").join(
         documents.to_frame().with_row_index("document"), on="doc_id"
     )
     match_keys = pl.Series([match_key(query) for query in queries["query"]])
-    edges = (positive_edges["question"].cast(pl.Int64).to_numpy(), positive_edges["document"].cast(pl.Int64).to_numpy())
+    edges = (
+        positive_edges["query_number"].cast(pl.Int64).to_numpy(),
+        positive_edges["document"].cast(pl.Int64).to_numpy(),
+    )
     constraints = SplitConstraints(len(ids), match_keys.rank("dense").cast(pl.Int64).to_numpy(), edges, None)
 
     def name_node(kind: int, number: int) -> str:

@@ -39,7 +39,7 @@ class NullProgress:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What the pipeline lends a stage while it runs: only the folders that the graph declares for the stage.
+    """The context of a running stage; it has only the folders that the graph declares for the stage.
 
     Each folder is read through its property (`scratch_dir`, ...), which raises `RuntimeError` if it is not declared.
     """

@@ -2,7 +2,7 @@
 
 
 class PrepError(Exception):
-    """A failure that the person at the keyboard can mend; its text says what, where and how."""
+    """A failure that the user can fix; the message says what is wrong, where, and how to fix it."""
 
 
 class InputError(PrepError):

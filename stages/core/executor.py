@@ -16,10 +16,10 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class Worker(Generic[ItemT, ResultT]):
-    """What does the work, in whichever process on whichever machine. It, items and results can be pickled."""
+    """The work of an executor, in any process on any machine. The worker, items and results must be picklable."""
 
     factory: Callable[[], Callable[[ItemT], Iterable[ResultT]]]
-    """Called once in each process that works: loads what is dear, and gives what is then called with each item."""
+    """Called once in each worker process: loads models, and returns the function that is called with each item."""
     device: str = "cpu"
     """What one such process computes on: cpu, cuda, cuda:0, ..."""
 
@@ -39,7 +39,7 @@ class InProcessExecutor:
     """One worker, in this process."""
 
     def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
-        """Each item when its results are asked for; none is held on to once its results are there."""
+        """Process each item when its results are needed; no item is kept after that."""
         yield from chain.from_iterable(map(worker.factory(), items))
 
 

@@ -1,4 +1,4 @@
-"""Memory: how much this process took at its peak, since it was last asked to count anew; and whether it ran out."""
+"""Peak memory of this process since the last reset, and errors that mean that memory ran out."""
 
 import contextlib
 import ctypes
@@ -60,7 +60,7 @@ Python, whose threads need room for a stack."""
 
 
 def is_oom(error: Exception) -> bool:
-    """Whether what numpy or torch raised says that the memory of its device did not hold what was asked for."""
+    """Whether an error of numpy or torch means that the memory of its device ran out."""
     if isinstance(error, MemoryError):
         return True
     import torch

@@ -16,7 +16,7 @@ class BaseParams(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _blank_to_none(cls, given: Any) -> Any:
-        """An empty string leaves a number unset; what it means for a text, the stage says."""
+        """An empty string leaves a number unset; for a text, the stage defines its meaning."""
         if not isinstance(given, dict):
             return given
         numbers = {name for name, field in cls.model_fields.items() if field.annotation in (int | None, float | None)}
@@ -74,7 +74,7 @@ def seed_option(*, exclude_from_key: bool = False) -> Any:
     """The field `seed` of a stage that draws."""
     return option(
         42,
-        "Seed of all draws except the split.",
+        "Seed of all random choices except the split.",
         advanced=True,
         section=RUN_SECTION,
         exclude_from_key=exclude_from_key,

@@ -1,4 +1,4 @@
-"""The schemas of the tables that stages hand to one another, and checked reading and writing of these tables."""
+"""The schemas of the tables between stages, and functions that read, check and write these tables."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ PAIR_COLUMNS = ["query_id", "doc_id"]
 QUERIES = _schema({"query_id": _STR, "query": _STR, "split": _STR, "group": _STR})
 CORPUS = _schema({"doc_id": _STR, "text": _STR}, {"title": _STR, "category": _STR, "group": _STR})
 """By doc_id. Pairs writes titles and texts normalised (`stages.core.text.normalise`), so equal ones are equal byte for
-byte; what a bench reads stays as it came."""
+byte. The collections of a benchmark are not normalised."""
 QRELS = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32()})
 ANSWERS = _schema({"query_id": _STR, "answer": _STR})
 REJECTS = _schema({"source": _STR, "row": pa.int64(), "reason": _STR, "data": _STR})
 CANDIDATES = _schema({"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()})
 DENSE_SOURCE = "dense"
-"""The source whose scores the masks measure by: the first encoder."""
+"""The source of the scores that the masks use: the first encoder."""
 QRELS_SCORED = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32(), "score": pa.float32()})
 FEATURES = (
     "score_z",
@@ -45,7 +45,7 @@ FEATURES = (
     "log_n_positives",
     "nearest_query_similarity",
 )
-"""What the learned mask looks at: `stages.mining.candidates.features` says what each is."""
+"""The features of the learned mask; `stages.mining.candidates.features` describes them."""
 CANDIDATE_FEATURES = _schema(
     {"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()},
     {
@@ -57,22 +57,22 @@ CANDIDATE_FEATURES = _schema(
     }
     | dict.fromkeys(("p_false_negative", *FEATURES), pa.float32()),
 )
-"""What is known of a candidate; null where it is not so. `own`: a positive of the query (true), or of one that restates
-it (false)."""
+"""Facts and features of a candidate; null if not applicable. positive_kind: "own" for a positive of the query,
+"paraphrase" for a positive of a paraphrase."""
 HOLDOUT_CANDIDATES = _schema(
     {"query_id": _STR, "fold": pa.int32(), "doc_id": _STR, "rank": pa.int32(), "score": pa.float32()}
     | {"held_out": pa.bool_()}
     | dict.fromkeys(("weight", "p_false_negative", "positive_score_min", "positive_score_max"), pa.float32())
 )
-"""Candidates of questions of whose positives one was hidden (in each turn another), judged by a model that did not see
-them; `weight`: how many positives the question has; `lowest` and `best`: the scores of those that were
-left."""
+"""Candidates of queries with a held-out positive (another one in each fold), with a cross-validated p_false_negative.
+weight: the number of positives of the query. positive_score_min, positive_score_max: of the kept positives."""
 VERIFIER_SCORES = _schema(
     {"query_id": _STR, "doc_id": _STR},
     dict.fromkeys(("verifier_score", "verifier_positive_min", "verifier_positive_max"), pa.float32())
     | {"llm_judge": pa.bool_(), "p_false_negative": pa.float32()},
 )
-"""What a teacher said (logits: of the pair, of its query's lowest and best positive), a judge, and the p after both."""
+"""The verifier's logits (of the pair, of its query's lowest and best positive), the LLM judge's label, the updated
+p."""
 VERDICTS = _schema(
     {
         "query_id": _STR,
@@ -165,7 +165,7 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 def document_text(columns: Sequence[str]) -> pl.Expr:
     """A document as every model reads it: its title, where it has one, a space and its text (as BEIR joins them).
 
-    `columns` are those of the frame at hand. Encoder, BM25, rerankers and mined.jsonl all take documents from
+    `columns` are those of the frame. Encoder, BM25, rerankers and mined.jsonl all take documents from
     here.
     """
     if "title" not in columns:

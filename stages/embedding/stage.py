@@ -1,4 +1,4 @@
-"""Encode: every query and document becomes a vector, once. The vectors go to the store; the artifact says which."""
+"""The encode step: encode every distinct query and document once. The vectors go to the store of the encoder."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -76,7 +76,7 @@ _ROLE_TABLES = {"query": "queries", "document": "corpus"}
 
 
 def key_extras(params: Params) -> dict[str, str]:
-    """What stands for the models in the artifact's key."""
+    """The part of the artifact's key that identifies the models."""
     first, *more = _resolve_encoder_specs(params)
     extras = {"encoder": first.key, "model": first.model}
     for number, other in enumerate(more, 2):
@@ -127,7 +127,7 @@ def _encode_tables(
     store = VectorStore(context.vectors_dir / spec.key)
     if store.damaged_segments:
         context.progress.log(
-            f"{len(store.damaged_segments)} damaged vector files were set aside; their texts are encoded again."
+            f"{len(store.damaged_segments)} damaged vector files are ignored; their texts are encoded again."
         )
     paths = {role: inputs[table] for role, table in _ROLE_TABLES.items()}
     hashes = {role: _hash_table_texts(path, role, spec) for role, path in paths.items()}
@@ -295,7 +295,7 @@ def _read_text_windows(
 
 
 def _write_encoder_json(spec: EncoderSpec, folder: Path) -> None:
-    """Say in the encoder's folder, in words, what its name stands for."""
+    """Write the encoder's key in plain words into its folder."""
     path = folder / "encoder_spec.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What metrics.json says of the trained reranker, in sentences that claim no more than the intervals support."""
+"""Conclusions about the trained reranker from metrics.json, which claim no more than the intervals support."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -56,8 +56,8 @@ def explain_interval(metrics: Mapping[str, Any]) -> str:
         "better": f"{interval} leaves out 0: chance is an unlikely explanation.",
         "worse": f"{interval} leaves out 0: the loss is unlikely to be chance.",
         "unclear": f"{interval} holds 0: the difference may be chance. More test queries would narrow it.",
-        "unknown": f"With {n_groups:,} group{'' if n_groups == 1 else 's'} no difference can be told from chance; at "
-        f"least {MIN_GROUPS} are needed.",
+        "unknown": f"With {n_groups:,} group{'' if n_groups == 1 else 's'} no difference can be distinguished from "
+        f"chance; at least {MIN_GROUPS} are needed.",
     }[_classify_rows(metrics)["reranker"]]
 
 

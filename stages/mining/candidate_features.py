@@ -43,7 +43,7 @@ CANDIDATE_ROWS_PER_BATCH = 100_000
 class Params(BaseParams):
     """What is looked up and estimated for each candidate."""
 
-    exclude_answers: bool = option(True, "Set aside documents that contain a known answer of the query.", advanced=True)
+    exclude_answers: bool = option(True, "Exclude documents that contain a known answer of the query.", advanced=True)
     estimate_false_negatives: bool = option(
         True,
         "Estimate for each candidate how likely it is a false negative. mask = learned needs it.",

@@ -48,7 +48,7 @@ class Params(RiskPolicy):
 
     mask: RuleName = option(
         "learned",
-        "Rule that sets candidates aside as possible false negatives. learned estimates a probability; "
+        "Rule that excludes candidates as possible false negatives. learned estimates a probability; "
         "the others compare scores or ranks.",
     )
     threshold: float | None = option(
@@ -63,7 +63,7 @@ class Params(RiskPolicy):
     )
     relabel: Literal["no", "positive", "weight"] = option(
         "no",
-        "What to do with candidates that the mask sets aside: drop them, train on the likeliest as "
+        "What to do with candidates that the mask excludes: drop them, train on the likeliest as "
         "positives, or weight them.",
         advanced=True,
     )

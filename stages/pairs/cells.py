@@ -12,7 +12,7 @@ LARGE_CELL_CHARS = 1_000_000
 """Characters from which a cell is counted as unusually large (it is kept whole)."""
 
 CJK_RANGES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-"""Kana and Han as a range of a regular expression: one such character says about as much as a short word."""
+"""Kana and Han as a range of a regular expression: one such character counts as a short word."""
 _CJK_CHARACTER = re.compile(f"[{CJK_RANGES}]")
 
 

@@ -78,7 +78,7 @@ def _attach_to_titled_documents(frame: pl.DataFrame, owners: pl.DataFrame) -> pl
 
 
 def replace_keys(frame: pl.DataFrame, replacements: pl.DataFrame) -> pl.DataFrame:
-    """A frame with its `d` replaced as `replacements` (key, d) says."""
+    """A frame with its `d` replaced by that of `replacements` (key, d)."""
     if not len(replacements):
         return frame
     found = frame.join(

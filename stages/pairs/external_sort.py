@@ -21,7 +21,7 @@ _GROUP_BYTES, _GROUP_ROWS = 48 << 20, 1 << 17
 class SpillBuffer:
     """Rows added in any order, read back in buckets; below the budget they never touch the disk.
 
-    `bucket_of` names the column that says which bucket (0 to `n_buckets` - 1) a row goes to.
+    `bucket_of` names the column with the bucket of a row (0 to `n_buckets` - 1).
     """
 
     def __init__(self, folder: Path, memory_budget: int = MEMORY_BUDGET_BYTES, n_buckets: int = _N_BUCKETS) -> None:

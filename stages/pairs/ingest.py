@@ -41,13 +41,13 @@ class Ingester:
         self.text_store = text_store
         self.counts: Counter[str] = Counter()
         self.judged: list[pl.DataFrame] = []
-        """row, q, d, relevance, and where there are such columns id, document_id, split, group; chunk if cutting."""
+        """row, q, d, relevance; id, document_id, split and group if the table has them; chunk if documents are cut."""
         self.standalone_documents: list[pl.DataFrame] = []
         """row, d, document_id of documents without a question."""
         self.standalone_queries: list[pl.DataFrame] = []
-        """row, q, id of questions whose judgements name them by id."""
+        """row, q, id of queries whose qrels are given by ids."""
         self.id_qrels: list[pl.DataFrame] = []
-        """row, id, document_id, relevance, split: judgements by ids."""
+        """row, id, document_id, relevance, split: qrels by ids."""
         self._reject_writer = reject_writer
         self._min_chars = min_chars
         self._separator = separator
@@ -56,10 +56,9 @@ class Ingester:
     def add_pairs(
         self, source_number: int, source: TableSource, batch: RowBatch, column_by_role: Mapping[str, str]
     ) -> None:
-        """Take a batch of a table of pairs, source number `source_number`; `column_by_role` says which column plays
-        which part.
+        """Add a batch of a table of pairs with the number `source_number`; `column_by_role`: role -> column.
 
-        Raises `InputError` where the table's own split holds a word that names no split.
+        Raises `InputError` if a cell of the split column names no split.
         """
         self._process_batch(source_number, source, batch, column_by_role, self._add_pair)
         if self._rows:
@@ -80,7 +79,7 @@ class Ingester:
     def add_documents(
         self, source_number: int, source: TableSource, batch: RowBatch, column_by_role: Mapping[str, str]
     ) -> None:
-        """Take a batch of documents without questions; one without a text has its title for text."""
+        """Add a batch of documents without questions; the title of a document without a text becomes its text."""
         found: list[tuple[int, bytes, str | None]] = []
 
         def add_row(row: int, cells: Mapping[str, Cell]) -> None:
@@ -93,10 +92,10 @@ class Ingester:
             if not is_long_enough(text, self._min_chars):
                 raise UnusableRowError("document too short")
             meta = _parse_metadata(cells)
-            alone = text_digest(text)
-            d = _document_digest(alone, text, meta)
+            text_key = text_digest(text)
+            d = _document_digest(text_key, text, meta)
             found.append((row, d, _parse_optional_text(cells, "document_id")))
-            self.text_store.add_document(d, alone, text, meta)
+            self.text_store.add_document(d, text_key, text, meta)
 
         self._process_batch(source_number, source, batch, column_by_role, add_row)
         if found:
@@ -108,7 +107,7 @@ class Ingester:
     def add_queries(
         self, source_number: int, source: TableSource, batch: RowBatch, column_by_role: Mapping[str, str]
     ) -> None:
-        """Take a batch of questions whose judgements come from elsewhere (BEIR's queries.jsonl)."""
+        """Add a batch of questions whose qrels are in another file (BEIR's queries.jsonl)."""
         found: list[tuple[int, bytes, str | None]] = []
 
         def add_row(row: int, cells: Mapping[str, Cell]) -> None:
@@ -126,7 +125,7 @@ class Ingester:
     def add_qrels(
         self, source_number: int, source: TableSource, batch: RowBatch, column_by_role: Mapping[str, str], split: str
     ) -> None:
-        """Take a batch of judgements that name both texts by their ids (BEIR's qrels)."""
+        """Add a batch of qrels by ids (BEIR's qrels)."""
         found: list[tuple[int, str, str, int]] = []
 
         def add_row(row: int, cells: Mapping[str, Cell]) -> None:
@@ -150,8 +149,8 @@ class Ingester:
         self.counts["rows in"] += len(batch.row_numbers) + len(batch.rejected_rows)
         for rejected in batch.rejected_rows:
             self._reject_writer.add(source.label, rejected.row_number, rejected.reason, rejected.data)
-        nothing: list[Cell] = [None] * len(batch.row_numbers)
-        columns = [batch.columns.get(column, nothing) for column in column_by_role.values()]
+        no_cells: list[Cell] = [None] * len(batch.row_numbers)
+        columns = [batch.columns.get(column, no_cells) for column in column_by_role.values()]
         for column in columns:
             self.counts["cells over 1 MB"] += sum(
                 [cell is not None and len(cell) > LARGE_CELL_CHARS for cell in column]
@@ -197,11 +196,11 @@ class Ingester:
             id_by_text = dict(zip(texts, ids, strict=True))
         query_id = _parse_optional_text(cells, "id")
 
-        self.text_store.add_query(q, query)  # from here on nothing is wrong with the row
+        self.text_store.add_query(q, query)  # after this the row is not rejected
         for text, text_key in documents:
             d = _document_digest(text_key, text, meta)
             self.text_store.add_document(d, text_key, text, meta)
-            chunks = [-1]  # of the document's chunks, those that hold an answer; -1 where none or no matter
+            chunks = [-1]  # the document's chunks that contain an answer; -1 if none does or documents are not cut
             if self.text_store.chunk_words and grade and answers:
                 chunks = find_answer_chunks(self.text_store.get_chunks(text_key, text), answers) or chunks
             for chunk in chunks:
@@ -252,10 +251,10 @@ def _parse_metadata(cells: Mapping[str, Cell]) -> DocumentMetadata:
     return NO_METADATA
 
 
-def _document_digest(alone: bytes, text: str, meta: DocumentMetadata) -> bytes:
+def _document_digest(text_key: bytes, text: str, meta: DocumentMetadata) -> bytes:
     """The digest of a document as models read it, title first (`stages.core.schemas.document_text`)."""
-    return text_digest(f"{meta[0]} {text}") if meta[0] else alone
+    return text_digest(f"{meta[0]} {text}") if meta[0] else text_key
 
 
-def _parse_optional_text(cells: Mapping[str, Cell], part: str) -> str | None:
-    return parse_text(cells.get(part)) or None
+def _parse_optional_text(cells: Mapping[str, Cell], role: str) -> str | None:
+    return parse_text(cells.get(role)) or None

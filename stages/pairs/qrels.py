@@ -1,5 +1,7 @@
-"""What rows say about (question, document) pairs, settled: one text an id, no contradictions, no question without a
-positive. Pure functions on frames of 64-bit keys; a row is one number (see `stages.pairs.rejects.ROW_NUMBER_BITS`)."""
+"""Resolve the qrels of all rows: one text for each id, no contradictions, no query without a positive.
+
+Pure functions on frames of 64-bit keys; a row is one number (see `stages.pairs.rejects.ROW_NUMBER_BITS`).
+"""
 
 from dataclasses import dataclass
 
@@ -9,15 +11,15 @@ import polars as pl
 from stages.core.errors import InputError
 
 ALLOWED_CONFLICT_RATIO, ALLOWED_CONFLICTS = 0.05, 5
-"""A recognised id column holds no question ids where over this share of the rows, and more than a few, contradict."""
+"""If a larger share and a larger number of rows conflict, a recognised id column does not hold question ids."""
 
 PARTLY_CONTRADICTORY = "partly contradictory"
-"""The reason of a row of which some judgements hold all the same."""
+"""The reason of a row of which some qrels are used."""
 
 
 @dataclass(frozen=True)
 class ResolvedQrels:
-    """Judgements that hold, documents that stand in the corpus without one, and rows set aside (row, reason)."""
+    """The resolved qrels, documents of the corpus without one, and the rejected rows (row, reason)."""
 
     qrels: pl.DataFrame
     standalone_documents: pl.DataFrame
@@ -26,14 +28,14 @@ class ResolvedQrels:
 
 
 def resolve_qrels(qrels: pl.DataFrame, standalone_documents: pl.DataFrame, trust_ids: bool) -> ResolvedQrels:
-    """Settle `qrels` (row, q, d, relevance, and where known id, document_id) and `standalone_documents` (row, d,
+    """Resolve `qrels` (row, q, d, relevance, optionally id and document_id) and `standalone_documents` (row, d,
     document_id).
 
-    - An id that stands for two texts belongs to the first row's; the others are set aside. Where `trust_ids` is not
-      set and over 5 % of the rows (and over 5) would be, the column is no id, and is dropped (`has_dropped_ids`).
-    - A pair judged relevant and not relevant is contradictory: none of its judgements holds.
-    - A question without a positive is set aside, its rows with it.
-    A row is rejected where none of its judgements is left; "partly contradictory" where some are.
+    - An id of two texts belongs to the text of its first row; the rows of the other text are rejected. If `trust_ids`
+      is not set and more than 5 % of the rows (and more than 5) conflict, the column is ignored (`has_dropped_ids`).
+    - A pair that is labelled relevant and not relevant is contradictory, and none of its labels is used.
+    - A query without a positive is rejected with its rows.
+    A row is rejected if none of its qrels is left; its reason is "partly contradictory" if some are left.
     """
     rejected: list[pl.DataFrame] = []
     dropped = False
@@ -44,13 +46,13 @@ def resolve_qrels(qrels: pl.DataFrame, standalone_documents: pl.DataFrame, trust
         else:
             qrels = qrels.join(conflicts, on="row", how="anti")
             rejected.append(conflicts.with_columns(reason=pl.lit("id of another question")))
-    given = [
+    with_document_ids = [
         frame.select("row", "d", "document_id")
         for frame in (qrels, standalone_documents)
         if "document_id" in frame.columns
     ]
-    if given:
-        conflicts = find_id_conflicts(pl.concat(given), "document_id", "d")
+    if with_document_ids:
+        conflicts = find_id_conflicts(pl.concat(with_document_ids), "document_id", "d")
         qrels, standalone_documents = (
             frame.join(conflicts, on="row", how="anti") for frame in (qrels, standalone_documents)
         )
@@ -62,10 +64,10 @@ def resolve_qrels(qrels: pl.DataFrame, standalone_documents: pl.DataFrame, trust
         queries_without_positive = queries_without_positive.join(
             qrels.filter(pl.col("relevance") > 0), on="q", how="anti"
         )
-        lost = qrels.join(queries_without_positive, on="q", how="semi").select("row").unique()
+        without_positive = qrels.join(queries_without_positive, on="q", how="semi").select("row").unique()
+        without_positive = without_positive.join(contradictory, on="row", how="anti")
         qrels = qrels.join(queries_without_positive, on="q", how="anti")
-        already = contradictory.select("row")
-        rejected.append(lost.join(already, on="row", how="anti").with_columns(reason=pl.lit("no positive document")))
+        rejected.append(without_positive.with_columns(reason=pl.lit("no positive document")))
     rejected_rows = pl.concat(rejected).unique("row", keep="first", maintain_order=True)
     partly = rejected_rows.join(qrels.select("row").unique(), on="row", how="semi").select("row")
     rejected_rows = pl.concat(
@@ -80,7 +82,7 @@ def resolve_qrels(qrels: pl.DataFrame, standalone_documents: pl.DataFrame, trust
 def resolve_id_qrels(
     id_qrels: pl.DataFrame, standalone_queries: pl.DataFrame, standalone_documents: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Judgements by ids as judgements by texts, and the rows set aside (row, reason): unknown ids, ids used twice."""
+    """Resolve qrels by ids to texts; also return the rejected rows (row, reason): unknown ids, ids of two texts."""
     reused_ids = find_id_conflicts(standalone_queries, "id", "q")
     queries = standalone_queries.join(reused_ids, on="row", how="anti").unique("id", keep="first", maintain_order=True)
     documents = standalone_documents.sort("row").unique("document_id", keep="first", maintain_order=True)
@@ -102,14 +104,14 @@ def resolve_id_qrels(
 def find_id_conflicts(frame: pl.DataFrame, id_column: str, key_column: str) -> pl.DataFrame:
     """Rows whose id (column `id_column`) an earlier row gave to another text (column `key_column`)."""
     known = frame.filter(pl.col(id_column).is_not_null()).select("row", id_column, key_column)
-    if known[id_column].hash().n_unique() == len(known):  # the usual case, at a fraction of the memory
+    if known[id_column].hash().n_unique() == len(known):  # the usual case, with a fraction of the memory
         return pl.DataFrame(schema={"row": pl.Int64})
-    several = (
+    conflicting_ids = (
         known.group_by(id_column).agg(pl.col(key_column).n_unique()).filter(pl.col(key_column) > 1).select(id_column)
     )
-    if not len(several):
+    if not len(conflicting_ids):
         return pl.DataFrame(schema={"row": pl.Int64})
-    known = known.join(several, on=id_column, how="semi").sort("row", maintain_order=True)
+    known = known.join(conflicting_ids, on=id_column, how="semi").sort("row", maintain_order=True)
     first = known.group_by(id_column, maintain_order=True).agg(pl.col(key_column).first().alias("first"))
     return (
         known.join(first, on=id_column).filter(pl.col(key_column) != pl.col("first")).select("row").unique().sort("row")
@@ -117,7 +119,7 @@ def find_id_conflicts(frame: pl.DataFrame, id_column: str, key_column: str) -> p
 
 
 def drop_contradictions(qrels: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Judgements without the pairs that are relevant in one row and not in another, and the rows that said so."""
+    """The qrels without pairs that are relevant in one row and not in another, and the rows of these pairs."""
     if not len(qrels) or qrels["relevance"].min() != 0:
         return qrels, pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})
     pairs = qrels.group_by("q", "d").agg(low=pl.col("relevance").min(), high=pl.col("relevance").max())
@@ -127,9 +129,10 @@ def drop_contradictions(qrels: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame
 
 
 def assign_ids(keys: pl.DataFrame, given_ids: pl.DataFrame | None) -> pl.DataFrame:
-    """An id for each text (`key_column`, `low`: the halves of its 128-bit hash): its smallest given id, else the hash.
+    """Assign an id to each text: its smallest given id, or else its hash.
 
-    `given_ids` holds (key, id), ids may be null. Returns (key, id, ...the other columns of `keys`), sorted by id.
+    `keys` holds key and low, the halves of the 128-bit hash; `given_ids` holds key and id (or null). Returns key, id
+    and the other columns of `keys`, sorted by id.
     """
     frame = keys
     if given_ids is not None:
@@ -153,7 +156,7 @@ def _hash_ids(keys: pl.DataFrame) -> pl.Series:
 
 
 def concat_unique_keys(frames: list[pl.DataFrame], key_column: str) -> pl.DataFrame:
-    """One row a text from pieces that may repeat it; two texts of one 64-bit `key_column` (never seen) are refused."""
+    """One row for each text. Raises `InputError` if two texts have the same 64-bit `key_column`."""
     frame = pl.concat(frames).unique()
     if (
         frame[key_column].n_unique() != len(frame)

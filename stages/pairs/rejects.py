@@ -71,7 +71,7 @@ class RejectWriter:
 
 
 def row_to_json(data: Mapping[str, Any]) -> str:
-    """A row as JSON, every cell cut at 1,000 characters (an ellipsis says so), bytes out of the encoding as U+FFFD."""
+    """A row as JSON, every cell cut at 1,000 characters (with an ellipsis), bytes out of the encoding as U+FFFD."""
     return _replace_surrogates(
         json.dumps({name: _truncate_cell(cell) for name, cell in data.items()}, ensure_ascii=False, default=str)
     )

@@ -85,7 +85,7 @@ def assign_splits(
         raise InputError("[pairs] split_by = group needs a group column. Name it: group under [pairs].")
     notes: list[str] = []
     if table_splits is not None and not table_splits.any():
-        notes.append("the split column says only 'train', so the questions are split by hash")
+        notes.append("the split column holds only 'train', so the questions are split by hash")
         table_splits = None
     if table_splits is None:
         found = _build_units(constraints, np.arange(constraints.n_queries), ratios, notes)

@@ -66,7 +66,7 @@ class TextStore:
         return found
 
     def add_answer(self, query_key: bytes, row: int, text: str) -> None:
-        """Keep a clean answer to a question, said by a row."""
+        """Store the clean answer of a row to a question."""
         self._new_answers.append((query_key, row, text))
 
     def flush(self) -> None:

@@ -66,7 +66,7 @@ def _list_smaller_values(slowest: str, workload: Workload, settings: Settings) -
     """(step, key, value) of settings that the time of a step depends on, halved."""
     params = settings[slowest]
     match slowest:
-        case "encode":  # once there are vectors, another length would make all of them anew
+        case "encode":  # with another length all existing vectors would be computed again
             is_first = not any(new.has_search for new in workload.new_texts)
             return [("encode", "max_length", (params.max_length or workload.encoder_size.max_length) // 2)] * is_first
         case "train":

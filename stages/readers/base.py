@@ -1,4 +1,4 @@
-"""What every reader gives: batches of cells as text, the rows it had to set aside, and cells of other types as text."""
+"""The results of every reader: batches of cells as text, and rejected rows; and the conversion of cells to text."""
 
 import json
 import math

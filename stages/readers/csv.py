@@ -1,4 +1,4 @@
-"""CSV and TSV: every cell stays the text that it is ("007" stays "007"); broken rows are set aside."""
+"""CSV and TSV: every cell stays text ("007" stays "007"); broken rows are rejected."""
 
 import csv
 import itertools
@@ -86,7 +86,7 @@ def _parse_records(reader: Any, label: str) -> Iterator[RowBatch]:
         if size >= MAX_BATCH_CHARS or len(rows) >= MAX_BATCH_ROWS:
             yield _make_batch(header, row_numbers, rows, rejected_rows)
             rows, row_numbers, rejected_rows, size = [], [], [], 0
-    if header is not None:  # a header without rows still says which columns there are
+    if header is not None:  # a header without rows still gives the columns
         yield _make_batch(header, row_numbers, rows, rejected_rows)
 
 

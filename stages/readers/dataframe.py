@@ -12,7 +12,7 @@ _DATAFRAME_BATCH_ROWS = 4096
 
 
 def dataframe_source(frame: Any, label: str) -> TableSource:
-    """A pandas or polars DataFrame as a source; row numbers are positions from 1, an index is not looked at."""
+    """A pandas or polars DataFrame as a source; row numbers are positions from 1, and an index is ignored."""
     if not isinstance(frame, pl.DataFrame) and not hasattr(frame, "iloc"):
         raise InputError(f"{label}: expected a pandas or polars DataFrame, got {type(frame).__name__}")
     return TableSource(label, lambda: _read_dataframe(frame))

@@ -111,7 +111,7 @@ def label_files(paths: Sequence[Path]) -> list[str]:
 def file_source(
     path: Path, label: str, encoding: str | None = None, delimiter: str | None = None, sheet: str | None = None
 ) -> TableSource:
-    """A file as a source; its format is told by its extension, else by its first bytes."""
+    """A file as a source; the format is detected by the extension, or else by the first bytes."""
 
     def read() -> Iterator[RowBatch]:
         try:

@@ -15,7 +15,7 @@ _ARROW_BATCH_ROWS = 4096
 
 
 def read_parquet(path: Path, label: str) -> Iterator[RowBatch]:
-    """Read a Parquet file; columns of numbers in lists (embeddings) are passed over."""
+    """Read a Parquet file; columns with lists of numbers (embeddings) are skipped."""
     with pa.OSFile(os.fsencode(path)) as file:
         try:
             table = pq.ParquetFile(file)
@@ -50,7 +50,7 @@ def read_arrow(path: Path, label: str) -> Iterator[RowBatch]:
 
 def _convert_arrow_batches(arrow_batches: Iterable[Any], columns: list[str]) -> Iterator[RowBatch]:
     number = 0
-    yield RowBatch([], {name: [] for name in columns})  # a table without rows still says which columns there are
+    yield RowBatch([], {name: [] for name in columns})  # a table without rows still gives the columns
     for batch in arrow_batches:
         rows = list(range(number + 1, number + 1 + batch.num_rows))
         number += batch.num_rows

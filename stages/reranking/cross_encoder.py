@@ -114,7 +114,7 @@ def score_pairs(
     """The logit of each (query, document): float32 [n], in the order of `pairs`.
 
     On a CPU a pair's score does not depend on what else is scored: every forward pass has one of a few fixed shapes,
-    filled up with padding. `on_progress` is told how many pairs are done.
+    filled up with padding. `on_progress` gets the number of pairs that are done.
     """
     scores = np.empty(len(pairs), dtype=np.float32)
     n_done = 0

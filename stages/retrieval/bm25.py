@@ -64,7 +64,7 @@ class Bm25Search:
     """The best documents of each query by the BM25 of `Bm25`: exactly, one query at a time.
 
     A score is summed in float64 over the query's words in the order of the alphabet and rounded once, so it does not
-    depend on what else is asked; `Bm25.score_pairs` gives the same up to float32's rounding.
+    depend on other queries or documents; `Bm25.score_pairs` gives the same up to float32's rounding.
     """
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:

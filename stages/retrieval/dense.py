@@ -50,7 +50,7 @@ class DenseRetriever:
     def search_among(self, queries: Ints, documents: Ints, k: int) -> tuple[Ints, Floats]:
         """Of each query the k best of some documents [q, n], scored and ordered as by `search_batches`: [q, k].
 
-        -1 stands for no document; it comes last, with the score -inf.
+        -1 means no document; it comes last, with the score -inf.
         """
         return search_among(self.read_queries(queries), self._corpus, documents, k)
 
@@ -97,7 +97,7 @@ class DenseRetriever:
 
 
 class _DocumentBlocks:
-    """Documents as blocks of vectors; begins anew each time it is iterated."""
+    """Documents as blocks of vectors; each iteration starts at the first block."""
 
     def __init__(self, dense: DenseRetriever, documents: Ints) -> None:
         self._dense, self._documents = dense, documents

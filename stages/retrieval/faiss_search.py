@@ -33,7 +33,7 @@ _RECALL_HINT = (
 
 
 class IndexSpec(NamedTuple):
-    """What the user asked for."""
+    """The settings of the index."""
 
     factory: str
     """A string of `faiss.index_factory`."""

@@ -27,7 +27,7 @@ class Params(BaseParams):
     num_positives: int = option(
         1, "Positives per query and epoch, each with negatives of its own.", advanced=True, ge=1
     )
-    num_negatives: int = option(7, "Negatives beside each positive, drawn anew each epoch.", ge=1)
+    num_negatives: int = option(7, "Negatives beside each positive, sampled again in each epoch.", ge=1)
     epochs: int = option(2, "Number of times that every query is seen.", ge=1)
     distill_epochs: int | None = option(
         None,
@@ -55,9 +55,9 @@ class Params(BaseParams):
         ge=0,
         lt=1,
     )
-    max_queries: int = option(0, "Most queries to train on, drawn by hash. 0 takes all.", ge=0)
+    max_queries: int = option(0, "Most queries to train on, sampled by hash. 0 takes all.", ge=0)
     max_dev_queries: int = option(
-        200, "Most dev queries to measure on after each epoch, drawn by hash. 0 takes all.", advanced=True, ge=0
+        200, "Most dev queries to evaluate after each epoch, sampled by hash. 0 takes all.", advanced=True, ge=0
     )
     dev_top_k: int = option(20, "Documents per dev query that are reranked for these figures.", advanced=True, ge=1)
     gradient_checkpointing: bool = option(

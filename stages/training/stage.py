@@ -1,6 +1,6 @@
 """Step `train`: a cross-encoder learns to rank each query's positives above its mined negatives.
 
-Each epoch samples positives and negatives anew from the mined ones, and is followed by an evaluation on dev queries.
+Each epoch samples positives and negatives from the mined ones, and is followed by an evaluation on dev queries.
 The weights of the best epoch are the result.
 """
 

@@ -56,7 +56,7 @@ def run_training(
 ) -> TrainingState:
     """Train in this process, which may be one of a group, from `checkpoint` if there is one.
 
-    `should_stop` is asked after each step: if it is true in one process, all write a checkpoint and stop. Rank 0 logs,
+    `should_stop` is called after each step: if it is true in one process, all write a checkpoint and stop. Rank 0 logs,
     evaluates, and writes checkpoints to the scratch folder, which all processes see.
     """
     params, rank = job.params, distributed.get_rank()

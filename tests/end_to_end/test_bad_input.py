@@ -1,4 +1,4 @@
-"""Bad input through a real process: exit 2 with one clear message, or set aside and counted; never a traceback."""
+"""Bad input through a real process: exit 2 with one clear message, or rejected and counted rows; never a traceback."""
 
 import gzip
 import json

@@ -33,7 +33,7 @@ def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -
     assert prior["all_sets"]["single_positive"] != prior["all_sets"]["multi_positive"]
 
     one = run_prep(*command, "--keep-positives", "one", cwd=tmp_path)
-    assert "letters: 40 questions, 120 positives hidden; learned from pretrained" in one.stdout
+    assert "letters: 40 questions, 120 held-out positives; learned from pretrained" in one.stdout
     assert "0 queries with several positives are too few" in one.stderr
 
 
@@ -52,5 +52,5 @@ def test_a_set_that_can_teach_no_prior_is_refused(tmp_path: Path, tiny_model: Pa
     ]
     done = run_prep(*command, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "letters teaches nothing" in done.stderr
+    assert "candidates of letters are held-out positives" in done.stderr
     assert not (tmp_path / "pretrained_model.json").exists()

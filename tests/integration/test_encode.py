@@ -249,7 +249,7 @@ def test_damage_in_the_store_is_noticed_and_mended(
     (segment,) = tools.vectors_dir.glob("*/*.npy")
     segment.write_bytes(segment.read_bytes()[:-1])
     assert run(Params(), inputs, fresh(tmp_path / "two"), tools)["n_encoded"] == 4
-    assert tools.progress.messages[1:2] == ["1 damaged vector files were set aside; their texts are encoded again."]  # type: ignore[attr-defined]
+    assert tools.progress.messages[1:2] == ["1 damaged vector files are ignored; their texts are encoded again."]  # type: ignore[attr-defined]
     assert has_all_vectors(out, tools)
     segment.write_bytes(b"")
     assert not has_all_vectors(out, tools)

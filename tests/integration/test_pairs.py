@@ -1,4 +1,4 @@
-"""The pairs stage on literal tables: what stands in the five tables, and what a person is told."""
+"""The pairs stage on literal tables: the five tables that it writes, and its messages."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The sweep on a CPU: as fast as it multiplies matrices, in float32 or bfloat16."""
+"""The scan on a CPU: as fast as it multiplies matrices, in float32 or bfloat16."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +31,7 @@ class CpuScanner:
     """A worker on the CPU.
 
     Method: tiles of the score matrix are computed, compared with the score that a document must beat, and forgotten.
-    That score rises with what is found, so after the first few thousand documents hardly any passes, and a sweep takes
+    That score rises with what is found, so after the first few thousand documents hardly any passes, and a scan takes
     little more than the products. Each thread has its own queries and multiplies alone.
     """
 

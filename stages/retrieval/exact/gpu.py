@@ -1,4 +1,4 @@
-"""The sweep on a GPU, by torch."""
+"""The scan on a GPU, with torch."""
 
 from typing import Any
 

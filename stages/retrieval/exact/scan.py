@@ -1,4 +1,4 @@
-"""The sweep: which documents could be among a query's best, as fast as matrices are multiplied.
+"""The scan: which documents could be among a query's best, as fast as matrices are multiplied.
 
 What it finds is only whom to look at; `stages.retrieval.exact.search` scores it again, so nothing here shapes a result.
 """
@@ -23,7 +23,7 @@ _BFLOAT16_ROUNDING = 2.0**-8
 
 
 class DocumentBlocks(Protocol):
-    """Vectors of documents [b, d] in the order of their ids 0, 1, 2, ...; begins anew each time it is iterated."""
+    """Vectors of documents [b, d] in the order of their ids 0, 1, 2, ...; each iteration starts at the first block."""
 
     def __len__(self) -> int: ...
 
@@ -31,7 +31,7 @@ class DocumentBlocks(Protocol):
 
 
 class ScanResult(NamedTuple):
-    """What a sweep found for some queries [q, d]."""
+    """The result of a scan for some queries [q, d]."""
 
     queries: Floats
     ids: Ints
@@ -78,7 +78,7 @@ class _QueryBatchScan:
         self._n_documents, self._error_bound = 0, np.zeros(len(queries))
 
     def make_task(self, documents: Floats) -> ScanTask:
-        """A block to sweep. Where several are swept at once, `least` may be of fewer blocks than it could be."""
+        """Scan a block. If several are scanned at once, `least` may be of fewer blocks than it could be."""
         return ScanTask(self._queries, documents, kth_scores(self._hits))
 
     def add_block(self, block: BlockTopK) -> None:

@@ -19,7 +19,7 @@ from stages.retrieval.exact.scoring import float32_error_bound, max_norm, pair_s
 from stages.retrieval.exact.topk import TILE_SHAPE
 
 _FLOAT32_MARGIN = 32
-"""Documents swept beyond k, so that rounding and short ties at the cut are settled without a second sweep."""
+"""Documents that the scan keeps beyond k, so that rounding and short ties at the cut need no second scan."""
 _BFLOAT16_MARGIN_DIVISOR = 2
 """One more for so many of k where they are swept in bfloat16, which lies farther off."""
 _PAIR_INDEX_BITS = 32
@@ -39,7 +39,7 @@ def exact_search(
     `blocks` is gone through two or three times. Exactly `pair_scores` orders the result: score falling, then id
     rising, at the cut too. With fewer than k documents the arrays are that much narrower.
 
-    Method: a sweep keeps the k + margin best by its scores, multiplied in `dtype` (float32 or bfloat16) on `device`.
+    Method: a scan keeps the k + margin best by its scores, multiplied in `dtype` (float32 or bfloat16) on `device`.
     How far these can be off is known: in float32 by the usual bound of an inner product, d u |q| |x| (Higham, Accuracy
     and Stability of Numerical Algorithms, 3.1), in bfloat16 by what rounding took from the vectors
     (`inner_product_error_bound`) and the scores (`ScanResult`) too. So what lies more than twice the bound below the
@@ -64,7 +64,7 @@ def exact_search_batches(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Iterator[tuple[Ints, Floats]]:
-    """`exact_search` of each of `query_batches`, which are queries, at least one each. `executor` sweeps on `device`:
+    """`exact_search` of each of `query_batches`, which are queries, at least one each. `executor` scans on `device`:
     they may be
     any machine's, because what is found is scored again here."""
     if margin is None:
@@ -141,7 +141,7 @@ def search_above(queries: Floats, blocks: DocumentBlocks, k: int, min_scores: Fl
 def search_among(queries: Floats, blocks: DocumentBlocks, ids: Ints, k: int) -> tuple[Ints, Floats]:
     """Of each query the k best of some documents, `ids` [q, n]: ids and scores [q, k] ordered as by `exact_search`.
 
-    -1 among the ids stands for no document; it comes last in the result, with the score -inf.
+    -1 among the ids means no document; it comes last in the result, with the score -inf.
     """
     return _sort_top_k(ids, _rescore(queries, blocks, ids), k)
 

@@ -13,7 +13,7 @@ from stages.core.memory import is_oom
 from stages.retrieval.exact.packed_hits import NO_HIT, PackedHits, pack_hits, unpack_scores
 
 TILE_SHAPE = 1_024, 1_024
-"""Queries and documents multiplied at once: 4 MB of scores, which stay in the cache until they were looked at."""
+"""Queries and documents multiplied at once: 4 MB of scores, which fit into the CPU's cache."""
 MAX_HIT_SHARE = 0.1
 """Share of a tile that passes, above which it is not worth while to find out which documents do."""
 _MERGE_ROWS = 64
@@ -21,7 +21,7 @@ _MERGE_ROWS = 64
 
 
 class ScanTask(NamedTuple):
-    """Queries to sweep a block of documents for."""
+    """Queries that a block of documents is scanned for."""
 
     queries: Floats
     documents: Floats

@@ -174,7 +174,7 @@ def test_a_torn_last_event_does_not_swallow_the_next(tmp_path: Path) -> None:
     assert json.loads(lines[-1])["event"] == "hit"
 
 
-def test_a_lock_sweeps_what_a_killed_run_left(tmp_path: Path) -> None:
+def test_a_lock_removes_the_files_of_a_killed_run(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with workspace.lock():
         leftover = tmp_path / "runs" / "pairs" / ".tmp-k9"

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 from stages.core.errors import InputError
 from stages.core.executor import InProcessExecutor, Worker
 from stages.retrieval.exact import cpu, scan, topk
-from stages.retrieval.exact import gpu as torch_sweep
+from stages.retrieval.exact import gpu as gpu_scan
 from stages.retrieval.exact.gpu import TorchScanner
 from stages.retrieval.exact.packed_hits import NO_HIT, pack_hits
 from stages.retrieval.exact.scan import ScanResult, scan_batches
@@ -58,7 +58,7 @@ def right(found: ScanResult, documents: np.ndarray, width: int) -> None:
     gpu=st.booleans(),
     dtype=st.sampled_from(["float32", "bfloat16"]),
 )
-def test_a_sweep_finds_the_best_however_it_is_cut(
+def test_a_scan_finds_the_best_with_any_block_size(
     seed: int,
     queries: list[int],
     documents: int,
@@ -81,7 +81,7 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
         for module in (scan, cpu):
             given.setattr(module, "TILE_SHAPE", tile)
         given.setattr(cpu, "_MIN_QUERIES_PER_THREAD", 2)
-        given.setattr(torch_sweep, "_MAX_GPU_SCORES", tile[0] * size)
+        given.setattr(gpu_scan, "_MAX_GPU_SCORES", tile[0] * size)
         given.setattr(topk, "_MERGE_ROWS", 2)
         found = list(scan_batches(iter(parts), in_blocks(corpus, size), width, engine, device, dtype))
     assert [len(one.queries) for one in found] == queries
@@ -90,7 +90,7 @@ def test_a_sweep_finds_the_best_however_it_is_cut(
         assert (one.error_bound > 0).all()
 
 
-def test_a_sweep_at_its_real_sizes() -> None:
+def test_a_scan_with_its_real_sizes() -> None:
     """Several strips, tiles and blocks, some of them not full; many ties."""
     random = np.random.default_rng(1)
     corpus, asked = (random.integers(-3, 4, (n, 8)).astype(np.float32) for n in (11_111, 1_500))
@@ -165,7 +165,7 @@ def most_held(asked: np.ndarray, corpus: np.ndarray) -> int:
     return most
 
 
-def test_the_threads_of_blas_are_as_before_where_several_sweep_at_once() -> None:
+def test_parallel_scans_leave_the_threads_of_blas_unchanged() -> None:
     random = np.random.default_rng(4)
     asked, corpus = (random.standard_normal((n, 64)).astype(np.float32) for n in (600, 9_000))
     before = [pool["num_threads"] for pool in threadpool_info()]
@@ -192,7 +192,7 @@ def test_a_later_block_is_only_asked_for_what_beats_the_ones_before() -> None:
 def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
     random = np.random.default_rng(2)
     corpus, asked = (random.integers(-3, 4, (n, 4)).astype(np.float32) for n in (50, 40))
-    seen, above, fits = [], torch_sweep._TorchTile.select_above, [6]
+    seen, above, fits = [], gpu_scan._TorchTile.select_above, [6]
 
     def short(tile: Any, enough: np.ndarray) -> Any:
         seen.append(len(enough))
@@ -201,8 +201,8 @@ def test_a_gpu_whose_memory_does_not_hold_the_scores_gets_fewer() -> None:
         return above(tile, enough)
 
     with (
-        patch.object(torch_sweep._TorchTile, "select_above", short),
-        patch.object(torch_sweep, "_MAX_GPU_SCORES", 20 * 50),
+        patch.object(gpu_scan._TorchTile, "select_above", short),
+        patch.object(gpu_scan, "_MAX_GPU_SCORES", 20 * 50),
     ):
         (found,) = scan_batches([asked], [corpus], 7, ByTorch(), "cuda")
         assert seen == [20, 10, 5, 5, 5, 5, 5, 5, 5, 5]
@@ -233,7 +233,7 @@ def test_a_machine_whose_memory_does_not_hold_a_block_is_an_input_error(dtype: s
 def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> None:
     """Everything passes, so that it is merged at once; then the memory ends, after the first queries."""
     corpus, asked = np.arange(1, 201, dtype=np.float32)[:, None], np.ones((130, 1), np.float32)
-    best, failed = torch_sweep._TorchTile.select_top_k, []
+    best, failed = gpu_scan._TorchTile.select_top_k, []
 
     def short(tile: Any, rows: slice, width: int) -> Any:
         if rows.start == 64 and not failed:
@@ -241,7 +241,7 @@ def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> Non
             raise torch.OutOfMemoryError("CUDA out of memory")
         return best(tile, rows, width)
 
-    with patch.object(torch_sweep._TorchTile, "select_top_k", short):
+    with patch.object(gpu_scan._TorchTile, "select_top_k", short):
         (found,) = scan_batches([asked], [corpus], 7, ByTorch(), "cuda")
     assert failed == [True]
     right(found, corpus, 7)
@@ -249,7 +249,7 @@ def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> Non
 
 def test_it_multiplies_in_float32_and_sums_in_it_whatever_the_process_allows() -> None:
     """TF32, and sums in bfloat16, are off by more than exact search reckons with."""
-    seen, above = [], torch_sweep._TorchTile.select_above
+    seen, above = [], gpu_scan._TorchTile.select_above
     matmul = torch.backends.cuda.matmul
 
     def look(tile: Any, enough: np.ndarray) -> Any:
@@ -259,7 +259,7 @@ def test_it_multiplies_in_float32_and_sums_in_it_whatever_the_process_allows() -
     torch.set_float32_matmul_precision("high")
     matmul.allow_bf16_reduced_precision_reduction = True
     try:
-        with patch.object(torch_sweep._TorchTile, "select_above", look):
+        with patch.object(gpu_scan._TorchTile, "select_above", look):
             list(scan_batches([np.eye(3, dtype=np.float32)], [np.eye(3, dtype=np.float32)], 2, ByTorch(), "cuda"))
         assert seen == [("highest", False)]
         assert (torch.get_float32_matmul_precision(), matmul.allow_bf16_reduced_precision_reduction) == ("high", True)

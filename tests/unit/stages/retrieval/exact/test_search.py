@@ -76,7 +76,7 @@ def test_the_blocked_search_equals_a_full_sort(data: st.DataObject) -> None:
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**32), size=st.integers(20, 301), part=st.integers(1, 40))
 def test_near_ties_give_the_same_bits_however_the_work_is_cut(seed: int, size: int, part: int) -> None:
-    """Documents that differ in their last bits only: the sweep's order is noise, the result is not."""
+    """Documents that differ in their last bits only: the scan's order is noise, the result is not."""
     random = np.random.default_rng(seed)
     base = random.standard_normal(96).astype(np.float32)
     documents = np.nextafter(base, np.float32(9), where=random.random((300, 96)) < 0.1, out=np.tile(base, (300, 1)))
@@ -201,7 +201,7 @@ def first_bits(vectors: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("documents", [5, 500])
-def test_a_sweep_that_is_less_exact_than_it_says_is_refused(documents: int) -> None:
+def test_a_scan_beyond_its_error_bound_is_an_error(documents: int) -> None:
     random = np.random.default_rng(0)
     queries, corpus = (random.standard_normal((n, 64)).astype(np.float32) for n in (20, documents))
     with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=1 does: unset it, or .* device = 'cpu'"):
