@@ -51,7 +51,7 @@ def _file_state(handle: int) -> _FileState:
 
 
 def write_durably(path: Path, content: str | bytes | memoryview, temporary: Path | None = None) -> None:
-    """Write a file so that after a kill, a power cut or a full disk it is whole or as it was before.
+    """Write a file so that after a kill, a power cut or a full disk it is complete or unchanged.
 
     A str is written as UTF-8. The bytes go into `temporary` first, on the same file system: `.tmp-<name>` beside the
     file by default. A fixed path keeps kills from leaving one such file for each name.

@@ -77,7 +77,7 @@ def _download_from_hub(name: str) -> Path:
 
 
 def model_digest(folder: Path) -> str:
-    """xxh3-128 over the names and bytes of every file that shapes what a model computes (weights, configs, vocab).
+    """xxh3-128 of the names and bytes of all files that a model's results depend on (weights, configs, vocabulary).
 
     Raises `InputError` where one of them can't be read.
     """

@@ -10,7 +10,7 @@ import polars as pl
 BatchResultT = TypeVar("BatchResultT")
 
 N_THREADS = 2
-"""Blocks made at once, while others are written; what holds the interpreter leaves little for more."""
+"""Blocks that are processed at once while others are written; the interpreter lock makes more useless."""
 
 
 def iter_query_batches(query_ids: pl.Series, n_rows: int, rows_per_batch: int) -> Iterator[pl.Series]:
@@ -21,7 +21,7 @@ def iter_query_batches(query_ids: pl.Series, n_rows: int, rows_per_batch: int) -
 
 
 def collect_query_batch(table: pl.LazyFrame, batch: pl.Series) -> pl.DataFrame:
-    """The rows of a block's queries; row groups outside are skipped where the file is sorted by query_id."""
+    """The rows of a block's queries; other row groups are skipped if the file is sorted by query_id."""
     return table.filter(pl.col("query_id").is_between(pl.lit(batch[0]), pl.lit(batch[-1]))).collect()
 
 

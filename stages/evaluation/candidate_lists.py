@@ -13,10 +13,10 @@ from stages.core.schemas import CANDIDATES, PAIR_COLUMNS, QRELS, QRELS_SCORED, Q
 def sample_evaluation_queries(
     queries: pl.DataFrame, qrels: pl.DataFrame, split: str, max_queries: int, seed: int
 ) -> tuple[pl.DataFrame, int]:
-    """The queries of `split` that have a positive, at most `max_queries` of them (0: all), and how many there were.
+    """The queries of `split` with a positive, at most `max_queries` of them (0: all), and their number before sampling.
 
-    The sample is by a hash of (seed, query_id), so a query stays in it whatever else comes or goes, as far as the
-    size allows. A query without a positive tells nothing about a ranking. Sorted by query_id.
+    The sample is by a hash of (seed, query_id), so that it changes little when queries are added or removed. Sorted by
+    query_id.
     """
     positives = qrels.filter(pl.col("relevance") > 0).select("query_id").unique()
     eligible_queries = (
@@ -29,9 +29,9 @@ def sample_evaluation_queries(
 
 
 def build_top_k_lists(candidates: pl.DataFrame, qrels: pl.DataFrame, top_k: int) -> pl.DataFrame:
-    """The `top_k` best candidates of each query: query_id, doc_id, relevance (0 where unjudged), embedder (f32).
+    """The `top_k` best candidates of each query: query_id, doc_id, relevance (0 if unjudged), embedder (the score).
 
-    `candidates` (query_id, doc_id, rank, score) are the retriever's; sorted by (query_id, rank).
+    `candidates`: query_id, doc_id, rank, score. Sorted by (query_id, rank).
     """
     return (
         candidates.filter(pl.col("rank") <= top_k)
@@ -42,22 +42,22 @@ def build_top_k_lists(candidates: pl.DataFrame, qrels: pl.DataFrame, top_k: int)
 
 
 def force_positives(lists: pl.DataFrame, qrels_scored: pl.DataFrame) -> pl.DataFrame:
-    """`lists` with every query's missing positives in place of its last documents that are no positives.
+    """`lists` in which the missing positives of each query replace its last documents that are not positives.
 
-    A list keeps its length; where it has less room than there are positives missing, the most relevant come in, then
-    those that the retriever scores higher, then by doc_id. `qrels_scored` (query_id, doc_id, relevance, score) gives
-    the retriever's score of each. Columns as `build_top_k_lists`; sorted by (query_id, embedder falling, doc_id).
+    A list keeps its length. If not all missing positives fit, the most relevant are used, then those with the higher
+    score, then by doc_id. `qrels_scored`: query_id, doc_id, relevance, score. The columns are those of
+    `build_top_k_lists`; sorted by (query_id, embedder descending, doc_id).
     """
     is_positive = pl.col("relevance") > 0
     missing_positives = (
         qrels_scored.filter(is_positive)
         .join(lists, on=PAIR_COLUMNS, how="anti")
         .join(lists.select("query_id").unique(), on="query_id", how="semi")
-        .select("query_id", "doc_id", "relevance", embedder="score", kept=pl.lit(1))
+        .select("query_id", "doc_id", "relevance", embedder="score", priority=pl.lit(1))
     )
-    present = lists.with_columns(kept=pl.when(is_positive).then(2).otherwise(0))
+    present = lists.with_columns(priority=pl.when(is_positive).then(2).otherwise(0))
     list_sizes = lists.group_by("query_id").agg(size=pl.len())
-    sort_columns = ["query_id", "kept", "relevance", "embedder", "doc_id"]
+    sort_columns = ["query_id", "priority", "relevance", "embedder", "doc_id"]
     return (
         pl.concat([present, missing_positives], how="vertical_relaxed")
         .sort(sort_columns, descending=[False, True, True, True, False])
@@ -69,24 +69,24 @@ def force_positives(lists: pl.DataFrame, qrels_scored: pl.DataFrame) -> pl.DataF
 
 
 class CandidateLists(NamedTuple):
-    """What is evaluated: the questions, what is relevant to them, and the lists that every system ranks."""
+    """The evaluated queries, their qrels, and the lists that every system ranks."""
 
     queries: pl.DataFrame
-    """split, query_id, query, group: the evaluated questions, sorted by split and query_id."""
+    """split, query_id, query, group; sorted by split and query_id."""
     qrels: pl.DataFrame
-    """query_id, doc_id, relevance: all judgements of these questions."""
+    """query_id, doc_id, relevance: all qrels of these queries."""
     lists: pl.DataFrame
-    """list (one of LISTS), query_id, doc_id, relevance, embedder; the rows of a question stand together."""
+    """list, query_id, doc_id, relevance, embedder; the rows of a query are consecutive."""
     n_queries_available: dict[str, int]
-    """How many questions each split held before the sample."""
+    """The number of queries in each split before sampling."""
 
     def exclude_queries(self, query_ids: pl.Series) -> "CandidateLists":
-        """The same without some of the questions."""
+        """The same without some of the queries."""
         keep = ~pl.col("query_id").is_in(query_ids.implode())
         return self._replace(**{name: getattr(self, name).filter(keep) for name in ("queries", "qrels", "lists")})
 
     def select_unique_pairs(self) -> pl.DataFrame:
-        """Each (query_id, doc_id) of any list once, sorted."""
+        """The distinct (query_id, doc_id) of all lists, sorted."""
         return self.lists.select("query_id", "doc_id").unique().sort("query_id", "doc_id")
 
 
@@ -99,9 +99,9 @@ def build_candidate_lists(
     seed: int,
     include_forced: bool = True,
 ) -> CandidateLists:
-    """The lists of `splits` from the tables queries, qrels, candidates and judged, which are read in part only.
+    """The lists of `splits` from the tables queries, qrels, candidates and qrels_scored.
 
-    `include_forced`: also the lists with the positives forced in (without it `qrels_scored` is not needed).
+    `include_forced` adds the lists of `force_positives`, which need `qrels_scored`.
     """
     queries = read_table(inputs["queries"], QUERIES)
     qrels = read_table(inputs["qrels"], QRELS)

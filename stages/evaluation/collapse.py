@@ -7,7 +7,7 @@ import polars as pl
 MIN_SCORE_RANGE = 1e-4
 """Logits of a query's candidates that lie closer together than this count as the same."""
 MAX_TIED_SHARE = 0.95
-"""Of the neighbours in the rankings, so many may have the same score."""
+"""The largest share of neighbours in the rankings that may have equal scores."""
 
 
 def compute_max_score_range(scores: pl.DataFrame, keys: Sequence[str]) -> float:

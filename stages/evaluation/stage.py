@@ -63,9 +63,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
 def compute_metrics(
     candidate_lists: CandidateLists, scores: pl.DataFrame, params: Params
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """All of metrics.json that scores determine, and the per-query table behind it.
+    """The content of metrics.json, and the metrics of each query.
 
-    `scores` holds every pair of `candidate_lists` once: query_id, doc_id, and a column for each system but embedder
+    `scores` holds every pair of `candidate_lists` once: query_id, doc_id, and a column for each system except embedder
     and fused.
     """
     scored = candidate_lists.lists.join(scores, on=PAIR_COLUMNS, how="left", maintain_order="left")
@@ -123,7 +123,7 @@ def compute_query_metrics(
 def compare_to_embedder(
     query_metrics: pl.DataFrame, systems: Sequence[str], params: Params
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The paired bootstrap by group of each system less the embedder: system -> metric -> difference, low, high, p."""
+    """The paired bootstrap by group of each system minus the embedder: system -> metric -> difference, low, high, p."""
     if query_metrics.is_empty():
         return {}
     wide = query_metrics.filter(pl.col("metric").is_in(TESTED_METRICS)).pivot(
@@ -155,7 +155,7 @@ def list_caveats(candidate_lists: CandidateLists, corpus_size: int, params: Para
         elif queries.height < n_available:
             yield f"{split}: {queries.height} of {n_available} queries are evaluated (max_queries)"
         if 0 < n_groups < MIN_GROUPS:
-            yield f"{split}: {n_groups} groups of queries are too few to tell a difference from chance"
+            yield f"{split}: {n_groups} groups of queries are too few to distinguish a difference from chance"
     if "dev" not in candidate_lists.queries["split"]:
         yield f"there are no dev queries to choose the weight of the fusion by: it is {DEFAULT_FUSION_WEIGHT}"
     list_lengths = candidate_lists.lists.group_by("list", "query_id").len()["len"].to_numpy()
@@ -167,7 +167,7 @@ def list_caveats(candidate_lists: CandidateLists, corpus_size: int, params: Para
 
 
 def summarise_metrics(metrics: Mapping[str, Any]) -> Summary:
-    """What the terminal shows of metrics.json: metrics by split and system, the differences on test, a collapse."""
+    """The part of metrics.json for the terminal: metrics by split and system, differences on test, a collapse."""
     means = {
         split: {system: {name: values[name] for name in TABLE_METRICS} for system, values in metrics[split].items()}
         for split in EVALUATED_SPLITS

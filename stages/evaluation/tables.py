@@ -12,7 +12,7 @@ SYSTEM_LABELS = {
     "reranker": "trained reranker",
     "fused": "fused",
 }
-"""System -> what a person calls it, in the order of the tables."""
+"""System -> its label, in the order of the tables."""
 TABLE_METRICS = ("nDCG@10", "MRR@10", "MAP@100", "Hit@1")
 
 

@@ -9,7 +9,7 @@ from stages.planning.step_work import Settings, StepWork, count_work
 from stages.planning.workload import Workload
 
 MIN_SAVING, MAX_WHAT_IFS = 0.1, 3
-"""Only changes that save so large a share of the total are named, and not more than so many."""
+"""The smallest share of the total time that a suggested change must save, and the most suggestions."""
 
 
 class StepEstimate(NamedTuple):

@@ -19,7 +19,7 @@ AMOUNT_SETTINGS = {
     *("top_k", "verifier_budget", "epochs", "distill_epochs", "max_queries", "max_dev_queries", "dev_top_k"),
     *("learning_rate", "warmup_ratio", "weight_decay", "bootstrap_samples", "seed"),
 }
-"""Settings that change how much a step has to do, or nothing about its time; its rate holds for other values too."""
+"""Settings that change the amount of work, or not the time at all; a step's rate holds for other values of these."""
 LAST_RUN, PROBE, CONSTANT = "last run", "probe", "constant"
 _LOAD_SECONDS, _PROBE_TOKENS, _MAX_PROBE_SECONDS = 5.0, 4_096, 3.0
 """The time to load a model and its libraries; the tokens of a probe, which is not repeated if it took longer."""
@@ -43,14 +43,14 @@ Rates = Mapping[str, Rate]
 
 
 class PastRun(NamedTuple):
-    """A run of a step from its beginning to its end; `work` is what it did, by unit, such as "pairs"."""
+    """A complete run of a step; `work`: unit (such as "pairs") -> amount."""
 
     step: str
     seconds: float
     memory_bytes: int
     work: Mapping[str, int]
     manifests: Mapping[str, Mapping[str, Any]]
-    """Of this step and of those whose results it reads."""
+    """Those of this step and of the steps that it reads from."""
 
 
 def find_rate(step: str, runs: Sequence[PastRun], workload: Workload, settings: Settings) -> Rate | None:
@@ -121,7 +121,7 @@ def _load_vectors(workload: Workload, params: Any) -> Callable[[], float]:
 
 
 def measure(load: Callable[[], Callable[[], float]]) -> Rate:
-    """Run what `load` returns, whose result is the amount that it does: once to warm up, then up to three times."""
+    """Time the function that `load` returns, which returns its amount of work: one warm-up and up to three runs."""
     reset_peak_rss()
     started = time.monotonic()
     run = load()

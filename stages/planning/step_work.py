@@ -18,7 +18,7 @@ ACTIVATION_BYTES = 68
 """For each token that is trained on, layer and dimension: twice the 34 bytes of half precision (Korthikanti et al.
 2022, arXiv 2205.05198, section 4.1)."""
 PRODUCTS_PER_CANDIDATE = 90_000
-"""To keep a candidate takes as long as so many products of two numbers (measured on 2 CPU cores)."""
+"""The time to keep a candidate, in multiplications (measured on 2 CPU cores)."""
 
 
 class StepWork(NamedTuple):

@@ -61,7 +61,7 @@ def mean_length(tokens: Ints, max_length: int) -> float:
 def count_workload(
     params: Mapping[str, Any], counts: Mapping[str, Any], inputs: Mapping[str, Path], vectors_dir: Path
 ) -> Workload:
-    """Count what there is to do for the tables in `inputs` (queries, corpus); loads no model.
+    """Count the work for the tables in `inputs` (queries, corpus); loads no model.
 
     `params`: step -> its Params; `counts`: summary of the step pairs. Raises `InputError` if a model can't be read.
     """

@@ -20,7 +20,7 @@ MAX_BATCH_ROWS = 20_000
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that a reader could not turn into cells: its 1-based number, a reason, and what could be read of it."""
+    """A row that a reader could not parse: its number from 1, a reason, and the cells that were read."""
 
     row_number: int
     reason: str
@@ -38,7 +38,7 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class TableSource:
-    """A table that can be read again from its start. `label` is what rejects and messages call it (never a path)."""
+    """A table that can be read several times. `label` is its name in rejects and messages (never a path)."""
 
     label: str
     read: Callable[[], Iterator[RowBatch]]

@@ -15,7 +15,7 @@ MAX_CELL_CHARS = 256 << 20
 _MAX_LINES_PER_RECORD = 10_000
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _EOF_MARK = "\0prep: end of file\0"
-"""Fed to the parser as a last line: where it turns up inside a cell, a quote was never closed."""
+"""A last line for the parser: if it is found inside a cell, a quote was not closed."""
 
 
 def read_delimited(
@@ -42,7 +42,7 @@ def _read_header_line(text: Iterator[str]) -> str:
 
 
 def sniff_delimiter(header: str) -> str:
-    """The delimiter that cuts a header line into the most cells; the comma where none cuts it."""
+    """The delimiter that splits a header line into the most cells; the comma if none splits it."""
     return max(",;\t|", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
 
 

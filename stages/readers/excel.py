@@ -20,7 +20,7 @@ def sheet_names(path: Path) -> list[str]:
 
 
 def read_excel(path: Path, label: str, sheet: str | None = None) -> Iterator[RowBatch]:
-    """Read one sheet, the first where none is named; its first row that is not blank is the header.
+    """Read one sheet, the first if none is named; its first row that is not blank is the header.
 
     Row numbers count the rows below the header from 1, blank ones included, so that they can be found in the sheet.
     Raises `InputError` for a file that is no workbook, an absent sheet (the sheets are listed), or a blank one.

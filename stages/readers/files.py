@@ -1,4 +1,4 @@
-"""From what a person names (paths, globs) to sources: which files, in which order, in which format."""
+"""Sources from paths and globs: the files, their order and their format."""
 
 import difflib
 import glob
@@ -73,7 +73,7 @@ def _describe_missing_file(pattern: str, path: Path) -> str:
 
 
 def check_file(path: Path, option_name: str) -> None:
-    """Raise `InputError` where a path is no regular file (a pipe would be read only once), or can't be read."""
+    """Raise `InputError` if a path is not a regular file (a pipe could be read only once), or can't be read."""
     try:
         if path.is_dir():
             raise InputError(
@@ -96,7 +96,7 @@ def unreadable_file_error(label: str, path: Path | str, error: Exception) -> Inp
 
 
 def label_files(paths: Sequence[Path]) -> list[str]:
-    """What to call each file: its name, numbered from the second on where several share it."""
+    """The label of each file: its name, with a number from the second file of that name on."""
     names = [escape_file_name(path.name) for path in paths]
     file_labels: list[str] = []
     for name in names:

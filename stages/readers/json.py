@@ -34,7 +34,7 @@ def _parse_json_lines(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Cel
 
 
 def read_json(path: Path, label: str, encoding: str | None = None) -> Iterator[RowBatch]:
-    """Read a JSON file whole. Raises `InputError` where it is not valid, or holds no list of objects."""
+    """Read a whole JSON file. Raises `InputError` if it is not valid, or has no list of objects."""
     with open_text(path, encoding) as text:
         content = text.read()
     if not content.strip():

@@ -46,7 +46,7 @@ def open_text(path: Path, encoding: str | None) -> Iterator[TextIO]:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, through gzip where its first bytes say so."""
+    """Open a file for reading bytes, through gzip if its first bytes are those of gzip."""
     with path.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)

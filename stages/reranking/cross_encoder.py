@@ -1,4 +1,4 @@
-"""A cross-encoder: loaded, its logits for training, saved, and fast scores that depend on the pair alone."""
+"""Cross-encoders: load and save them, compute logits for training, and score pairs fast and reproducibly."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,17 +20,16 @@ TextPair = tuple[str, str]
 _LENGTH_MULTIPLE = 32
 """Lengths are padded to a multiple of this, so that there are few shapes."""
 _TOKENS_PER_PASS = {"cpu": 2048}
-"""Tokens in one forward pass: on a CPU what stays in its caches; elsewhere enough to fill the device."""
+"""Tokens in one forward pass: on a CPU as many as its caches hold; elsewhere enough to fill the device."""
 _DEFAULT_TOKENS_PER_PASS = 1 << 16
 _PAIRS_PER_CHUNK = 1 << 14
-"""Pairs that are held tokenised at one time."""
+"""Pairs that are tokenised at once."""
 
 
 def has_head(folder: Path) -> bool:
-    """Whether the model in `folder` is a cross-encoder already; where not, a fresh head is put on its
-    body.
+    """Whether the model in `folder` is a cross-encoder; otherwise it is an encoder, which gets a new head.
 
-    Raises `InputError` where it is no encoder, or a classifier of several labels.
+    Raises `InputError` if it is neither, or if it is a classifier with several labels.
     """
     from transformers import AutoConfig
 
@@ -49,7 +48,7 @@ def has_head(folder: Path) -> bool:
     if config.num_labels != 1:
         raise InputError(
             f"the model in {folder} is a classifier of {config.num_labels} labels; a reranker has one output, the "
-            "relevance. Name a cross-encoder with num_labels = 1, or an encoder, which gets a new head."
+            "relevance. Use a cross-encoder with num_labels = 1, or an encoder, which gets a new head."
         )
     return True
 
@@ -57,12 +56,11 @@ def has_head(folder: Path) -> bool:
 def load_reranker(
     folder: Path, device: str = "auto", max_length: int | None = None, dropout: float | None = None, seed: int = 0
 ) -> "CrossEncoder":
-    """The cross-encoder in `folder`, in evaluation mode and float32; an encoder gets a head drawn from
-    `seed`.
+    """Load the cross-encoder in `folder`, in evaluation mode and float32; an encoder gets a random head from `seed`.
 
-    `max_length`: tokens of query and document together, never more than the model has positions for. `dropout`
-    replaces every dropout rate of the model's configuration. The head computes in float32 under autocast too: in
-    bfloat16 a logit has 8 bits, and candidates would tie. Raises `InputError` where the folder can't be loaded.
+    `max_length`: tokens of query and document together, at most the model's number of positions. `dropout` replaces
+    every dropout rate of the model's configuration. The head computes in float32 under autocast too, because a logit in
+    bfloat16 has 8 bits, and candidates would tie. Raises `InputError` if the folder can't be loaded.
     """
     import torch
     from safetensors import SafetensorError
@@ -96,10 +94,10 @@ def load_reranker(
 
 
 def save_reranker(model: "CrossEncoder", folder: Path) -> None:
-    """Write the model as a Hugging Face folder: no model card, no times, the same weights give the same bytes.
+    """Write the model as a Hugging Face folder without model card and times: equal weights give equal bytes.
 
-    sentence-transformers and `AutoModelForSequenceClassification` read it. `CrossEncoder.predict` gives the sigmoid of
-    the logit, as is usual for one label; the order is the logits'.
+    sentence-transformers and `AutoModelForSequenceClassification` read it. `CrossEncoder.predict` returns the sigmoid
+    of the logit, which has the same order.
     """
     with silence_huggingface_logging():
         model.save_pretrained(str(folder), create_model_card=False)
@@ -111,10 +109,10 @@ def score_pairs(
     dtype: Dtype = "auto",
     on_progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """The logit of each (query, document): float32 [n], in the order of `pairs`.
+    """The logit of each (query, document): float32 [n].
 
-    On a CPU a pair's score does not depend on what else is scored: every forward pass has one of a few fixed shapes,
-    filled up with padding. `on_progress` gets the number of pairs that are done.
+    On a CPU a score does not depend on the other pairs, because every forward pass has one of a few fixed shapes,
+    filled with padding. `on_progress` gets the number of pairs that are done.
     """
     scores = np.empty(len(pairs), dtype=np.float32)
     n_done = 0
@@ -129,12 +127,15 @@ def score_pairs(
 def iter_pair_scores(
     model: "CrossEncoder", pairs: Sequence[TextPair], dtype: Dtype = "auto"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`score_pairs` as it goes: places in `pairs` and their logits, a forward pass at a time."""
+    """The row numbers and the logits of each forward pass of `score_pairs`."""
     import torch
 
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), autocast(model.device, dtype):  # around all passes: it holds the weights in bfloat16
+    with (
+        torch.inference_mode(),
+        autocast(model.device, dtype),
+    ):  # around all passes, since it caches the weights in bfloat16
         for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
             encoded = _tokenise(model, pairs[start : start + _PAIRS_PER_CHUNK])
             for rows, length, batch_size in _iter_fixed_shapes(encoded["input_ids"], _get_token_budget(model)):
@@ -154,10 +155,10 @@ def count_pair_tokens(model: "CrossEncoder", pairs: Sequence[TextPair]) -> np.nd
 
 
 def compute_logits(model: "CrossEncoder", pairs: Sequence[TextPair], dtype: Dtype = "auto") -> "torch.Tensor":
-    """The logit of each (query, document) with its gradient: float32 [n], in the order of `pairs`.
+    """The logit of each (query, document) with its gradient: float32 [n].
 
-    Pairs of like length share a forward pass, so that little is computed on padding. The model may come wrapped for
-    training in several processes (DDP), which the forward passes have to go through.
+    Pairs of similar length share a forward pass, so that there is little padding. The model may be wrapped for training
+    in several processes (DDP).
     """
     import torch
 
@@ -184,7 +185,7 @@ def _get_token_budget(model: "CrossEncoder") -> int:
 
 
 def _tokenise(model: "CrossEncoder", pairs: Sequence[TextPair]) -> dict[str, list[list[int]]]:
-    """Token ids (and segment ids where the model has them) without padding, as `CrossEncoder.predict` makes them."""
+    """Token ids (and segment ids if the model has them) without padding, as in `CrossEncoder.predict`."""
     queries, documents = [query for query, _ in pairs], [document for _, document in pairs]
     with silence_huggingface_logging():
         encoded = model.tokenizer(
@@ -196,7 +197,7 @@ def _tokenise(model: "CrossEncoder", pairs: Sequence[TextPair]) -> dict[str, lis
 def _pad_batch(
     model: "CrossEncoder", encoded: dict[str, list[list[int]]], rows: Sequence[int], length: int, batch_size: int
 ) -> dict[str, Any]:
-    """`rows` as tensors [height, length]; a row beyond them attends to one padding token only."""
+    """`rows` as tensors [batch_size, length]; additional rows attend to one padding token only."""
     import torch
 
     padding_values = {"input_ids": model.tokenizer.pad_token_id, "token_type_ids": model.tokenizer.pad_token_type_id}
@@ -218,7 +219,7 @@ def _forward(model: "CrossEncoder", features: dict[str, Any]) -> "torch.Tensor":
 
 
 def _group_by_length(token_ids: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
-    """Rows in groups of like length, longest first, each of at most `max_tokens` tokens with its padding."""
+    """Rows in groups of similar length, longest first, each of at most `max_tokens` tokens with padding."""
     order = sorted(range(len(token_ids)), key=lambda row: (-len(token_ids[row]), row))
     while order:
         batch_size = max(1, max_tokens // max(1, len(token_ids[order[0]])))
@@ -227,10 +228,10 @@ def _group_by_length(token_ids: Sequence[Sequence[int]], max_tokens: int) -> Ite
 
 
 def _iter_fixed_shapes(token_ids: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[list[int], int, int]]:
-    """(rows, length, height) of forward passes; the shape follows from the length alone.
+    """(rows, length, batch_size) of forward passes; the batch size depends only on the length.
 
-    `batch_size` is a multiple of 8 (the last rows of other heights go through other instructions), and each pass holds
-    some padding (without any, attention goes through another kernel).
+    It is a multiple of 8, because the last rows of other sizes use other instructions. Each pass has some padding,
+    because attention without padding uses another kernel.
     """
     buckets: dict[int, list[int]] = {}
     for row, text in enumerate(token_ids):
@@ -251,7 +252,7 @@ def _is_ranking_head(module: Any) -> bool:
 
 
 def _find_dropout_names(config: Any) -> list[str]:
-    """The names of a model configuration's dropout rates (they differ from family to family)."""
+    """The names of the dropout rates in a model configuration, which differ between model families."""
     values = config.to_dict()
     return [name for name in values if "dropout" in name and isinstance(values[name], int | float | None)]
 

@@ -1,4 +1,4 @@
-"""Scores of fixed (query, document) pairs, each pair scored once a model: BM25's and cross-encoders'."""
+"""Scores of fixed (query, document) pairs by BM25 and by cross-encoders."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,9 +30,9 @@ def score_with_bm25(pairs: pl.DataFrame, queries: pl.DataFrame, corpus: pl.DataF
 def score_with_cross_encoders(
     text_pairs: Sequence[TextPair], folders: Iterable[Path], *, device: str, dtype: Dtype, progress: Progress
 ) -> Iterator[NDArray[np.float32]]:
-    """The scores of `text_pairs` by the cross-encoder in each of `folders`, one model in memory at a time.
+    """The scores of `text_pairs` by the cross-encoder in each of `folders`, with one model in memory at a time.
 
-    The first model's limit of tokens applies to all, so that all read the same part of a text.
+    The token limit of the first model applies to all, so that all read the same part of a text.
     """
     from stages.reranking.cross_encoder import load_reranker, score_pairs
 

@@ -69,7 +69,7 @@ def test_audit_lists_writes_refuses_and_its_file_comes_back_as_decisions(lived_i
     assert (other["query_id"], other["doc_id"], 1) in qrels
 
 
-def test_what_is_listed_can_be_left_out_of_the_training_or_count_less(lived_in: Project) -> None:
+def test_drop_positives_and_positive_weight(lived_in: Project) -> None:
     project = lived_in
     found = result(project, "audit")
     kept = result(project, "mine-negatives")

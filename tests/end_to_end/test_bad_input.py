@@ -89,7 +89,7 @@ def test_all_answers_empty(tmp_path: Path) -> None:
     refused(tmp_path, "build-pairs", "a.csv", says=("a.csv", "answer"))
 
 
-def test_duplicate_ids_with_different_texts_are_set_aside(tmp_path: Path) -> None:
+def test_duplicate_ids_with_different_texts_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "id,question,context\n1,where is it,in the box\n1,who has it,Ana has it\n2,when,at noon today\n"
     )
@@ -152,7 +152,7 @@ def test_one_document_only_and_fewer_documents_than_negatives(tmp_path: Path) ->
         assert not set(row["neg_ids"]) & set(row["pos_ids"])
 
 
-def test_a_query_with_no_positive_is_set_aside(tmp_path: Path) -> None:
+def test_a_query_without_a_positive_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(GOOD + "what about this,,\n")
     result = built(tmp_path, "a.csv")
     assert result["summary"]["pairs"]["queries"] == 2
@@ -167,7 +167,7 @@ def test_a_cell_of_2_mb_passes_whole(tmp_path: Path) -> None:
     assert pl.read_parquet(path)["text"].str.len_chars().max() == len(long.strip())
 
 
-def test_nul_bytes_and_ragged_rows_are_set_aside_by_row(tmp_path: Path) -> None:
+def test_nul_bytes_and_ragged_rows_are_rejected_by_row(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(
         GOOD.encode() + b"what\x00is it,a thing,thing\nonly one cell\na,b,c,d,e\nwhere now,over there,there\n"
     )

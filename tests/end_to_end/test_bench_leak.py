@@ -9,7 +9,7 @@ from tests.conftest import run_prep
 from tests.end_to_end.test_bench_downstream import collection
 
 
-def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -> None:
+def test_the_report_with_half_and_with_one_positive_kept(tmp_path: Path, tiny_model: Path) -> None:
     command = [
         "bench",
         "negatives",
@@ -37,7 +37,7 @@ def test_what_is_reported_of_half_and_of_one(tmp_path: Path, tiny_model: Path) -
     assert "0 queries with several positives are too few" in one.stderr
 
 
-def test_a_set_that_can_teach_no_prior_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_folder_without_held_out_positives_is_an_error(tmp_path: Path, tiny_model: Path) -> None:
     folder = collection(tmp_path / "letters")
     qrels = pl.read_parquet(folder / "qrels.parquet").unique("query_id", keep="first", maintain_order=True)
     qrels.write_parquet(folder / "qrels.parquet")

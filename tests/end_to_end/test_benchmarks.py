@@ -46,7 +46,7 @@ def test_search_at_a_small_scale(tmp_path: Path) -> None:
     assert max(moved.values()) < 0.01 * work["agreement"]["pairs"]
 
 
-def test_sides_that_find_other_documents_are_refused(tmp_path: Path) -> None:
+def test_implementations_that_find_other_documents_are_an_error(tmp_path: Path) -> None:
     sizes = {"queries": 3, "documents": 50, "dimension": 8, "k": 5}
     search.prepare(tmp_path, sizes)
     search.ours(tmp_path, sizes)
@@ -89,7 +89,7 @@ def test_a_goal_is_judged_by_medians() -> None:
     assert not judged(Goal("least", over="ours", under=None, figure="peak_gb", at_most=0.9), runs)["met"]
 
 
-def test_what_needs_a_gpu_says_so(tmp_path: Path) -> None:
+def test_a_benchmark_that_needs_a_gpu_reports_it(tmp_path: Path) -> None:
     from stages.core.device import detect_device_type
 
     if detect_device_type() == "cuda":

@@ -104,7 +104,7 @@ def test_an_interrupt_while_training_leaves_a_checkpoint(
 
 
 @pytest.mark.parametrize("stage", [stage.name for stage in PIPELINE])
-def test_damage_to_any_artifact_is_noticed_and_mended(
+def test_damage_to_any_artifact_is_detected_and_repaired(
     project: Project, finished: Path, whole: dict[str, str], stage: str
 ) -> None:
     shutil.copytree(finished, project.work, symlinks=True)
@@ -130,7 +130,7 @@ def test_a_flipped_bit_in_the_vectors_is_noticed_and_encoded_again(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_disk_is_said_and_leaves_nothing_half_written(project: Project, whole: dict[str, str]) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_partial_file(project: Project, whole: dict[str, str]) -> None:
     project.work.mkdir()
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(project.work)], capture_output=True

@@ -100,7 +100,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_two_processes_learn_what_one_learns(
+def test_two_processes_train_the_same_model_as_one(
     undisturbed: Project, tiny_model: Path, tmp_path: Path, one_thread: None
 ) -> None:
     params = training_stage.Params(base=str(tiny_model), num_negatives=3, max_length=48, learning_rate=5e-3, **SETTINGS)
@@ -176,7 +176,7 @@ def test_an_error_of_a_process_is_that_of_the_command(
     assert "Traceback" not in err
 
 
-def test_copies_that_a_launcher_starts_are_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_an_external_launcher_are_an_error(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert project.prep("train").returncode == 2
     assert not project.work.exists()

@@ -12,7 +12,7 @@ from tests.conftest import ROOT, Project
 
 
 @pytest.mark.parametrize("name", ["there:6379", "ray://", "rays", ""])
-def test_any_other_name_is_refused_before_anything_runs(project: Project, name: str) -> None:
+def test_an_unknown_executor_is_an_error_before_any_step_runs(project: Project, name: str) -> None:
     done = project.prep("encode", "--executor", name)
     assert done.returncode == 2
     assert "local, ray or ray://HOST:PORT" in done.stderr

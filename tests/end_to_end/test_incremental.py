@@ -85,7 +85,7 @@ def searched(project: Project, work: str) -> tuple[dict[str, int], dict[str, Any
     return told["summary"]["search"]["topk_cache"]["dense"], files
 
 
-def test_a_changed_row_searches_what_changed(project: Project) -> None:
+def test_a_changed_row_is_searched_incrementally(project: Project) -> None:
     first, _ = searched(project, "work")
     queries = first["n_searched_queries"]
     assert first["n_merged_queries"] == 0

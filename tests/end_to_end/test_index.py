@@ -53,7 +53,7 @@ def test_too_low_a_recall_is_exit_2(project: Project) -> None:
     assert not (project.work / "current").exists()
 
 
-def test_what_faiss_cannot_read_is_refused_before_anything_runs(project: Project) -> None:
+def test_an_invalid_index_string_is_an_error_before_any_step_runs(project: Project) -> None:
     for arguments, why in (
         (("--faiss-index", "IVF,PQ64"), "--faiss-index = 'IVF,PQ64': this is no string of faiss.index_factory"),
         (
@@ -70,7 +70,7 @@ def test_what_faiss_cannot_read_is_refused_before_anything_runs(project: Project
         assert not (project.work / "runs").exists()
 
 
-def test_what_does_not_fit_the_table_is_exit_2(project: Project) -> None:
+def test_an_index_that_does_not_fit_the_table_is_exit_2(project: Project) -> None:
     for index, why in (("IVF4096,PQ64", "4,096 lists"), ("PQ7", "dimension 32 can't be made: The dimension of")):
         done = project.prep("mine-negatives", "--faiss-index", index)
         assert done.returncode == 2, done.stderr

@@ -210,7 +210,7 @@ def test_results_come_in_order_and_trouble_comes_as_itself(engine: RayExecutor) 
         list(engine.map(Worker(partial(squares, ""), "cuda"), range(9)))
 
 
-def test_a_teachers_scores_are_the_same(engine: RayExecutor, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_verifier_s_scores_are_the_same(engine: RayExecutor, tiny_model: Path, tmp_path: Path) -> None:
     save_reranker(load_reranker(tiny_model, "cpu", seed=3), tmp_path / "cross")
     pairs = [(f"q{i % 7}", " ".join("abcdefgh"[(i * j) % 8] for j in range(i % 40 + 1))) for i in range(200)]
     given = "cpu", 64, "float32", RecordedProgress()
@@ -230,7 +230,7 @@ def test_the_command_line_runs_on_the_cluster(nodes: Nodes, project: Project, mo
     assert json.loads(again.stdout)["ran"] == [], "the engine is no part of the key"
 
 
-def test_a_cluster_that_is_not_there_is_said(project: Project) -> None:
+def test_a_missing_cluster_is_an_error(project: Project) -> None:
     done = project.prep("encode", "--executor", "ray://127.0.0.1:1")
     assert done.returncode == 2
     assert "the Ray cluster at 127.0.0.1:1 can't be reached" in done.stderr

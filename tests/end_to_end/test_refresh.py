@@ -41,7 +41,7 @@ def read_umask() -> int:
     return mask
 
 
-def test_a_publication_holds_what_readers_use(finished: Path) -> None:
+def test_a_publication_has_all_files_of_its_readers(finished: Path) -> None:
     current = finished / "current"
     assert str(current.readlink()).startswith("published/")
     # read by services under other accounts: safetensors and its like write for the owner alone
@@ -60,7 +60,7 @@ def test_a_publication_holds_what_readers_use(finished: Path) -> None:
     assert "<html" in (current / "report.html").read_text()[:200]
 
 
-def test_mined_jsonl_is_what_other_loaders_read(finished: Path) -> None:
+def test_other_loaders_read_mined_jsonl(finished: Path) -> None:
     from datasets import load_dataset
 
     path = finished / "current" / "mined.jsonl"
@@ -180,7 +180,7 @@ def test_the_learned_mask_says_how_sure_it_is(project: Project, finished: Path) 
     assert again["ran"] == ["mask", "sample"]
 
 
-def test_status_says_what_is_stale_and_why(project: Project, finished: Path) -> None:
+def test_status_lists_stale_steps_with_reasons(project: Project, finished: Path) -> None:
     lived_in(project, finished)
     assert {row["state"] for row in result(project, "status")["stages"]} == {"fresh"}
     project.set("search", "top_k", "15")
@@ -216,7 +216,7 @@ def test_show_explains_a_verdict(project: Project, finished: Path) -> None:
     assert "no query" in unknown.stderr
 
 
-def test_show_says_what_stands_in_mined_jsonl(project: Project, finished: Path) -> None:
+def test_show_marks_the_documents_of_mined_jsonl(project: Project, finished: Path) -> None:
     lived_in(project, finished)
     line = json.loads((project.work / "current" / "mined.jsonl").read_text().splitlines()[0])
     shown = result(project, "show", line["query_id"], "--top", "100")
@@ -338,7 +338,7 @@ def test_show_reads_while_another_run_holds_the_workspace(project: Project, fini
         assert result(project, "show", query)["query_id"] == query
 
 
-def test_a_table_that_changes_while_it_is_read_is_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_changes_while_it_is_read_is_an_error(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     import stages.pairs.stage
 
     workspace = Workspace(project.work)
@@ -397,7 +397,7 @@ def test_a_table_behind_a_url_is_the_same_table_and_its_publication_is_copied(pr
     assert result(project, "refresh")["copied"] is False
 
 
-def test_a_copy_that_fails_is_said_and_tried_again(project: Project, finished: Path) -> None:
+def test_a_failed_copy_is_logged_and_repeated(project: Project, finished: Path) -> None:
     lived_in(project, finished)
     blocked = project.folder / "shared"
     blocked.write_text("a file where the folder would be")

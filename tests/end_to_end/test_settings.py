@@ -9,7 +9,7 @@ from tests.conftest import Project, run_prep
 
 
 @pytest.mark.parametrize("command", ["refresh", "build-pairs", "mine-negatives", "plan"])
-def test_an_unedited_file_is_answered_with_what_to_set_in_it(command: str, tmp_path: Path) -> None:
+def test_an_unedited_prep_toml_is_an_error_that_names_the_settings(command: str, tmp_path: Path) -> None:
     assert run_prep("init", cwd=tmp_path).returncode == 0
     done = run_prep(command, cwd=tmp_path)
     assert done.returncode == 2
@@ -52,7 +52,7 @@ def test_a_flag_wins_over_set(tmp_path: Path) -> None:
     assert "--dev-ratio = 3.0" in done.stderr
 
 
-def test_an_old_prep_toml_is_refused_with_all_new_names_at_once(project: Project) -> None:
+def test_an_old_prep_toml_is_an_error_with_all_new_names(project: Project) -> None:
     old = '[pairs]\ntables = ["faq.csv"]\ndev = 0.2\n[mine]\ndepth = 5\nsimans_a = 1.0\n[train]\nseed = 1\nepochs = 1\n'
     (project.folder / "prep.toml").write_text(old)
     for command in ("refresh", "status", "plan", "calibrate"):
@@ -67,14 +67,14 @@ def test_an_old_prep_toml_is_refused_with_all_new_names_at_once(project: Project
     assert not (project.work / "runs").exists()
 
 
-def test_an_old_name_in_set_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_old_name_in_set_is_an_error(tmp_path) -> None:  # type: ignore[no-untyped-def]
     done = run_prep("status", "--set", "mine.depth=5", cwd=tmp_path)
     assert done.returncode == 2
     assert "[mine] depth is now [search] top_k" in done.stderr
 
 
 @pytest.mark.parametrize("command", [["build-pairs", "faq.csv"], ["status"], ["show", "anything"], ["gc"]])
-def test_every_command_names_an_old_workspace_and_what_to_do(project: Project, command: list[str]) -> None:
+def test_every_command_reports_an_old_workspace_and_the_fix(project: Project, command: list[str]) -> None:
     (project.work / "runs" / "evidence").mkdir(parents=True)
     (project.work / "prep-workspace").touch()
     (project.work / "scores").mkdir()
@@ -85,7 +85,7 @@ def test_every_command_names_an_old_workspace_and_what_to_do(project: Project, c
         assert part in done.stderr
 
 
-def test_flags_of_the_composer(project: Project) -> None:
+def test_flags_of_the_sample_step(project: Project) -> None:
     flags = ["--sampling", "simans", "--hub-cap", "3"]
     flags += ["--source-quotas", "dense=2", "--source-quotas", "bm25=1", "--prefer-category"]
     done = project.prep("mine-negatives", *flags, "--json", "-q")

@@ -97,7 +97,7 @@ def test_a_second_encoder_from_the_command_line(mined: Project, tiny_model: Path
         (["dense:10-50"], "from its first rank on"),
     ],
 )
-def test_what_is_no_source_is_refused(mined: Project, given: list[str], says: str) -> None:
+def test_an_invalid_source_is_an_error(mined: Project, given: list[str], says: str) -> None:
     done = mined.prep("mine-negatives", *(word for name in given for word in ("--sources", name)))
     assert done.returncode == 2
     assert "--sources = " in done.stderr

@@ -65,7 +65,7 @@ def params(*rules: str, **settings: object) -> Params:
     return Params(rule=rules, **{"num_negatives": 2, "train_queries": 10} | settings)  # type: ignore[arg-type]
 
 
-def test_what_each_rule_takes() -> None:
+def test_the_negatives_of_each_rule() -> None:
     rules = ("naive", "oracle", "learned", "learned as hard", "perc_max 0.9")
     kept, taken = select_on_common_queries(mined(2), rules, max_false_negatives=0.04)
     # q00's positive lets through what scores up to 0.45: one document, so the question is left out for all
@@ -125,7 +125,7 @@ def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
     assert made["naive"][0] != other_epochs[0]
 
 
-def test_too_few_questions_is_said() -> None:
+def test_too_few_queries_are_an_error() -> None:
     with pytest.raises(InputError, match="0 questions get 7 negatives under every rule"):
         build_rule_training_sets(trial(), candidates(), mined(7), params("naive", num_negatives=7))
 
@@ -146,7 +146,7 @@ def fixed() -> CandidateLists:
     return CandidateLists(queries, qrels, lists, {"test": 2})
 
 
-def test_ties_count_against_and_what_is_in_no_list_is_missed() -> None:
+def test_ties_count_against_the_reranker_and_unlisted_positives_as_missed() -> None:
     scores = fixed().lists.select("query_id", "doc_id", reranker=pl.Series([1.0, 1.0, 0.0, 5.0]))
     second = 1 / np.log2(3)
     found = compute_test_metrics(fixed(), scores)
@@ -188,7 +188,7 @@ def test_with_few_units_there_is_no_interval_and_without_the_learned_mask_no_dif
     assert build_downstream_report(values, np.zeros((6, 2)), np.arange(6), params("naive"))["differences"] == {}
 
 
-def test_an_unknown_rule_is_refused_and_a_repeated_one_counts_once() -> None:
+def test_an_unknown_rule_is_an_error_and_a_repeated_one_counts_once() -> None:
     with pytest.raises(ValidationError, match="there is no rule 'perc 2'"):
         params("perc 2")
     assert params("naive", "naive", "oracle").rule == ("naive", "oracle")

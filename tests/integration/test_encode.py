@@ -125,7 +125,7 @@ def test_a_cache_hit_loads_no_model_and_gives_the_same_bytes(
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
+def test_the_reduced_batch_size_is_logged_once(
     inputs: dict[str, Path],
     tools: StageContext,
     tmp_path: Path,
@@ -156,7 +156,7 @@ def test_the_tokens_of_a_batch_that_the_memory_holds_are_said_once(
         (None, {}, None),
     ],
 )
-def test_a_similarity_that_is_replaced_is_said(
+def test_a_replaced_similarity_is_logged(
     inputs: dict[str, Path],
     tools: StageContext,
     tmp_path: Path,
@@ -208,7 +208,7 @@ def test_pieces_smaller_than_a_window_encode_the_same(
     assert find_vectors(tmp_path / "out", tools).read_documents(np.arange(3)).tolist() == DOCUMENT_VECTORS
 
 
-def test_a_worker_whose_model_has_other_files_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_worker_with_other_model_files_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
     made = embedding_stage._resolve_encoder_specs(Params(model=str(tiny_model)))[0]
     other = shutil.copytree(tiny_model, tmp_path / "other")
     (other / "vocab.txt").write_text((other / "vocab.txt").read_text() + "new\n")
@@ -225,7 +225,7 @@ def test_prompts_make_two_texts_of_one(
     assert fake.asked == [["why", "Red."], ["Sky Red.", "Blue.", "Red."]]
 
 
-def test_an_interrupted_run_goes_on_where_it_was(
+def test_an_interrupted_run_resumes(
     inputs: dict[str, Path],
     tools: StageContext,
     tmp_path: Path,
@@ -240,7 +240,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert fake.asked[-1] == ["Sky Red.", "Blue."]
 
 
-def test_damage_in_the_store_is_noticed_and_mended(
+def test_damage_in_the_store_is_detected_and_repaired(
     inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     out = fresh(tmp_path / "one")
@@ -271,7 +271,7 @@ def test_rows_keep_their_vectors_when_the_store_grows_and_is_repaired(
     assert find_vectors(out, tools).read_documents(np.arange(3)).tolist() == DOCUMENT_VECTORS
 
 
-def test_the_encoders_folder_says_what_it_is(
+def test_the_encoder_s_folder_describes_the_encoder(
     inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
@@ -309,7 +309,7 @@ def test_further_encoders_have_stores_of_their_own(
     assert str(tmp_path) not in (out / "encoder.json").read_text()
 
 
-def test_without_further_encoders_nothing_is_said_of_them(
+def test_without_extra_encoders_the_summary_does_not_mention_them(
     inputs: dict[str, Path], tools: StageContext, tmp_path: Path, fake: type[FakeEncoder]
 ) -> None:
     summary = run(Params(), inputs, fresh(tmp_path / "out"), tools)
@@ -330,7 +330,7 @@ def test_damage_in_any_store_is_noticed(
     assert not has_all_vectors(out, tools)
 
 
-def test_the_same_encoder_twice_is_refused(tiny_model: Path) -> None:
+def test_the_same_encoder_twice_is_an_error(tiny_model: Path) -> None:
     with pytest.raises(InputError, match="is there already"):
         key_extras(Params(model=str(tiny_model), extra_models=(str(tiny_model),)))
     with pytest.raises(InputError, match="is there already"):

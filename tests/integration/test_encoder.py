@@ -55,7 +55,7 @@ def test_the_number_format_is_the_one_that_the_device_is_fast_in_unless_given(
     assert resolve_encoder_spec(model, device="cuda", dtype="float32").dtype == "float32"
 
 
-def test_the_key_follows_what_shapes_a_vector_and_not_the_models_place(
+def test_the_key_depends_on_the_model_s_content_and_not_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_folder(tmp_path / "model")
@@ -143,7 +143,7 @@ def default_encoder() -> Encoder:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_vector_does_not_depend_on_what_it_is_encoded_with(dtype: str, default_encoder: Encoder) -> None:
+def test_a_vector_does_not_depend_on_the_batch(dtype: str, default_encoder: Encoder) -> None:
     import torch
 
     if dtype == "bfloat16":  # the one that `auto` takes where the CPU is made for it
@@ -200,7 +200,7 @@ def test_the_prompt_belongs_to_its_role(tiny_model: Path) -> None:
     assert np.array_equal(all_vectors(prompted, ["a b"]), all_vectors(plain, ["a b"], role="query"))
 
 
-def test_what_is_past_the_limit_is_not_read(tiny_model: Path) -> None:
+def test_tokens_beyond_max_length_are_ignored(tiny_model: Path) -> None:
     encoder = Encoder(resolve_encoder_spec(str(tiny_model), max_length=13), str(tiny_model))
     letters = " ".join("abcdefghijklmnopq")
     eleven, ten = letters[:21], letters[:19]  # 13 tokens are 11 letters between two marks

@@ -278,7 +278,7 @@ def test_ids_without_ids_are_hashes_of_title_and_text() -> None:
     assert one.summary["merged_documents"] == 1
 
 
-def test_what_models_read_alike_is_one_document() -> None:
+def test_texts_that_models_read_as_equal_are_one_document() -> None:
     rows = {"question": ["A?", "B?"], "title": ["Paris", None], "text": ["is a city.", "Paris is a city."]}
     found = build_pairs(pl.DataFrame(rows | {"answer": ["city", "city"]}), Params(chunk_words=2, chunk_overlap=0))
     whole = text_id("Paris is a city.")
@@ -297,7 +297,7 @@ def test_what_models_read_alike_is_one_document() -> None:
         max_size=12,
     )
 )
-def test_whatever_merges_every_question_keeps_a_document_of_its_text(rows: list[tuple[Any, ...]]) -> None:
+def test_every_question_keeps_a_document_with_its_text_after_merges(rows: list[tuple[Any, ...]]) -> None:
     titles, texts, ids = zip(*rows, strict=True)
     columns = {"title": titles, "text": texts, "document_id": ids, "question": [f"q{i}?" for i in range(len(rows))]}
     frame = pl.DataFrame(columns, schema_overrides={"title": pl.String, "document_id": pl.String})
@@ -441,7 +441,7 @@ def test_the_order_of_rows_does_not_matter(rows: list[tuple[int, int]], draw: An
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(ROWS, ROWS)
-def test_new_questions_on_known_documents_or_all_new_move_nobody(
+def test_new_questions_do_not_change_the_split_of_others(
     rows: list[tuple[int, int]], more: list[tuple[int, int]]
 ) -> None:
     known = {d for _, d in rows}
@@ -457,14 +457,14 @@ def test_new_questions_on_known_documents_or_all_new_move_nobody(
     assert giant or count_split_changes(before.queries, after.queries) == 0
 
 
-def test_no_question_stands_on_two_sides(tmp_path: Path) -> None:
+def test_no_question_is_in_two_splits(tmp_path: Path) -> None:
     rows = [(f"Where is {n}?", f"Place {n}.") for n in range(80)] + [(f"where IS {n}", f"Spot {n}.") for n in range(80)]
     found = pairs_of(*rows, dev_ratio=0.3, test_ratio=0.3)
     assert found.summary["paraphrases_across_splits"] == found.summary["documents_across_splits"] == 0
     assert set(found.queries["split"]) == {"train", "dev", "test"}
 
 
-def test_too_few_to_divide_is_said() -> None:
+def test_too_few_questions_to_split_are_logged() -> None:
     notes = pairs_of(("Who?", "He.")).summary["notes"]
     assert any("no question falls into" in note for note in notes)
 

@@ -62,12 +62,12 @@ def test_a_fresh_head_follows_the_seed(tiny_model: Path) -> None:
         (lambda config: config.update(model_type="no-such-thing"), "can't be read: .*no-such-thing"),
     ],
 )
-def test_what_is_no_base_is_refused(trained: Path, tmp_path: Path, edit: Edit, said: str) -> None:
+def test_an_invalid_base_model_is_an_error(trained: Path, tmp_path: Path, edit: Edit, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load_reranker(changed(trained, tmp_path / "odd", edit), "cpu")
 
 
-def test_weights_that_are_cut_off_are_refused(trained: Path, tmp_path: Path) -> None:
+def test_truncated_weights_are_an_error(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     shutil.copytree(trained, folder)
     weights = folder / "model.safetensors"
@@ -76,7 +76,7 @@ def test_weights_that_are_cut_off_are_refused(trained: Path, tmp_path: Path) -> 
         load_reranker(folder, "cpu")
 
 
-def test_length_and_dropout_are_as_asked(tiny_model: Path) -> None:
+def test_max_length_and_dropout_are_applied(tiny_model: Path) -> None:
     model = load_reranker(tiny_model, "cpu", max_length=20, dropout=0.25)
     assert max(len(ids) for ids in _tokenise(model, PAIRS)["input_ids"]) == 20
     assert model.model.config.hidden_dropout_prob == model.model.config.attention_probs_dropout_prob == 0.25
@@ -85,7 +85,7 @@ def test_length_and_dropout_are_as_asked(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_score_does_not_depend_on_what_else_is_scored(trained: Path, dtype: str) -> None:
+def test_a_score_does_not_depend_on_the_other_pairs(trained: Path, dtype: str) -> None:
     model = load_reranker(trained, "cpu")
     scores = score_pairs(model, PAIRS, dtype)  # type: ignore[arg-type]
     order = np.random.default_rng(0).permutation(len(PAIRS))
@@ -173,7 +173,7 @@ def test_fixed_shapes_hold_every_row_once_with_padding_somewhere(lengths: list[i
     assert sorted(rows) == list(range(len(lengths)))
 
 
-def test_a_gpu_that_is_not_there_is_said(trained: Path) -> None:
+def test_a_missing_gpu_is_an_error(trained: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -182,6 +182,6 @@ def test_a_gpu_that_is_not_there_is_said(trained: Path) -> None:
         load_reranker(trained, "cuda:0")
 
 
-def test_the_number_format_asked_for_is_used() -> None:
+def test_the_dtype_setting_is_used() -> None:
     assert should_use_bfloat16("cpu", "bfloat16")
     assert not should_use_bfloat16("cpu", "float32")

@@ -133,7 +133,7 @@ def test_a_store_is_read_after_it_is_written() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_what_the_graph_names_is_there(stage) -> None:  # type: ignore[no-untyped-def]
+def test_modules_and_files_of_the_graph_exist(stage) -> None:  # type: ignore[no-untyped-def]
     for reference in (stage.key_extras, stage.is_valid):
         assert reference is None or callable(resolve_function(reference))
     params = stage.load_module().Params()
@@ -170,7 +170,7 @@ def test_every_command_is_documented(name: str) -> None:
             assert param.help, f"{name} --{param.name} has no help"
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     for folder in ("pipeline", "stages"):
         for path in (ROOT / folder).rglob("*.py"):
             if path.name != "__init__.py":

@@ -63,7 +63,7 @@ def test_every_setting_has_one_or_two_sentences_of_help() -> None:
             assert text.replace("...", "").replace(". - is", "").count(". ") <= 1, (section, name)
 
 
-def test_a_setting_is_a_flag_of_the_command_of_its_section_unless_it_stands_in_prep_toml_only() -> None:
+def test_a_setting_is_a_flag_of_its_section_s_command_unless_it_has_no_flag() -> None:
     flags: dict[str, set[str]] = {}
     for command in COMMANDS.values():
         if isinstance(command, SettingsCommand):

@@ -25,7 +25,7 @@ def test_text_gets_the_width_that_numbers_leave() -> None:
     assert fit_column_widths(TABLE, 32) is None
 
 
-def test_long_columns_share_what_is_left_and_give_what_they_do_not_need() -> None:
+def test_long_columns_share_the_remaining_width() -> None:
     table = ResultTable("", ["n", "short", "long"], [["1,234", "x" * 20, "y" * 90]])
     assert fit_column_widths(table, 101) == [5, 20, 70]
     assert fit_column_widths(table, 41) == [5, 15, 15]

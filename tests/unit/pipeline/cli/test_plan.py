@@ -69,7 +69,7 @@ def test_the_last_run_is_shown_if_it_did_as_much() -> None:
     assert get_rows(format_plan(["mask"], [MASK], [], less))["mask"][-1] == ""
 
 
-def test_a_step_whose_time_nobody_knows_is_not_counted() -> None:
+def test_a_step_with_unknown_time_is_not_counted() -> None:
     result = format_plan(["verify", "mask"], [VERIFY, MASK], [], {})
     assert get_rows(result)["verify"][1] == "unknown"
     assert result.data["seconds"] == 30.0
@@ -78,7 +78,7 @@ def test_a_step_whose_time_nobody_knows_is_not_counted() -> None:
     assert alone.data["slowest_step"] is None
 
 
-def test_nothing_to_do_is_said_in_one_line() -> None:
+def test_nothing_to_do_is_one_line() -> None:
     result = format_plan(["pairs"], [], [], {})
     assert len(get_lines(result)) == 1
     assert result.data["steps"] == []

@@ -47,14 +47,14 @@ def test_items_are_taken_a_few_ahead() -> None:
     results.close()  # type: ignore[attr-defined]
 
 
-def test_what_a_worker_raises_is_raised_here() -> None:
+def test_an_exception_of_a_worker_is_raised() -> None:
     results = map_on_gpus(Worker(partial(letters, "b")), ["a", "b", "c"], ["0", "1"])
     assert next(results)[0] == "a"
     with pytest.raises(InputError, match="b can't be read"):
         next(results)
 
 
-def test_a_process_that_was_ended_from_outside_is_said() -> None:
+def test_a_killed_worker_process_is_an_error() -> None:
     results = map_on_gpus(Worker(partial(letters, "never")), ["a", "death", "c", "d"], ["0", "1"])
     assert next(results)[0] == "a"
     with pytest.raises(InputError, match=r"was killed.* use fewer GPUs"):

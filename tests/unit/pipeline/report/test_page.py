@@ -326,7 +326,7 @@ def test_nothing_is_loaded_from_anywhere(build: Build) -> None:
     assert len(html.encode()) < 300_000
 
 
-def test_an_empty_test_split_is_said_and_dev_is_shown(build: Build) -> None:
+def test_an_empty_test_split_is_reported_and_dev_is_shown(build: Build) -> None:
     told = " ".join(Reader(render_report(build(metrics=measured("dev")))).texts)
     assert "There are no test queries, so nothing is known of the reranker's quality" in told
     assert "nDCG@10, dev" in told
@@ -341,7 +341,7 @@ def test_nothing_evaluated_and_nothing_to_train_on(build: Build) -> None:
     assert "Candidates of train queries" not in told
 
 
-def test_too_few_groups_are_said(build: Build) -> None:
+def test_too_few_groups_are_reported(build: Build) -> None:
     told = " ".join(Reader(render_report(build(metrics=measured(low=None, high=None)))).texts)
     assert "There are too few test queries to tell whether the reranker is better" in told
     assert "+0.083 too few groups" in told
@@ -371,7 +371,7 @@ def test_a_rule_in_words(name: str, threshold: float | None, says: str) -> None:
     assert describe_mask_rule(Artifact(Path(), manifest)).startswith(says)
 
 
-def test_a_text_is_cut_at_a_word_where_one_ends_nearby() -> None:
+def test_a_text_is_cut_at_a_nearby_end_of_a_word() -> None:
     assert shorten(" a \n b ") == "a b"
     assert shorten("x" * MAX_TEXT_CHARS) == "x" * MAX_TEXT_CHARS
     assert shorten("word " * 100) == ("word " * (MAX_TEXT_CHARS // 5)).strip() + "…"
@@ -384,7 +384,7 @@ def test_ticks_are_round() -> None:
     assert compute_ticks(-0.004, 0.011, 5) == [0.0, 0.005, 0.01]
 
 
-def test_dots_stand_where_their_values_are() -> None:
+def test_dots_are_at_their_values() -> None:
     plot = build_dot_plot("m", [Dot("a", 0.5), Dot("b", 0.0, -1.0, 1.0, is_highlighted=True)], 0.5)
     # the axis runs from -1.08 to 1.08
     assert [(dot.x, dot.y, dot.whisker) for dot in plot.dots] == [
@@ -422,7 +422,7 @@ def test_charts_are_drawn_from_their_values(build: Build) -> None:
     )
 
 
-def test_what_the_learned_mask_set_aside_is_near_its_threshold_by_its_probability(build: Build) -> None:
+def test_excluded_candidates_are_sorted_by_distance_to_the_threshold(build: Build) -> None:
     artifacts = build()
     artifacts["mask"].manifest["summary"] = {**artifacts["mask"].summary, "rule": "learned"}
     rows = [  # by the score, m would come first: 0.2 against a threshold of 0.1

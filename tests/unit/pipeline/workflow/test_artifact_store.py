@@ -78,13 +78,13 @@ def test_a_committed_artifact_has_the_permissions_of_the_umask(tmp_path: Path) -
     assert modes == dict.fromkeys(("reranker/model.safetensors", "training.json", MANIFEST_FILE), 0o640)
 
 
-def test_what_others_put_into_an_artifact_is_no_damage(tmp_path: Path) -> None:
+def test_extra_files_in_an_artifact_are_no_damage(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     (committed(workspace) / "model" / "model.onnx").write_text("somebody's export")
     assert workspace.find_artifact("pairs", "k1") is not None
 
 
-def test_what_was_not_committed_never_existed(tmp_path: Path) -> None:
+def test_an_uncommitted_artifact_does_not_exist(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with pytest.raises(RuntimeError), workspace.create_build_folder("pairs", "k1") as out:
         (out / "a.txt").write_text("half")
@@ -118,7 +118,7 @@ def test_a_held_workspace_is_busy_at_once_and_a_dead_holder_does_not_hold(tmp_pa
         pass
 
 
-def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_workspace_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("")
     with pytest.raises(InputError, match="is not a folder"), Workspace(tmp_path / "work").lock():
         pass
@@ -150,7 +150,7 @@ def test_a_new_workspace_is_marked_with_its_layout(tmp_path: Path) -> None:
         ("", None, False),  # a process was killed before it wrote the version
     ],
 )
-def test_a_workspace_of_another_layout_is_refused_and_left_alone(
+def test_a_workspace_of_another_layout_is_an_error_and_stays_unchanged(
     tmp_path: Path, marker: str, step: str | None, is_refused: bool
 ) -> None:
     (tmp_path / "prep-workspace").write_text(marker)

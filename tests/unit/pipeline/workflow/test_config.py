@@ -70,7 +70,7 @@ def test_float16_is_for_the_encoder_alone(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_set_takes_toml_and_takes_what_is_no_toml_as_a_text(tmp_path: Path) -> None:
+def test_set_reads_toml_and_other_values_as_text(tmp_path: Path) -> None:
     texts = ['search.sources=["dense", "bm25:50"]', "mine.mask=perc", "mine.threshold = 0.9", 'pairs.answer=""']
     params = params_of(tmp_path, "", parse_overrides([*texts, "encode.query_prompt=query: ", "run.device=cuda:1"]))
     assert params["search"].sources == ("dense", "bm25:50")
@@ -83,7 +83,7 @@ def test_set_takes_toml_and_takes_what_is_no_toml_as_a_text(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "text", ["top_k=5", "search.top_k", "=5", ".top_k=5", "search.=5", "search.depth=5", "mine.depth=5"]
 )
-def test_a_set_that_names_no_setting_is_refused(text: str) -> None:
+def test_set_with_an_unknown_setting_is_an_error(text: str) -> None:
     with pytest.raises(InputError, match="--set"):
         parse_overrides([text])
 
@@ -143,7 +143,7 @@ def test_all_unknown_names_and_all_wrong_values_are_named_at_once(tmp_path: Path
     ]
 
 
-def test_what_was_typed_beside_a_file_is_said_not_to_stay(tmp_path: Path) -> None:
+def test_flags_beside_a_prep_toml_are_reported_as_not_saved(tmp_path: Path) -> None:
     given = [*parse_overrides(["search.top_k=7"]), *flags("mine", mask="perc", hub_cap=1)]
     said = settings_of(tmp_path, "[search]\ntop_k = 50\n", given).describe_given()
     assert said is not None
@@ -158,7 +158,7 @@ def test_a_wrong_flag_is_named_as_a_flag(tmp_path: Path) -> None:
         settings_of(tmp_path, "", parse_overrides(["search.top_k=-1"])).validate_params()
 
 
-def test_a_flag_that_would_be_ignored_is_refused_whatever_the_file_says(tmp_path: Path) -> None:
+def test_a_flag_without_effect_is_an_error_with_any_prep_toml(tmp_path: Path) -> None:
     given = [*flags("verify", llm_judge_model="m"), *flags("mine", rank_window=(1, 5))]
     with pytest.raises(InputError) as refused:
         settings_of(tmp_path, "[mine]\nnum_negatives = 3\n", given).validate_params()
@@ -168,14 +168,14 @@ def test_a_flag_that_would_be_ignored_is_refused_whatever_the_file_says(tmp_path
     }
 
 
-def test_what_the_file_describes_may_rest_while_a_flag_goes_another_way(tmp_path: Path) -> None:
+def test_a_flag_may_leave_settings_of_prep_toml_unused(tmp_path: Path) -> None:
     text = '[mine]\nrelabel = "positive"\nrelabel_min_probability = 0.8\n'
     assert params_of(tmp_path, text, flags("mine", relabel="no"))["mask"].relabel_min_probability == 0.8
     with pytest.raises(InputError, match=r"relabel_min_probability = 0.8 counts only with relabel = 'positive'"):
         params_of(tmp_path, text.replace('"positive"', '"no"'), flags("mine", sampling="random"))
 
 
-def test_what_is_remembered_may_rest_too(workspace: Workspace) -> None:
+def test_remembered_settings_may_be_unused(workspace: Workspace) -> None:
     remember_settings(workspace, flags("mine", relabel="positive", relabel_min_probability=0.8))
     remember_settings(workspace, flags("mine", relabel="no"))
     assert load_settings(None, workspace, flags("train", epochs=1))[0].validate_params()
@@ -186,7 +186,7 @@ def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
         load_settings(tmp_path / "no.toml", Workspace(tmp_path))
 
 
-def test_settings_are_remembered_where_no_file_holds_them(workspace: Workspace, tmp_path: Path) -> None:
+def test_settings_are_remembered_without_a_prep_toml(workspace: Workspace, tmp_path: Path) -> None:
     remember_settings(workspace, [*flags("pairs", tables=("a.csv",), question="q"), *parse_overrides(["run.seed=5"])])
     settings, from_file = load_settings(None, workspace, flags("search", top_k=9))
     assert not from_file
@@ -206,7 +206,7 @@ def test_another_table_makes_the_columns_of_the_old_one_forgotten(workspace: Wor
     assert json.loads((workspace.root / "settings.json").read_text())["search"] == {"top_k": 9}
 
 
-def test_what_is_remembered_is_shown_but_no_database_url(workspace: Workspace) -> None:
+def test_remembered_settings_are_shown_without_database_urls(workspace: Workspace) -> None:
     assert load_settings(None, workspace, flags("search", top_k=9))[0].describe_remembered() is None
     remember_settings(workspace, flags("pairs", database="postgresql://me:secret@host/db", sql="select 1"))
     remember_settings(workspace, [*flags("search", top_k=7), *flags("mine", mask="abs")])

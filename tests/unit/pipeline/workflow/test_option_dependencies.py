@@ -39,7 +39,7 @@ def test_the_table_names_parameters_that_there_are() -> None:
     assert {other for needs in OPTION_DEPENDENCIES.values() for other in needs} <= known
 
 
-def test_what_nobody_gave_is_not_refused() -> None:
+def test_defaults_need_no_other_option() -> None:
     assert refused() == {}
     assert refused(relabel_min_probability=0.9, max_false_negatives=0.02, mask="perc", verifier="") == {}
 
@@ -63,7 +63,7 @@ def test_what_nobody_gave_is_not_refused() -> None:
         ({"llm_judge_budget": 10}, {"llm_judge": "http://localhost:1/v1"}, "a llm_judge"),
     ],
 )
-def test_a_parameter_without_what_it_needs(given: dict[str, Any], needs: dict[str, Any], says: str) -> None:
+def test_an_option_without_its_dependency(given: dict[str, Any], needs: dict[str, Any], says: str) -> None:
     [(name, why)] = refused(**given).items()
     assert name == next(iter(given))
     assert says in why

@@ -60,9 +60,7 @@ def test_a_table_is_fetched_and_not_again_until_it_changes(workspace: Workspace,
     assert read(workspace, store, "bucket/faq/a.csv") == [("a.csv", b"two")]
 
 
-def test_what_was_written_just_now_is_fetched_again_since_its_time_may_stand_still(
-    workspace: Workspace, store: Store
-) -> None:
+def test_a_recently_written_file_is_fetched_again(workspace: Workspace, store: Store) -> None:
     now = time.time()
     store.put("bucket/a.csv", b"one", written=now)
     assert read(workspace, store, "bucket/a.csv") == [("a.csv", b"one")]
@@ -83,7 +81,7 @@ def test_a_damaged_copy_note_is_no_reason_to_believe_it(workspace: Workspace, st
     assert read(workspace, store, "bucket/a.csv") == [("a.csv", b"one")]
 
 
-def test_a_glob_stands_for_all_that_match_by_name(workspace: Workspace, store: Store) -> None:
+def test_a_glob_matches_files_in_the_order_of_names(workspace: Workspace, store: Store) -> None:
     for name in ("faq/b-2.csv", "faq/b-1.csv", "faq/c.csv", "faq/b-deep/d.csv", "other/b-1.csv"):
         store.put(f"bucket/{name}", name.encode())
     assert read(workspace, store, "bucket/faq/b-*.csv") == [("b-1.csv", b"faq/b-1.csv"), ("b-2.csv", b"faq/b-2.csv")]
@@ -105,7 +103,7 @@ def test_a_name_is_taken_as_it_is_before_it_is_a_pattern(workspace: Workspace, s
         assert read(workspace, store, f"bucket/{quote(name)}") == [(name, name.encode())]
 
 
-def test_what_is_asked_for_no_longer_is_dropped(workspace: Workspace, store: Store) -> None:
+def test_files_that_are_no_longer_needed_are_stale(workspace: Workspace, store: Store) -> None:
     for name in ("a.csv", "b.csv"):
         store.put(f"bucket/{name}", b"one")
         read(workspace, store, f"bucket/{name}")
@@ -119,7 +117,7 @@ def test_what_is_asked_for_no_longer_is_dropped(workspace: Workspace, store: Sto
     }
 
 
-def test_to_look_asks_nobody_and_makes_nothing(workspace: Workspace, store: Store) -> None:
+def test_reading_the_state_sends_no_request_and_writes_nothing(workspace: Workspace, store: Store) -> None:
     url = store.url("bucket/a.csv")
     assert find_cached_files(workspace, {"tables": url}) == {"tables": [url]}
     with pytest.raises(InputError, match="not fetched yet") as caught:
@@ -155,7 +153,7 @@ def test_a_query_is_executed_when_files_are_fetched_and_not_when_they_are_looked
     assert list(find_stale_files(workspace)) == [Path(found["database"]).parent]
 
 
-def test_what_is_not_there_or_not_to_be_read_is_said_without_the_secret(workspace: Workspace, store: Store) -> None:
+def test_a_missing_or_unreadable_file_is_an_error_without_the_secret(workspace: Workspace, store: Store) -> None:
     store.put("bucket/faq/a.csv", b"one")
     for place in ("bucket/faq/b.csv", "bucket/faq/b*.csv", "bucket/faq/"):
         with pytest.raises(

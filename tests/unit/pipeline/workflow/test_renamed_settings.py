@@ -75,7 +75,7 @@ def test_an_answer_names_the_old_and_the_new(old: str, answer: str | None) -> No
     assert describe_old_setting(*old.split(".")) == answer
 
 
-def test_old_remembered_settings_are_refused_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_old_remembered_settings_are_an_error_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
     workspace = Workspace(tmp_path / "work")
     workspace.root.mkdir()
     path = workspace.root / "settings.json"

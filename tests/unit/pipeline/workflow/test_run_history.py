@@ -45,7 +45,7 @@ def done(step: str, key: str, **changes: Any) -> dict[str, Any]:
 HIT = {"event": "hit", "stage": "pairs", "key": "p"}
 
 
-def test_a_run_has_what_it_took_and_the_manifests_that_it_depends_on(workspace: Workspace) -> None:
+def test_a_run_records_its_time_and_the_manifests_of_its_inputs(workspace: Workspace) -> None:
     commit(workspace, "encode", "e", dtype="float32")
     assert read(workspace, [HIT, start("encode", "e"), done("encode", "e")]) == [("encode", 2.0)]
     (run,) = read_past_runs(workspace, MACHINES)

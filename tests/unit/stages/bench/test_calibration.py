@@ -47,13 +47,13 @@ def test_the_interval_is_that_of_a_mean_over_questions() -> None:
     assert summarise_selection(paired, np.ones((400, 2), np.bool_)) == found
 
 
-def test_where_nothing_would_be_written_nothing_is_expected() -> None:
+def test_an_empty_selection_has_no_expected_rate() -> None:
     one = lists([[0.9]], [[0.3]], quota=7)
     nothing = {"expected": None, "low": None, "high": None, "hardness": None, "fill": 0.0}
     assert summarise_selection(one, np.array([[False]])) == nothing
 
 
-def test_each_line_says_what_was_found_of_hidden_positives(tmp_path: Path) -> None:
+def test_each_row_has_the_validation_on_held_out_positives(tmp_path: Path) -> None:
     known = {"query_id": "q", "source": "dense", "verdict": "negative", "reason": "kept"}
     listed = (("x", 1, 0.85), ("z", 2, 0.5))
     rows = [known | {"doc_id": d, "rank": r, "score": s, "p_false_negative": 0.1} for d, r, s in listed]

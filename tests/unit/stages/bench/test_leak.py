@@ -55,14 +55,14 @@ def test_or_one_is_left_of_each(tmp_path: Path) -> None:
     assert sorted(found.known_positives["query_id"]) == ["four", "one"]
 
 
-def test_where_grades_reach_three_a_one_is_neither(tmp_path: Path) -> None:
+def test_a_grade_of_one_of_three_is_neither_positive_nor_negative(tmp_path: Path) -> None:
     grades = [("q", "a", 3), ("q", "b", 2), ("q", "c", 1), ("q", "d", 0)]
     found = read_holdout_collection(collection(tmp_path, grades), 0, 10)
     assert sorted([*found.known_positives["doc_id"], *found.held_out_positives["doc_id"]]) == ["a", "b"]
     assert found.nonrelevant["doc_id"].to_list() == ["d"]
 
 
-def test_a_folder_that_is_none_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_folder_without_tables_is_an_error_that_names_the_missing_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"queries\.parquet"):
         read_holdout_collection(tmp_path, 0, 1)
     pl.DataFrame({"id": ["a"]}).write_parquet(tmp_path / "queries.parquet")
@@ -157,7 +157,7 @@ def test_a_prior_of_one_set_has_no_other_to_leave_it_out_of(tmp_path: Path) -> N
     assert len(build_pretrained_model_json(half * 2, single * 2, "", "")["leave_one_out"]) == 2
 
 
-def test_medians_leave_out_sets_where_the_rule_leaks_nothing() -> None:
+def test_medians_exclude_collections_without_a_leak() -> None:
     def of(rule: float, ours: float) -> dict[str, list[dict[str, object]]]:
         return {"equal_hardness": [{"rule": "r", "leak_rule": rule, "leak_learned": ours, "negatives": 88}]}
 

@@ -18,7 +18,7 @@ from stages.training import stage as training_stage
 
 
 @pytest.mark.parametrize("params", [training_stage.Params, evaluation_stage.Params, regression_gate.Params])
-def test_what_is_no_device_is_refused_with_what_is(params: type) -> None:
+def test_an_invalid_device_is_an_error_that_lists_the_valid_ones(params: type) -> None:
     for device in ("auto", "cpu", "mps", "cuda", "cuda:3"):
         assert params(device=device).device == device
     for device in ("foo", "", "CPU", "cuda:", "cuda:x", "meta"):
@@ -26,7 +26,7 @@ def test_what_is_no_device_is_refused_with_what_is(params: type) -> None:
             params(device=device)
 
 
-def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -87,7 +87,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         found.cache_clear()
 
 
-def test_bfloat16_is_used_where_there_are_instructions_for_it(machine: Any) -> None:
+def test_bfloat16_is_used_if_the_cpu_has_instructions_for_it(machine: Any) -> None:
     machine(Driver(9, 7))
     assert detect_device_type() == "cuda"
     assert [should_use_bfloat16(device, "auto") for device in ("cuda", "cuda:0", "cuda:1", "cuda:2", "cpu", "mps")] == [

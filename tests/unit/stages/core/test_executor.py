@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from stages.core.executor import InProcessExecutor, Worker, batch_by_size
 
 
-def test_each_item_is_done_when_its_results_are_asked_for() -> None:
+def test_items_are_processed_lazily() -> None:
     done: list[str] = []
 
     def make():  # type: ignore[no-untyped-def]

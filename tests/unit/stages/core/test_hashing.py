@@ -6,7 +6,7 @@ import xxhash
 from stages.core.hashing import sample_by_hash, stable_hash
 
 
-def test_a_draw_hangs_on_all_three() -> None:
+def test_a_hash_depends_on_seed_purpose_and_key() -> None:
     assert stable_hash(42, "sample", "q1") == xxhash.xxh3_64_intdigest(b"42:sample:q1") == 17703629652593745040
     assert (
         len(

@@ -12,7 +12,7 @@ from stages.core.memory import peak_rss, reset_peak_rss
 BIG = 200 << 20
 
 
-def test_the_peak_holds_what_was_given_back() -> None:
+def test_the_peak_includes_freed_memory() -> None:
     reset_peak_rss()
     before = peak_rss()
     held = bytearray(BIG)
@@ -92,6 +92,6 @@ print(before - held())
 
 
 @GLIBC
-def test_what_was_freed_is_given_back() -> None:
+def test_freed_memory_is_returned() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 100_000_000

@@ -53,18 +53,18 @@ def test_a_model_is_called_by_its_hub_id_or_its_folders_name(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("name", ["", " "])
-def test_no_name_is_said(name: str) -> None:
+def test_an_empty_model_name_is_an_error(name: str) -> None:
     with pytest.raises(InputError, match="name a model"):
         resolve_model(name)
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "m" * 300])
-def test_a_path_that_can_not_be_looked_up_is_said(name: str) -> None:
+def test_an_invalid_path_is_an_error(name: str) -> None:
     with pytest.raises(InputError, match="can't be read"):
         resolve_model(name)
 
 
-def test_files_that_can_not_be_read_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
 
     def refuse(path: Path) -> str:
@@ -75,7 +75,7 @@ def test_files_that_can_not_be_read_are_said(tmp_path: Path, monkeypatch: pytest
         model_digest(tmp_path)
 
 
-def test_an_unreachable_hub_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_hub_model_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="could not be fetched"):
         resolve_model("nobody/no-such-model")
@@ -114,6 +114,6 @@ def test_tokens_are_counted_without_a_limit(tiny_model: Path) -> None:
     assert count_tokens(tiny_model, []).tolist() == []
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         count_tokens(tmp_path, ["a"])

@@ -33,7 +33,7 @@ def test_a_table_of_another_schema_is_not_read(tmp_path: Path) -> None:
         read_table(tmp_path / "q.parquet", CORPUS)
 
 
-def test_a_title_stands_before_the_text_for_every_reader(tmp_path: Path) -> None:
+def test_a_title_comes_before_the_text(tmp_path: Path) -> None:
     rows = {"doc_id": ["1", "2", "3"], "text": ["Red.", "Blue.", "Green."], "title": ["Sky", "", None]}
     write_table(pl.DataFrame(rows), CORPUS, tmp_path / "c.parquet")
     expected = [("1", "Sky Red."), ("2", "Blue."), ("3", "Green.")]

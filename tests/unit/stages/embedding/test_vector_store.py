@@ -26,7 +26,7 @@ def test_a_hash_is_the_xxh3_of_salt_and_text() -> None:
     assert hash_texts([]).shape == (0, 16)
 
 
-def test_vectors_come_back_in_the_order_asked_for_across_segments_and_openings(tmp_path: Path) -> None:
+def test_vectors_are_read_in_the_requested_order_across_segments(tmp_path: Path) -> None:
     store = VectorStore(tmp_path / "store")
     assert (len(store), store.dimension) == (0, 0)
     assert store.append(hashes_of("a", "b"), rows(1, 2)) == 2
@@ -37,7 +37,7 @@ def test_vectors_come_back_in_the_order_asked_for_across_segments_and_openings(t
         assert opened.read(asked).tolist() == rows(3, 1, 2, 1).tolist()
 
 
-def test_what_is_not_held_can_not_be_read(tmp_path: Path) -> None:
+def test_a_missing_vector_is_an_error(tmp_path: Path) -> None:
     store = VectorStore(tmp_path)
     store.append(hashes_of("a"), rows(1))
     assert store.contains(hashes_of("b", "a")).tolist() == [False, True]
@@ -54,7 +54,7 @@ def test_the_first_vector_of_a_hash_stays(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
-def test_where_two_segments_hold_a_hash_the_first_name_wins(tmp_path: Path) -> None:
+def test_the_first_of_two_segments_with_a_hash_is_used(tmp_path: Path) -> None:
     for name, value in (("one", 1), ("two", 2)):
         VectorStore(tmp_path / name).append(hashes_of("a"), rows(value))
     segments = sorted([*tmp_path.glob("one/*.npy"), *tmp_path.glob("two/*.npy")], key=lambda path: path.name)
@@ -74,7 +74,7 @@ def test_a_segment_is_named_by_its_bytes_and_nothing_else_is_left(tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_segment_is_set_aside_and_its_texts_are_missing(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_segment_is_ignored_and_its_texts_are_missing(tmp_path: Path, damage: str) -> None:
     store = VectorStore(tmp_path)
     store.append(hashes_of("a"), rows(1))
     path = next(tmp_path.glob("*.npy"))
@@ -93,7 +93,7 @@ def test_a_damaged_segment_is_set_aside_and_its_texts_are_missing(tmp_path: Path
     assert again.read(hashes_of("a", "b")).tolist() == rows(1, 2).tolist()
 
 
-def test_what_a_killed_writer_left_is_not_read(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "segment.tmp").write_bytes(b"half a segm")
     store = VectorStore(tmp_path)
     assert (len(store), store.damaged_segments) == (0, [])
@@ -101,7 +101,7 @@ def test_what_a_killed_writer_left_is_not_read(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
 
 
-def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_wrong_shapes_are_an_error(tmp_path: Path) -> None:
     store = VectorStore(tmp_path)
     store.append(hashes_of("a"), rows(1))
     with pytest.raises(ValueError, match="dimension 3 in a store of dimension 2"):

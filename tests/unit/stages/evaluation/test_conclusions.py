@@ -41,7 +41,7 @@ def test_a_difference_is_clear_only_if_its_interval_leaves_out_zero() -> None:
         (TOO_FEW_GROUPS, TOO_FEW_GROUPS, "too few test queries"),
     ],
 )
-def test_the_headline_claims_what_the_interval_supports(reranker: Test, fused: Test, says: str) -> None:
+def test_the_headline_follows_the_interval(reranker: Test, fused: Test, says: str) -> None:
     metrics = metrics_with(reranker, fused)
     assert says in describe_result(metrics)
     assert "collapsed" in describe_result(metrics | {"collapse_reason": "all scores are alike"})

@@ -73,7 +73,7 @@ def test_cutoffs_hold_at_their_edge() -> None:
 
 
 @pytest.mark.parametrize("positive", ["a", "m", "z"])
-def test_a_constant_scorer_gets_the_worst_result_wherever_the_positive_stands(positive: str) -> None:
+def test_equal_scores_get_the_worst_metrics_at_any_position_of_the_positive(positive: str) -> None:
     tied = run(*[("q", doc, int(doc == positive), 1.0) for doc in "abmz"])
     assert values(per_query(tied, qrels(("q", positive, 1)), ["MRR@10", "Hit@1", "Hit@3", "Hit@5"])) == {
         "MRR@10": 0.25,
@@ -94,7 +94,7 @@ def test_ties_stand_by_relevance_rising_then_doc_id() -> None:
     ]
 
 
-def test_a_score_that_is_no_number_stands_last() -> None:
+def test_a_nan_score_is_ranked_last() -> None:
     odd = run(("q", "a", 1, math.nan), ("q", "b", 0, -5.0), ("q", "c", 0, -math.inf), ("q", "d", 0, math.inf))
     assert assign_pessimistic_ranks(odd)["doc_id"].to_list() == ["d", "b", "c", "a"]
 
@@ -115,7 +115,7 @@ def test_a_query_that_the_run_lacks_counts_zero() -> None:
     assert average_metrics(found) == {"MRR@10": 0.5, "nDCG@10": 0.5}
 
 
-def test_a_judge_keeps_nothing_between_runs() -> None:
-    judge = Evaluator(qrels(("q", "a", 1)), ["MRR@10"])
+def test_an_evaluator_keeps_no_state_between_runs() -> None:
+    evaluator = Evaluator(qrels(("q", "a", 1)), ["MRR@10"])
     good, bad = (run(("q", "a", 1, score), ("q", "b", 0, 0.0)) for score in (1.0, -1.0))
-    assert [values(judge.evaluate(one))["MRR@10"] for one in (good, bad, good)] == [1.0, 0.5, 1.0]
+    assert [values(evaluator.evaluate(one))["MRR@10"] for one in (good, bad, good)] == [1.0, 0.5, 1.0]

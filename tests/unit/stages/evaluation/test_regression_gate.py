@@ -63,12 +63,12 @@ def test_without_queries_the_verdict_is_same() -> None:
     }
 
 
-def test_results_on_other_queries_are_refused() -> None:
+def test_results_on_other_queries_are_an_error() -> None:
     with pytest.raises(ValueError, match="same queries"):
         compare_rerankers(results(1, 2), results(1, 2, 3), Params())
 
 
-def test_a_metric_that_is_not_computed_is_refused() -> None:
+def test_an_unknown_metric_is_an_error() -> None:
     with pytest.raises(ValidationError):
         Params(metric="nDCG@7")
 
@@ -137,7 +137,7 @@ def test_an_empty_test_split_passes(inputs: dict[str, Path], context: StageConte
     assert (found["verdict"], found["n_queries"], found["difference"]) == ("same", 0, None)
 
 
-def test_settings_of_the_evaluation_that_are_not_known_are_refused(
+def test_unknown_settings_of_the_evaluation_are_an_error(
     inputs: dict[str, Path], context: StageContext, use_scorers: UseScorers
 ) -> None:
     use_scorers(score_equally, score_equally)

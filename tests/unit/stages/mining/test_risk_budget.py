@@ -143,7 +143,7 @@ def test_no_other_selection_of_the_same_risk_is_harder(data: st.DataObject) -> N
 
 
 @given(st.data())
-def test_limits_let_through_what_is_selected_and_a_safe_rest(data: st.DataObject) -> None:
+def test_limits_accept_the_selected_and_safe_candidates(data: st.DataObject) -> None:
     numbers = st.integers(0, 20).map(lambda n: n / 20)
     rows = [
         sorted(data.draw(st.lists(st.tuples(numbers, numbers), min_size=5, max_size=5)), reverse=True) for _ in range(3)

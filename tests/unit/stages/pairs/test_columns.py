@@ -19,7 +19,7 @@ def source(**columns: list[str | None]) -> TableSource:
     return dataframe_source(pl.DataFrame(columns), "faq.csv")
 
 
-def test_usual_names_are_recognised_whatever_their_case() -> None:
+def test_column_names_are_recognised_in_any_case() -> None:
     table = source(ID=["1"], Query=["q"], doc=["file.pdf"], Context=["c"], Answer=["a"], Category=["x"])
     assert choose_pair_columns(table, {}).column_by_role == {
         "question": "Query",
@@ -38,13 +38,13 @@ def test_chinese_names() -> None:
     }
 
 
-def test_answers_are_the_documents_where_there_is_no_other() -> None:
+def test_answers_are_the_documents_if_there_is_no_document_column() -> None:
     found = choose_pair_columns(source(question=["q"], answer=["a"]), {})
     assert found.column_by_role == {"question": "question", "document": "answer"}
     assert "question-answer pairs" in found.notes[0]
 
 
-def test_an_empty_recognised_document_column_gives_way_to_the_answers() -> None:
+def test_answers_replace_an_empty_recognised_document_column() -> None:
     assert (
         choose_pair_columns(source(question=["q"], context=[""], answer=["a"]), {}).column_by_role["document"]
         == "answer"
@@ -83,7 +83,7 @@ def test_labels_that_are_no_numbers_are_not_relevance() -> None:
     )
 
 
-def test_a_missing_column_is_named_with_what_there_is() -> None:
+def test_a_missing_column_is_an_error_that_lists_the_columns() -> None:
     with pytest.raises(InputError, match=r"no column 'contxt'.*'context'.*Did you mean 'context'"):
         resolve_columns({"document": "contxt"}, ["question", "context"], ["document"], "faq.csv")
 

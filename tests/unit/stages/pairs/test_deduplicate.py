@@ -34,7 +34,7 @@ def test_an_untitled_text_has_the_only_title_that_there_is() -> None:
     assert merged([("x", PARIS), (None, T), ("y", T)], KEYS[:2]) == [PARIS, PARIS, PARIS]
 
 
-def test_one_id_is_one_document_whatever_its_titles() -> None:
+def test_one_id_is_one_document_with_any_titles() -> None:
     assert merged([("p", PARIS), ("p", LONDON), (None, LONDON), (None, T)]) == [PARIS] * 4
     more = pl.concat([KEYS, pl.DataFrame({"d": [ROME], "text": [T]}, schema=KEYS.schema)])
     chain = [("a", ROME), ("a", LONDON), ("b", LONDON), ("b", PARIS)]
@@ -45,7 +45,7 @@ def test_without_titles_nothing_changes() -> None:
     assert merged([("a", T), ("a", 2)], pl.DataFrame({"d": [T, 2], "text": [T, 2]}, schema=KEYS.schema)) == [T, 2]
 
 
-def test_one_text_for_what_models_read_alike() -> None:
+def test_texts_that_models_read_as_equal_get_one_text() -> None:
     keys = pl.DataFrame({"d": [5, 5, 7], "text": [5, 3, 7]})
     found, several = deduplicate_document_keys(keys)
     assert found.sort("d").rows() == [(5, 3), (7, 7)]

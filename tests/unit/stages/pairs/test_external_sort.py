@@ -18,7 +18,7 @@ def rows(count: int) -> pl.DataFrame:
     return pl.DataFrame({"key": keys, "answer": [f"text {number % 97}" for number in range(count)]})
 
 
-def test_a_spill_gives_back_what_it_got(tmp_path: Path) -> None:
+def test_spilled_rows_are_read_back(tmp_path: Path) -> None:
     frame = rows(1000)
     small, large = SpillBuffer(tmp_path / "a", memory_budget=2000), SpillBuffer(tmp_path / "b")
     for part in frame.iter_slices(100):

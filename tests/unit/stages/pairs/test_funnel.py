@@ -50,7 +50,7 @@ def test_the_funnel_in_lines() -> None:
     ]
 
 
-def test_what_is_rare_is_counted_if_there_is_any() -> None:
+def test_rare_counts_appear_only_if_they_are_not_zero() -> None:
     labels = [row.label for row in list_funnel_rows(SUMMARY)]
     assert "curated negatives" in labels
     assert "positive in two splits" not in labels

@@ -71,13 +71,13 @@ def test_a_decision_is_stronger_than_the_table(tmp_path: Path) -> None:
         ("d.csv", '\ufeffquery_id,doc_id,label,text\n1,a,,"two\nlines"\n1,b,positive,\n'),
     ],
 )
-def test_what_the_audit_writes_is_read_and_an_empty_label_decides_nothing(tmp_path, name, text):
+def test_the_file_of_the_audit_is_read_and_empty_labels_are_ignored(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     assert read_label_overrides(path).rows() == [(2, "1", "b", 1)]
 
 
-def test_a_csv_without_labels_is_refused(tmp_path):
+def test_a_csv_without_labels_is_an_error(tmp_path):
     path = tmp_path / "d.csv"
     path.write_text("query_id,doc_id\n1,a\n")
     with pytest.raises(InputError, match="'label'"):

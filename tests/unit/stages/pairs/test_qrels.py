@@ -47,7 +47,7 @@ def test_contradictions_go_with_all_their_rows() -> None:
     assert found.rejected_rows.rows() == [(1, "contradictory"), (2, "contradictory"), (3, "partly contradictory")]
 
 
-def test_a_question_without_a_positive_is_set_aside() -> None:
+def test_a_query_without_a_positive_is_rejected() -> None:
     found = resolve_qrels(judged((1, 10, 5, 0), (2, 11, 5, 1)), NO_LIST, trust_ids=True)
     assert found.qrels["row"].to_list() == [2]
     assert found.rejected_rows.rows() == [(1, "no positive document")]

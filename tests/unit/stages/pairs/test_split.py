@@ -61,7 +61,7 @@ def test_shared_documents_restatements_and_groups_tie() -> None:
     ]
 
 
-def test_a_unit_falls_where_its_name_says() -> None:
+def test_the_split_of_a_unit_depends_on_its_name() -> None:
     found = assign_splits(ties(list(range(50))), None, HALVES, name)
     expected = [["train", "dev", "test"].index(hash_to_split(f"d{i:03d}", 0, 0.25, 0.25)) for i in range(50)]
     assert found.split_index.tolist() == expected
@@ -74,7 +74,7 @@ def test_shares_are_kept_roughly() -> None:
     assert 700 < sides.count("test") < 900
 
 
-def test_a_giant_component_is_split_by_question_and_said() -> None:
+def test_a_giant_component_is_split_by_question_and_logged() -> None:
     found = assign_splits(ties([0, 0, 0, 1, 2, 3]), None, HALVES, name)
     assert units(found) == ["q000", "q001", "q002", "d001", "d002", "d003"]
     assert "3 of 6 questions" in found.notes[0]
@@ -107,7 +107,7 @@ def test_own_dev_becomes_test_and_dev_is_cut_from_train() -> None:
     assert "dev" in expected
 
 
-def test_own_dev_stays_dev_where_no_test_is_wanted() -> None:
+def test_the_table_s_dev_split_is_kept_without_a_test_ratio() -> None:
     own = np.array([0, 0, 1], dtype=np.int8)
     found = assign_splits(ties([0, 1, 2]), own, SplitRatios(0.25, 0.0, "component", 0), name)
     assert found.split_index.tolist() == [0, 0, 1]

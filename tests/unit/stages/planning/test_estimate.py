@@ -48,7 +48,7 @@ def test_memory_of_a_model_stays_taken(workload: Workload, settings: Settings) -
     assert mask.memory_bytes == 500 * GB + 180 * 5_000
 
 
-def test_the_memory_of_a_run_grows_with_what_is_more_to_do(workload: Workload, settings: Settings) -> None:
+def test_the_memory_of_a_run_grows_with_its_work(workload: Workload, settings: Settings) -> None:
     # 5,000 candidates at 180 bytes; the run had 4,000 of them, or 9,000
     assert estimate("mask", workload, settings, Rate(1.0, 4_000, LAST_RUN, 0, 500 * GB)).memory_bytes == pytest.approx(
         500 * GB + 180 * 1_000
@@ -56,7 +56,7 @@ def test_the_memory_of_a_run_grows_with_what_is_more_to_do(workload: Workload, s
     assert estimate("mask", workload, settings, Rate(1.0, 9_000, LAST_RUN, 0, 500 * GB)).memory_bytes == 500 * GB
 
 
-def test_what_ifs_of_a_training_are_sorted_and_at_most_three(workload: Workload, settings: Settings) -> None:
+def test_alternatives_of_a_training_are_sorted_and_at_most_three(workload: Workload, settings: Settings) -> None:
     single = change(settings, "train", max_dev_queries=1, dev_top_k=0)  # no evaluation between
     rates = {"train": Rate(1.0, 1, PROBE), "evaluate": Rate(1e-9, 1, PROBE)}
     total = sum_seconds(estimate_steps(["train", "evaluate"], workload, single, rates))

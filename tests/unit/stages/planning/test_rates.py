@@ -20,7 +20,7 @@ def make_run(step: str, seconds: float, work: dict[str, int], **parameters: Any)
     return PastRun(step, seconds, 1_000, work, manifests)
 
 
-def test_a_rate_is_the_seconds_of_a_run_for_what_it_did(workload: Workload, settings: Settings) -> None:
+def test_a_rate_is_seconds_per_unit_of_work(workload: Workload, settings: Settings) -> None:
     found = find_rate("mask", [make_run("mask", 8.0, {"queries": 10, "tokens": 0})], workload, settings)
     # 10 queries of 40 candidates each: there were no more documents then
     assert found == (8.0, 400, LAST_RUN, 0.0, 1_000)

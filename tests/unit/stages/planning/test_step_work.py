@@ -36,7 +36,7 @@ def test_search_compares_every_query_with_every_document(workload: Workload, set
     assert count_work("search", workload, settings).unit_cost == 50 * 8 + 50 * PRODUCTS_PER_CANDIDATE
 
 
-def test_a_continued_search_pays_for_what_is_new(workload: Workload, settings: Settings) -> None:
+def test_an_incremental_search_counts_only_new_work(workload: Workload, settings: Settings) -> None:
     continued = replace(workload, new_texts=[NewTexts(20, 10, has_search=True)])
     # 20 new queries in full, and 80 queries in 10 of 50 documents
     assert count_work("search", continued, settings).n_units == 20 + 80 * 10 / 50
@@ -51,7 +51,7 @@ def test_bm25_is_a_search_and_random_documents_are_none(workload: Workload, sett
     assert found.unit_cost == 50 * 8 + (50 + 30 + 20) * PRODUCTS_PER_CANDIDATE
 
 
-def test_nobody_knows_how_long_an_index_takes(workload: Workload, settings: Settings) -> None:
+def test_the_time_of_an_index_is_unknown(workload: Workload, settings: Settings) -> None:
     assert count_work("search", workload, change(settings, "search", faiss_index="IVF16,Flat")).unit_cost is None
     assert count_work("search", workload, change(settings, "search", faiss_index="exact")).unit_cost
 
@@ -87,7 +87,7 @@ def test_a_verifier_that_is_trained_on_the_table_costs_its_training(workload: Wo
     assert found.n_units * (found.unit_cost or 0) == pytest.approx(150 * (100 + BACKWARD_COST * 1_920))
 
 
-def test_nobody_knows_how_long_an_llm_takes(workload: Workload, settings: Settings) -> None:
+def test_the_time_of_an_llm_judge_is_unknown(workload: Workload, settings: Settings) -> None:
     found = count_work("verify", workload, change(settings, "verify", llm_judge="http://x", llm_judge_model="m"))
     assert (found.n_units, found.unit_cost) == (1_000, None)
 

@@ -50,7 +50,7 @@ def test_csv_cells_stay_text(tmp_path: Path) -> None:
     assert (rows, rejected) == ([1, 2], [])
 
 
-def test_ragged_rows_are_set_aside_by_number(tmp_path: Path) -> None:
+def test_ragged_rows_are_rejected_by_number(tmp_path: Path) -> None:
     columns, rows, rejected = read_csv(tmp_path, "a,b\n1,2\n3\n4,5,6\n7,8,\n9,10\n")
     assert columns == {"a": ["1", "7", "9"], "b": ["2", "8", "10"]}
     assert rows == [1, 4, 5]
@@ -63,7 +63,7 @@ def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
     assert columns == {"frage": ["Wo?"], "antwort": ["Dört"]}
 
 
-def test_a_wrong_encoding_is_refused_with_the_likely_one(tmp_path: Path) -> None:
+def test_a_wrong_encoding_is_an_error_that_names_the_likely_one(tmp_path: Path) -> None:
     content = "问题,答案\n" + "报告的发布机构是什么？,中国银行研究院全球经济金融研究课题组\n" * 20
     with pytest.raises(InputError, match=r"not utf-8 text.*encoding = .gb"):
         read_csv(tmp_path, content.encode("gb18030"))
@@ -80,7 +80,7 @@ def test_a_few_bad_bytes_come_through_marked(tmp_path: Path) -> None:
     assert columns["a"][-1] == "caf\udce9"
 
 
-def test_unclosed_quotes_are_refused_at_their_line(tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_an_error_at_its_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"line 3 is not closed before the end of the file"):
         read_csv(tmp_path, 'a,b\n1,2\n3,"4\n5,6\n')
     with pytest.raises(InputError, match=r"line 3 is not closed within 10,000 lines"):
@@ -113,7 +113,7 @@ def test_repeated_names_do_not_hide_one_another(tmp_path: Path) -> None:
     assert list(read_csv(tmp_path, "a,a,b\n1,2,3\n")[0]) == ["a", "a (2)", "b"]
 
 
-def test_gzip_is_seen_through_and_its_damage_is_said(tmp_path: Path) -> None:
+def test_gzip_is_decompressed_and_damage_is_an_error(tmp_path: Path) -> None:
     packed = gzip.compress(b"a,b\n" + b"1,2\n" * 100_000)
     assert len(read_csv(tmp_path, packed)[1]) == 100_000
     with pytest.raises(InputError, match="corrupt or cut short"):
@@ -251,7 +251,7 @@ def test_a_label_is_never_given_twice() -> None:
     assert label_files([Path("x/a#2"), Path("y/a#2"), Path("x/a"), Path("y/a")]) == ["a#2", "a#2#2", "a", "a#3"]
 
 
-def test_what_is_no_readable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(InputError, match=r"--tables: .*pipe\.csv is no file but a pipe"):
         find_files([str(tmp_path / "*.csv")], "--tables")

@@ -53,7 +53,7 @@ def test_the_rows_of_a_sqlite_query_are_the_same_bytes_in_any_order(sqlite_url: 
     assert (tmp_path / "ASC").read_bytes() == (tmp_path / "DESC").read_bytes()
 
 
-def test_rows_are_sorted_in_whatever_order_the_database_gives_them(
+def test_rows_are_sorted_for_any_order_of_the_database(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000)"

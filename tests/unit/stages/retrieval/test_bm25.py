@@ -125,7 +125,7 @@ texts = st.lists(st.sampled_from(["tent", "boot", "a", "the", "北京大学", "�
     st.integers(1, 14),
     st.data(),
 )
-def test_the_best_are_those_of_the_naive_path_whatever_else_is_asked(
+def test_top_k_equals_a_naive_search_for_any_batch(
     queries: list[str], documents: list[str], end: int, data: st.DataObject
 ) -> None:
     expected = [naive(query, documents, end) for query in queries]

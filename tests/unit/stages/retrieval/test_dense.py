@@ -39,14 +39,14 @@ def test_a_block_is_not_held_once_it_is_taken(dense: DenseRetriever) -> None:
     assert taken() is None
 
 
-def test_what_is_not_finite_is_named(dense: DenseRetriever) -> None:
+def test_a_vector_that_is_not_finite_is_named(dense: DenseRetriever) -> None:
     blocks = dense.read_document_blocks(np.arange(5))
     assert [len(next(blocks)), len(next(blocks))] == [2, 2]
     with pytest.raises(InputError, match="document 'd4' is not finite"):
         next(blocks)
 
 
-def test_what_is_too_large_to_be_ranked_is_named() -> None:
+def test_a_vector_that_is_too_large_is_named() -> None:
     vectors = np.float32([[1e16, -1e16], [3, -2e17]])
     with pytest.raises(InputError, match=r"query 'b' holds figures beyond 1e\+17\. Encode with"):
         _check_vectors(vectors, pl.Series(["a", "b"]), "query")

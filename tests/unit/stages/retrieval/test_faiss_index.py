@@ -47,7 +47,7 @@ def test_strings_that_faiss_cannot_read(factory: str) -> None:
 
 
 @pytest.mark.parametrize("factory", ["IVF0,Flat", "HNSW0", "OPQ0,IVF4,Flat", "IVF4,RQ0x8"])
-def test_what_faiss_would_take_and_fail_with_later(factory: str) -> None:
+def test_index_strings_that_faiss_accepts_but_can_not_use(factory: str) -> None:
     with pytest.raises(ValueError, match="0 is no count"):
         check_factory(factory)
 
@@ -71,7 +71,7 @@ def test_lists_of_a_string() -> None:
     assert [count_ivf_lists(one) for one in strings] == [4096, 1024, 65536, 0, 0]
 
 
-def test_what_faiss_means_to_say() -> None:
+def test_the_message_of_a_faiss_error_is_extracted() -> None:
     place = "Error in void faiss::F::g(int, std::string) at /project/faiss/F.cpp:64: "
     assert (
         extract_faiss_message(RuntimeError(f"{place}Error: '!(d % M == 0)' failed: M must divide d"))
@@ -109,7 +109,7 @@ def test_refusals_name_the_string_and_the_reason() -> None:
         ("SQ8", []),
     ],
 )
-def test_what_can_be_set(factory: str, settings: list[str]) -> None:
+def test_search_parameters_of_an_index(factory: str, settings: list[str]) -> None:
     assert FaissIndex(factory, 8, 500).list_tuning_options() == settings
 
 
@@ -123,12 +123,12 @@ def test_how_many_train() -> None:
 @pytest.mark.parametrize(
     "factory", ["PQ4", "IVF9,PQ4", "HNSW8,PQ4", "OPQ4,PQ4", "OPQ4,IVF9_HNSW8,PQ4", "IVF9(IVF3,Flat),Flat", "PQ4,RFlat"]
 )
-def test_faiss_prints_nothing_where_few_train(factory: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_faiss_prints_nothing_with_few_training_vectors(factory: str, capfd: pytest.CaptureFixture[str]) -> None:
     filled(factory, random_vectors(300))
     assert capfd.readouterr() == ("", "")
 
 
-def test_quiet_opq_learns_what_faiss_would() -> None:
+def test_quiet_opq_equals_that_of_faiss() -> None:
     vectors = random_vectors(400)
     plain = faiss.index_factory(8, "OPQ4,PQ4np", faiss.METRIC_INNER_PRODUCT)
     threads = faiss.omp_get_max_threads()
@@ -140,7 +140,7 @@ def test_quiet_opq_learns_what_faiss_would() -> None:
     assert found.tolist() == plain.search(vectors, 9)[1].tolist()
 
 
-def test_fewer_found_than_asked_for() -> None:
+def test_fewer_results_than_k() -> None:
     """Two lists of two documents, of which one is searched."""
     index = filled("IVF2,Flat", floats([[1, 0], [-1, 0], [0.9, 0.1], [-0.9, 0.1]]), "nprobe=1")
     assert index.search(floats([[1, 0], [-2, 0]]), 4).tolist() == [[0, 2, -1, -1], [1, 3, -1, -1]]

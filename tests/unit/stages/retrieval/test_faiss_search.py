@@ -100,7 +100,7 @@ def test_an_index_that_misses_nothing_gives_the_bytes_of_exact_search(
     assert world.found("exact").tolist() == world.exact().tolist()
 
 
-def test_what_is_found_is_scored_and_ordered_exactly(world: World) -> None:
+def test_results_are_scored_and_ranked_exactly(world: World) -> None:
     world.search("exact")
     world.search(faiss_index="IVF8,PQ2x4", faiss_params="nprobe=2", min_recall=0)
     found = world.found()
@@ -115,7 +115,7 @@ def test_what_is_found_is_scored_and_ordered_exactly(world: World) -> None:
     assert world.bytes()[1] == world.bytes("exact")[1]  # judged pairs are no matter of the index
 
 
-def test_the_recall_is_what_was_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recall_is_measured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every query is in the sample here, and finds enough, so that all that is found was found by the index."""
     told = world.search(faiss_index="IVF8,Flat", faiss_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
     assert told["n_exactly_searched_queries"] == 0
@@ -148,7 +148,7 @@ def test_the_least_setting_that_reaches_the_recall_is_taken(world: World) -> Non
     assert told["parameters"] == "k_factor_rf=2,nprobe=8"
 
 
-def test_too_low_a_recall_is_refused_with_what_would_mend_it(world: World) -> None:
+def test_too_low_a_recall_is_an_error_that_names_the_fix(world: World) -> None:
     given = {"faiss_index": "IVF8,Flat", "faiss_params": "nprobe=2"}
     recall = world.search(**given, min_recall=0)["faiss_indexes"]["dense"]["recall"]
     with pytest.raises(InputError) as refused:
@@ -199,7 +199,7 @@ def test_the_seed_draws_the_training_sample(world: World, monkeypatch: pytest.Mo
     assert found[0] == found[1] != found[2]
 
 
-def test_what_is_drawn_hangs_on_ids_alone() -> None:
+def test_the_sample_depends_only_on_ids() -> None:
     ids = [f"d{i}" for i in range(50)]
     drawn = {ids[i] for i in faiss_search._sample_positions_by_hash(pl.Series(ids), 10, 0, "x")}
     assert {ids[::-1][i] for i in faiss_search._sample_positions_by_hash(pl.Series(ids[::-1]), 10, 0, "x")} == drawn
@@ -210,7 +210,7 @@ def test_what_is_drawn_hangs_on_ids_alone() -> None:
     assert {ids[i] for i in faiss_search._sample_positions_by_hash(pl.Series(ids), 10, 1, "x")} != drawn
 
 
-def test_few_documents_a_list_are_said(world: World) -> None:
+def test_few_documents_per_list_are_logged(world: World) -> None:
     world.search(faiss_index="IVF8,Flat", min_recall=0)
     assert not [line for line in world.progress.messages if "a list" in line]
     world.search(faiss_index="IVF20,Flat", min_recall=0)
@@ -219,7 +219,7 @@ def test_few_documents_a_list_are_said(world: World) -> None:
     ]
 
 
-def test_where_exact_search_is_as_fast_it_is_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_is_not_faster_than_exact_search_is_logged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     line = "30 queries x 400 documents: exact search takes about as long as making Flat and searching it, and misses "
     for pays, count in ((30 * 400, 0), (30 * 400 + 1, 1)):
         monkeypatch.setattr(faiss_search, "_MIN_PAIRS_FOR_INDEX", pays)
@@ -227,7 +227,7 @@ def test_where_exact_search_is_as_fast_it_is_said(world: World, monkeypatch: pyt
         assert len([said for said in world.progress.messages if said.startswith(line)]) == count
 
 
-def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world: World) -> None:
+def test_an_index_that_does_not_fit_is_an_error_before_training(world: World) -> None:
     for factory, why in (("PQ3", "multiple of the number of subquantizers"), ("IVF401,Flat", "only 400 documents")):
         with pytest.raises(InputError, match=f"faiss_index = '{factory}'.*{why}"):
             world.search(faiss_index=factory)
@@ -236,7 +236,7 @@ def test_an_index_that_does_not_fit_is_refused_before_anything_is_trained(world:
     assert not [line for line in world.progress.messages if "training" in line]
 
 
-def test_what_faiss_refuses_of_a_search_names_the_parameters(world: World) -> None:
+def test_invalid_search_parameters_are_named(world: World) -> None:
     for factory, parameters in (("IVF4,Flat", "nprobe=0"), ("Flat,RFlat", "k_factor_rf=0.1")):
         with pytest.raises(InputError, match=f"can't be searched with faiss_params = '{parameters}'.* at least 1"):
             world.search(faiss_index=factory, faiss_params=parameters)

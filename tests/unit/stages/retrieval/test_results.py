@@ -38,14 +38,14 @@ def test_names_and_windows() -> None:
         (["dense", "bm25:٣"], "is no source"),
     ],
 )
-def test_a_bad_spelling_is_refused_with_what_is_allowed(given: list[str], says: str) -> None:
+def test_an_invalid_source_is_an_error_that_lists_the_valid_ones(given: list[str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_sources(given)
     with pytest.raises(ValidationError, match=says):
         Params(sources=tuple(given))
 
 
-def test_the_depth_holds_where_no_end_is_given() -> None:
+def test_top_k_is_the_default_end() -> None:
     params = Params(top_k=30, sources=("dense", "bm25:50", "random:2-4"))
     assert [(source.name, source.start, end) for source, end in params.source_depths] == [
         ("dense", 0, 30),
@@ -54,7 +54,7 @@ def test_the_depth_holds_where_no_end_is_given() -> None:
     ]
 
 
-def test_the_seed_is_in_the_key_only_where_something_is_drawn() -> None:
+def test_the_seed_is_in_the_key_only_with_a_random_source() -> None:
     assert key_extras(Params(seed=3, sources=("dense", "bm25"))) == {}
     assert key_extras(Params(seed=3, sources=("dense", "random:2"))) == {"seed": "3"}
 

@@ -169,7 +169,7 @@ def test_a_second_encoder_is_a_source_of_its_own(workspace: Path) -> None:
     assert alone["score"].to_list() == [float(np.float32(0.6)), 0.0]
 
 
-def test_a_source_without_an_encoder_is_refused_and_an_idle_encoder_said(workspace: Path) -> None:
+def test_a_source_without_an_encoder_is_an_error_and_an_unused_encoder_is_logged(workspace: Path) -> None:
     with pytest.raises(InputError, match=r"the source dense2 has no encoder: .* \(now: none\)"):
         search(workspace, Params(sources=("dense", "dense2")))
     add_encoder(workspace)
@@ -209,7 +209,7 @@ def test_the_first_rows_of_dense_are_the_same_beside_other_sources(workspace: Pa
 
 
 @pytest.mark.skipif(detect_device_type() == "cuda", reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_named_with_the_option_that_asked_for_it() -> None:
+def test_a_missing_gpu_is_an_error_that_names_the_option() -> None:
     assert [choose_device_and_dtype(Params(device=device), 1)[0] for device in ("auto", "cpu")] == ["cpu", "cpu"]
     with pytest.raises(InputError, match=r"^device = 'cuda': .* Try device = 'cpu'\.$"):
         choose_device_and_dtype(Params(device="cuda"), 1)

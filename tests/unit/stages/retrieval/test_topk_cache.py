@@ -28,7 +28,7 @@ def written(folder: Path) -> np.ndarray:
     return lists
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_written_lists_are_read_back(tmp_path: Path) -> None:
     lists = written(tmp_path)
     read = read_topk_cache(tmp_path, MADE_OF, ["s1", "s2", "s3"])
     assert read is not None

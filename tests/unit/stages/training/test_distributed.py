@@ -20,7 +20,7 @@ def test_each_gpu_gets_a_process_unless_the_device_names_one(
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_copies_that_a_launcher_starts_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_processes_of_an_external_launcher_are_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Each of them would train a whole model."""
     monkeypatch.setenv(name, "2")
     with pytest.raises(InputError, match=f"{name} = 2"):

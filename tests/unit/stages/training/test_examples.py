@@ -24,7 +24,7 @@ def write(folder: Path, *lines: str) -> Path:
     return path
 
 
-def test_reads_ids_and_texts_and_counts_what_can_not_be_trained_on(tmp_path: Path) -> None:
+def test_reads_ids_and_texts_and_counts_unusable_queries(tmp_path: Path) -> None:
     path = write(tmp_path, line("b", ["d1"], ["d2", "d3"]), line("a", ["d3"], ["d1"]), line("c", ["d1"], []))
     mined, texts, unusable = read_mined_queries(path, 0, 0)
     assert mined == [MinedQuery("a", "about a", ("d3",), ("d1",)), MinedQuery("b", "about b", ("d1",), ("d2", "d3"))]
@@ -59,7 +59,7 @@ def test_a_line_separator_within_a_text_does_not_end_the_line(tmp_path: Path) ->
     assert [query.query_id for query in read_mined_queries(path, 0, 0)[0]] == ["a\u2028b", "c"]
 
 
-def test_fewer_than_two_queries_is_said(tmp_path: Path) -> None:
+def test_fewer_than_two_queries_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, line("a", ["d1"], ["d2"]), line("b", ["d1"], []), line("c", ["d1"], []))
     with pytest.raises(InputError, match=r"holds 1 queries .*\(2 without\), and at least 2 are needed"):
         read_mined_queries(path, 0, 0)
@@ -116,7 +116,7 @@ def test_an_epoch_is_a_pure_function_of_seed_and_epoch() -> None:
     ]
 
 
-def test_a_query_draws_the_same_whatever_else_is_there() -> None:
+def test_the_sample_of_a_query_does_not_depend_on_other_queries() -> None:
     alone = build_epoch_groups(MINED[3:4], 2, n_positives=2, n_negatives=4, seed=5)
     among = [group for group in build_epoch_groups(list(reversed(MINED)), 2, 2, 4, 5) if group.query_id == "q3"]
     assert alone == among

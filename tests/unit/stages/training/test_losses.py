@@ -76,7 +76,7 @@ def test_distillation_by_hand() -> None:
     assert distillation_loss(scores, [2, 3], labels).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_distillation_pulls_towards_the_labels_whatever_the_padding() -> None:
+def test_distillation_ignores_padding() -> None:
     scores = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0], requires_grad=True)
     distillation_loss(scores, [2, 3], [[math.log(3.0), 0.0], [0.0, 0.0, 0.0]]).backward()
     # softmax of the model minus the teacher's, halved by the mean over two groups

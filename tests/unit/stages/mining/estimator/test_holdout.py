@@ -11,7 +11,7 @@ def to_frame(pairs: list[tuple[str, str]]) -> pl.DataFrame:
     return pl.DataFrame(pairs, schema=["query_id", "doc_id"], orient="row")
 
 
-def test_half_of_each_querys_positives_are_held_out_whatever_other_queries_there_are() -> None:
+def test_half_of_each_query_s_positives_are_held_out_independently_of_other_queries() -> None:
     found = hold_out_positives(to_frame(PAIRS), 0, "x")
     for rows in found.partition_by("query_id"):
         assert rows["held_out"].sum() == len(rows) // 2

@@ -12,7 +12,7 @@ def test_log_odds_by_hand() -> None:
     assert model.predict_log_odds(np.array([[3, 0.5], [1000, 0]], np.float32)).tolist() == pytest.approx([0.25, 2.75])
 
 
-def test_a_constant_feature_is_not_scaled_and_a_model_survives_json() -> None:
+def test_a_constant_feature_is_not_scaled_and_a_model_is_the_same_after_json() -> None:
     rng = np.random.default_rng(0)
     features = np.stack([rng.normal(size=50), np.full(50, 7.0)], axis=1).astype(np.float32)
     model = LogisticModel.fit(("a", "b"), features, features[:, 0] > 0, np.ones(50), 1.0)

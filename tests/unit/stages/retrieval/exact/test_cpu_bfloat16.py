@@ -35,7 +35,7 @@ def tile(scores: list[list[float]]) -> _Bfloat16Tile:
         (float("inf"), []),
     ],
 )
-def test_what_scores_more_passes(enough: float, passing: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_above_the_threshold_pass(enough: float, passing: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topk, "MAX_HIT_SHARE", 1)
     found = tile([[-2, -0.5, 0, 0.0, 0.25, 3]]).select_above(np.array([enough], np.float32))
     assert found is not None

@@ -101,7 +101,7 @@ def test_a_scan_with_its_real_sizes() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("engine", [InProcessExecutor(), ByTorch()])
-def test_no_score_is_farther_off_than_is_said(dtype: str, engine: InProcessExecutor) -> None:
+def test_score_errors_are_within_the_error_bound(dtype: str, engine: InProcessExecutor) -> None:
     """Vectors of any length, some made to be rounded as far as can be, all in one direction; and of nothing."""
     random = np.random.default_rng(5)
     corpus, asked = (random.standard_normal((n, 48)).astype(np.float32) for n in (300, 60))
@@ -124,7 +124,7 @@ def test_no_score_is_farther_off_than_is_said(dtype: str, engine: InProcessExecu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("small", [1e-15, 1e-22, 1e-25, 1e-38])
 @pytest.mark.parametrize("engine", [InProcessExecutor(), ByTorch()])
-def test_the_bound_holds_where_squares_vanish_in_float32(engine: InProcessExecutor, dtype: str, small: float) -> None:
+def test_the_error_bound_holds_if_squares_underflow(engine: InProcessExecutor, dtype: str, small: float) -> None:
     device = "cuda" if isinstance(engine, ByTorch) else "cpu"
     random = np.random.default_rng(6)
     corpus, asked = (random.standard_normal((n, 32)).astype(np.float32) for n in (200, 50))
@@ -175,7 +175,7 @@ def test_parallel_scans_leave_the_threads_of_blas_unchanged() -> None:
     assert [pool["num_threads"] for pool in threadpool_info()] == before
 
 
-def test_a_later_block_is_only_asked_for_what_beats_the_ones_before() -> None:
+def test_a_later_block_must_exceed_the_kth_score() -> None:
     part = scan._QueryBatchScan(2, 0.0, np.eye(2, dtype=np.float32))
     documents = np.array([[1, 4], [2, 5], [3, 6]], np.float32)
     assert part.make_task(documents).thresholds.tolist() == [-np.inf, -np.inf]
@@ -230,7 +230,7 @@ def test_a_machine_whose_memory_does_not_hold_a_block_is_an_input_error(dtype: s
         list(scan_batches([asked], [corpus], 7, InProcessExecutor(), "cpu", dtype))
 
 
-def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> None:
+def test_results_of_an_aborted_part_are_not_counted_twice() -> None:
     """Everything passes, so that it is merged at once; then the memory ends, after the first queries."""
     corpus, asked = np.arange(1, 201, dtype=np.float32)[:, None], np.ones((130, 1), np.float32)
     best, failed = gpu_scan._TorchTile.select_top_k, []
@@ -247,7 +247,7 @@ def test_what_a_gpu_had_of_a_part_that_did_not_end_is_not_counted_twice() -> Non
     right(found, corpus, 7)
 
 
-def test_it_multiplies_in_float32_and_sums_in_it_whatever_the_process_allows() -> None:
+def test_products_and_sums_are_float32_under_any_process_settings() -> None:
     """TF32, and sums in bfloat16, are off by more than exact search reckons with."""
     seen, above = [], gpu_scan._TorchTile.select_above
     matmul = torch.backends.cuda.matmul

@@ -48,7 +48,7 @@ def test_more_ties_at_the_cut_than_the_margin() -> None:
         assert scores.tolist() == [[1, 1, 1, 0.5, 0.5]]
 
 
-def test_fewer_documents_than_asked_for() -> None:
+def test_fewer_documents_than_k() -> None:
     ids, scores = exact_search(floats([[2]]), [floats([[3]])], 200)
     assert (ids.tolist(), scores.tolist()) == ([[0]], [[6]])
 
@@ -91,7 +91,7 @@ def test_near_ties_give_the_same_bits_however_the_work_is_cut(seed: int, size: i
     assert np.concatenate(cut_scores).tobytes() == scores.tobytes()
 
 
-def test_what_only_the_rounding_of_the_result_hides_is_found() -> None:
+def test_ties_after_rounding_are_resolved() -> None:
     """Numbers that bfloat16 holds: 256 + 0.875 is rounded up and 256 + 1 down."""
     documents = np.zeros((2_000, 2), np.float32)
     documents[:, 0], documents[:, 1], documents[1_500, 1] = 256, 0.875, 1
@@ -101,7 +101,7 @@ def test_what_only_the_rounding_of_the_result_hides_is_found() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.integers(20, 301), apart=st.sampled_from([0.0, 1e-3, 1e-2, 1.0]))
-def test_what_bfloat16_cannot_tell_apart_is_told_apart(seed: int, size: int, apart: float) -> None:
+def test_scores_that_are_equal_in_bfloat16_are_separated(seed: int, size: int, apart: float) -> None:
     """Documents that differ by less, about as much, and more than what bfloat16 can hold: the same bits as by float32,
     with too small a margin too."""
     random = np.random.default_rng(seed)
