@@ -1,4 +1,8 @@
-"""BM25 over the corpus, in any script: the score of given (query, document) pairs, and a query's best documents."""
+"""BM25 over the corpus, in any script: the score of given (query, document) pairs, and a query's best documents.
+
+Not by bm25s: its search takes 0.7 to 1.2 times the processor time, scores of pairs 1.9 times and up to 2.2 times the
+memory, and it does not order ties, so 0.04 to 0.4 % of the documents found are others (docs/benchmarks.md).
+"""
 
 import math
 import re
