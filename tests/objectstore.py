@@ -88,8 +88,12 @@ def serving() -> Iterator[Store]:
                 asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
                 start, end = (int(asked[1]), int(asked[2] or len(content))) if asked else (0, len(content))
                 part = content[start : end + 1]
-                told = {"Content_Range": f"bytes {start}-{start + len(part) - 1}/{len(content)}"} if asked else {}
-                self._answer(206 if asked else 200, part, Last_Modified=formatdate(written, usegmt=True), **told)
+                range_headers = (
+                    {"Content_Range": f"bytes {start}-{start + len(part) - 1}/{len(content)}"} if asked else {}
+                )
+                self._answer(
+                    206 if asked else 200, part, Last_Modified=formatdate(written, usegmt=True), **range_headers
+                )
 
         def _list(self, bucket: str, prefix: str, delimiter: str) -> None:
             found, folders = "", set()

@@ -1,7 +1,7 @@
 """What a parameter of mining needs beside it to count for anything: given without, it is refused and not ignored.
 
 What one stage can tell by itself its Params check; here is what takes several, as data. A value that equals the default
-can't be told from one that nobody gave, and passes.
+can't be distinguished from one that was not given, and is accepted.
 """
 
 from collections.abc import Mapping

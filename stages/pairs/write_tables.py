@@ -139,7 +139,7 @@ class TableWriter:
         self._text_store.document_keys = []
         judged, listed, self._replacements = merge_duplicate_documents(keys, judged, listed)
         self._document_keys, several = deduplicate_document_keys(keys)
-        if len(several) and "chunk" in judged.columns:  # the chunk was told from another cut of title and text
+        if len(several) and "chunk" in judged.columns:  # the chunk was found in another cut of title and text
             judged = judged.with_columns(
                 chunk=pl.when(pl.col("d").is_in(several.implode())).then(-1).otherwise("chunk")
             )

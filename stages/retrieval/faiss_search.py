@@ -53,7 +53,7 @@ class FaissSearch:
     `top_k` is searched exactly.
 
     Recall@end is the share of the exact best `top_k` that the index finds, the mean over queries drawn by their id;
-    what exact search adds does not count. Raises `InputError` where it is less than asked for. What the parameters
+    what exact search adds does not count. Raises `InputError` if it is below min_recall. What the parameters
     leave open, nprobe or efSearch, is the least (by powers of two) that reaches it.
     """
 

@@ -1,6 +1,6 @@
 """Dense retrieval that goes on from the last search: it costs what changed, and gives what a search from nothing gives.
 
-The lists of the last search lie beside the encoder's vectors, a little deeper than was asked for, so that most queries
+The lists of the last search lie beside the encoder's vectors, a little deeper than requested, so that most queries
 can lose a document without being searched again. They are no part of an artifact: how deep a list still reaches depends
 on the workspace's history, the candidates do not.
 """

@@ -144,7 +144,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     less exact than it says.
 
     A dense source goes on from its last search in this workspace, or is searched from nothing through an index, which
-    is refused (`InputError`) where its recall is too low. bm25 is searched anew, because its weights change with every
+    is refused (`InputError`) where its recall is too low. bm25 is searched again, because its weights change with every
     document, and so is random, which costs nothing.
     """
     for line in _find_unused_encoders(

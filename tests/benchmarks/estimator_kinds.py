@@ -26,7 +26,7 @@ from stages.mining.estimator.blended_model import TABLE_MODEL_C, stack_features
 from stages.mining.estimator.folds import N_FOLDS, assign_folds
 from stages.mining.estimator.logistic_model import LogisticModel
 from stages.mining.verify import stacking
-from tests.benchmarks.self_teacher import ROOT, suspects_of
+from tests.benchmarks.self_trained_verifier import ROOT, suspects_of
 
 NAMES = (*FEATURES, "pretrained_log_odds")
 RISES = (

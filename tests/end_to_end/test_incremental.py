@@ -79,10 +79,10 @@ def searched(project: Project, work: str) -> tuple[dict[str, int], dict[str, Any
     """What a search by `prep mine-negatives` says of its lists, and what every artifact holds."""
     done = project.prep("mine-negatives", "--json", "--workspace", work)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    folders = {name: project.folder / folder for name, folder in told["artifacts"].items()}
+    output = json.loads(done.stdout)
+    folders = {name: project.folder / folder for name, folder in output["artifacts"].items()}
     files = {name: json.loads((folder / "manifest.json").read_text())["files"] for name, folder in folders.items()}
-    return told["summary"]["search"]["topk_cache"]["dense"], files
+    return output["summary"]["search"]["topk_cache"]["dense"], files
 
 
 def test_a_changed_row_is_searched_incrementally(project: Project) -> None:
@@ -95,25 +95,25 @@ def test_a_changed_row_is_searched_incrementally(project: Project) -> None:
     rows[5] = [f"{cell} Really." for cell in rows[5]]
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows[:-1]])
-    told, lived = searched(project, "work")
-    assert 1 <= told["n_new_documents"] <= 3
-    assert 1 <= told["n_searched_queries"] < queries / 4
-    assert told["n_merged_queries"] + told["n_searched_queries"] in (queries - 1, queries)
+    output, lived = searched(project, "work")
+    assert 1 <= output["n_new_documents"] <= 3
+    assert 1 <= output["n_searched_queries"] < queries / 4
+    assert output["n_merged_queries"] + output["n_searched_queries"] in (queries - 1, queries)
     nothing, fresh = searched(project, "fresh")
     assert nothing["n_merged_queries"] == 0
     assert lived == fresh
 
 
 def test_damaged_lists_are_searched_anew(project: Project) -> None:
-    told, files = searched(project, "work")
+    output, files = searched(project, "work")
     shutil.rmtree(project.work / "runs/search")
     (lists,) = (project.work / "vectors").glob("*/topk_cache")
     path = max(lists.glob("*.npy"), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert searched(project, "work") == (told, files)
+    assert searched(project, "work") == (output, files)
     shutil.rmtree(project.work / "runs/search")
     again, files_again = searched(project, "work")
-    assert again == {"n_new_documents": 0, "n_merged_queries": told["n_searched_queries"], "n_searched_queries": 0}
+    assert again == {"n_new_documents": 0, "n_merged_queries": output["n_searched_queries"], "n_searched_queries": 0}
     assert files_again == files

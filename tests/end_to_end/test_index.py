@@ -10,35 +10,35 @@ def mined(project: Project, *arguments: str, work: str = "work") -> tuple[dict[s
     """The summary of the search and the files of all artifacts."""
     done = project.prep("mine-negatives", "--json", "--workspace", work, *arguments)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    folders = {name: project.folder / folder for name, folder in told["artifacts"].items()}
+    output = json.loads(done.stdout)
+    folders = {name: project.folder / folder for name, folder in output["artifacts"].items()}
     files = {name: json.loads((folder / "manifest.json").read_text())["files"] for name, folder in folders.items()}
-    return told["summary"]["search"], files
+    return output["summary"]["search"], files
 
 
 def test_an_index_on_the_way_to_mined_jsonl(project: Project) -> None:
     project.set("search", "faiss_index", '"IVF2,SQ8"')
-    told, files = mined(project)
-    assert told["faiss_indexes"]["dense"]["recall"] >= 0.95
-    assert told["candidates_by_source"] == {"dense": 20 * told["queries"]}
-    assert (mined(project, work="again")) == (told, files)
+    output, files = mined(project)
+    assert output["faiss_indexes"]["dense"]["recall"] >= 0.95
+    assert output["candidates_by_source"] == {"dense": 20 * output["queries"]}
+    assert (mined(project, work="again")) == (output, files)
     done = project.prep("mine-negatives")
-    assert f"FAISS index IVF2,SQ8 ({told['faiss_indexes']['dense']['parameters']}), recall@20" in done.stdout
+    assert f"FAISS index IVF2,SQ8 ({output['faiss_indexes']['dense']['parameters']}), recall@20" in done.stdout
     exact, exact_files = mined(project, "--faiss-index", "exact")
     assert "faiss_indexes" not in exact
-    assert exact["candidates"] == told["candidates"]
+    assert exact["candidates"] == output["candidates"]
     assert mined(project, "--faiss-index", "Flat", work="flat")[1]["sample"] == exact_files["sample"]
 
 
 def test_the_manifest_says_the_index_and_its_recall(project: Project) -> None:
-    told, _ = mined(project, "--faiss-index", "HNSW8", "--set", "search.faiss_params=efSearch=64")
+    output, _ = mined(project, "--faiss-index", "HNSW8", "--set", "search.faiss_params=efSearch=64")
     (folder,) = (project.work / "runs/search").iterdir()
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["summary"]["faiss_indexes"] == told["faiss_indexes"]
+    assert manifest["summary"]["faiss_indexes"] == output["faiss_indexes"]
     assert {"faiss_index": "HNSW8", "faiss_params": "efSearch=64", "min_recall": "0.95"}.items() <= manifest[
         "key_extras"
     ].items()
-    assert told["faiss_indexes"]["dense"]["parameters"] == "efSearch=64"
+    assert output["faiss_indexes"]["dense"]["parameters"] == "efSearch=64"
 
 
 def test_too_low_a_recall_is_exit_2(project: Project) -> None:

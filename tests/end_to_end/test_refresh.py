@@ -223,7 +223,7 @@ def test_show_marks_the_documents_of_mined_jsonl(project: Project, finished: Pat
     assert sorted(shown["negatives"]) == sorted(line["neg_ids"])
     for side, key in (("pos", "pos_ids"), ("neg", "neg_ids")):
         assert {row["doc_id"] for row in shown["documents"] if row["mined"] == side} == set(line[key])
-    project.set("mine", "num_negatives", "1")  # composed anew, so that it shows what this prep.toml gives
+    project.set("mine", "num_negatives", "1")  # a new setting, so that mined.jsonl is written under this prep.toml
     assert len(result(project, "show", line["query_id"])["negatives"]) == 1
     for name, value in (("mask", '"abs"'), ("rank_window", "[10, 210]")):
         project.set("mine", name, value)

@@ -97,8 +97,8 @@ def test_the_learned_mask_takes_a_budget_on_the_questions_that_are_kept() -> Non
 
 def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
     rules = ("naive", "perc_max 0.9", "oracle")
-    told = params(*rules, epochs=2, distill_epochs=1)
-    found = build_rule_training_sets(trial(), candidates(), mined(2), told)
+    bench_params = params(*rules, epochs=2, distill_epochs=1)
+    found = build_rule_training_sets(trial(), candidates(), mined(2), bench_params)
     assert found.n_queries == 10
     assert found.n_unfilled_queries == 1
     assert found.leak_metrics["naive"]["leak"] == 0.5
@@ -109,7 +109,9 @@ def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
     assert found.mined_queries["oracle"][0].positives == ("p", "r")
     inputs = write(tmp_path, candidates=candidates().with_columns(source=pl.lit("dense")).select(CANDIDATES.names))
     made = {
-        rule: build_training_epochs(told.build_training_params(0), found.mined_queries[rule], inputs["candidates"], 1)
+        rule: build_training_epochs(
+            bench_params.build_training_params(0), found.mined_queries[rule], inputs["candidates"], 1
+        )
         for rule in rules
     }
     shapes = {
@@ -120,7 +122,7 @@ def test_all_but_the_negatives_is_the_same(tmp_path: Path) -> None:
     assert [len(groups) for groups in made["naive"]] == [10, 10, 10]
     assert made["naive"][0] == made["oracle"][0]  # the retriever's own scores
     assert made["naive"][1] != made["oracle"][1]
-    other_seed = told.build_training_params(1)
+    other_seed = bench_params.build_training_params(1)
     other_epochs = build_training_epochs(other_seed, found.mined_queries["naive"], inputs["candidates"], 1)
     assert made["naive"][0] != other_epochs[0]
 
@@ -197,12 +199,14 @@ def test_an_unknown_rule_is_an_error_and_a_repeated_one_counts_once() -> None:
 def test_a_student_is_the_same_again_and_another_with_another_seed(tmp_path: Path, tiny_model: Path) -> None:
     texts = {document: f"{document} {document}" for document in (*DOCUMENTS, "p", "r")}
     pairs = [(query, texts[document]) for query in QUERIES[:4] for document in DOCUMENTS]
-    told = params("naive", student=str(tiny_model), batch_size=4, max_length=16, learning_rate=3e-3, device="cpu")
-    lessons = build_rule_training_sets(trial(), candidates(), mined(2), told).mined_queries["naive"]
+    bench_params = params(
+        "naive", student=str(tiny_model), batch_size=4, max_length=16, learning_rate=3e-3, device="cpu"
+    )
+    lessons = build_rule_training_sets(trial(), candidates(), mined(2), bench_params).mined_queries["naive"]
     found = []
     for number, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(number)
-        training = told.build_training_params(seed)
+        training = bench_params.build_training_params(seed)
         epochs = build_training_epochs(training, lessons, tmp_path, 0)
         tools = StageContext(RecordedProgress(), folder, folder, folder / "logs")
         scores, history = train_and_score(

@@ -59,15 +59,15 @@ class World:
         tools = StageContext(NullProgress(), self.folder / "scratch", self.store.parent, self.folder / "logs")
         with mock.patch.object(retrieval_stage, "DOCUMENTS_PER_BLOCK", 7):
             summary = run(Params(top_k=depth), inputs, self.folder / out, tools)
-        told: dict[str, Any] = summary["topk_cache"]["dense"]
-        return told
+        cache_counts: dict[str, Any] = summary["topk_cache"]["dense"]
+        return cache_counts
 
     def equal(self, depth: int) -> bool:
         """Whether a search from nothing gives what the last search gave; its lists stay as they are."""
         aside = self.store / "aside"
         (self.store / "topk_cache").rename(aside)
-        told = self.search(depth, "nothing")
-        assert (told["n_merged_queries"], told["n_searched_queries"]) == (0, len(self.queries))
+        cache_counts = self.search(depth, "nothing")
+        assert (cache_counts["n_merged_queries"], cache_counts["n_searched_queries"]) == (0, len(self.queries))
         shutil.rmtree(self.store / "topk_cache")
         aside.rename(self.store / "topk_cache")
         return all(
@@ -94,14 +94,14 @@ def filler(count: int) -> dict[str, str]:
     return {f"z{i}": "a -1 0" for i in range(count)}
 
 
-def told(new: int, merged: int, full: int) -> dict[str, int]:
+def cache_counts(new: int, merged: int, full: int) -> dict[str, int]:
     return {"n_new_documents": new, "n_merged_queries": merged, "n_searched_queries": full}
 
 
 def test_nothing_changed(world: World) -> None:
     world.documents = {"d1": "a 1 0", "d2": "a 0 0", **filler(4)}
-    assert world.search(2) == told(6, 0, 1)
-    assert world.search(2) == told(0, 1, 0)
+    assert world.search(2) == cache_counts(6, 0, 1)
+    assert world.search(2) == cache_counts(0, 1, 0)
     assert world.equal(2)
 
 
@@ -110,7 +110,7 @@ def test_a_lost_candidate_whose_place_a_new_one_takes(world: World) -> None:
     world.search(3)
     del world.documents["d1"]
     world.documents["d9"] = "b 1 0"
-    assert world.search(3) == told(1, 1, 0)
+    assert world.search(3) == cache_counts(1, 1, 0)
     assert world.found("q") == ["d2", "d9", "d3"]
     assert world.equal(3)
 
@@ -120,7 +120,7 @@ def test_a_lost_candidate_whose_place_nothing_takes(world: World) -> None:
     world.search(2)
     del world.documents["d1"]
     world.documents["d9"] = "b -1 0"  # below the cut
-    assert world.search(2) == told(1, 0, 1)
+    assert world.search(2) == cache_counts(1, 0, 1)
     assert world.found("q") == ["d2", "d3"]
     assert world.equal(2)
 
@@ -134,7 +134,7 @@ def test_a_new_candidate_that_ties_at_the_cut(world: World, new: str, merged: in
     world.search(2)
     del world.documents["d1"]
     world.documents[new] = "b 0 0"
-    assert world.search(2) == told(1, merged, 1 - merged)
+    assert world.search(2) == cache_counts(1, merged, 1 - merged)
     assert world.found("q") == found
     assert world.equal(2)
 
@@ -145,12 +145,12 @@ def test_the_last_entry_itself_is_lost(world: World) -> None:
     world.search(2)
     del world.documents["d2"]
     world.documents["d2b"] = "b 0 0"
-    assert world.search(2) == told(1, 1, 0)
+    assert world.search(2) == cache_counts(1, 1, 0)
     assert world.found("q") == ["d1", "d2b"]
     assert world.equal(2)
     del world.documents["d2b"]
     world.documents["d4"] = "b 0 0"
-    assert world.search(2) == told(1, 0, 1)
+    assert world.search(2) == cache_counts(1, 0, 1)
     assert world.found("q") == ["d1", "d3"]
     assert world.equal(2)
 
@@ -159,9 +159,9 @@ def test_a_changed_text_is_lost_and_new(world: World) -> None:
     world.documents = {"d1": "a 1 0", "d2": "a 0 0", "d3": "a 0 1", **filler(4)}
     world.search(2)
     world.documents["d1"] = "b 1 1"
-    assert world.search(2) == told(1, 1, 0)
+    assert world.search(2) == cache_counts(1, 1, 0)
     world.documents["d1"] = "c -1 0"
-    assert world.search(2) == told(1, 0, 1)
+    assert world.search(2) == cache_counts(1, 0, 1)
     assert world.found("q") == ["d2", "d3"]
     assert world.equal(2)
 
@@ -170,9 +170,9 @@ def test_a_list_of_the_whole_corpus_loses_and_gains(world: World) -> None:
     world.documents = filler(5)
     world.search(50)
     del world.documents["z0"]
-    assert world.search(50) == told(0, 1, 0)
+    assert world.search(50) == cache_counts(0, 1, 0)
     world.documents |= {"a": "a -1 0", "z9": "a 1 0"}
-    assert world.search(50) == told(2, 1, 0)
+    assert world.search(50) == cache_counts(2, 1, 0)
     assert world.found("q") == ["z9", "a", "z1", "z2", "z3", "z4"]
     assert world.equal(50)
 
@@ -182,16 +182,16 @@ def test_new_and_changed_queries_are_searched_in_full_and_renamed_ones_are_not(w
     world.queries |= {"r": "a 0 1", "s": "a 1 1"}
     world.search(2)
     world.queries = {"q": "a 1 0", "r": "b 0 -1", "t": "c 0 0", "renamed": "a 1 1"}
-    assert world.search(2) == told(0, 2, 2)
+    assert world.search(2) == cache_counts(0, 2, 2)
     assert world.equal(2)
 
 
 def test_another_depth(world: World) -> None:
     world.documents = {"d1": "a 1 0", **filler(8)}
     world.search(4)
-    assert world.search(2) == told(0, 1, 0)
+    assert world.search(2) == cache_counts(0, 1, 0)
     assert world.equal(2)
-    assert world.search(3) == told(0, 0, 1)
+    assert world.search(3) == cache_counts(0, 0, 1)
     assert world.equal(3)
 
 
@@ -201,7 +201,7 @@ def test_the_reserve_bears_a_loss(world: World, monkeypatch: pytest.MonkeyPatch)
     world.search(2)
     for gone, merged in (("d1", 1), ("d2", 0), ("d3", 1)):  # the second search in full fills the reserve again
         del world.documents[gone]
-        assert world.search(2) == told(0, merged, 1 - merged)
+        assert world.search(2) == cache_counts(0, merged, 1 - merged)
         assert world.equal(2)
 
 
@@ -209,7 +209,7 @@ def test_more_new_documents_than_old_ones_are_searched_together(world: World) ->
     world.documents = filler(3)
     world.search(2)
     world.documents |= {f"d{i}": "b 0 1" for i in range(4)}
-    assert world.search(2) == told(4, 0, 1)
+    assert world.search(2) == cache_counts(4, 0, 1)
     assert world.equal(2)
 
 
@@ -228,8 +228,8 @@ def test_damaged_lists_are_not_used(world: World) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    assert world.search(2) == told(6, 0, 1)
-    assert world.search(2) == told(0, 1, 0)
+    assert world.search(2) == cache_counts(6, 0, 1)
+    assert world.search(2) == cache_counts(0, 1, 0)
     assert world.equal(2)
 
 
@@ -239,7 +239,7 @@ def test_lists_of_vectors_that_were_encoded_again_are_not_used(world: World) -> 
     (segment,) = world.store.glob("*.npy")
     segment.unlink()
     world.encode(TEXTS[::-1])
-    assert world.search(2) == told(6, 0, 1)
+    assert world.search(2) == cache_counts(6, 0, 1)
 
 
 def test_documents_in_another_order_are_searched_anew(world: World) -> None:
@@ -255,7 +255,7 @@ def test_documents_in_another_order_are_searched_anew(world: World) -> None:
     draft = incremental.TopKWriter(path, hash_texts(["a 1 0"]), 2)
     draft.write_rows(np.array([0]), np.array([[0, 1]], np.uint64))
     draft.commit(documents[::-1], read["code_versions"], read["segments"])
-    assert world.search(2) == told(0, 0, 1)
+    assert world.search(2) == cache_counts(0, 0, 1)
 
 
 ids = st.sampled_from([f"d{i:02}" for i in range(24)])

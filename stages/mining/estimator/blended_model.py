@@ -3,7 +3,7 @@
 Some positives of queries with several are held out, and a logistic regression learns to find them among the candidates
 (`stages.mining.candidates.features`). The table models have the log odds of the pretrained model as one more feature.
 The log odds of both are averaged, with a weight that depends on how many held-out positives the table has. The table
-models are cross-fitted, so that no query is judged by a model that was fitted on it.
+models are cross-fitted, so that no query gets the prediction of a model that was fitted on it.
 """
 
 from collections.abc import Sequence

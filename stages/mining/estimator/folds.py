@@ -1,4 +1,5 @@
-"""Folds of cross-fitting: each query is judged by a model that was not fitted on it or on a paraphrase of it."""
+"""Folds of cross-fitting: each query gets the prediction of a model that was not fitted on it or on a paraphrase of
+it."""
 
 from collections.abc import Sequence
 

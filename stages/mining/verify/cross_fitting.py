@@ -6,7 +6,7 @@ and its paraphrases share one, and usually queries that share a positive do too.
 that would be one group), a model may have seen a document as the positive of *another* query. That is no label leak,
 but it favours documents that are somebody's positive, as held-out positives are.
 `CrossFitReranker.is_training_positive` finds these documents, so that the gain can be measured without them
-(tests/benchmarks/self_teacher.py).
+(tests/benchmarks/self_trained_verifier.py).
 
 Training uses only safe labels: positives, and candidates with a low p_false_negative, half of them the hardest ones.
 `stacking.fit_stacked_model` decides whether the scores are used.
@@ -34,12 +34,12 @@ from stages.training.params import Params as TrainParams
 NEGATIVES_PER_QUERY = 16
 """Negatives of a training query; each epoch samples from them."""
 MIN_QUERIES_PER_FOLD = 200
-"""Training queries that a fold needs. Measured by tests/benchmarks/self_teacher.py with a new head on MiniLM that is
-first distilled from the retriever's scores, on all 1,958 queries of bioasq (4,826 held-out positives with an uncertain
-p): with 200 queries the verifier's AUC is 0.664 (p: 0.890) and the log loss falls from 0.3824 by 0.0033, three standard
-errors; with 900 queries, 0.778 and 0.0131. Without distillation, 100 queries of stackfaq gave 0.51 (p: 0.997). A base
-trained to rank on 1,500 queries of squad_dev, instead of distillation, gave 0.690 with 200 and 0.723 with 900, on 400
-queries of bioasq where distillation and 900 gave 0.749."""
+"""Training queries that a fold needs. Measured by tests/benchmarks/self_trained_verifier.py with a new head on MiniLM
+that is first distilled from the retriever's scores, on all 1,958 queries of bioasq (4,826 held-out positives with an
+uncertain p): with 200 queries the verifier's AUC is 0.664 (p: 0.890) and the log loss falls from 0.3824 by 0.0033,
+three standard errors; with 900 queries, 0.778 and 0.0131. Without distillation, 100 queries of stackfaq gave 0.51 (p:
+0.997). A base trained to rank on 1,500 queries of squad_dev, instead of distillation, gave 0.690 with 200 and 0.723
+with 900, on 400 queries of bioasq where distillation and 900 gave 0.749."""
 
 
 @dataclass(frozen=True)

@@ -217,40 +217,43 @@ def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
             for value in found.values():
                 assert f"{value:.3f}" in texts
     assert texts.count("+0.083") == texts.count("[+0.051, +0.114]") == texts.count("p = 0.002") == 4
-    told = " ".join(texts)
-    assert "103 test queries in 97 independent groups, a sample of 150" in told
-    assert "79.6% of the positives" in told
-    assert "0.85 × the reranker's score + 0.15 × the embedder's" in told
+    page_text = " ".join(texts)
+    assert "103 test queries in 97 independent groups, a sample of 150" in page_text
+    assert "79.6% of the positives" in page_text
+    assert "0.85 × the reranker's score + 0.15 × the embedder's" in page_text
 
 
 def test_the_funnel_and_the_mask_are_those_of_the_summaries(build: Build) -> None:
     texts = Reader(render_report(build())).texts
-    told = " ".join(texts)
+    page_text = " ".join(texts)
     pairs = "rows in 1,643 empty question −17 too short −3 a document or a question alone −20 rows used as pairs 1,603"
     queries = "merged into an equal query −27 queries 1,576 train 1,211 dev 181 test 184"
-    assert f"{pairs} {queries} documents 905 curated negatives 12 positives a query 1.23 at most 5" in told
-    assert "the id column is not used" in told
-    assert "of every split: 1,234 by bm25, 59,610 by dense (dense is the encoder tiny-encoder)" in told
+    assert f"{pairs} {queries} documents 905 curated negatives 12 positives a query 1.23 at most 5" in page_text
+    assert "the id column is not used" in page_text
+    assert "of every split: 1,234 by bm25, 59,610 by dense (dense is the encoder tiny-encoder)" in page_text
     verdicts = ("known_positive", "curated_negative", "near_duplicate", "perc", "kept")
     assert [text for text in texts if text in verdicts] == list(verdicts)  # in the order of the mask's precedence
-    assert "perc may be a positive by the rule perc ignored 18,153 30.5%" in told
-    assert "near_duplicate is nearly the same as a positive ignored 1 <0.1%" in told
-    assert "The rule perc accepts: at most 0.95 of the lowest positive's score" in told
-    assert "81.3% were found: 2,327 for 334 train queries, of which 2 got fewer" in told
-    assert "2 got fewer than requested. 75 further queries got none and are not trained on. The mean retriever" in told
-    assert "mean mined negative 0.467" in told
-    assert "median positive 0.800" in told  # of train alone
-    assert "negative 1" in told  # the candidate of the test question is not counted
+    assert "perc may be a positive by the rule perc ignored 18,153 30.5%" in page_text
+    assert "near_duplicate is nearly the same as a positive ignored 1 <0.1%" in page_text
+    assert "The rule perc accepts: at most 0.95 of the lowest positive's score" in page_text
+    assert "81.3% were found: 2,327 for 334 train queries, of which 2 got fewer" in page_text
+    assert (
+        "2 got fewer than requested. 75 further queries got none and are not trained on. The mean retriever"
+        in page_text
+    )
+    assert "mean mined negative 0.467" in page_text
+    assert "median positive 0.800" in page_text  # of train alone
+    assert "negative 1" in page_text  # the candidate of the test question is not counted
 
 
 def test_an_example_says_why(build: Build) -> None:
-    told = " ".join(Reader(render_report(build())).texts)
-    assert "How do I reset it? q1 Positive 0.800 Press the button. not among the candidates" in told
-    assert "Mined negatives 0.310 Opening hours are nine to five. rank 3; passed every check" in told
+    page_text = " ".join(Reader(render_report(build())).texts)
+    assert "How do I reset it? q1 Positive 0.800 Press the button. not among the candidates" in page_text
+    assert "Mined negatives 0.310 Opening hours are nine to five. rank 3; passed every check" in page_text
     nearest = "may be a positive by the rule perc: score 0.79 is above 0.76"
-    assert f"0.790 Hold the button for ten seconds. rank 1; {nearest}" in told
-    assert "0.700 It is the button. rank 2; contains a known answer of the query" in told
-    assert "not shown" not in told
+    assert f"0.790 Hold the button for ten seconds. rank 1; {nearest}" in page_text
+    assert "0.700 It is the button. rank 2; contains a known answer of the query" in page_text
+    assert "not shown" not in page_text
 
 
 def test_negatives_of_all_lines_are_shown_and_need_be_no_candidates(build: Build) -> None:
@@ -327,24 +330,24 @@ def test_nothing_is_loaded_from_anywhere(build: Build) -> None:
 
 
 def test_an_empty_test_split_is_reported_and_dev_is_shown(build: Build) -> None:
-    told = " ".join(Reader(render_report(build(metrics=measured("dev")))).texts)
-    assert "There are no test queries, so nothing is known of the reranker's quality" in told
-    assert "nDCG@10, dev" in told
-    assert "its figures are too good" in told
-    assert "nDCG@10, test" not in told
+    page_text = " ".join(Reader(render_report(build(metrics=measured("dev")))).texts)
+    assert "There are no test queries, so nothing is known of the reranker's quality" in page_text
+    assert "nDCG@10, dev" in page_text
+    assert "its figures are too good" in page_text
+    assert "nDCG@10, test" not in page_text
 
 
 def test_nothing_evaluated_and_nothing_to_train_on(build: Build) -> None:
-    told = " ".join(Reader(render_report(build(TEXTS | {"split": "dev"}, measured("")))).texts)
-    assert "Neither test nor dev holds a query with a positive." in told
-    assert "median positive" not in told
-    assert "Candidates of train queries" not in told
+    page_text = " ".join(Reader(render_report(build(TEXTS | {"split": "dev"}, measured("")))).texts)
+    assert "Neither test nor dev holds a query with a positive." in page_text
+    assert "median positive" not in page_text
+    assert "Candidates of train queries" not in page_text
 
 
 def test_too_few_groups_are_reported(build: Build) -> None:
-    told = " ".join(Reader(render_report(build(metrics=measured(low=None, high=None)))).texts)
-    assert "There are too few test queries to tell whether the reranker is better" in told
-    assert "+0.083 too few groups" in told
+    page_text = " ".join(Reader(render_report(build(metrics=measured(low=None, high=None)))).texts)
+    assert "There are too few test queries to tell whether the reranker is better" in page_text
+    assert "+0.083 too few groups" in page_text
 
 
 def test_a_base_reranker_that_was_not_scored_is_left_out(build: Build) -> None:

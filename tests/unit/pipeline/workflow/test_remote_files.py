@@ -187,10 +187,10 @@ def test_a_secret_is_not_shown_among_the_settings_that_are_remembered(workspace:
     workspace.root.mkdir()
     kept = {"pairs": {"tables": ["s3://me:SECRET@b/a.csv"]}, "refresh": {"publish_to": "s3://me:SECRET@bucket/prep"}}
     (workspace.root / "settings.json").write_text(json.dumps(kept))
-    told = load_settings(None, workspace)[0].describe_remembered()
-    assert told is not None
-    assert "s3://bucket/prep" in told
-    assert "SECRET" not in told
+    remembered = load_settings(None, workspace)[0].describe_remembered()
+    assert remembered is not None
+    assert "s3://bucket/prep" in remembered
+    assert "SECRET" not in remembered
 
 
 def published(workspace: Workspace, name: str, weights: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The peak of this process's memory, counted anew, and what malloc keeps."""
+"""The peak memory of this process since a reset, and the memory that malloc keeps."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ def test_the_peak_includes_freed_memory() -> None:
     assert peak_rss() >= before + BIG // 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts anew")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
 def test_it_is_counted_anew() -> None:
     held = bytearray(BIG)
     del held

@@ -1,4 +1,4 @@
-"""What is said of the trained reranker follows from the interval of its difference to the embedder."""
+"""The conclusions about the trained reranker follow from the interval of its difference to the embedder."""
 
 from typing import Any
 

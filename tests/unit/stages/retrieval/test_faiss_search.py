@@ -60,8 +60,8 @@ class World:
         inputs |= write_encodings(self.folder, {"key": "m", "other": "m"})
         self.progress.messages.clear()
         tools = StageContext(self.progress, self.folder / "scratch", self.folder / "vectors", self.folder / "logs")
-        told: dict[str, Any] = run(Params(**{"top_k": 20, **settings}), inputs, self.folder / out, tools)
-        return told
+        search_summary: dict[str, Any] = run(Params(**{"top_k": 20, **settings}), inputs, self.folder / out, tools)
+        return search_summary
 
     def found(self, out: str = "out") -> np.ndarray:
         """The places of the documents found for each query, best first."""
@@ -93,9 +93,9 @@ def test_an_index_that_misses_nothing_gives_the_bytes_of_exact_search(
     world: World, factory: str, parameters: str
 ) -> None:
     world.search("exact")
-    told = world.search("index", faiss_index=factory, faiss_params=parameters, min_recall=1)
-    assert told["faiss_indexes"]["dense"]["recall"] == 1
-    assert "topk_cache" not in told
+    search_summary = world.search("index", faiss_index=factory, faiss_params=parameters, min_recall=1)
+    assert search_summary["faiss_indexes"]["dense"]["recall"] == 1
+    assert "topk_cache" not in search_summary
     assert world.bytes("index") == world.bytes("exact")
     assert world.found("exact").tolist() == world.exact().tolist()
 
@@ -117,19 +117,28 @@ def test_results_are_scored_and_ranked_exactly(world: World) -> None:
 
 def test_the_recall_is_measured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every query is in the sample here, and finds enough, so that all that is found was found by the index."""
-    told = world.search(faiss_index="IVF8,Flat", faiss_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
-    assert told["n_exactly_searched_queries"] == 0
-    assert told["recall"] == round(share(world.exact(), world.found()), 4) < 1
-    assert (told["index"], told["parameters"], told["recall_at"]) == ("IVF8,Flat", "nprobe=3", 20)
-    assert (told["n_sampled_queries"], told["n_training_documents"]) == (ASKED, DOCUMENTS)
-    assert f"IVF8,Flat (nprobe=3): recall@20 {told['recall']:.3f} on 30 sampled queries" in world.progress.messages
+    search_summary = world.search(faiss_index="IVF8,Flat", faiss_params="nprobe=3", min_recall=0)["faiss_indexes"][
+        "dense"
+    ]
+    assert search_summary["n_exactly_searched_queries"] == 0
+    assert search_summary["recall"] == round(share(world.exact(), world.found()), 4) < 1
+    assert (search_summary["index"], search_summary["parameters"], search_summary["recall_at"]) == (
+        "IVF8,Flat",
+        "nprobe=3",
+        20,
+    )
+    assert (search_summary["n_sampled_queries"], search_summary["n_training_documents"]) == (ASKED, DOCUMENTS)
+    assert (
+        f"IVF8,Flat (nprobe=3): recall@20 {search_summary['recall']:.3f} on 30 sampled queries"
+        in world.progress.messages
+    )
     monkeypatch.setattr(faiss_search, "_RECALL_SAMPLE_QUERIES", 7)
     few = world.search(faiss_index="IVF8,Flat", faiss_params="nprobe=3", min_recall=0)["faiss_indexes"]["dense"]
     sampled = faiss_search._sample_positions_by_hash(
         pl.Series([f"q{i:03}" for i in range(ASKED)]), 7, Params().seed, "recall sample"
     )
     assert few["n_sampled_queries"] == 7
-    assert few["recall"] == round(share(world.exact()[sampled], world.found()[sampled]), 4) != told["recall"]
+    assert few["recall"] == round(share(world.exact()[sampled], world.found()[sampled]), 4) != search_summary["recall"]
 
 
 def test_the_least_setting_that_reaches_the_recall_is_taken(world: World) -> None:
@@ -140,12 +149,12 @@ def test_the_least_setting_that_reaches_the_recall_is_taken(world: World) -> Non
         for n in (1, 2, 4, 8)
     }
     assert recalls[2] < recalls[4] < recalls[8] == 1
-    told = world.search(faiss_index="IVF8,Flat", min_recall=recalls[4] - 0.001)["faiss_indexes"]["dense"]
-    assert (told["parameters"], told["recall"]) == ("nprobe=4", recalls[4])
-    told = world.search(faiss_index="IVF8,SQ8,RFlat", faiss_params="k_factor_rf=2", min_recall=1)["faiss_indexes"][
-        "dense"
-    ]
-    assert told["parameters"] == "k_factor_rf=2,nprobe=8"
+    search_summary = world.search(faiss_index="IVF8,Flat", min_recall=recalls[4] - 0.001)["faiss_indexes"]["dense"]
+    assert (search_summary["parameters"], search_summary["recall"]) == ("nprobe=4", recalls[4])
+    search_summary = world.search(faiss_index="IVF8,SQ8,RFlat", faiss_params="k_factor_rf=2", min_recall=1)[
+        "faiss_indexes"
+    ]["dense"]
+    assert search_summary["parameters"] == "k_factor_rf=2,nprobe=8"
 
 
 def test_too_low_a_recall_is_an_error_that_names_the_fix(world: World) -> None:
@@ -170,11 +179,13 @@ def test_too_low_a_recall_is_an_error_that_names_the_fix(world: World) -> None:
 
 
 def test_a_query_that_finds_too_little_is_searched_exactly(world: World) -> None:
-    told = world.search(faiss_index="IVF40,Flat", faiss_params="nprobe=1", min_recall=0)["faiss_indexes"]["dense"]
-    assert 0 < told["n_exactly_searched_queries"] <= ASKED
+    search_summary = world.search(faiss_index="IVF40,Flat", faiss_params="nprobe=1", min_recall=0)["faiss_indexes"][
+        "dense"
+    ]
+    assert 0 < search_summary["n_exactly_searched_queries"] <= ASKED
     same = (world.found() == world.exact()).all(axis=1)
-    assert same.sum() >= told["n_exactly_searched_queries"]
-    assert told["recall"] < share(world.exact(), world.found())  # what exact search adds does not count
+    assert same.sum() >= search_summary["n_exactly_searched_queries"]
+    assert search_summary["recall"] < share(world.exact(), world.found())  # what exact search adds does not count
 
 
 def test_the_same_bytes_again_and_for_every_block(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +194,8 @@ def test_the_same_bytes_again_and_for_every_block(world: World, monkeypatch: pyt
         contents = set()
         for block in (7, 150, 1000):
             monkeypatch.setattr(retrieval_stage, "DOCUMENTS_PER_BLOCK", block)
-            told = world.search(faiss_index=factory, min_recall=0)
-            contents.add((*world.bytes(), json.dumps(told)))
+            search_summary = world.search(faiss_index=factory, min_recall=0)
+            contents.add((*world.bytes(), json.dumps(search_summary)))
         assert len(contents) == 1
 
 
@@ -193,8 +204,8 @@ def test_the_seed_draws_the_training_sample(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr("stages.retrieval.faiss_index._POINTS_PER_LIST", 1)
     found = []
     for seed in (0, 0, 1):
-        told = world.search(faiss_index="IVF4,Flat", faiss_params="nprobe=1", min_recall=0, seed=seed)
-        assert told["faiss_indexes"]["dense"]["n_training_documents"] == 60
+        search_summary = world.search(faiss_index="IVF4,Flat", faiss_params="nprobe=1", min_recall=0, seed=seed)
+        assert search_summary["faiss_indexes"]["dense"]["n_training_documents"] == 60
         found.append(world.found().tolist())
     assert found[0] == found[1] != found[2]
 
@@ -266,10 +277,10 @@ def test_the_training_sample_is_held_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_every_encoder_has_an_index_of_its_own(world: World) -> None:
-    told = world.search(sources=("dense", "dense2:5"), faiss_index="IVF8,Flat", min_recall=1)["faiss_indexes"]
-    assert {name: one["recall_at"] for name, one in told.items()} == {"dense": 20, "dense2": 5}
+    search_summary = world.search(sources=("dense", "dense2:5"), faiss_index="IVF8,Flat", min_recall=1)["faiss_indexes"]
+    assert {name: one["recall_at"] for name, one in search_summary.items()} == {"dense": 20, "dense2": 5}
     rows = read_table(world.folder / "out/candidates.parquet", CANDIDATES)
-    found = {name: rows.filter(source=name)["doc_id"].str.slice(1).cast(pl.Int64).to_numpy() for name in told}
+    found = {name: rows.filter(source=name)["doc_id"].str.slice(1).cast(pl.Int64).to_numpy() for name in search_summary}
     assert found["dense"].reshape(ASKED, 20).tolist() == world.exact().tolist()
     world.documents = world.documents[::-1]  # so they are to the other encoder
     assert found["dense2"].reshape(ASKED, 5).tolist() == world.exact(5).tolist()
@@ -278,8 +289,8 @@ def test_every_encoder_has_an_index_of_its_own(world: World) -> None:
 def test_an_exact_search_after_it_goes_on_from_the_exact_one_before(world: World) -> None:
     first = world.search("first")
     world.search(faiss_index="IVF8,Flat", min_recall=0)
-    told = world.search("again", faiss_index="exact")
-    assert told["topk_cache"]["dense"] == {
+    search_summary = world.search("again", faiss_index="exact")
+    assert search_summary["topk_cache"]["dense"] == {
         "n_new_documents": 0,
         "n_merged_queries": first["queries"],
         "n_searched_queries": 0,
@@ -289,8 +300,8 @@ def test_an_exact_search_after_it_goes_on_from_the_exact_one_before(world: World
 
 def test_no_queries(world: World) -> None:
     world.write([], [f"d{i:03}" for i in range(DOCUMENTS)])
-    told = world.search(faiss_index="IVF4,Flat")
-    assert (told["candidates"], told["faiss_indexes"]["dense"]["n_sampled_queries"]) == (0, 0)
+    search_summary = world.search(faiss_index="IVF4,Flat")
+    assert (search_summary["candidates"], search_summary["faiss_indexes"]["dense"]["n_sampled_queries"]) == (0, 0)
     assert read_table(world.folder / "out/qrels_scored.parquet", QRELS_SCORED).height == 0
 
 

@@ -1,4 +1,4 @@
-"""mined.jsonl to groups: what is read, and that an epoch's draws hang on (seed, epoch, query) alone."""
+"""Training groups from mined.jsonl; the samples of an epoch depend only on (seed, epoch, query)."""
 
 import json
 from pathlib import Path
@@ -147,6 +147,6 @@ def test_weights_come_with_their_documents(tmp_path: Path) -> None:
     mined, _, _ = read_mined_queries(path, 0, 0)
     assert [query.weights for query in mined] == [{"p": 0.5, "x": 0.25}, {}]
     groups = {group.query_id: group for group in build_epoch_groups(mined, 0, 1, 2, 0)}
-    told = dict(zip(groups["a"].documents, groups["a"].weights, strict=True))
-    assert told == {"p": 0.5, "x": 0.25, "y": 1.0}
+    weight_by_document = dict(zip(groups["a"].documents, groups["a"].weights, strict=True))
+    assert weight_by_document == {"p": 0.5, "x": 0.25, "y": 1.0}
     assert (groups["b"].weights, groups["b"].effective_weights) == ((), (1.0, 1.0))

@@ -1,10 +1,12 @@
-"""From which size a self-taught teacher pays: `python -m tests.benchmarks.self_teacher SET [--train N ...]`.
+"""How many queries a self-trained verifier needs.
 
-Hides half of each question's positives, takes p of the learned mask (never of a model that saw the question, nor of a
-prior that saw the set), trains rerankers on N questions of each fold's other side, lets them score the band where p is
-unsure for the same questions throughout, and prints a JSON line a size: AUC and cross-fitted log loss on the hidden
-positives with and without the teacher, whether it is heard, the same on documents that no fold was taught to be right
-for another question, and what each margin in logits would set aside. The sets are looked for in ../shared/data.
+Run `python -m tests.benchmarks.self_trained_verifier SET [--train N ...]`.
+
+It holds out half of each query's positives, estimates p (cross-validated, with a pretrained model of other
+collections), trains rerankers on N queries of the other folds, and scores uncertain candidates of the same queries for
+every N. For each N it prints a JSON line: AUC and log loss on the held-out positives with and without the verifier,
+whether it is used, the same without documents that are a training positive of another query, and the candidates that
+each margin in logits would exclude. The collections are in ../shared/data.
 """
 
 import argparse
@@ -62,7 +64,7 @@ def groups(collection: HoldoutCollection) -> dict[str, str]:
 def suspects_of(
     folder: Path, work: Path, most: int, tools: StageContext
 ) -> tuple[HoldoutCollection, dict[str, Path], FalseNegativeEstimator]:
-    """The set with half of each question's positives hidden, searched; and its estimate, by a prior of other sets."""
+    """The searched collection with half of each query's positives held out, and its estimator."""
     collection = read_holdout_collection(folder, 0, most)
     inputs = write_stage_inputs(collection, work)
     embedding_stage.run(embedding_stage.Params(), inputs, work, tools)
@@ -97,7 +99,7 @@ def prepared(folder: Path, work: Path, most: int, tools: StageContext) -> dict[s
 
 
 def margins(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """What each margin sets aside: of the hidden positives and of the others; and p, setting aside as many others."""
+    """The share of held-out positives and of others that each margin excludes; and that of p with as many others."""
     score, lowest, best = (table[f"verifier_{name}"].to_numpy() for name in ("score", "positive_min", "positive_max"))
     p, hidden = table["p_false_negative"].to_numpy(), table["hidden"].to_numpy()
     out = []
@@ -119,7 +121,7 @@ def margins(table: pl.DataFrame) -> list[dict[str, Any]]:
 def tried(
     found: dict[str, Any], params: Params, folds: int, questions: int, work: Path, tools: StageContext
 ) -> dict[str, Any]:
-    """One size: train, score the band of some questions, judge."""
+    """Train with one size, score the uncertain candidates of some queries, and test the verifier."""
     collection, rows = found["collection"], found["rows"]
     started = time.monotonic()
     known = collection.known_positives.select(PAIR_COLUMNS)
@@ -149,7 +151,7 @@ def tried(
         "pairs": len(pairs),
     }
     line |= {
-        "trained_on": [len(lesson) for lesson in cross.training_queries_by_fold],
+        "trained_on": [len(queries) for queries in cross.training_queries_by_fold],
         "collapsed": cross.collapse_reasons,
     }
     for name, part in (("all", table), ("unseen", table.filter(pl.Series(fresh)))):
@@ -158,7 +160,7 @@ def tried(
         weights = np.full(len(part), 2.0, np.float32)  # half is hidden
         p, score, lowest, best, labels = columns
         judged = stacking.fit_stacked_model(p, score, lowest, best, labels, weights, part["query_id"].to_list())
-        line[name] = {"heard": bool(judged.models), **judged.metrics}
+        line[name] = {"is_used": bool(judged.models), **judged.metrics}
     return line | {"margins": margins(table), "minutes": round((time.monotonic() - started) / 60, 1)}
 
 
@@ -171,11 +173,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--base", default=DEFAULT_ENCODER, help="encoder (new head) or cross-encoder to start from")
     parser.add_argument("--folds", type=int, default=2)
-    parser.add_argument("--questions", type=int, default=300, help="questions whose band is scored, of any size alike")
+    parser.add_argument("--questions", type=int, default=300, help="queries whose uncertain candidates are scored")
     parser.add_argument("--most", type=int, default=3000, help="questions at all")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--folder", type=Path, default=Path("self-teacher"), help="where vectors and models are kept")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("self-trained-verifier"), help="where vectors and models are kept"
+    )
     given = parser.parse_args()
     work = given.folder.absolute() / given.set
     work.mkdir(parents=True, exist_ok=True)
