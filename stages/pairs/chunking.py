@@ -1,4 +1,4 @@
-"""Long documents cut into windows of words, and which of the windows hold a known answer."""
+"""Cut long documents into chunks of words, and find the chunks that contain an answer."""
 
 import re
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ _WORD = re.compile(f"[{CJK_RANGES}]|[^\\s{CJK_RANGES}]+")
 
 
 def chunk_text(text: str, chunk_words: int, chunk_overlap: int) -> list[str]:
-    """Windows of `chunk_words` words, each starting `words - overlap` after the one before; a short text is one window.
+    """Chunks of `chunk_words` words; each starts `chunk_words - chunk_overlap` words after the previous one.
 
-    A Chinese or Japanese character counts as a word. The last window ends with the text; none lies inside another.
+    A short text is one chunk. A Chinese or Japanese character counts as a word. The last chunk ends with the text, and
+    no chunk is inside another.
     """
     spans = [match.span() for match in _WORD.finditer(text)]
     if len(spans) <= chunk_words:
@@ -25,7 +26,7 @@ def chunk_text(text: str, chunk_words: int, chunk_overlap: int) -> list[str]:
 
 
 def chunk_documents(documents: pl.DataFrame, chunk_words: int, chunk_overlap: int) -> pl.DataFrame:
-    """Documents (`text`) as their windows, numbered in `chunk`; as they are, numbered 0, where `chunk_words` is 0."""
+    """Documents (column `text`) cut into chunks, numbered in `chunk`; not cut, with number 0, if `chunk_words` is 0."""
     if not chunk_words:
         return documents.with_columns(chunk=pl.lit(0, dtype=pl.Int32))
     chunks = [chunk_text(text, chunk_words, chunk_overlap) for text in documents["text"]]
@@ -36,9 +37,9 @@ def chunk_documents(documents: pl.DataFrame, chunk_words: int, chunk_overlap: in
 
 
 def find_answer_chunks(chunks: Sequence[str], answers: Sequence[str]) -> list[int]:
-    """The indices of the chunks that hold one of the answers, case and punctuation aside; whole words where there are.
+    """The indices of the chunks that contain one of the answers, as whole words, without case and punctuation.
 
-    >>> holding(["It began in 1973.", "Oil rose."], ["in 1973"])
+    >>> find_answer_chunks(["It began in 1973.", "Oil rose."], ["in 1973"])
     [0]
     """
     answer_keys = [(text, bool(re.search(f"[{CJK_RANGES}]", text))) for text in map(casefold_words, answers) if text]
@@ -51,7 +52,8 @@ def find_answer_chunks(chunks: Sequence[str], answers: Sequence[str]) -> list[in
 
 
 def build_corpus_rows(documents: pl.DataFrame, is_chunked: bool) -> pl.DataFrame:
-    """The corpus' rows in order: document, d, chunk, position, doc_id. A document of one chunk keeps its id."""
+    """The rows of the corpus in order: document_index, d, chunk, position, doc_id. A single chunk keeps the id of its
+    document."""
     frame = documents
     if is_chunked:
         frame = frame.with_columns(chunk=pl.int_ranges(0, "chunks", dtype=pl.Int32)).explode("chunk")
@@ -68,17 +70,20 @@ def build_corpus_rows(documents: pl.DataFrame, is_chunked: bool) -> pl.DataFrame
 
 
 def place_qrels_on_chunks(qrels: pl.DataFrame, documents: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """One judgement a pair, the highest, on chunks: on those that hold the answer where one does, else on all.
+    """The highest relevance of each pair, on the chunks that contain an answer if there are any, else on all chunks.
 
-    Returns (question, document, chunk, relevance) and how many positives of several chunks no answer placed.
+    Returns (query_index, document_index, chunk, relevance), and the number of positives with several chunks of which
+    none contains an answer.
     """
-    best = qrels.group_by("question", "document").agg(pl.col("relevance").max())
+    best = qrels.group_by("query_index", "document_index").agg(pl.col("relevance").max())
     if "chunk" not in qrels.columns:
         return best.with_columns(chunk=pl.lit(0, dtype=pl.Int32)), 0
-    found = qrels.filter(pl.col("chunk") >= 0).select("question", "document", "chunk").unique()
-    pair = ["question", "document"]
+    found = qrels.filter(pl.col("chunk") >= 0).select("query_index", "document_index", "chunk").unique()
+    pair = ["query_index", "document_index"]
     located = best.join(found, on=pair)
-    whole = best.join(found, on=pair, how="anti").join(documents.select("document", "chunks"), on="document")
+    whole = best.join(found, on=pair, how="anti").join(
+        documents.select("document_index", "chunks"), on="document_index"
+    )
     n_unplaced = len(whole.filter((pl.col("relevance") > 0) & (pl.col("chunks") > 1)))
     on_all_chunks = whole.with_columns(chunk=pl.int_ranges(0, "chunks", dtype=pl.Int32)).explode("chunk")
     return pl.concat([located, on_all_chunks.select(located.columns)]), n_unplaced

@@ -1,4 +1,4 @@
-"""More rows than memory: kept in files by ranges of their key, read back range by range, written sorted."""
+"""Sort more rows than fit in memory: they are spilled to one file for each range of keys, and sorted range by range."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -13,40 +13,35 @@ import pyarrow.parquet as pq
 from stages.core.schemas import to_arrow_table
 
 MEMORY_BUDGET_BYTES = 96 << 20
-"""Bytes of rows held in memory by one spill, and of one range when rows are sorted."""
-_N_BUCKETS = 64
+"""Bytes of rows that a buffer holds in memory, and bytes of a range that is sorted."""
 _GROUP_BYTES, _GROUP_ROWS = 48 << 20, 1 << 17
 
 
 class SpillBuffer:
-    """Rows added in any order, read back in buckets; below the budget they never touch the disk.
+    """Rows that are added in any order and read back in buckets; below the memory budget nothing is written to disk."""
 
-    `bucket_of` names the column with the bucket of a row (0 to `n_buckets` - 1).
-    """
-
-    def __init__(self, folder: Path, memory_budget: int = MEMORY_BUDGET_BYTES, n_buckets: int = _N_BUCKETS) -> None:
+    def __init__(self, folder: Path, memory_budget: int = MEMORY_BUDGET_BYTES) -> None:
         self._folder = folder
         self._budget = memory_budget
-        self._count = n_buckets
-        self._held: list[pl.DataFrame] = []
+        self._frames: list[pl.DataFrame] = []
         self._bytes = 0
         self._files: dict[int, tuple[Any, Any]] = {}
         self.total_bytes = 0
 
     def add(self, frame: pl.DataFrame, bucket: pl.Expr) -> None:
-        """Add rows; `bucket` computes each row's bucket."""
+        """Add rows; `bucket` computes each row's bucket, a small number."""
         size = int(frame.estimated_size())
-        self._held.append(frame.with_columns(bucket.cast(pl.UInt32).alias("_bucket")))
+        self._frames.append(frame.with_columns(bucket.cast(pl.UInt32).alias("_bucket")))
         self._bytes += size
         self.total_bytes += size
         if self._bytes > self._budget:
             self._flush()
 
     def read_buckets(self) -> Iterator[pl.DataFrame]:
-        """All rows, bucket after bucket (in one frame where nothing was spilled). Ends the adding."""
+        """All rows, bucket after bucket (in one frame if nothing was spilled). No rows can be added afterwards."""
         if not self._files:
-            if self._held:
-                yield pl.concat(self._held).drop("_bucket")
+            if self._frames:
+                yield pl.concat(self._frames).drop("_bucket")
             return
         self._flush()
         for writer, sink in self._files.values():
@@ -69,11 +64,11 @@ class SpillBuffer:
         return self._folder / f"{number:04d}.arrow"
 
     def _flush(self) -> None:
-        if not self._held:
+        if not self._frames:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        held, self._held, self._bytes = pl.concat(self._held), [], 0
-        for (number,), part in held.partition_by("_bucket", as_dict=True).items():
+        frame, self._frames, self._bytes = pl.concat(self._frames), [], 0
+        for (number,), part in frame.partition_by("_bucket", as_dict=True).items():
             table = part.drop("_bucket").to_arrow()
             if number not in self._files:
                 sink = pa.OSFile(str(self._path(int(number))), "wb")
@@ -95,13 +90,13 @@ def write_sorted(
     n_positions: int,
     scratch_dir: Path,
 ) -> int:
-    """Write a spill's rows to a Parquet file in order, a bounded part in memory at a time; returns their number.
+    """Write a buffer's rows to a Parquet file in order, with a bounded part in memory; returns their number.
 
     `transform` turns a bucket's rows into the table's columns plus `position` (0 to `n_positions` - 1), which orders
-    them; rows of one position keep together and are ordered by the remaining columns.
+    them; rows of one position are ordered by the other columns.
     """
     n_ranges = max(1, -(-buffer.total_bytes // MEMORY_BUDGET_BYTES))
-    partitioned = SpillBuffer(scratch_dir, n_buckets=n_ranges)
+    partitioned = SpillBuffer(scratch_dir)
     for bucket in buffer.read_buckets():
         partitioned.add(transform(bucket), pl.col("position").cast(pl.UInt64) * n_ranges // max(1, n_positions))
     n_written = 0
@@ -114,7 +109,7 @@ def write_sorted(
 
 
 def write_row_groups(writer: Any, frame: pl.DataFrame, schema: pa.Schema) -> None:
-    """Append a frame in row groups bounded in bytes and in rows."""
+    """Append a frame in row groups of bounded bytes and rows."""
     sizes = frame.select(pl.sum_horizontal(pl.col(pl.String).str.len_bytes().fill_null(0))).to_series().to_numpy()
     group = np.maximum(np.cumsum(sizes) // _GROUP_BYTES, 0) if len(frame) else np.zeros(0, dtype=np.int64)
     starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(frame)]

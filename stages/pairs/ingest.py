@@ -40,7 +40,7 @@ class Ingester:
     ) -> None:
         self.text_store = text_store
         self.counts: Counter[str] = Counter()
-        self.judged: list[pl.DataFrame] = []
+        self.qrels: list[pl.DataFrame] = []
         """row, q, d, relevance; id, document_id, split and group if the table has them; chunk if documents are cut."""
         self.standalone_documents: list[pl.DataFrame] = []
         """row, d, document_id of documents without a question."""
@@ -73,7 +73,7 @@ class Ingester:
             frame |= {name: to_string_series(cells) for name, cells in named if name in column_by_role}
             if self.text_store.chunk_words:
                 frame["chunk"] = pl.Series(chunk, dtype=pl.Int32)
-            self.judged.append(pl.DataFrame(frame))
+            self.qrels.append(pl.DataFrame(frame))
             self._rows = []
 
     def add_documents(

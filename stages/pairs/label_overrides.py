@@ -48,20 +48,20 @@ def read_label_overrides(path: Path) -> pl.DataFrame:
 def apply_label_overrides(
     qrels: pl.DataFrame, overrides: pl.DataFrame, queries: pl.DataFrame, documents: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """`qrels` (question, position, relevance) with the decisions in place of what they contradict; and those on ids
-    that are not there, with the reason. `queries`: question, query_id; `documents`: position, doc_id."""
-    placed = overrides.join(queries.select("question", "query_id"), on="query_id", how="left")
+    """`qrels` (query_index, position, relevance) with `overrides` applied, and the overrides with unknown ids and the
+    reason. `queries`: query_index, query_id; `documents`: position, doc_id."""
+    placed = overrides.join(queries.select("query_index", "query_id"), on="query_id", how="left")
     placed = placed.join(documents.select("position", "doc_id"), on="doc_id", how="left")
-    unknown_query = pl.when(pl.col("question").is_null()).then(pl.lit("label override for an unknown question"))
+    unknown_query = pl.when(pl.col("query_index").is_null()).then(pl.lit("label override for an unknown question"))
     reason = unknown_query.otherwise(pl.lit("label override for an unknown document"))
-    unknown = placed.filter(pl.col("question").is_null() | pl.col("position").is_null()).with_columns(reason=reason)
+    unknown = placed.filter(pl.col("query_index").is_null() | pl.col("position").is_null()).with_columns(reason=reason)
     known = placed.join(unknown.select("row"), on="row", how="anti")
-    kept = qrels.join(known.select("question", "position"), on=["question", "position"], how="anti")
+    kept = qrels.join(known.select("query_index", "position"), on=["query_index", "position"], how="anti")
     return pl.concat([kept, known.select(kept.columns)], how="vertical_relaxed"), unknown
 
 
 def reject_unknown_overrides(unknown: pl.DataFrame, path: Path, reject_writer: RejectWriter) -> list[str]:
-    """Set aside the decisions on what is not there; what to say of them."""
+    """Reject the overrides with unknown ids, and return a note about them."""
     for row in unknown.iter_rows(named=True):
         data = {name: row[name] for name in ("query_id", "doc_id")}
         reject_writer.add(path.name, row["row"], row["reason"], data, is_table_row=False)

@@ -1,4 +1,4 @@
-"""Train, dev and test: which questions must stay together, and on which side each such unit falls."""
+"""Assign queries to train, dev and test; queries that share documents, groups or wording stay together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ from stages.core.schemas import SPLITS
 
 _SPLIT_INDEX = {None: 0, "": 0, "train": 0, "dev": 1, "test": 2}
 MAX_COMPONENT_RATIO = 0.2
-"""A component with more than this share of the questions can't be put on one side; it is split by question."""
+"""A component with a larger share of the queries is split query by query."""
 
 Edges = tuple[Ints, Ints]
-"""(question, what it is tied to): questions that are tied to the same thing belong together."""
+"""(query indices, values): queries with the same value belong together."""
 
 
 @dataclass(frozen=True)
 class SplitRatios:
-    """How to split: the shares of dev and test, the unit (component, question or group), and the seed."""
+    """How to split: the ratios of dev and test, the unit (component, question or group), and the seed."""
 
     dev: float
     test: float
@@ -34,10 +34,10 @@ class SplitRatios:
 
 @dataclass(frozen=True)
 class SplitConstraints:
-    """What ties `n_queries` questions (numbered in the order of their ids): each other's restatements, documents,
-    groups.
+    """Which of `n_queries` queries must stay together: paraphrases, and queries that share a document or a group.
 
-    Documents and groups are numbered in the order of their ids, from 0. `groups` is None without a group column.
+    Queries, documents and groups are numbered from 0 in the order of their ids. Without a group column, `groups` is
+    None.
     """
 
     n_queries: int
@@ -48,9 +48,9 @@ class SplitConstraints:
 
 @dataclass
 class SplitAssignment:
-    """For each question its side (an index into train, dev, test) and its unit: (kind, number) pairs in two columns.
+    """The split of each query (an index into `SPLITS`) and its unit.
 
-    `unit_kind` 0 is a group, 1 a document, 2 a question; `unit_number` is that thing's place in the order of its ids.
+    A unit is named by a group (`unit_kind` 0), a document (1) or a query (2); `unit_number` is the number of that one.
     """
 
     split_index: npt.NDArray[np.int8]
@@ -65,21 +65,22 @@ def assign_splits(
     ratios: SplitRatios,
     unit_name: Callable[[int, int], str],
 ) -> SplitAssignment:
-    """Put each question on a side.
+    """Assign each query to a split.
 
-    `table_splits` is the table's own split for each question (0 train, 1 dev, 2 test), None without one; `unit_name`
-    gives the id of a unit from its kind and number. Raises `InputError` where a group column is needed and lacking.
+    `table_splits` is the split column of the table (0 train, 1 dev, 2 test for each query), None without one;
+    `unit_name` gives the id of a unit from its kind and number. Raises `InputError` if the unit is a group and there is
+    no group column.
 
-    A component is named by the smallest of its groups, else the smallest id of its positive documents, so a new or
-    gone question on documents that have other questions moves nobody, unless it ties two components. What can move
-    questions from one run to the next:
-    - rows that tie components or untie them: a question with positives in two, a restatement, a shared group;
-    - a smaller name: a component's smallest document goes, its text changes where ids are hashes of texts, or a
-      document with a smaller id comes (one chance in n + 1 for n documents and ids that are hashes); so for groups;
-    - a component that grows past a `MAX_COMPONENT_RATIO` share of the questions, or falls below it;
-    - changes of the group column, of the table's own split, of the shares, the seed or the unit.
-    A question that is its own unit (split by question, or from a giant component) moves only where it is restated by
-    one with a smaller id.
+    A component is named by its smallest group id, else by the smallest id of its positive documents. A query that is
+    added to or removed from documents with other queries changes no split, unless it connects two components. The split
+    of other queries can change from one run to the next if
+    - rows connect or separate components: a query with positives in both, a paraphrase, a shared group;
+    - the name changes: the smallest document is removed, its text changes and ids are text hashes, or a document with a
+      smaller id is added (probability 1 / (n + 1) for n documents with hashed ids); the same holds for groups;
+    - a component becomes larger or smaller than a `MAX_COMPONENT_RATIO` share of the queries;
+    - the group column, the split column, the ratios, the seed or the unit change.
+    A query that is a unit by itself (split by question, or in an oversized component) changes only if a paraphrase with
+    a smaller id is added.
     """
     if ratios.unit == "group" and constraints.groups is None:
         raise InputError("[pairs] split_by = group needs a group column. Name it: group under [pairs].")
@@ -88,12 +89,10 @@ def assign_splits(
         notes.append("the split column holds only 'train', so the questions are split by hash")
         table_splits = None
     if table_splits is None:
-        found = _build_units(constraints, np.arange(constraints.n_queries), ratios, notes)
-        found.split_index, found.notes = (
-            _hash_units_to_splits(found, ratios.seed, ratios.dev, ratios.test, unit_name),
-            notes,
-        )
-        return found
+        assignment = _build_units(constraints, np.arange(constraints.n_queries), ratios, notes)
+        assignment.split_index = _hash_units_to_splits(assignment, ratios.seed, ratios.dev, ratios.test, unit_name)
+        assignment.notes = notes
+        return assignment
     table_splits = table_splits.copy()
     if ratios.test and 2 not in table_splits:
         notes.append("the table has its own dev split and no test split: its dev is used as test")
@@ -109,28 +108,30 @@ def assign_splits(
         members = np.flatnonzero(table_splits == split_index)
         if not len(members):
             continue
-        found = _build_units(constraints, members, ratios, notes)
-        assignment.unit_kind[members], assignment.unit_number[members] = found.unit_kind, found.unit_number
+        units = _build_units(constraints, members, ratios, notes)
+        assignment.unit_kind[members], assignment.unit_number[members] = units.unit_kind, units.unit_number
         if split_index == 0 and cut_dev:
             notes.append(f"dev ({ratios.dev:.0%}) is cut from the table's own train split")
-            assignment.split_index[members] = _hash_units_to_splits(found, ratios.seed, ratios.dev, 0.0, unit_name)
+            assignment.split_index[members] = _hash_units_to_splits(units, ratios.seed, ratios.dev, 0.0, unit_name)
     return assignment
 
 
 def resolve_table_splits(split_cells: pl.DataFrame, queries: pl.DataFrame) -> tuple[npt.NDArray[np.int8], int]:
-    """The table's own side of each question, in order, from (question, split) and (question, loose).
+    """The split index of each query by the split column, from (query_index, split) and (query_index, match_key).
 
-    A question that stands in several splits, restated or not, must not be trained on: it is in test, else dev. Returns
-    the sides and how many such questions there are.
+    A query that is in several splits, itself or as a paraphrase, must not be trained on: it is put in test, else dev.
+    Also returns the number of such queries.
     """
-    indexed = split_cells.with_columns(side=pl.col("split").replace_strict(_SPLIT_INDEX, return_dtype=pl.Int8))
-    last = indexed.join(queries, on="question").group_by("loose").agg(pl.col("side").max(), n=pl.col("side").n_unique())
-    every = queries.join(last, on="loose").sort("question")
-    return every["side"].to_numpy().astype(np.int8), int((every["n"] > 1).sum())
+    indexed = split_cells.with_columns(pl.col("split").replace_strict(_SPLIT_INDEX, return_dtype=pl.Int8))
+    by_match_key = indexed.join(queries, on="query_index").group_by("match_key")
+    resolved = queries.join(
+        by_match_key.agg(pl.col("split").max(), n_splits=pl.col("split").n_unique()), on="match_key"
+    ).sort("query_index")
+    return resolved["split"].to_numpy().astype(np.int8), int((resolved["n_splits"] > 1).sum())
 
 
 def hash_to_split(unit: str, seed: int, dev_ratio: float, test_ratio: float) -> str:
-    """The side of a unit: xxh3-64 of seed and name as a fraction, below `test_ratio` test, below `test + dev` dev."""
+    """The split of a unit, from the xxh3-64 of seed and name as a fraction: test below `test_ratio`, then dev."""
     fraction = xxhash.xxh3_64_intdigest(f"{seed}:split:{unit}".encode()) / 2**64
     return "test" if fraction < test_ratio else "dev" if fraction < test_ratio + dev_ratio else "train"
 
@@ -138,69 +139,69 @@ def hash_to_split(unit: str, seed: int, dev_ratio: float, test_ratio: float) -> 
 def _hash_units_to_splits(
     assignment: SplitAssignment, seed: int, dev: float, test: float, unit_name: Callable[[int, int], str]
 ) -> Any:
-    units, where = np.unique(assignment.unit_kind.astype(np.int64) << 40 | assignment.unit_number, return_inverse=True)
+    units, inverse = np.unique(_pack_units(assignment), return_inverse=True)
     names = (unit_name(int(unit >> 40), int(unit & ((1 << 40) - 1))) for unit in units)
-    return np.array([SPLITS.index(hash_to_split(unit, seed, dev, test)) for unit in names], dtype=np.int8)[where]
+    return np.array([SPLITS.index(hash_to_split(name, seed, dev, test)) for name in names], dtype=np.int8)[inverse]
+
+
+def _pack_units(assignment: SplitAssignment) -> Ints:
+    return assignment.unit_kind.astype(np.int64) << 40 | assignment.unit_number
 
 
 def _build_units(
     constraints: SplitConstraints, members: Ints, ratios: SplitRatios, notes: list[str]
 ) -> SplitAssignment:
-    """The units of some of the questions, as if there were no others."""
-    place = np.full(constraints.n_queries, -1)
-    place[members] = np.arange(len(members))
-    questions: Edges = (np.arange(len(members)), members)
-    restated: Edges = (questions[0], constraints.paraphrase_ids[members])
-    groups = None if constraints.groups is None else _restrict_edges(constraints.groups, place)
-    single = _name_components(len(members), [restated], [(2, questions)])
+    """The units of the queries `members`, as if there were no others."""
+    position = np.full(constraints.n_queries, -1)
+    position[members] = np.arange(len(members))
+    queries: Edges = (np.arange(len(members)), members)
+    paraphrases: Edges = (queries[0], constraints.paraphrase_ids[members])
+    groups = None if constraints.groups is None else _restrict_edges(constraints.groups, position)
+    single = _name_components(len(members), [paraphrases], [(2, queries)])
     if ratios.unit == "question":
         return single
     if ratios.unit == "group":
         assert groups is not None
-        return _name_components(len(members), [restated, groups], [(0, groups), (2, questions)])
-    documents = _restrict_edges(constraints.documents, place)
-    known: list[tuple[int, Edges]] = [] if groups is None else [(0, groups)]
-    found = _name_components(len(members), [restated, documents, *(tie for _, tie in known)], [*known, (1, documents)])
-    _, where, sizes = np.unique(
-        found.unit_kind.astype(np.int64) << 40 | found.unit_number, return_inverse=True, return_counts=True
-    )
+        return _name_components(len(members), [paraphrases, groups], [(0, groups), (2, queries)])
+    documents = _restrict_edges(constraints.documents, position)
+    names = [(1, documents)] if groups is None else [(0, groups), (1, documents)]
+    units = _name_components(len(members), [paraphrases, *(edges for _, edges in names)], names)
+    _, inverse, sizes = np.unique(_pack_units(units), return_inverse=True, return_counts=True)
     is_oversized = sizes > max(1, MAX_COMPONENT_RATIO * len(members))
     if is_oversized.any():
         notes.append(
             f"{sizes[is_oversized].sum():,} of {len(members):,} questions are tied together in {is_oversized.sum()} "
-            f"component(s) of "
-            f"over {MAX_COMPONENT_RATIO:.0%} each: these are split by question, so documents may stand on two sides"
+            f"component(s) of over {MAX_COMPONENT_RATIO:.0%} each: these are split by question, so documents may be in "
+            f"two splits"
         )
-        is_divided = is_oversized[where]
-        found.unit_kind[is_divided], found.unit_number[is_divided] = (
-            single.unit_kind[is_divided],
-            single.unit_number[is_divided],
-        )
-    return found
+        is_divided = is_oversized[inverse]
+        units.unit_kind[is_divided] = single.unit_kind[is_divided]
+        units.unit_number[is_divided] = single.unit_number[is_divided]
+    return units
 
 
-def _restrict_edges(edges: Edges, place: Ints) -> Edges:
-    question = place[edges[0]]
-    return question[question >= 0], edges[1][question >= 0]
+def _restrict_edges(edges: Edges, position: Ints) -> Edges:
+    query = position[edges[0]]
+    return query[query >= 0], edges[1][query >= 0]
 
 
 def _name_components(n_queries: int, edges: Sequence[Edges], names: Sequence[tuple[int, Edges]]) -> SplitAssignment:
-    """Tie questions into components; each is named by its smallest tie of the first of `names` that it has."""
+    """Group queries into components; each is named by its smallest value of the first of `names` that has one."""
     component = find_components(n_queries, edges)
     kind = np.full(n_queries, -1, dtype=np.int8)
     number = np.full(n_queries, np.iinfo(np.int64).max)
-    for code, (question, value) in reversed(names):
+    for code, (query, value) in reversed(names):
         smallest = np.full(n_queries, np.iinfo(np.int64).max)
-        np.minimum.at(smallest, component[question], value)
-        has = smallest < np.iinfo(np.int64).max
-        kind[has], number[has] = code, smallest[has]
+        np.minimum.at(smallest, component[query], value)
+        is_named = smallest < np.iinfo(np.int64).max
+        kind[is_named], number[is_named] = code, smallest[is_named]
     return SplitAssignment(np.zeros(n_queries, dtype=np.int8), kind[component], number[component])
 
 
 def find_components(n_nodes: int, edges: Sequence[Edges]) -> Ints:
-    """The component of each of `n_queries` nodes, where nodes that share a tie of one kind belong together.
+    """The component of each of `n_nodes` nodes; nodes with the same value in one of `edges` are connected.
 
-    >>> components(4, [(np.array([0, 1, 2]), np.array([7, 7, 5])), (np.array([2, 3]), np.array([1, 1]))]).tolist()
+    >>> find_components(4, [(np.array([0, 1, 2]), np.array([7, 7, 5])), (np.array([2, 3]), np.array([1, 1]))]).tolist()
     [0, 0, 1, 1]
     """
     from scipy.sparse import coo_array
@@ -210,31 +211,35 @@ def find_components(n_nodes: int, edges: Sequence[Edges]) -> Ints:
     for node, value in edges:
         order = np.argsort(value, kind="stable")
         same = np.diff(value[order]) == 0
-        rows.append(node[order][:-1][same])  # a chain through the nodes of one value: as few edges as will do
+        rows.append(node[order][:-1][same])  # a chain through the nodes of one value has the fewest edges
         columns.append(node[order][1:][same])
     row, column = np.concatenate(rows).astype(np.int32), np.concatenate(columns).astype(np.int32)
     graph = coo_array((np.ones(len(row), dtype=np.int8), (row, column)), shape=(n_nodes, n_nodes))
-    found: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
-    return found
+    components: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
+    return components
 
 
 def summarise_splits(assignment: SplitAssignment, positives: pl.DataFrame, match_keys: pl.Series) -> Summary:
-    """What there is on the sides, and what stands on several."""
+    """The sizes of the splits, and how many documents and paraphrases are in several splits."""
     sizes = np.bincount(assignment.split_index, minlength=len(SPLITS)).tolist()
-    side = pl.Series(assignment.split_index)
-    per_query = positives.group_by("question").len()["len"].to_numpy()
-    sides = positives.with_columns(side=side.gather(positives["question"]))
-    shared = sides.group_by("document").agg(pl.col("side").n_unique())
-    restated = pl.DataFrame({"loose": match_keys, "side": side}).group_by("loose").agg(pl.col("side").n_unique())
+    split = pl.Series(assignment.split_index)
+    per_query = positives.group_by("query_index").len()["len"].to_numpy()
+    document_splits = positives.select("document_index", split=split.gather(positives["query_index"]))
+    paraphrase_splits = pl.DataFrame({"match_key": match_keys, "split": split})
+    n_splits = pl.col("split").n_unique()
     return {
         "positives_per_query": {"mean": round(float(per_query.mean()), 3), "max": int(per_query.max())},
         "splits": dict(zip(SPLITS, sizes, strict=True)),
-        "documents_across_splits": int((shared["side"] > 1).sum()),
-        "paraphrases_across_splits": int((restated["side"] > 1).sum()),
+        "documents_across_splits": len(
+            document_splits.group_by("document_index").agg(n_splits).filter(pl.col("split") > 1)
+        ),
+        "paraphrases_across_splits": len(
+            paraphrase_splits.group_by("match_key").agg(n_splits).filter(pl.col("split") > 1)
+        ),
     }
 
 
 def count_split_changes(old: pl.DataFrame, new: pl.DataFrame) -> int:
-    """How many questions stand on another side than before: `old` and `new` are queries tables (query_id, split)."""
-    both = old.select("query_id", was="split").join(new.select("query_id", "split"), on="query_id")
-    return int((both["was"] != both["split"]).sum())
+    """How many queries are in another split in `new` than in `old` (queries tables: query_id, split)."""
+    both = old.select("query_id", old_split="split").join(new.select("query_id", "split"), on="query_id")
+    return int((both["old_split"] != both["split"]).sum())

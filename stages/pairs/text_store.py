@@ -1,4 +1,4 @@
-"""The texts of the input, each kept about once on disk, known everywhere else by 64 bits of its hash."""
+"""The texts of the input, each stored about once on disk; all other code uses 64 bits of a text's hash."""
 
 from pathlib import Path
 
@@ -20,11 +20,10 @@ _MAX_CACHED_DOCUMENTS = 1000
 
 
 class TextStore:
-    """Spills of questions, documents and answers, and frames of their keys (both may repeat a text).
+    """Spill buffers of queries, documents and answers, and frames of their keys (both may repeat a text).
 
-    A text that was among the last half million is not spilled again; the rest of the repeats go when rows are sorted.
-    With `chunk_words`, documents are cut into windows (`stages.pairs.chunking`), and `get_chunks` of a recent document
-    can be had.
+    A text that was among the last half million is not spilled again; other repetitions are removed when rows are
+    sorted. With `chunk_words`, documents are cut into chunks (`stages.pairs.chunking`).
     """
 
     def __init__(self, scratch_dir: Path, chunk_words: int, chunk_overlap: int) -> None:
@@ -42,61 +41,61 @@ class TextStore:
         self._new_answers: list[tuple[bytes, int, str]] = []
 
     def add_query(self, key: bytes, text: str) -> None:
-        """Keep a clean question under its 128-bit hash."""
+        """Store a clean query under its 128-bit hash."""
         if _add_if_unseen(self._seen_queries, key):
             self._new_queries.append((key, text))
 
     def add_document(self, key: bytes, text_key: bytes, text: str, metadata: DocumentMetadata) -> None:
-        """Keep a clean document with what is known of it: `key` is the 128-bit hash of what models read of it, title
-        and text, `text_key` that of the text."""
-        known = (
-            key + xxhash.xxh3_64_digest("\x1f".join(part or "" for part in metadata).encode()) if any(metadata) else key
-        )
-        if _add_if_unseen(self._seen_documents, known):
+        """Store a clean document: `key` is the 128-bit hash of title and text as models read them, `text_key` that of
+        the text."""
+        entry = key
+        if any(metadata):
+            entry += xxhash.xxh3_64_digest("\x1f".join(part or "" for part in metadata).encode())
+        if _add_if_unseen(self._seen_documents, entry):
             chunks = len(self.get_chunks(text_key, text)) if self.chunk_words else 1
             self._new_documents.append((key, text_key, chunks, text, *metadata))
 
     def get_chunks(self, text_key: bytes, text: str) -> list[str]:
-        """The windows of a document's text, whose hash is `text_key`."""
-        found = self._chunks.get(text_key)
-        if found is None:
+        """The chunks of a document's text, whose hash is `text_key`."""
+        if text_key not in self._chunks:
             if len(self._chunks) >= _MAX_CACHED_DOCUMENTS:
                 self._chunks.clear()
-            found = self._chunks[text_key] = chunk_text(text, self.chunk_words, self.chunk_overlap)
-        return found
+            self._chunks[text_key] = chunk_text(text, self.chunk_words, self.chunk_overlap)
+        return self._chunks[text_key]
 
     def add_answer(self, query_key: bytes, row: int, text: str) -> None:
-        """Store the clean answer of a row to a question."""
+        """Store the clean answer of a row to a query."""
         self._new_answers.append((query_key, row, text))
 
     def flush(self) -> None:
-        """Hand what is new to the spills; to be called after every batch."""
+        """Move the new texts to the spill buffers; call this after every batch."""
         if self._new_queries:
             keys, texts = zip(*self._new_queries, strict=True)
-            restated = [xxhash.xxh3_64_intdigest(match_key(text).encode()) for text in texts]
+            match_keys = [xxhash.xxh3_64_intdigest(match_key(text).encode()) for text in texts]
             columns = {
                 "key": upper_64_bits(keys),
                 "low": lower_64_bits(keys),
-                "loose": pl.Series(restated, dtype=pl.UInt64),
+                "match_key": pl.Series(match_keys, dtype=pl.UInt64),
             }
             self.query_keys.append(pl.DataFrame(columns))
             self.queries.add(pl.DataFrame({"key": upper_64_bits(keys), "query": to_string_series(texts)}), key_bucket())
         if self._new_documents:
-            keys, alone, chunks, texts, *meta = zip(*self._new_documents, strict=True)
+            keys, text_keys, chunks, texts, *metadata = zip(*self._new_documents, strict=True)
             columns = {
                 "d": upper_64_bits(keys),
                 "low": lower_64_bits(keys),
                 "chunks": pl.Series(chunks, dtype=pl.Int32),
+                "text": upper_64_bits(text_keys),
             }
-            columns["text"] = upper_64_bits(alone)
             self.document_keys.append(pl.DataFrame(columns))
-            known = {name: to_string_series(cells) for name, cells in zip(METADATA_COLUMNS, meta, strict=True)}
-            known |= {"d": columns["d"], "key": columns["text"], "text": to_string_series(texts)}
-            self.documents.add(pl.DataFrame(known), key_bucket())  # by text, so that those that merge are read together
+            rows = {name: to_string_series(cells) for name, cells in zip(METADATA_COLUMNS, metadata, strict=True)}
+            rows |= {"d": columns["d"], "key": columns["text"], "text": to_string_series(texts)}
+            self.documents.add(pl.DataFrame(rows), key_bucket())  # bucketed by text: documents that merge share one
         if self._new_answers:
-            keys, rows, texts = zip(*self._new_answers, strict=True)
+            keys, row_numbers, texts = zip(*self._new_answers, strict=True)
             self.answers.add(
-                pl.DataFrame({"key": upper_64_bits(keys), "row": rows, "answer": to_string_series(texts)}), key_bucket()
+                pl.DataFrame({"key": upper_64_bits(keys), "row": row_numbers, "answer": to_string_series(texts)}),
+                key_bucket(),
             )
         self._new_queries, self._new_documents, self._new_answers = [], [], []
 

@@ -1,4 +1,4 @@
-"""From what the intake gathered to the five tables: judgements settled, ids given, sides drawn, rows written sorted."""
+"""Turn what an `Ingester` read into the five tables: resolve the qrels, assign ids and splits, write sorted rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +30,7 @@ from stages.pairs.split import (
     resolve_table_splits,
     summarise_splits,
 )
+from stages.pairs.text_store import METADATA_COLUMNS
 from stages.readers.base import TableSource
 
 _SLICE_ROWS = 1 << 20
@@ -37,8 +38,11 @@ _NO_POSITIVE = "no positive document"
 
 
 class TableWriter:
-    """Turns an `Ingester` into queries, corpus, qrels and answers in `out`. Texts are known by keys, then by places:
-    a question's or document's place is its number in the order of the ids."""
+    """Writes queries, corpus, qrels, answers and label_overrides of an `Ingester` to `out`.
+
+    A query or document is known by the key of its text, then by `query_index` or `document_index`, its position in the
+    order of the ids.
+    """
 
     def __init__(
         self,
@@ -48,12 +52,8 @@ class TableWriter:
         out: Path,
         scratch_dir: Path,
     ) -> None:
-        self._ingester, self._text_store, self._reject_writer, self._sources = (
-            ingester,
-            ingester.text_store,
-            reject_writer,
-            sources,
-        )
+        self._ingester, self._text_store = ingester, ingester.text_store
+        self._reject_writer, self._sources = reject_writer, sources
         self._out, self._scratch_dir = out, scratch_dir
         self._standalone_queries = pl.DataFrame()
         self._replacements = pl.DataFrame()
@@ -63,39 +63,42 @@ class TableWriter:
     def write(
         self, ratios: SplitRatios, id_column: str, trust_ids: bool, overrides_path: Path | None = None
     ) -> Summary:
-        """Write the tables; returns their counts. Raises `InputError` where no row is usable.
+        """Write the tables and return their counts. Raises `InputError` if no row is usable.
 
-        `trust_ids` says whether `id_column` was named by the user, or only recognised; `overrides_path` is a file of
+        `trust_ids` says whether the user named `id_column`, or it was only recognised; `overrides_path` is a file of
         `stages.pairs.label_overrides`.
         """
         qrels, standalone_documents, deferred_rejects = self._resolve_qrels(id_column, trust_ids)
+        self._reject_writer.add_deferred(dict(deferred_rejects.iter_rows()), self._sources)
         if not len(qrels):
-            self._reject_writer.add_deferred(dict(deferred_rejects.iter_rows()), self._sources)
             raise InputError(self._no_usable_rows_message())
         rows_used = qrels["row"].n_unique()
         queries, documents = self._assign_query_ids(qrels), self._assign_document_ids(qrels, standalone_documents)
-        # a BEIR folder has rows that are only a document or only a question; a corpus has the former
-        rows_alone = len(standalone_documents) + len(self._standalone_queries)
-        named = qrels.select("row", "d").unique() if "chunk" in qrels.columns else qrels
-        merged_documents = len(named) - qrels["d"].n_unique()
-        indexed_qrels = qrels.join(queries.select("q", "question"), on="q").join(
-            documents.select("d", "document"), on="d"
+        # rows with only a document or only a query, as in a BEIR folder or a corpus
+        standalone_rows = len(standalone_documents) + len(self._standalone_queries)
+        row_documents = qrels.select("row", "d").unique() if "chunk" in qrels.columns else qrels
+        merged_documents = len(row_documents) - qrels["d"].n_unique()
+        indexed_qrels = qrels.join(queries.select("q", "query_index"), on="q").join(
+            documents.select("d", "document_index"), on="d"
         )
         indexed_qrels = indexed_qrels.drop("row", "q", "d", "id", "document_id", strict=False)
-        del qrels, standalone_documents, named
-        positives = indexed_qrels.filter(pl.col("relevance") > 0).select("question", "document").unique()
+        del qrels, standalone_documents, row_documents
+        positives = indexed_qrels.filter(pl.col("relevance") > 0).select("query_index", "document_index").unique()
         group_names = None
         if "group" in indexed_qrels.columns and indexed_qrels["group"].null_count() < len(indexed_qrels):
             group_names = indexed_qrels["group"].drop_nulls().unique().sort()
         assignment = self._assign_splits(queries, documents, indexed_qrels, positives, group_names, ratios)
-        counts: Summary = {"rows_used": rows_used, "standalone_rows": rows_alone}
-        counts |= {"merged_queries": rows_used - len(queries)}
-        counts |= {"merged_documents": merged_documents, "queries": len(queries), "documents": len(documents)}
-        counts |= summarise_splits(assignment, positives, queries["loose"])
-        negative = indexed_qrels.filter(pl.col("relevance") == 0).select("question", "document").unique()
-        counts["curated_negatives"] = len(negative)
-
-        self._reject_writer.add_deferred(dict(deferred_rejects.iter_rows()), self._sources)
+        negatives = indexed_qrels.filter(pl.col("relevance") == 0).select("query_index", "document_index").unique()
+        counts: Summary = {
+            "rows_used": rows_used,
+            "standalone_rows": standalone_rows,
+            "merged_queries": rows_used - len(queries),
+            "merged_documents": merged_documents,
+            "queries": len(queries),
+            "documents": len(documents),
+            **summarise_splits(assignment, positives, queries["match_key"]),
+            "curated_negatives": len(negatives),
+        }
         self._write_queries(queries, documents, indexed_qrels, assignment, group_names)
         rows = build_corpus_rows(documents.drop("text"), bool(self._text_store.chunk_words))
         counts["chunks"] = len(rows) if self._text_store.chunk_words else 0
@@ -108,180 +111,198 @@ class TableWriter:
         return counts
 
     def _resolve_qrels(self, id_column: str, trust_ids: bool) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        intake = self._ingester
-        late = [pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})]
-        judgements, intake.judged = intake.judged, []
-        if intake.id_qrels:
+        """The resolved qrels, the documents without one, and the rejected rows (row, reason)."""
+        ingester = self._ingester
+        rejected = [pl.DataFrame(schema={"row": pl.Int64, "reason": pl.String})]
+        frames, ingester.qrels = ingester.qrels, []
+        if ingester.id_qrels:
             by_id, unknown = resolve_id_qrels(
-                pl.concat(intake.id_qrels), pl.concat(intake.standalone_queries), pl.concat(intake.standalone_documents)
+                pl.concat(ingester.id_qrels),
+                pl.concat(ingester.standalone_queries),
+                pl.concat(ingester.standalone_documents),
             )
-            judgements.append(by_id)
-            late.append(unknown)
-        nothing = {"row": pl.Int64, "q": pl.UInt64, "d": pl.UInt64, "relevance": pl.Int32}
-        judged = pl.concat([pl.DataFrame(schema=nothing), *judgements], how="diagonal")
-        ids = {"row": pl.Int64, "d": pl.UInt64, "document_id": pl.String}
-        judged, listed = self._merge_documents(
-            judged, pl.concat([pl.DataFrame(schema=ids), *intake.standalone_documents])
+            frames.append(by_id)
+            rejected.append(unknown)
+        qrels_schema = {"row": pl.Int64, "q": pl.UInt64, "d": pl.UInt64, "relevance": pl.Int32}
+        documents_schema = {"row": pl.Int64, "d": pl.UInt64, "document_id": pl.String}
+        qrels, standalone_documents = self._merge_documents(
+            pl.concat([pl.DataFrame(schema=qrels_schema), *frames], how="diagonal"),
+            pl.concat([pl.DataFrame(schema=documents_schema), *ingester.standalone_documents]),
         )
-        settled = resolve_qrels(judged, listed, trust_ids)
-        if settled.has_dropped_ids:
+        resolved = resolve_qrels(qrels, standalone_documents, trust_ids)
+        if resolved.has_dropped_ids:
             self.notes.append(f"{id_column} repeats for different questions, so it is not used: ids are text hashes")
-        late.append(settled.rejected_rows)
-        if intake.standalone_queries:
-            asked = pl.concat(intake.standalone_queries)
-            unused = asked.join(settled.qrels.select("q").unique(), on="q", how="anti")
-            late.append(unused.select("row", reason=pl.lit(_NO_POSITIVE)))
-            self._standalone_queries = asked.join(pl.concat(late), on="row", how="anti")
-        return settled.qrels, settled.standalone_documents, pl.concat(late).unique("row", keep="first").sort("row")
+        rejected.append(resolved.rejected_rows)
+        if ingester.standalone_queries:
+            queries = pl.concat(ingester.standalone_queries)
+            unused = queries.join(resolved.qrels.select("q").unique(), on="q", how="anti")
+            rejected.append(unused.select("row", reason=pl.lit(_NO_POSITIVE)))
+            self._standalone_queries = queries.join(pl.concat(rejected), on="row", how="anti")
+        rejected_rows = pl.concat(rejected).unique("row", keep="first").sort("row")
+        return resolved.qrels, resolved.standalone_documents, rejected_rows
 
-    def _merge_documents(self, judged: pl.DataFrame, listed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _merge_documents(
+        self, qrels: pl.DataFrame, standalone_documents: pl.DataFrame
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
         keys = concat_unique_keys(self._text_store.document_keys or [pl.DataFrame(schema=_DOCUMENT_KEY_SCHEMA)], "d")
         self._text_store.document_keys = []
-        judged, listed, self._replacements = merge_duplicate_documents(keys, judged, listed)
-        self._document_keys, several = deduplicate_document_keys(keys)
-        if len(several) and "chunk" in judged.columns:  # the chunk was found in another cut of title and text
-            judged = judged.with_columns(
-                chunk=pl.when(pl.col("d").is_in(several.implode())).then(-1).otherwise("chunk")
+        qrels, standalone_documents, self._replacements = merge_duplicate_documents(keys, qrels, standalone_documents)
+        self._document_keys, ambiguous_keys = deduplicate_document_keys(keys)
+        if (
+            len(ambiguous_keys) and "chunk" in qrels.columns
+        ):  # the chunk was found with another division into title and text
+            qrels = qrels.with_columns(
+                chunk=pl.when(pl.col("d").is_in(ambiguous_keys.implode())).then(-1).otherwise("chunk")
             )
-        return judged, listed
+        return qrels, standalone_documents
 
-    def _assign_query_ids(self, judged: pl.DataFrame) -> pl.DataFrame:
+    def _assign_query_ids(self, qrels: pl.DataFrame) -> pl.DataFrame:
         keys = concat_unique_keys(self._text_store.query_keys, "key").join(
-            judged.select(key="q").unique(), on="key", how="semi"
+            qrels.select(key="q").unique(), on="key", how="semi"
         )
         self._text_store.query_keys = []
-        given = judged.select("id", key="q") if "id" in judged.columns else None
-        return assign_ids(keys, given).select("loose", q="key", query_id="id").with_row_index("question")
+        given_ids = qrels.select("id", key="q") if "id" in qrels.columns else None
+        return assign_ids(keys, given_ids).select("match_key", q="key", query_id="id").with_row_index("query_index")
 
-    def _assign_document_ids(self, judged: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFrame:
-        used = pl.concat([judged.select(key="d"), listed.select(key="d")]).unique()
+    def _assign_document_ids(self, qrels: pl.DataFrame, standalone_documents: pl.DataFrame) -> pl.DataFrame:
+        used = pl.concat([qrels.select(key="d"), standalone_documents.select(key="d")]).unique()
         keys = self._document_keys.rename({"d": "key"}).join(used, on="key", how="semi")
         self._document_keys = pl.DataFrame()
-        named = [frame for frame in (judged, listed) if "document_id" in frame.columns]
-        given = pl.concat([frame.select(key="d", id="document_id") for frame in named])
-        return assign_ids(keys, given).select("chunks", "text", d="key", doc_id="id").with_row_index("document")
+        with_ids = [frame for frame in (qrels, standalone_documents) if "document_id" in frame.columns]
+        given_ids = pl.concat([frame.select(key="d", id="document_id") for frame in with_ids])
+        frame = assign_ids(keys, given_ids).select("chunks", "text", d="key", doc_id="id")
+        return frame.with_row_index("document_index")
 
     def _assign_splits(
         self,
         queries: pl.DataFrame,
         documents: pl.DataFrame,
-        places: pl.DataFrame,
+        indexed_qrels: pl.DataFrame,
         positives: pl.DataFrame,
-        names: pl.Series | None,
-        shares: SplitRatios,
+        group_names: pl.Series | None,
+        ratios: SplitRatios,
     ) -> SplitAssignment:
-        groups = own = None
-        if names is not None:
-            tied = places.select("question", "group").drop_nulls().unique()
-            groups = (_to_int64(tied["question"]), np.asarray(names.search_sorted(tied["group"]), dtype=np.int64))
-        if "split" in places.columns:
-            own, several = resolve_table_splits(places.select("question", "split"), queries.select("question", "loose"))
-            if several:
-                where = "in several of the table's splits: kept in test, else dev"
-                self.notes.append(f"{several:,} questions stand, some restated, {where}")
-        ties = SplitConstraints(
+        groups = table_splits = None
+        if group_names is not None:
+            members = indexed_qrels.select("query_index", "group").drop_nulls().unique()
+            group_index = np.asarray(group_names.search_sorted(members["group"]), dtype=np.int64)
+            groups = (_to_int64(members["query_index"]), group_index)
+        if "split" in indexed_qrels.columns:
+            table_splits, n_ambiguous = resolve_table_splits(
+                indexed_qrels.select("query_index", "split"), queries.select("query_index", "match_key")
+            )
+            if n_ambiguous:
+                self.notes.append(
+                    f"{n_ambiguous:,} questions (restated ones included) are in several of the table's splits: "
+                    f"kept in test, else dev"
+                )
+        constraints = SplitConstraints(
             len(queries),
-            queries["loose"].rank("dense").cast(pl.Int64).to_numpy(),
-            (_to_int64(positives["question"]), _to_int64(positives["document"])),
+            _to_int64(queries["match_key"].rank("dense")),
+            (_to_int64(positives["query_index"]), _to_int64(positives["document_index"])),
             groups,
         )
-        units = [names, documents["doc_id"], queries["query_id"]]
+        unit_names = [group_names, documents["doc_id"], queries["query_id"]]
 
-        def name(kind: int, number: int) -> str:
-            series = units[kind]
-            assert series is not None
-            return str(series[number])
+        def unit_name(kind: int, number: int) -> str:
+            names = unit_names[kind]
+            assert names is not None
+            return str(names[number])
 
-        assigned = assign_splits(ties, own, shares, name)
-        self.notes += assigned.notes
-        wanted = {"train": True, "dev": shares.dev > 0, "test": shares.test > 0}
-        empty = [side for place, side in enumerate(SPLITS) if wanted[side] and place not in assigned.split_index]
+        assignment = assign_splits(constraints, table_splits, ratios, unit_name)
+        self.notes += assignment.notes
+        expected = {"train": True, "dev": ratios.dev > 0, "test": ratios.test > 0}
+        empty = [name for i, name in enumerate(SPLITS) if expected[name] and i not in assignment.split_index]
         if empty:
             self.notes.append(f"no question falls into {' or '.join(empty)}: too few to divide, or all tied")
-        return assigned
+        return assignment
 
     def _write_queries(
         self,
         queries: pl.DataFrame,
         documents: pl.DataFrame,
-        places: pl.DataFrame,
-        assigned: SplitAssignment,
-        names: pl.Series | None,
+        indexed_qrels: pl.DataFrame,
+        assignment: SplitAssignment,
+        group_names: pl.Series | None,
     ) -> None:
-        units = pl.DataFrame({"side": assigned.split_index, "kind": assigned.unit_kind, "number": assigned.unit_number})
-        wanted = queries.select("question", "q").hstack(units)
-        if names is not None:  # a question's own group is its group, whatever the unit is named
-            own = places.select("question", "group").drop_nulls().group_by("question").agg(pl.col("group").min())
-            wanted = wanted.join(own, on="question", how="left")
+        query_info = queries.select("query_index", "q").with_columns(
+            split=pl.Series(assignment.split_index).replace_strict(dict(enumerate(SPLITS)), return_dtype=pl.String),
+            unit_kind=pl.Series(assignment.unit_kind),
+            unit_number=pl.Series(assignment.unit_number),
+        )
+        if group_names is not None:  # a query's group cell takes precedence over the name of its unit
+            group_cells = indexed_qrels.select("query_index", "group").drop_nulls()
+            group = group_cells.group_by("query_index").agg(pl.col("group").min())
+            query_info = query_info.join(group, on="query_index", how="left")
         else:
-            wanted = wanted.with_columns(group=pl.lit(None, dtype=pl.String))
-        units_by_kind = (names, documents["doc_id"], queries["query_id"])
+            query_info = query_info.with_columns(group=pl.lit(None, dtype=pl.String))
+        unit_names = (group_names, documents["doc_id"], queries["query_id"])
 
-        def shape(bucket: pl.DataFrame) -> pl.DataFrame:
-            frame = bucket.unique("key").join(wanted, left_on="key", right_on="q")
+        def to_rows(bucket: pl.DataFrame) -> pl.DataFrame:
+            frame = bucket.unique("key").join(query_info, left_on="key", right_on="q")
             parts = []
-            for kind, series in enumerate(units_by_kind):
-                part = frame.filter(pl.col("kind") == kind)
-                if len(part) and series is not None:
-                    unit = series.gather(part["number"])
-                    parts.append(part.with_columns(group=part["group"].fill_null(unit)))
+            for kind, names in enumerate(unit_names):
+                part = frame.filter(pl.col("unit_kind") == kind)
+                if len(part) and names is not None:
+                    parts.append(part.with_columns(group=part["group"].fill_null(names.gather(part["unit_number"]))))
             frame = pl.concat(parts) if parts else frame
-            split = pl.col("side").replace_strict(dict(enumerate(SPLITS)), return_dtype=pl.String)
-            ids = queries["query_id"].gather(frame["question"])
-            return frame.select("query", "group", position="question", split=split, query_id=ids)
+            ids = queries["query_id"].gather(frame["query_index"])
+            return frame.select("query", "group", "split", position="query_index", query_id=ids)
 
         path = self._out / "queries.parquet"
-        write_sorted(path, QUERIES, self._text_store.queries, shape, len(queries), self._scratch_dir / "queries-sorted")
+        write_sorted(
+            path, QUERIES, self._text_store.queries, to_rows, len(queries), self._scratch_dir / "queries-sorted"
+        )
 
     def _write_corpus(self, rows: pl.DataFrame, documents: pl.DataFrame) -> None:
         words, overlap = self._text_store.chunk_words, self._text_store.chunk_overlap
         texts = documents.select("d", key="text")
 
-        def shape(bucket: pl.DataFrame) -> pl.DataFrame:
-            meta = [pl.col(name).min() for name in ("title", "category", "group")]
+        def to_rows(bucket: pl.DataFrame) -> pl.DataFrame:
+            metadata = [pl.col(name).min() for name in METADATA_COLUMNS]
             frame = replace_keys(bucket, self._replacements).join(texts, on=["d", "key"], how="semi")
-            frame = frame.group_by("d").agg(pl.col("text").first(), *meta)
+            frame = frame.group_by("d").agg(pl.col("text").first(), *metadata)
             frame = chunk_documents(frame, words, overlap).join(
                 rows.select("position", "chunk", "d"), on=["d", "chunk"]
             )
             return frame.drop("d", "chunk").with_columns(doc_id=rows["doc_id"].gather(frame["position"]))
 
         path = self._out / "corpus.parquet"
-        write_sorted(path, CORPUS, self._text_store.documents, shape, len(rows), self._scratch_dir / "corpus-sorted")
+        write_sorted(path, CORPUS, self._text_store.documents, to_rows, len(rows), self._scratch_dir / "corpus-sorted")
 
     def _write_qrels(
-        self, judgements: pl.DataFrame, queries: pl.DataFrame, rows: pl.DataFrame, decisions: Path | None
+        self, qrels: pl.DataFrame, queries: pl.DataFrame, rows: pl.DataFrame, overrides_path: Path | None
     ) -> int:
-        """Write qrels.parquet, and label_overrides.parquet: those that a person decided. Returns how many these are."""
-        found = judgements.join(rows.select("document", "chunk", "position"), on=["document", "chunk"])
-        found = found.select("question", "position", "relevance")
-        known = pl.DataFrame(schema={name: OVERRIDE_SCHEMA[name] for name in QRELS.names})
-        if decisions:
-            made = read_label_overrides(decisions)
-            found, unknown = apply_label_overrides(found, made, queries, rows)
-            self.notes += reject_unknown_overrides(unknown, decisions, self._reject_writer)
-            known = made.join(unknown, on="row", how="anti").select(known.columns)
-        write_table(known.sort("query_id", "doc_id"), QRELS, self._out / "label_overrides.parquet")
-        found = found.sort("question", "position")
+        """Write qrels.parquet and label_overrides.parquet; returns the number of label overrides."""
+        qrels = qrels.join(rows.select("document_index", "chunk", "position"), on=["document_index", "chunk"])
+        qrels = qrels.select("query_index", "position", "relevance")
+        overrides = pl.DataFrame(schema={name: OVERRIDE_SCHEMA[name] for name in QRELS.names})
+        if overrides_path:
+            read = read_label_overrides(overrides_path)
+            qrels, unknown = apply_label_overrides(qrels, read, queries, rows)
+            self.notes += reject_unknown_overrides(unknown, overrides_path, self._reject_writer)
+            overrides = read.join(unknown, on="row", how="anti").select(overrides.columns)
+        write_table(overrides.sort("query_id", "doc_id"), QRELS, self._out / "label_overrides.parquet")
         with pq.ParquetWriter(self._out / "qrels.parquet", QRELS, compression="zstd") as writer:
-            for part in found.iter_slices(_SLICE_ROWS):
-                query_id = queries["query_id"].gather(part["question"])
+            for part in qrels.sort("query_index", "position").iter_slices(_SLICE_ROWS):
+                query_id = queries["query_id"].gather(part["query_index"])
                 doc_id = rows["doc_id"].gather(part["position"])
                 frame = pl.DataFrame({"query_id": query_id, "doc_id": doc_id, "relevance": part["relevance"]})
                 write_row_groups(writer, frame, QRELS)
-        return len(known)
+        return len(overrides)
 
-    def _write_answers(self, queries: pl.DataFrame, late: pl.DataFrame) -> int:
-        unused = late.filter(pl.col("reason") != PARTLY_CONTRADICTORY).select("row")
-        wanted = queries.select(position="question", key="q")
+    def _write_answers(self, queries: pl.DataFrame, rejected_rows: pl.DataFrame) -> int:
+        unused = rejected_rows.filter(pl.col("reason") != PARTLY_CONTRADICTORY).select("row")
+        positions = queries.select(position="query_index", key="q")
 
-        def shape(bucket: pl.DataFrame) -> pl.DataFrame:
-            kept = bucket.join(unused, on="row", how="anti").drop("row").unique().join(wanted, on="key").drop("key")
-            return kept.with_columns(query_id=queries["query_id"].gather(kept["position"]))
+        def to_rows(bucket: pl.DataFrame) -> pl.DataFrame:
+            answers = bucket.join(unused, on="row", how="anti").drop("row").unique()
+            answers = answers.join(positions, on="key").drop("key")
+            return answers.with_columns(query_id=queries["query_id"].gather(answers["position"]))
 
         path = self._out / "answers.parquet"
         return write_sorted(
-            path, ANSWERS, self._text_store.answers, shape, len(queries), self._scratch_dir / "answers-sorted"
+            path, ANSWERS, self._text_store.answers, to_rows, len(queries), self._scratch_dir / "answers-sorted"
         )
 
     def _no_usable_rows_message(self) -> str:

@@ -25,7 +25,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 class Result:
-    """A run of the stage in a folder: its tables, its summary, what it said."""
+    """A run of the stage in a folder: its tables, its summary, what it messages."""
 
     def __init__(self, folder: Path, **params: Any) -> None:
         self.out = folder / "out"
@@ -33,7 +33,7 @@ class Result:
         progress = RecordedProgress()
         tools = StageContext(progress, folder / "scratch", folder, folder)
         self.summary: Summary = run(Params(**params), {}, self.out, tools)
-        self.said = "\n".join(progress.messages)
+        self.messages = "\n".join(progress.messages)
         self.queries = read_table(self.out / "queries.parquet", QUERIES)
         self.corpus = read_table(self.out / "corpus.parquet", CORPUS)
         self.qrels = read_table(self.out / "qrels.parquet", QRELS)
@@ -78,7 +78,7 @@ def test_a_table_of_contexts(tmp_path: Path) -> None:
         "category": "category",
         "id": "id",
     }
-    assert "document = 'context'" in found.said
+    assert "document = 'context'" in found.messages
 
 
 def test_every_unused_row_is_kept_with_its_reason(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_recognised_id_that_repeats_throughout_is_no_id(tmp_path: Path) -> Non
     path = table(tmp_path, "uuid,question,text", *[f"page {n // 10},Question {n}?,Text {n}." for n in range(20)])
     found = Result(tmp_path / "run", tables=[path])
     assert set(found.queries["query_id"]) == {text_id(f"Question {n}?") for n in range(20)}
-    assert "'uuid' repeats for different questions" in found.said
+    assert "'uuid' repeats for different questions" in found.messages
     named = Result(tmp_path / "named", tables=[path], id="uuid")
     assert named.queries["query_id"].to_list() == ["page 0", "page 1"]
     assert named.summary["rejected"] == {"id of another question": 18}
@@ -215,7 +215,7 @@ def test_documents_are_cut_and_the_answer_says_which_part(tmp_path: Path) -> Non
     assert sorted(found.qrels.rows()) == sorted(
         [(which, "long#1", 1), (what, "long#0", 1), (what, "long#1", 1), (who, "short", 1)]
     )
-    assert "1 positives: no chunk holds an answer" in found.said
+    assert "1 positives: no chunk holds an answer" in found.messages
     assert found.summary["chunks"] == 3
 
 
@@ -369,7 +369,7 @@ def test_own_splits(tmp_path: Path) -> None:
     found = Result(tmp_path / "run", tables=[table(tmp_path, *lines)])
     splits = dict(found.queries.select("query", "split").iter_rows())
     assert splits == {"A?": "train", "B?": "dev", "C?": "test", "D?": "train"}
-    assert "1 questions stand, some restated, in several of the table's splits" in found.said
+    assert "1 questions (restated ones included) are in several of the table's splits" in found.messages
     wrong = table(tmp_path, *lines, "E?,six,north")
     with pytest.raises(InputError, match=r"faq\.csv, row 6, column 'split': 'north' is not a split.*train"):
         Result(tmp_path / "wrong", tables=[wrong], split="split")
@@ -380,7 +380,7 @@ def test_a_restated_question_is_not_trained_on_when_tested(tmp_path: Path) -> No
     found = Result(tmp_path / "run", tables=[table(tmp_path, *lines, "Where?,five,train")])
     splits = dict(found.queries.select("query", "split").iter_rows())
     assert splits == {"Who pays?": "test", "who PAYS": "test", "When?": "dev", "when": "dev", "Where?": "train"}
-    assert "4 questions stand, some restated, in several" in found.said
+    assert "4 questions (restated ones included) are in several" in found.messages
     assert found.summary["paraphrases_across_splits"] == 0
 
 
@@ -521,7 +521,7 @@ def test_a_name_that_is_no_utf8_goes_through(tmp_path: Path) -> None:
     found = Result(tmp_path / "run", tables=[str(path)])
     assert found.rejects["source"].to_list() == ["caf\\xe9.csv"]
     json.dumps(found.summary, ensure_ascii=False).encode()
-    found.said.encode()
+    found.messages.encode()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real tables are not at ../shared/data")

@@ -46,12 +46,12 @@ def test_a_decision_is_stronger_than_the_table(tmp_path: Path) -> None:
         ),
     )
     qrels = pl.DataFrame(
-        {"question": [0, 1], "position": [0, 0], "relevance": [1, 1]}, schema_overrides={"relevance": pl.Int32}
+        {"query_index": [0, 1], "position": [0, 0], "relevance": [1, 1]}, schema_overrides={"relevance": pl.Int32}
     )
     found, unknown = apply_label_overrides(
         qrels,
         read_label_overrides(path),
-        pl.DataFrame({"question": [0, 1], "query_id": ["a", "b"]}),
+        pl.DataFrame({"query_index": [0, 1], "query_id": ["a", "b"]}),
         pl.DataFrame({"position": [0, 1], "doc_id": ["x", "y"]}),
     )
     assert sorted(found.rows()) == [(0, 0, 0), (0, 1, 1), (1, 0, 1)]
