@@ -3,6 +3,13 @@
 from collections.abc import Callable
 
 from stages.core.context import NullProgress
+from stages.core.text import normalise
+from stages.pairs.cells import text_digest
+
+
+def text_id(text: str) -> str:
+    """The id that the pairs stage gives a text which came without one."""
+    return text_digest(normalise(text)).hex()
 
 
 class RecordedProgress(NullProgress):

@@ -2,8 +2,6 @@
 
 import unicodedata
 
-import xxhash
-
 UNSPACED_SCRIPTS = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
 UNSPACED_SCRIPTS += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Scripts that do not part words by spaces, as ranges of a regular expression: Han and kana, and Thai to Burmese and
@@ -34,11 +32,6 @@ def normalise(text: str) -> str:
     if text.isprintable() and "  " not in text and text[:1] != " " and text[-1:] != " ":
         return text  # of all white space, only the plain space is printable
     return " ".join(text.split())
-
-
-def text_id(text: str) -> str:
-    """The id of a text that came without one: xxh3-128 of its normalised form, 32 hexadecimal digits."""
-    return xxhash.xxh3_128_hexdigest(normalise(text).encode())
 
 
 def casefold_words(text: str) -> str:

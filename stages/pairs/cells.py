@@ -21,7 +21,7 @@ class UnusableRowError(Exception):
 
 
 def text_digest(text: str) -> bytes:
-    """xxh3-128 of a clean text, 16 bytes, the same that `stages.core.text.text_id` writes in hexadecimal.
+    """xxh3-128 of a clean text, 16 bytes; in hexadecimal it is the id of a text that came without one.
 
     Raises `UnusableRowError` for text that was not in the file's encoding, or that holds a NUL.
     """

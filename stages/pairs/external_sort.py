@@ -48,10 +48,7 @@ class SpillBuffer:
             writer.close()
             sink.close()
         for number in sorted(self._files):
-            with pa.OSFile(str(self._path(number))) as file:
-                table = pa.ipc.open_stream(file).read_all()
-            yield _to_polars(table)
-            del table
+            yield pl.read_ipc_stream(self._path(number))
         self.clear()
 
     def clear(self) -> None:
@@ -116,9 +113,3 @@ def write_row_groups(writer: Any, frame: pl.DataFrame, schema: pa.Schema) -> Non
     for start, stop in pairwise(starts):
         if stop > start:
             writer.write_table(to_arrow_table(frame.slice(start, stop - start), schema), row_group_size=_GROUP_ROWS)
-
-
-def _to_polars(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame

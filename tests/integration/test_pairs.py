@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from stages.core.context import StageContext, Summary
 from stages.core.errors import InputError
 from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, REJECTS, document_text, read_table
-from stages.core.text import normalise, text_id
+from stages.core.text import normalise
 from stages.pairs import external_sort
 from stages.pairs.split import count_split_changes
 from stages.pairs.stage import PairTables, Params, build_pairs, key_extras, run
-from tests.fakes import RecordedProgress
+from tests.fakes import RecordedProgress, text_id
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -412,7 +412,7 @@ def test_the_same_table_gives_the_same_bytes_in_or_out_of_memory(
     first = Result(tmp_path / "a", tables=[path])
     assert Result(tmp_path / "b", tables=[path]).bytes() == first.bytes()
     monkeypatch.setattr(external_sort, "MEMORY_BUDGET_BYTES", 2000)
-    monkeypatch.setattr(external_sort.SpillBuffer.__init__, "__defaults__", (2000, 64))
+    monkeypatch.setattr(external_sort.SpillBuffer.__init__, "__defaults__", (2000,))
     small = Result(tmp_path / "c", tables=[path])
     for name in ("queries", "corpus", "qrels", "answers"):
         assert getattr(small, name).equals(getattr(first, name))

@@ -6,16 +6,11 @@ import unicodedata
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stages.core.text import casefold_words, match_key, normalise, text_id
+from stages.core.text import casefold_words, match_key, normalise
 
 
 def test_normalise_folds_white_space_and_composes() -> None:
     assert normalise("  Zu\u0308rich\u00a0 to\n\tGeneva ") == "Zürich to Geneva"
-
-
-def test_text_id_is_of_the_normalised_text() -> None:
-    assert text_id("a  b\n") == text_id("a b") == "e932d71afddc92588044f8a624582c4c"
-    assert text_id("a b") != text_id("ab")
 
 
 def test_casefold_words_drops_case_punctuation_and_width() -> None:

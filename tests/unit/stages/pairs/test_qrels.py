@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from stages.core.errors import InputError
-from stages.core.text import text_id
 from stages.pairs.qrels import assign_ids, concat_unique_keys, resolve_qrels
+from tests.fakes import text_id
 
 NO_LIST = pl.DataFrame(schema={"row": pl.Int64, "d": pl.UInt64, "document_id": pl.String})
 
