@@ -1,5 +1,10 @@
 """Files behind URLs (s3://, gs://, abfs://, file://) and rows of a database: they are fetched before a step reads them,
-and a publication is copied to where others read it. Steps see files of this machine only."""
+and a publication is copied to where others read it. Steps see files of this machine only.
+
+fsspec's filecache was tried for `_fetch_file`, over the same clients: it keeps the old content of a file that is
+written anew within a second at the same size, and with `same_names` two files of one name are one; without, the name
+that a format is known by is lost.
+"""
 
 import fnmatch
 import json
