@@ -33,7 +33,7 @@ def bench_group() -> None:
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="Most questions of each folder to mine for, sampled by hash.",
+    help="At most this many queries of each folder to mine for, sampled by hash.",
 )
 @click.option(
     "--keep-positives",

@@ -65,7 +65,7 @@ def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
             )
     if upload_error:
         raise InputError(
-            f"{refreshed.status} here as {refreshed.publication}, but not there: {upload_error}"
+            f"{refreshed.status} here as {refreshed.publication}, but not at publish_to: {upload_error}"
         ) from upload_error
     parts = [part for stage in PIPELINE for part in format_summary(stage.name, runner.artifacts)]
     current = options["workspace"] / "current"

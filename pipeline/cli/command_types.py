@@ -17,7 +17,7 @@ COMMON_OPTIONS = (
         ["--config"], type=click.Path(path_type=Path), help="The settings file. [default: prep.toml, if there is one]"
     ),
     click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on stdout, for scripts."),
-    click.Option(["-v", "--verbose"], is_flag=True, help="In a log file, report progress every second, not every 15."),
+    click.Option(["-v", "--verbose"], is_flag=True, help="Without a terminal, report progress every second."),
     click.Option(["-q", "--quiet"], is_flag=True, help="Print only errors on stderr."),
 )  # fmt: skip
 

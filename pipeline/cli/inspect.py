@@ -246,9 +246,7 @@ def audit_positives(
         )
     parts: list[str | ResultTable] = [*loaded.notices, summary_line]
     if summary["share"] > MAX_PLAUSIBLE_SHARE:
-        parts.append(
-            "so many findings point to the retriever, which may not fit this language or domain, not to labels"
-        )
+        parts.append("with so many findings the encoder is the likelier cause: it may not fit this language or domain")
     header = ["query", "positive", "rank", "score", "why"]
     for name, count in summary["counts"].items():
         rows = [

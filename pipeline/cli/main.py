@@ -131,7 +131,7 @@ def mine_negatives_command(**options: Any) -> None:
     print_result(options, build_stage("sample", ["search", "mine", "verify"], options))
 
 
-@register_command("train", "train the reranker on them", ("train",), RUN_KEYS, uses_executor=True)
+@register_command("train", "train the reranker on the mined negatives", ("train",), RUN_KEYS, uses_executor=True)
 def train_command(**options: Any) -> None:
     """Train the reranker on the mined queries; resumes where a killed run stopped.
 
@@ -145,7 +145,7 @@ def train_command(**options: Any) -> None:
 
 @register_command(
     "evaluate",
-    "measure it against BM25 and the embedder",
+    "measure the reranker against BM25 and the embedder",
     ("evaluate",),
     ("seed", "device", "dtype"),
     uses_executor=True,
@@ -153,7 +153,7 @@ def train_command(**options: Any) -> None:
 def evaluate_command(**options: Any) -> None:
     """Measure BM25, the embedder, the base and the trained reranker on the same fixed candidate lists.
 
-    Ties count against us, differences to the embedder come with a 95 % interval from a paired bootstrap by group.
+    Ties count against each system. Differences to the embedder have a 95 % interval from a paired bootstrap by group.
 
     \b
     Example:  prep evaluate --top-k 100
@@ -163,7 +163,7 @@ def evaluate_command(**options: Any) -> None:
     print_result(options, build_stage("evaluate", ["evaluate"], options))
 
 
-@register_command("refresh", "all of it, what is stale, and publish", ("refresh",), RUN_KEYS, uses_executor=True)
+@register_command("refresh", "run all stale steps, then publish", ("refresh",), RUN_KEYS, uses_executor=True)
 @click.option("--force", is_flag=True, help="Publish even if the new reranker is worse than the published one.")
 def refresh_command(force: bool, **options: Any) -> None:
     """Bring everything up to date, and publish it if the new reranker is not worse. Safe to call from cron.
@@ -216,7 +216,7 @@ def status_command(**options: Any) -> None:
     print_result(options, run(options))
 
 
-@register_command("show", "one query, and why each candidate is what it is")
+@register_command("show", "one query, and why each candidate is a negative or is not")
 @click.argument("query")
 @click.option("--top", default=20, show_default=True, type=click.IntRange(min=0), help="How many candidates to print.")
 def show_command(query: str, top: int, **options: Any) -> None:
@@ -232,7 +232,7 @@ def show_command(query: str, top: int, **options: Any) -> None:
     print_result(options, run(options, query, top))
 
 
-@register_command("calibrate", "how many negatives are false, by budget and by rule", uses_executor=True)
+@register_command("calibrate", "how many negatives are expected to be false, by budget and by rule", uses_executor=True)
 def calibrate_command(**options: Any) -> None:
     """Print the trade-off of the learned mask: for several values of max_false_negatives, the expected share of false
     negatives, the hardness and the number of negatives; and the same for the fixed rules. It uses the existing
@@ -262,9 +262,9 @@ def calibrate_command(**options: Any) -> None:
 )
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def audit_command(top: int, out: Path | None, max_share: float | None, force: bool, **options: Any) -> None:
-    """List positives that may be wrong, or that can't be understood without context. Changes nothing.
+    """List positives that may be wrong. Changes nothing.
 
-    low_ranked: the retriever scores it like a random document; outranked: all of its hardest negatives score higher;
+    low_ranked: scored like a random document, with few query words; outranked: its hardest negatives rank higher;
     inconsistent: the same question has other positives, and none is similar. To correct labels, fill in the label
     column of the file that --out writes (positive or negative; empty is undecided), and set `label_overrides` under
     [pairs] to that file. `drop_positives` under [mine] leaves the listed positives out of the training file.

@@ -66,7 +66,7 @@ def _format_verify(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
             f"them in earlier runs) and found {judge['relevant']:,} relevant; {judge['failed']:,} requests failed"
         )
     if summary.get("skipped_reason"):
-        lines.append(f"verify: nobody was asked, since {summary['skipped_reason']}")
+        lines.append(f"verify: nothing was scored: {summary['skipped_reason']}")
     return [*lines]
 
 
@@ -91,7 +91,7 @@ def _format_sample(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Par
     skipped = {name: count for name, count in summary["skipped_queries"].items() if count}
     if skipped:
         lines.append(
-            "  without a line: " + ", ".join(f"{n:,} ({name.replace('_', ' ')})" for name, n in skipped.items())
+            "  not in mined.jsonl: " + ", ".join(f"{n:,} ({name.replace('_', ' ')})" for name, n in skipped.items())
         )
     if summary["expected_false_negative_rate"] is not None:
         estimate = artifacts["mask"].summary.get("estimate") if "mask" in artifacts else None
@@ -111,9 +111,8 @@ def format_expected_false_negatives(summary: Mapping[str, Any], accepted_rate: f
         )
     if accepted_rate is not None and rate > 1.02 * accepted_rate:
         return (
-            f"{line}, more than the {accepted_rate:.1%} accepted. The mask counts on the hardest negatives that it "
-            "passes, and others were taken: near-duplicates are skipped, or hub_cap, prefer_category, sampling or "
-            "source_quotas choose"
+            f"{line}, more than the {accepted_rate:.1%} accepted. The mask holds it for the hardest negatives, and "
+            "others were taken, by near-duplicates, hub_cap, prefer_category, sampling or source_quotas"
         )
     return line
 

@@ -57,7 +57,7 @@ def find_ignored_options(params: Mapping[str, BaseParams]) -> list[IgnoredOption
     for name in given:
         alternatives = OPTION_DEPENDENCIES.get(name, {})
         if alternatives and not any(is_met(other, wanted) for other, wanted in alternatives.items()):
-            why = f"counts only with {_join_alternatives(alternatives)}: give that, or leave it at {defaults[name]!r}"
+            why = f"needs {_join_alternatives(alternatives)}: give that, or leave it at {defaults[name]!r}"
             found.append(IgnoredOption(sections[name], name, tuple((sections[n], n) for n in alternatives), why))
     return found
 

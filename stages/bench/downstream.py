@@ -56,34 +56,34 @@ class Params(BaseParams):
 
     rule: tuple[str, ...] = option(
         ("naive", "perc 0.95", HARDNESS_REFERENCE_RULE, LEARNED, ORACLE),
-        f"a rule to compare; repeat it for several rules. Fixed rules: {', '.join(RULE_PRESETS)}. {LEARNED}: the "
+        f"A rule to compare; repeat it for several rules. Fixed rules: {', '.join(RULE_PRESETS)}. {LEARNED}: the "
         f"learned mask with --max-false-negatives; {LEARNED_AT_EQUAL_HARDNESS}: the learned mask at the hardness of "
         f"{HARDNESS_REFERENCE_RULE}; {ORACLE}: no held-out positive is selected. A question without enough negatives "
         "under one rule is left out for all",
     )
     encoder: str = option(
-        DEFAULT_ENCODER, "the retriever of the candidates that are mined, and reranked in the test", is_model=True
+        DEFAULT_ENCODER, "The retriever of the candidates that are mined, and reranked in the test", is_model=True
     )
     student: str = option(
-        DEFAULT_ENCODER, "the model to train: a cross-encoder, or an encoder that gets a new head", is_model=True
+        DEFAULT_ENCODER, "The model to train: a cross-encoder, or an encoder that gets a new head", is_model=True
     )
-    train_queries: int = option(200, "questions to train on, sampled by hash", ge=2)
-    test_queries: int = option(150, "questions to test on, sampled by hash; 0: all", ge=0)
-    num_negatives: int = option(5, "negatives of each question, beside one positive", ge=1)
+    train_queries: int = option(200, "Questions to train on, sampled by hash", ge=2)
+    test_queries: int = option(150, "Questions to test on, sampled by hash; 0: all", ge=0)
+    num_negatives: int = option(5, "Negatives of each question, beside one positive", ge=1)
     max_false_negatives: float = option(0.02, f"{LEARNED}: the accepted share of false negatives", gt=0, lt=1)
-    top_k: int = option(20, "the retriever's best documents of each test question, which are reranked", ge=1)
-    epochs: int = option(2, "training epochs", ge=1)
+    top_k: int = option(20, "The retriever's best documents of each test question, which are reranked", ge=1)
+    epochs: int = option(2, "Training epochs", ge=1)
     distill_epochs: int = option(
-        0, "epochs before training that distill the retriever's scores; the same for all rules", ge=0
+        0, "Epochs before training that distill the retriever's scores; the same for all rules", ge=0
     )
-    seeds: int = option(3, "trainings under each rule, each with another seed", ge=1)
-    batch_size: int = option(8, "groups in each step", ge=1)
-    learning_rate: float | None = option(None, "peak learning rate. If unset, that of [train]", gt=0, lt=1)
-    max_length: int = option(128, "tokens of question and document together", ge=8)
-    seed: int = option(0, "seed of the split, of the held-out positives and of the bootstrap", ge=0, lt=2**32)
-    bootstrap_samples: int = option(2000, "bootstrap samples behind each interval", ge=100)
+    seeds: int = option(3, "Trainings under each rule, each with another seed", ge=1)
+    batch_size: int = option(8, "Groups in each step", ge=1)
+    learning_rate: float | None = option(None, "Peak learning rate. If unset, that of [train]", gt=0, lt=1)
+    max_length: int = option(128, "Tokens of question and document together", ge=8)
+    seed: int = option(0, "Seed of the split, of the held-out positives and of the bootstrap", ge=0, lt=2**32)
+    bootstrap_samples: int = option(2000, "Bootstrap samples behind each interval", ge=100)
     device: Device = option(
-        "auto", "where to train: cpu, cuda:0, ...; auto: a GPU if there is one", exclude_from_key=True
+        "auto", "Where to train: cpu, cuda:0, ...; auto: a GPU if there is one", exclude_from_key=True
     )
 
     @field_validator("rule")

@@ -61,7 +61,7 @@ def option(
     `exclude_from_key`: the value does not enter the artifact's key, because it
     does not shape the result or because the content behind it enters the key instead.
     """
-    sentence = f"{help_text[0].upper()}{help_text[1:].rstrip('.')}."
+    sentence = f"{help_text.rstrip('.')}."
     marks: dict[str, Any] = {"path": is_path, "model": is_model, "unkeyed": exclude_from_key, "section": section}
     marks |= {"advanced": advanced, "no_flag": not flag}
     return Field(default, description=sentence, json_schema_extra=marks, **constraints)

@@ -11,7 +11,7 @@ class Params(BaseParams):
     top_k: int = option(50, "Documents per question that are reranked: the retriever's best.", ge=1)
     max_queries: int = option(
         300,
-        "Most questions of dev and of test each, sampled by hash. 0 takes all.",
+        "At most this many queries of dev and of test each, sampled by hash. 0 takes all.",
         ge=0,
     )
     bootstrap_samples: int = bootstrap_samples_option()

@@ -26,7 +26,11 @@ class Params(BaseParams):
         "nDCG@10", "Metric of the regression gate: a reranker that is significantly worse on test is not published."
     )
     confidence: float = option(
-        0.95, "Confidence of the gate that the new reranker is worse.", advanced=True, gt=0.5, lt=1
+        0.95,
+        "Confidence of the gate's interval: a new reranker whose interval lies below 0 is refused.",
+        advanced=True,
+        gt=0.5,
+        lt=1,
     )
     bootstrap_samples: int = bootstrap_samples_option()
     seed: int = seed_option()

@@ -100,7 +100,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         verdicts = assign_verdicts(
             rule, collect_query_batch(candidate_features, block), collect_query_batch(qrels_scored, block), solution
         )
-        # if relabel = positive makes no positive, this is logged
+        # logged if relabel = positive relabels nothing
         max_p = find_max_ignored_p(verdicts, rule.mask) if params.relabel == "positive" else 0.0
         return (
             schemas.to_arrow_table(verdicts.drop("contradicted"), schemas.VERDICTS),
@@ -209,9 +209,9 @@ def find_max_ignored_p(verdicts: pl.DataFrame, rule: RuleName) -> float:
 def explain_no_relabels(min_probability: float, max_ignored_p: float) -> str:
     """Why relabel = positive made no positive; `max_ignored_p` is the result of `find_max_ignored_p`."""
     if not max_ignored_p:
-        return "relabel = positive makes no positive: no candidate with an estimate is excluded"
+        return "relabel = positive relabels nothing: no candidate with an estimate is excluded"
     return (
-        f"relabel = positive makes no positive: the highest probability of an excluded candidate is "
+        f"relabel = positive relabels nothing: the highest probability of an excluded candidate is "
         f"{max_ignored_p:.3f}, below relabel_min_probability = {min_probability}"
     )
 

@@ -13,6 +13,7 @@ from stages.core.schemas import QUERIES, scan_documents, scan_table
 from stages.embedding.encoder import EncoderSpec
 from stages.embedding.stage import find_missing_texts
 from stages.mining.verify.params import SELF_TRAINED
+from stages.retrieval.topk_cache import TOPK_CACHE_FOLDER
 
 SAMPLE_SIZE = 1_000
 
@@ -80,7 +81,11 @@ def count_workload(
         n_queries_by_split=counts["splits"],
         n_positives_per_query=counts["positives_per_query"]["mean"],
         new_texts=[
-            NewTexts(int(new["query"].sum()), int(new["document"].sum()), (vectors_dir / one.key / "lists").exists())
+            NewTexts(
+                int(new["query"].sum()),
+                int(new["document"].sum()),
+                (vectors_dir / one.key / TOPK_CACHE_FOLDER).exists(),
+            )
             for one, new in missing
         ],
         spec=spec,

@@ -43,9 +43,7 @@ def find_files(patterns: Sequence[str], option_name: str) -> list[Path]:
         if pattern == "-":
             raise InputError(f"{option_name}: - is standard input, which can be read only once. Name a file instead.")
         if "://" in pattern:  # which may hold a secret, so it is not shown
-            raise InputError(
-                f"{option_name}: the URL was not fetched yet. Commands that build fetch it; those that look do not."
-            )
+            raise InputError(f"{option_name}: the URL is not fetched yet: run prep build-pairs or prep refresh first.")
         try:
             path = Path(pattern).expanduser()
             matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207

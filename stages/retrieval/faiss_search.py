@@ -68,8 +68,7 @@ class FaissSearch:
         if len(dense.query_ids) * self._n_documents < _MIN_PAIRS_FOR_INDEX:
             progress.log(
                 f"{len(dense.query_ids):,} queries x {self._n_documents:,} documents: exact search takes about as "
-                f"long as "
-                f"making {spec.factory} and searching it, and misses nothing (faiss_index = 'exact')"
+                f"long as making {spec.factory} and searching it, and misses nothing: leave faiss_index unset"
             )
         self._build_index(spec.seed)
         sampled = _sample_positions_by_hash(dense.query_ids, _RECALL_SAMPLE_QUERIES, spec.seed, "recall sample")

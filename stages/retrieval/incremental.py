@@ -21,7 +21,7 @@ from stages.retrieval.exact.packed_hits import (
     unpack_scores,
 )
 from stages.retrieval.results import SearchResults
-from stages.retrieval.topk_cache import TopKCache, TopKWriter, read_topk_cache
+from stages.retrieval.topk_cache import TOPK_CACHE_FOLDER, TopKCache, TopKWriter, read_topk_cache
 
 _FULL_SEARCH_QUERIES = 16_384
 """Queries searched in full at once, at most: enough to multiply matrices at full speed."""
@@ -47,7 +47,7 @@ class IncrementalSearch:
         self._top_k = min(top_k, self._n_documents)
         self._width = max(1, min(top_k + _extra_depth(top_k), self._n_documents))
         store = dense.vectors.store
-        folder, code_versions = store.folder / "topk_cache", {"search": version, "numpy": np.__version__}
+        folder, code_versions = store.folder / TOPK_CACHE_FOLDER, {"search": version, "numpy": np.__version__}
         document_keys = _make_document_keys(dense)
         old_cache = read_topk_cache(folder, code_versions, store.segment_names)
         cache_writer = TopKWriter(folder, dense.vectors.query_hashes, self._width)

@@ -41,6 +41,10 @@ class TopKCache:
         return found
 
 
+TOPK_CACHE_FOLDER = "topk_cache"
+"""Beside the vectors of the encoder: the folder of its queries' best documents."""
+
+
 def read_topk_cache(folder: Path, code_versions: Mapping[str, Any], segments: Sequence[str]) -> TopKCache | None:
     """The lists in `folder`, or None where there are none, they are damaged, or can't be relied on.
 

@@ -22,7 +22,7 @@ class Params(BaseParams):
     )
     loss: Literal["listwise", "pointwise"] = option(
         "listwise",
-        "listwise learns an order. pointwise learns probabilities, and needs negatives as hard as those met in use.",
+        "Loss: listwise learns an order, pointwise probabilities, which needs negatives as hard as those met in use.",
     )
     num_positives: int = option(
         1, "Positives per query and epoch, each with negatives of its own.", advanced=True, ge=1
@@ -31,7 +31,7 @@ class Params(BaseParams):
     epochs: int = option(2, "Number of times that every query is seen.", ge=1)
     distill_epochs: int | None = option(
         None,
-        "Epochs before those that learn the retriever's scores. If unset: 1 for a new head, else 0.",
+        "Epochs of distillation of the retriever's scores, before the others. If unset: 1 for a new head, else 0.",
         advanced=True,
         ge=0,
     )
@@ -42,7 +42,9 @@ class Params(BaseParams):
         gt=0,
         lt=1,
     )
-    batch_size: int = option(8, "Groups per step, over all processes. Lower it if memory runs out.", ge=1)
+    batch_size: int = option(
+        8, "Positives per step, each with its negatives, over all processes. Lower it if memory runs out.", ge=1
+    )
     max_length: int = option(256, "Tokens of query and document together. Time and memory grow with it.", ge=8)
     warmup_ratio: float = option(
         0.1, "Share of the steps over which the learning rate rises to its peak.", advanced=True, ge=0, lt=1
@@ -50,14 +52,17 @@ class Params(BaseParams):
     weight_decay: float = option(0.01, "Weight decay of AdamW.", advanced=True, ge=0)
     dropout: float = option(
         0.0,
-        "Dropout rate in all layers. 0 trains half as fast again.",
+        "Dropout rate in all layers. Training takes a third less time without it.",
         advanced=True,
         ge=0,
         lt=1,
     )
-    max_queries: int = option(0, "Most queries to train on, sampled by hash. 0 takes all.", ge=0)
+    max_queries: int = option(0, "At most this many queries to train on, sampled by hash. 0 takes all.", ge=0)
     max_dev_queries: int = option(
-        200, "Most dev queries to evaluate after each epoch, sampled by hash. 0 takes all.", advanced=True, ge=0
+        200,
+        "At most this many dev queries to evaluate after each epoch, sampled by hash. 0 takes all.",
+        advanced=True,
+        ge=0,
     )
     dev_top_k: int = option(20, "Documents per dev query that are reranked for these figures.", advanced=True, ge=1)
     gradient_checkpointing: bool = option(

@@ -25,7 +25,7 @@ class Params(RiskPolicy):
         exclude_from_key=True,
     )
     verifier_budget: int = option(
-        0, "Most candidates that the verifier scores, the most uncertain first. 0 scores all.", flag=False, ge=0
+        0, "At most this many candidates for the verifier, the most uncertain first. 0 scores all.", flag=False, ge=0
     )
     verifier_max_length: int = option(
         256, "Tokens of query and document together that the verifier reads.", flag=False, ge=8
@@ -36,7 +36,7 @@ class Params(RiskPolicy):
     )  # fmt: skip
     llm_judge_model: str | None = option(None, "Name of the model behind llm_judge.")
     llm_judge_budget: int = option(
-        1000, "Most pairs that the LLM judges, those with the greatest effect first.", flag=False,
+        1000, "At most this many pairs for the LLM judge, those with the greatest effect first.", flag=False,
         ge=1,
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ def test_a_summary_tells_its_counts() -> None:
     assert summarise("verify") == []
     assert summarise("sample") == [
         "sample: 4,074 negatives for 582 train queries, 100.0% of 7 each; mean retriever score 0.392",
-        "  without a line: 3 (no negatives)",
+        "  not in mined.jsonl: 3 (no negatives)",
         "false ones expected among the 4,074 negatives: 1.92%",
     ]
     assert summarise("train") == [

@@ -111,7 +111,7 @@ def test_model_folders_in_the_file_are_relative_to_it_in_lists_too(tmp_path: Pat
         ("[search]\ntop_k = 0", r"prep.toml \[search\] top_k = 0: "),
         ('[search]\nsources = ["bm25"]', r"prep.toml \[search\] sources = \['bm25'\]: dense must be among the sources"),
         ("[run]\ndevice = 'gpu'", r"prep.toml \[run\] device = 'gpu': "),
-        ("[verify]\nllm_judge_budget = 4", r"\[verify\] llm_judge_budget = 4 counts only with a llm_judge"),
+        ("[verify]\nllm_judge_budget = 4", r"\[verify\] llm_judge_budget = 4 needs a llm_judge"),
         ("[mine\n", r"prep.toml is not valid TOML: .*line 1"),
         ("top_k = 5", r"top_k = 5 stands outside a section"),
     ],
@@ -171,7 +171,7 @@ def test_a_flag_without_effect_is_an_error_with_any_prep_toml(tmp_path: Path) ->
 def test_a_flag_may_leave_settings_of_prep_toml_unused(tmp_path: Path) -> None:
     text = '[mine]\nrelabel = "positive"\nrelabel_min_probability = 0.8\n'
     assert params_of(tmp_path, text, flags("mine", relabel="no"))["mask"].relabel_min_probability == 0.8
-    with pytest.raises(InputError, match=r"relabel_min_probability = 0.8 counts only with relabel = 'positive'"):
+    with pytest.raises(InputError, match=r"relabel_min_probability = 0.8 needs relabel = 'positive'"):
         params_of(tmp_path, text.replace('"positive"', '"no"'), flags("mine", sampling="random"))
 
 

@@ -71,7 +71,7 @@ def test_texts_with_a_vector_are_not_new(
 ) -> None:
     spec, root = resolve_encoder_spec(str(tiny_model), document_prompt="p "), tmp_path / "vectors"
     VectorStore(root / spec.key).append(hash_texts(["abc", "p abcdef"]), np.ones((2, 32), np.float32))
-    (root / spec.key / "lists").mkdir()
+    (root / spec.key / "topk_cache").mkdir()
     found = count(settings, tiny_model, inputs, root, document_prompt="p ")
     assert found.new_texts == [NewTexts(3, 2, has_search=True)]
     assert found.document_tokens.tolist() == [5, 9, 9]
