@@ -1,6 +1,7 @@
 """docs/configuration.md, written from the settings and the commands themselves: `python -m pipeline.cli.reference`."""
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,8 @@ import click
 
 from pipeline.cli.main import prep
 from pipeline.workflow.config import list_section_fields
+from pipeline.workflow.graph import STAGES
+from pipeline.workflow.stage import Store
 
 HEADER = """# Configuration: every setting and every option
 
@@ -37,6 +40,21 @@ def write_reference() -> str:
             lines.append(f"| {names} | {_escape_cell(option.help or '')} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def write_steps() -> str:
+    """The steps as a Markdown table, for docs/design.md: `python -m pipeline.cli.reference steps`."""
+    lines = ["| step | reads | writes | keeps beside it | code |", "|---|---|---|---|---|"]
+    for stage in STAGES:
+        reads: dict[str, list[str]] = {}
+        for path in (*stage.inputs, *stage.optional_inputs, *stage.published_inputs.values()):
+            step, name = path.split("/")
+            reads.setdefault(step, []).append(name.removesuffix(".parquet"))
+        inputs = "; ".join(f"{step}: {', '.join(dict.fromkeys(names))}" for step, names in reads.items())
+        stores = ", ".join(store.value for store in Store if store in stage.writes)
+        outputs = ", ".join(name.removesuffix(".parquet") for name in stage.outputs)
+        lines.append(f"| {stage.name} | {inputs or 'tables'} | {outputs} | {stores} | {stage.module} |")
+    return "\n".join(lines) + "\n"
 
 
 def iter_commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
@@ -71,4 +89,4 @@ def _escape_cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    click.echo(write_reference(), nl=False)
+    click.echo(write_steps() if sys.argv[1:] == ["steps"] else write_reference(), nl=False)

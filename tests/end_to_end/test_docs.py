@@ -11,7 +11,7 @@ import click
 import pytest
 
 from pipeline.cli.main import prep
-from pipeline.cli.reference import iter_commands, iter_options, write_reference
+from pipeline.cli.reference import iter_commands, iter_options, write_reference, write_steps
 from pipeline.workflow.config import list_section_fields
 from tests.conftest import ROOT, SAMPLE, environment, new_project, run_prep
 
@@ -31,6 +31,10 @@ def read_all_pages() -> str:
 
 def test_the_readme_can_be_read_in_five_minutes() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_table_of_the_steps_is_current() -> None:
+    assert write_steps() in (ROOT / "docs" / "design.md").read_text(), "run: python -m pipeline.cli.reference steps"
 
 
 def test_the_configuration_page_is_current() -> None:
