@@ -354,5 +354,5 @@ def test_the_api_key_comes_from_the_environment_and_is_not_written(
 
 def test_a_missing_package_is_an_error(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(InputError, match=r"\[judge\]"):
+    with pytest.raises(InputError, match=r"\[server\]"):
         judge(server, tmp_path).judge_pairs(PAIRS)

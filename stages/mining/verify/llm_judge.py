@@ -5,19 +5,17 @@ a killed run loses only the requests in flight. A request that fails, or a docum
 no verdict and is counted as failed.
 """
 
-import os
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from stages.core.api_client import APIClient, import_openai
 from stages.core.arrays import Floats
 from stages.core.context import Progress, Summary
 from stages.core.errors import InputError
@@ -47,9 +45,8 @@ class LLMJudge:
     """Verdicts of one model on pairs of query and document; long texts are cut (`llm_prompt.MAX_DOCUMENT_CHARS`).
 
     `url` is the base URL of the API, such as http://localhost:8000/v1 (vLLM, Ollama, llama.cpp, OpenAI). The API key is
-    `api_key` or else OPENAI_API_KEY; it is never written to a file or message. A request has at most `attempts`
-    attempts of `timeout` seconds: the openai package repeats after timeouts, lost connections, 408, 409, 429 and 5xx,
-    with growing pauses or as Retry-After says. `parallel` requests are sent at once.
+    `api_key` or else OPENAI_API_KEY. A request has at most `attempts` attempts of `timeout` seconds (`APIClient`).
+    `parallel` requests are sent at once.
     """
 
     def __init__(
@@ -63,13 +60,10 @@ class LLMJudge:
         attempts: int = 4,
         parallel: int = 4,
     ) -> None:
-        if not _is_url(url):
-            raise InputError("[verify] llm_judge must be the URL of an API, such as http://localhost:8000/v1")
+        self._client = APIClient(url, "[verify] llm_judge", timeout, attempts, api_key, on_request=self._count_request)
         if not model:
             raise InputError("[verify] llm_judge needs llm_judge_model, the name of a model that the API serves")
-        self._url, self._model, self._progress = url.rstrip("/"), model, progress
-        self._api_key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
-        self._timeout, self._attempts, self._parallel = timeout, attempts, parallel
+        self._model, self._progress, self._parallel = model, progress, parallel
         self._cache = VerdictCache(cache_path)
         if self._cache.n_damaged_lines:
             progress.log(
@@ -130,8 +124,8 @@ class LLMJudge:
                 if sum(self._recent_failures) > FAILURE_WINDOW // 2:
                     failed = f"{sum(self._recent_failures)} of the last {len(self._recent_failures)} requests"
                     raise InputError(
-                        f"the LLM judge at {self._redacted_url} failed in {failed}. The last error: {last_error} "
-                        "(Its answers so far are kept. Fix the error and run again.)"
+                        f"the LLM judge at {self._client.redacted_url} failed in {failed}. The last error: "
+                        f"{last_error} (Its answers so far are kept. Fix the error and run again.)"
                     )
         finally:
             pool.shutdown(cancel_futures=True)
@@ -146,7 +140,7 @@ class LLMJudge:
         Documents that are missing in the answer are sent once more, each alone. This also helps if a batch was too long
         for the server.
         """
-        openai = _import_openai()
+        openai = import_openai()
         verdicts: dict[int, bool] = {}
         try:
             verdicts, error_message = self._send_request(request)
@@ -157,10 +151,11 @@ class LLMJudge:
                         verdicts[place] = single_verdict[0]
                     error_message = single_error or error_message
         except openai.OpenAIError as error:
-            error_message = self._describe_error(error)
+            error_message = self._client.describe_error(error, "llm_judge_model")
         if not self._has_answered:
             raise InputError(
-                f"the LLM judge at {self._redacted_url} did not answer for model {self._model!r}: {error_message}"
+                f"the LLM judge at {self._client.redacted_url} did not answer for model {self._model!r}: "
+                f"{error_message}"
             )
         with self._lock:
             self._cache.add({request.cache_keys[place]: relevant for place, relevant in verdicts.items()})
@@ -171,20 +166,20 @@ class LLMJudge:
 
         Raises `openai.OpenAIError` if no answer comes for another reason than refused options.
         """
-        openai = _import_openai()
+        openai = import_openai()
         last_error = ""
         for options_index in range(self._options_index, len(REQUEST_OPTIONS)):
             try:
-                raw = self._client.chat.completions.with_raw_response.create(
+                raw = self._client.openai.chat.completions.with_raw_response.create(
                     model=self._model, messages=request.to_messages(), **REQUEST_OPTIONS[options_index]
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                last_error = self._describe_error(error)
+                last_error = self._client.describe_error(error, "llm_judge_model")
                 continue
             body = raw.http_response.text
             answer = parse_completion(body)
             if answer is None:
-                excerpt = self._redact_key(body)[:80]
+                excerpt = self._client.redact_key(body)[:80]
                 return (
                     {},
                     f"the answer is no chat completion: {excerpt!r}. Does llm_judge end with the API's path (/v1)?",
@@ -193,65 +188,10 @@ class LLMJudge:
                 self._options_index, self._has_answered = options_index, True
             verdicts = parse_verdicts(answer, len(request.documents))
             n_missing = len(request.documents) - len(verdicts)
-            excerpt = self._redact_key(answer)[:80]
+            excerpt = self._client.redact_key(answer)[:80]
             return verdicts, f"{n_missing} verdicts are missing in the answer {excerpt!r}." if n_missing else ""
         return {}, last_error
 
-    @cached_property
-    def _client(self) -> Any:
-        openai = _import_openai()
-        return openai.OpenAI(
-            base_url=self._url,
-            api_key=self._api_key or "none",
-            timeout=self._timeout,
-            max_retries=self._attempts - 1,
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [self._count_request]}),
-        )
-
-    def _count_request(self, request: Any) -> None:
-        is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
+    def _count_request(self, is_retry: bool) -> None:
         with self._lock:
             self.counts.update(requests=1, retried=int(is_retry))
-
-    @property
-    def _redacted_url(self) -> str:
-        """The URL without user name and password."""
-        parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-    def _describe_error(self, error: Exception) -> str:
-        """The error with a hint how to fix it, without the API key."""
-        openai = _import_openai()
-        if isinstance(error, openai.APITimeoutError):
-            return f"no answer in {self._timeout:g} s, {self._attempts} times. Is the model loaded, and not busy?"
-        if isinstance(error, openai.APIConnectionError):
-            cause = error.__cause__ or error
-            return self._redact_key(f"{cause}. Is the server running, and is llm_judge its URL (http://HOST:PORT/v1)?")
-        status = getattr(error, "status_code", None)
-        hints = {
-            401: "Set OPENAI_API_KEY to a key that this server accepts.",
-            403: "Set OPENAI_API_KEY to a key that may use this model.",
-            404: f"Check llm_judge_model ({self._redacted_url}/models lists the models), and that llm_judge ends with "
-            f"the API's path (/v1).",
-            429: "A rate limit or the account's quota is used up: run again later.",
-        }
-        return self._redact_key(f"{error}")[:300] + (f" {hints[status]}" if status in hints else "")
-
-    def _redact_key(self, text: str) -> str:
-        return text.replace(self._api_key, "***") if self._api_key else text
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _import_openai() -> Any:
-    try:
-        import openai
-    except ImportError:
-        raise InputError("an LLM judge needs the extra: pip install 'prep-reranker[judge]'") from None
-    return openai
