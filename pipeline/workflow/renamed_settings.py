@@ -56,6 +56,7 @@ CHANGED_SETTINGS = {
 """Old "section.key" -> the new one, and how its values changed."""
 
 REMOVED_SETTINGS = {
+    "pairs.min_chars": "questions and documents of one character are rejected, unless it is Chinese or Japanese",
     "mine.block": "32,768 documents are searched at once",
     "mine.min_answer_chars": "answers of fewer than 4 characters are not looked for",
     "mine.teacher_rule": "a verifier's scores change the probability that a candidate is a false negative, and no more",

@@ -74,6 +74,6 @@ def parse_text(cell: Cell) -> str:
     return text
 
 
-def is_long_enough(text: str, min_chars: int) -> bool:
-    """Whether a text has at least `min_chars` characters, where a Chinese or Japanese one counts as two."""
-    return len(text) >= min_chars or len(text) + len(_CJK_CHARACTER.findall(text)) >= min_chars
+def is_long_enough(text: str) -> bool:
+    """Whether a text has at least two characters, or one that is Chinese or Japanese."""
+    return len(text) > 1 or bool(_CJK_CHARACTER.match(text))

@@ -35,9 +35,7 @@ _INVALID_RELEVANCE = "relevance is not a whole number"
 class Ingester:
     """Takes batches in; what it has gathered are frames of numbers and ids, and the texts in a `TextStore`."""
 
-    def __init__(
-        self, text_store: TextStore, reject_writer: RejectWriter, min_chars: int, separator: str | None
-    ) -> None:
+    def __init__(self, text_store: TextStore, reject_writer: RejectWriter, separator: str | None) -> None:
         self.text_store = text_store
         self.counts: Counter[str] = Counter()
         self.qrels: list[pl.DataFrame] = []
@@ -49,7 +47,6 @@ class Ingester:
         self.id_qrels: list[pl.DataFrame] = []
         """row, id, document_id, relevance, split: qrels by ids."""
         self._reject_writer = reject_writer
-        self._min_chars = min_chars
         self._separator = separator
         self._rows: list[tuple[int, bytes, bytes, int, int, str | None, str | None, str | None, str | None]] = []
 
@@ -89,7 +86,7 @@ class Ingester:
                 cells = {**cells, "title": None}  # models would read it twice
             if not text:
                 raise UnusableRowError("no document")
-            if not is_long_enough(text, self._min_chars):
+            if not is_long_enough(text):
                 raise UnusableRowError("document too short")
             meta = _parse_metadata(cells)
             text_key = text_digest(text)
@@ -185,7 +182,7 @@ class Ingester:
         negatives = [
             (text, text_digest(text))
             for text in parse_texts(cells.get("negatives_column"), self._separator)
-            if text != query and is_long_enough(text, self._min_chars)
+            if text != query and is_long_enough(text)
         ]
         for text in answers:
             check_text(text)
@@ -220,14 +217,14 @@ class Ingester:
         text = normalise(cell)
         if not text:
             raise UnusableRowError("no question")
-        if not is_long_enough(text, self._min_chars):
+        if not is_long_enough(text):
             raise UnusableRowError("question too short")
         return text, text_digest(text)
 
     def _usable_documents(self, texts: list[str], query: str) -> list[str]:
         if not texts:
             raise UnusableRowError("no document")
-        texts = [text for text in texts if is_long_enough(text, self._min_chars)]
+        texts = [text for text in texts if is_long_enough(text)]
         if not texts:
             raise UnusableRowError("document too short")
         texts = [text for text in texts if text != query]

@@ -79,7 +79,6 @@ class Params(BaseParams):
         0, "Cut documents into chunks of this many words. 0 leaves them whole.", advanced=True, ge=0
     )
     chunk_overlap: int = option(0, "Words that a chunk shares with the one before.", flag=False, ge=0)
-    min_chars: int = option(2, "Reject questions and documents with fewer characters.", flag=False, ge=1)
 
     dev_ratio: float = option(
         0.1, "Share of the questions for dev, on which training chooses its best epoch.", advanced=True, ge=0, lt=1

@@ -92,7 +92,7 @@ def _build_tables(
     reject_writer = RejectWriter(out / "rejects.parquet")
     try:
         text_store = TextStore(scratch, params.chunk_words, params.chunk_overlap)
-        ingester = Ingester(text_store, reject_writer, params.min_chars, params.value_separator)
+        ingester = Ingester(text_store, reject_writer, params.value_separator)
         column_options = {role: getattr(params, role) for role in PAIR_ROLES}
         with pause_garbage_collection():
             columns, notes = ingest_sources(inputs, column_options, ingester, progress)

@@ -26,15 +26,15 @@ def test_status_of_an_unedited_file_says_it_too(tmp_path: Path) -> None:
 
 
 def test_set_reaches_settings_that_are_no_flags_and_the_artifact(project: Project) -> None:
-    done = project.prep("build-pairs", "--set", "pairs.split_seed=7", "--set", "pairs.min_chars=1", "--json", "-q")
+    done = project.prep("build-pairs", "--set", "pairs.split_seed=7", "--set", "pairs.chunk_overlap=0", "--json", "-q")
     assert done.returncode == 0, done.stderr
     (manifest,) = project.work.glob("runs/pairs/*/manifest.json")
     parameters = json.loads(manifest.read_text())["parameters"]
-    assert (parameters["split_seed"], parameters["min_chars"]) == (7, 1)
+    assert (parameters["split_seed"], parameters["chunk_overlap"]) == (7, 0)
     status = json.loads(project.prep("status", "--json").stdout)["stages"][0]
     assert (status["stage"], status["state"]) == ("pairs", "stale")
     same = json.loads(
-        project.prep("status", "--json", "--set", "pairs.split_seed=7", "--set", "pairs.min_chars=1").stdout
+        project.prep("status", "--json", "--set", "pairs.split_seed=7", "--set", "pairs.chunk_overlap=0").stdout
     )["stages"][0]
     assert same["state"] == "fresh"
 

@@ -27,8 +27,8 @@ def test_values_of_a_cell() -> None:
     assert parse_texts("a ||| b", "|||") == ["a", "b"]
 
 
-def test_han_characters_count_twice() -> None:
-    assert not is_long_enough("a", 2)
-    assert is_long_enough("ab", 2)
-    assert is_long_enough("是", 2)
-    assert not is_long_enough("是", 3)
+def test_one_character_is_too_short_unless_it_is_han() -> None:
+    assert not is_long_enough("")
+    assert not is_long_enough("a")
+    assert is_long_enough("ab")
+    assert is_long_enough("是")
