@@ -7,7 +7,6 @@ from pipeline.cli.output import CommandResult, ResultTable, format_bytes, format
 from pipeline.cli.session import open_session
 from pipeline.workflow.graph import STAGES_BY_NAME, list_required_stages
 from pipeline.workflow.run_history import read_past_runs, select_similar_runs
-from pipeline.workflow.runner import collect_settings
 from stages.planning.estimate import StepEstimate, estimate_steps, find_what_ifs, sum_seconds
 from stages.planning.rates import AMOUNT_SETTINGS, CONSTANT_RATES, PastRun, find_rate, probe_rates
 from stages.planning.workload import count_workload
@@ -19,7 +18,7 @@ def plan_steps(options: Mapping[str, Any], until: str) -> CommandResult:
         pairs, params = runner.build("pairs"), runner.params
         steps = list_required_stages(until, params)
         stale = [status.stage for status in runner.get_status() if status.stage in steps and status.state != "fresh"]
-        now = {step: collect_settings(STAGES_BY_NAME[step], params[step]) for step in steps}
+        now = {step: runner.collect_settings(STAGES_BY_NAME[step], may_ask=False) for step in steps}
         runs = read_past_runs(runner.workspace, {step: runner.describe_machine(params[step]) for step in steps})
         last_runs = {run.step: run for step in steps for run in select_similar_runs(step, runs, now)}
         if not stale:

@@ -44,6 +44,7 @@ STAGES = (
         outputs=("encoder.json", "text_hashes.npy"),
         libraries=(),
         key_extras="stages.embedding.stage:key_extras",
+        server_key_extras="stages.embedding.stage:server_key_extras",
         is_valid="stages.embedding.stage:has_all_vectors",
         reads=(Store.VECTORS,),
         writes=(Store.VECTORS,),

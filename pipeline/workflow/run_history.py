@@ -43,7 +43,7 @@ def select_similar_runs(
 ) -> list[PastRun]:
     """The runs of `step` whose version, models and settings are those of `now`, but for `ignored` settings.
 
-    `now`: step -> `runner.collect_settings`. The settings of encode count for search too, since they decide the size of
+    `now`: step -> `Runner.collect_settings`. The settings of encode count for search too, since they decide the size of
     the vectors, and those of train for evaluate, since they decide the size of the model.
     """
     names = {"search": ("encode", "search"), "evaluate": ("train", "evaluate")}.get(step, (step,))

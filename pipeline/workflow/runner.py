@@ -87,7 +87,7 @@ class Runner:
         """Run one stage unless its key is committed."""
         params = self.params[stage.name]
         inputs = self._resolve_inputs(stage, upstream, published)
-        key_fields = collect_key_fields(stage, params, inputs)
+        key_fields = self._collect_key_fields(stage, inputs)
         key = digest_json({"stage": stage.name, **key_fields})
         context = self._make_context(stage, key)
         cached = self._find_valid_artifact(stage, key, context)
@@ -118,7 +118,7 @@ class Runner:
                 if missing:
                     raise RuntimeError(f"stage {stage.name} did not write {missing}")
                 inputs_after = self._resolve_inputs(stage, upstream, published)
-                _require_unchanged(stage, key_fields, collect_key_fields(stage, params, inputs_after))
+                _require_unchanged(stage, key_fields, self._collect_key_fields(stage, inputs_after))
                 artifact = self.workspace.commit_artifact(
                     stage.name, key, out, {"stage": stage.name, **key_fields, "summary": summary}
                 )
@@ -144,7 +144,7 @@ class Runner:
     def find(self, name: str, upstream: Mapping[str, Artifact]) -> Artifact | None:
         """The committed artifact of a stage on these upstream artifacts; None if it would have to run."""
         stage = STAGES_BY_NAME[name]
-        key_fields = collect_key_fields(stage, self.params[name], self._resolve_inputs(stage, upstream, {}))
+        key_fields = self._collect_key_fields(stage, self._resolve_inputs(stage, upstream, {}))
         key = digest_json({"stage": name, **key_fields})
         return self._find_valid_artifact(stage, key, self._make_context(stage, key))
 
@@ -176,6 +176,31 @@ class Runner:
             files.append(ResolvedInput(name, name, folder, model_digest(folder)))
         return files
 
+    def collect_settings(self, stage: Stage, may_ask: bool = True) -> dict[str, Any]:
+        """The part of an artifact's key that does not depend on other artifacts: code version, parameters and models.
+
+        `may_ask`: whether a model behind a URL may be asked what it is; else it is taken for what it was.
+        """
+        params = self.params[stage.name]
+        extras = resolve_function(stage.key_extras)(params) if stage.key_extras else {}
+        if stage.server_key_extras:
+            context = replace(self._make_context(stage, ""), may_ask_servers=may_ask)
+            extras |= resolve_function(stage.server_key_extras)(params, context)
+        return {
+            "version": stage.load_module().VERSION,
+            "parameters": params.model_dump(mode="json", exclude=params.fields_with_mark("unkeyed")),
+            "key_extras": extras,
+        }
+
+    def _collect_key_fields(
+        self, stage: Stage, inputs: Iterable[ResolvedInput], may_ask: bool = True
+    ) -> dict[str, Any]:
+        """Everything that shapes a stage's result, in words; its hash is the artifact's key."""
+        return self.collect_settings(stage, may_ask) | {
+            "inputs": {one.label: one.digest for one in inputs},
+            "libraries": get_library_versions(stage.libraries),
+        }
+
     def _make_context(self, stage: Stage, key: str) -> StageContext:
         """The context of a stage, with the folders of the stores that the graph declares for it."""
         folders = {
@@ -188,7 +213,7 @@ class Runner:
         return StageContext(self.progress, executor=self.executor, **declared)
 
     def get_status(self) -> list[StageStatus]:
-        """The state of every stage, without running any."""
+        """The state of every stage, without running any or asking a server."""
         statuses: list[StageStatus] = []
         fresh: dict[str, Artifact] = {}
         for stage in PIPELINE:
@@ -200,7 +225,7 @@ class Runner:
                 statuses.append(StageStatus(stage.name, state, (f"{', '.join(stale_upstream)} first",), previous))
                 continue
             try:
-                key_fields = collect_key_fields(stage, params, self._resolve_inputs(stage, fresh, {}))
+                key_fields = self._collect_key_fields(stage, self._resolve_inputs(stage, fresh, {}), may_ask=False)
                 key = digest_json({"stage": stage.name, **key_fields})
                 found = self._find_valid_artifact(stage, key, self._make_context(stage, key))
             except InputError as error:
@@ -217,23 +242,6 @@ class Runner:
             else:
                 statuses.append(StageStatus(stage.name, "absent", ("never ran",), None))
         return statuses
-
-
-def collect_settings(stage: Stage, params: BaseParams) -> dict[str, Any]:
-    """The part of an artifact's key that does not depend on other artifacts: code version, parameters and models."""
-    return {
-        "version": stage.load_module().VERSION,
-        "parameters": params.model_dump(mode="json", exclude=params.fields_with_mark("unkeyed")),
-        "key_extras": resolve_function(stage.key_extras)(params) if stage.key_extras else {},
-    }
-
-
-def collect_key_fields(stage: Stage, params: BaseParams, inputs: Iterable[ResolvedInput]) -> dict[str, Any]:
-    """Everything that shapes a stage's result, in words; its hash is the artifact's key."""
-    return collect_settings(stage, params) | {
-        "inputs": {one.label: one.digest for one in inputs},
-        "libraries": get_library_versions(stage.libraries),
-    }
 
 
 def _require_unchanged(stage: Stage, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

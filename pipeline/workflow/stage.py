@@ -63,6 +63,8 @@ class Stage:
     key_extras: str | None = None
     """A function of the Params: what enters the key beside parameters, inputs and versions, such as digests of the
     files that the parameters name."""
+    server_key_extras: str | None = None
+    """A function (Params, context): the same for what is behind a URL, as it is now or as the stores remember it."""
     is_valid: str | None = None
     """A function (artifact folder, context): whether the stores still hold what a committed result refers to."""
     reads: tuple[Store, ...] = ()

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from stages.core.errors import InputError
 
+_CONNECT_SECONDS = 10.0
+
 
 class APIClient:
     """The `openai` client of one URL, and its failures in words.
@@ -48,7 +50,7 @@ class APIClient:
         return openai.OpenAI(
             base_url=self.url,
             api_key=self._api_key or "none",
-            timeout=self.timeout,
+            timeout=openai.Timeout(self.timeout, connect=min(self.timeout, _CONNECT_SECONDS)),
             max_retries=self.attempts - 1,
             http_client=openai.DefaultHttpxClient(event_hooks={"request": [report_request]}),
         )
@@ -66,10 +68,10 @@ class APIClient:
     def describe_error(self, error: Exception, model_setting: str) -> str:
         """The error with a hint how to fix it, without the API key. `model_setting` is the key that names the model."""
         openai = import_openai()
-        if isinstance(error, openai.APITimeoutError):
+        if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
             return f"no answer in {self.timeout:g} s, {self.attempts} times. Is the model loaded, and not busy?"
         if isinstance(error, openai.APIConnectionError):
-            cause = error.__cause__ or error
+            cause = str(error.__cause__ or error)
             return self.redact_key(
                 f"{cause}. Is the server running, and is {self._setting_name} its URL (http://HOST:PORT/v1)?"
             )

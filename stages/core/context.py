@@ -53,6 +53,8 @@ class StageContext:
     scores: Path | None = None
     seconds_per_step: float | None = None
     """Of the last training in the workspace, to estimate the time of the next one."""
+    may_ask_servers: bool = True
+    """Whether a model behind a URL may be asked what it is; else it is taken for what it was."""
 
     @property
     def scratch_dir(self) -> Path:

@@ -1,6 +1,7 @@
 """An encoder: what identifies it, without loading it; and, loaded, texts in and vectors out.
 
-A text's vector depends on nothing but the text and the encoder, so that vectors computed today equal those of a run
+`Encoder` is a model on this machine, `server_encoder.ServerEncoder` one behind a URL. What follows is of the first. A
+text's vector depends on nothing but the text and the encoder, so that vectors computed today equal those of a run
 from nothing. What else is in the batch can come in by two doors, and both are shut on the CPU, in float32 and bfloat16:
 
 - Padding changes the order of the sums in attention and pooling. So a text is padded to its own token count rounded up
@@ -37,11 +38,27 @@ _DOCUMENT_PROMPT_NAMES = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True)
+class ServerSpec:
+    """What an encoder behind a URL has beside its `EncoderSpec`."""
+
+    url: str
+    document_model: str
+    """The name under which documents are sent; empty if it is that of the queries."""
+    input_type: str
+    """The request's `input_type` for documents; empty if requests have none."""
+    dimension: int
+    """Length of its vectors; 0 if it was never asked."""
+    probe: tuple[float, ...]
+    """The vectors that it gave the probe text as a query and as a document, one behind the other."""
+
+
+@dataclass(frozen=True)
 class EncoderSpec:
     """All that decides what vector a text gets. Its digest names the encoder's folder in the vector store."""
 
     model: str
     weights: str
+    """Digest of the model's files; of a server, which shows none, that of its probe's vectors."""
     query_prompt: str
     document_prompt: str
     max_length: int | None
@@ -50,6 +67,11 @@ class EncoderSpec:
     similarity: str
     routed: bool
     """The model treats queries and documents differently beyond their prompts (a sentence-transformers Router)."""
+    server: ServerSpec | None = None
+    """Set if the model is behind a URL."""
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.server.url}" if self.server else f"{self.model} in {self.dtype}"
 
     def prompt_for(self, role: str) -> str:
         """The prompt of a role, "query" or "document"."""
@@ -62,8 +84,14 @@ class EncoderSpec:
     @property
     def key(self) -> str:
         """The encoder's name in the vector store. The model's own name does not count, its weights do; the library
-        versions do not either: a text that was ever encoded with an encoder is not encoded with it again."""
-        parts = {name: value for name, value in asdict(self).items() if name != "model"}
+        versions do not either: a text that was ever encoded with an encoder is not encoded with it again.
+
+        Of a server count its URL, the models' names, input_type, the dimension and the digest of the probe's vectors.
+        """
+        parts = {name: value for name, value in asdict(self).items() if name not in ("model", "server")}
+        if self.server:
+            parts |= {"model": self.model, **asdict(self.server)}
+            del parts["probe"]  # its digest is in `weights`, which a harmless difference of the numbers does not change
         parts["device"] = self.device.partition(":")[0]  # which of several GPUs is no matter
         return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 

@@ -1,14 +1,15 @@
 """The encode step: encode every distinct query and document once. The vectors go to the store of the encoder."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import field_validator, model_validator
 
 from stages.core.arrays import Bools, Floats
 from stages.core.context import StageContext, Summary
@@ -22,6 +23,15 @@ from stages.core.params import BaseParams as Base
 from stages.core.params import device_option, dtype_option, option
 from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec, unsupported_similarity
 from stages.embedding.lookup import read_encodings, read_text_blocks
+from stages.embedding.server_encoder import (
+    ServerEncoder,
+    ServerUnreachableError,
+    find_stored_spec,
+    has_unit_length,
+    identify_server,
+    make_server_spec,
+    validate_server_url,
+)
 from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 
 
@@ -31,8 +41,22 @@ class Params(Base):
     # The model's content and name enter the key through `key_extras`, the device through the encoder's key.
     model: str = option(
         DEFAULT_ENCODER,
-        "Encoder: a sentence-transformers or Hugging Face model, by folder or hub id.",
+        "Encoder: a sentence-transformers or Hugging Face model, by folder or hub id; with url, the name that the "
+        "server knows it by.",
         is_model=True,
+        exclude_from_key=True,
+    )
+    url: str | None = option(
+        None,
+        "URL of an OpenAI-compatible API that encodes instead of a model here, such as http://localhost:8000/v1.",
+        exclude_from_key=True,
+    )
+    document_model: str | None = option(
+        None, "With url: name of the model for documents, if it is not that for queries.", exclude_from_key=True
+    )
+    input_type: Literal["", "passage", "document", "search_document"] = option(
+        "",
+        "With url: input_type of the requests for documents, for servers that tell them from queries by it.",
         exclude_from_key=True,
     )
     query_prompt: str | None = option(None, 'Text before every query, such as "query: ". The model\'s own if unset.')
@@ -62,6 +86,24 @@ class Params(Base):
         ge=1,
     )
 
+    @field_validator("url")
+    @classmethod
+    def _validate_url(cls, given: str | None) -> str | None:
+        if given:
+            validate_server_url(given)
+        return given or None
+
+    @model_validator(mode="after")
+    def _check_server(self) -> Self:
+        if self.url and not self.model.strip():
+            raise ValueError("url needs a model: the name under which the server serves it")
+        for name in ("document_model", "input_type"):
+            if getattr(self, name) and not self.url:
+                raise ValueError(f"{name} counts only with a url: give that, or leave {name} out")
+        if self.url and self.max_length is not None:
+            raise ValueError("max_length counts only for a model here: a server cuts texts itself, or set chunk_words")
+        return self
+
 
 VERSION = 3
 
@@ -76,12 +118,23 @@ _ROLE_TABLES = {"query": "queries", "document": "corpus"}
 
 
 def key_extras(params: Params) -> dict[str, str]:
-    """The part of the artifact's key that identifies the models."""
-    first, *more = _resolve_encoder_specs(params)
-    extras = {"encoder": first.key, "model": first.model}
-    for number, other in enumerate(more, 2):
-        extras |= {f"encoder{number}": other.key, f"model{number}": other.model}
+    """The part of the artifact's key that identifies the models of this machine."""
+    extras: dict[str, str] = {}
+    for number, spec in enumerate(_resolve_encoder_specs(params), 1):
+        if not spec.server:
+            suffix = "" if number == 1 else number
+            extras |= {f"encoder{suffix}": spec.key, f"model{suffix}": spec.model}
     return extras
+
+
+def server_key_extras(params: Params, context: StageContext) -> dict[str, str]:
+    """The part of the artifact's key that identifies the model behind `url`."""
+    if not params.url:
+        return {}
+    spec = _identify_server(params, context, log=context.progress.log)
+    assert spec.server
+    identity = {"model": f"{spec} {spec.server.document_model}".strip(), "dimension": str(spec.server.dimension)}
+    return {"encoder": spec.key, "probe": spec.weights, **identity}
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
@@ -94,7 +147,10 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     or gives a vector that is not finite.
     """
     names = (params.model, *params.extra_models)
-    for name in names if params.similarity == "auto" else params.extra_models:
+    server = _identify_server(params, context) if params.url else None
+    if server and server.similarity == "cosine" and not has_unit_length(server):
+        context.progress.log(f"the vectors of {server} do not have length 1; they are scaled to it")
+    for name in names if params.similarity == "auto" and not server else params.extra_models:
         if stated := unsupported_similarity(name):
             context.progress.log(
                 f"the encoder {name} asks for the {stated} similarity; cosine is used instead, since search is by "
@@ -102,7 +158,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             )
     done = [
         _encode_tables(made, name, params.batch_tokens, inputs, context)
-        for made, name in zip(_resolve_encoder_specs(params), names, strict=True)
+        for made, name in zip(_resolve_encoder_specs(params, server), names, strict=True)
     ]
     (encoding, summary), *more = [(encoding, summary) for encoding, summary, _ in done]
     if more:
@@ -143,13 +199,12 @@ def _encode_tables(
                 [min(len(text), _MAX_COUNTED_CHARS) for text in window], 4 * _BATCHES_PER_TASK * batch_tokens
             )
         )
-        context.progress.log(
-            f"{n_new:,} texts to encode with {spec.model} in {spec.dtype}; {len(texts) - n_new:,} are stored already"
-        )
+        context.progress.log(f"{n_new:,} texts to encode with {spec}; {len(texts) - n_new:,} are stored already")
         done = tokens = 0
         max_batch_tokens = batch_tokens
         with BufferedVectorWriter(store) as vector_writer:
-            worker = Worker(partial(EncodeWorker, spec, portable_model_name(model), batch_tokens), spec.device)
+            name = model if spec.server else portable_model_name(model)
+            worker = Worker(partial(EncodeWorker, spec, name, batch_tokens), spec.device)
             for batch in context.executor.map(worker, tasks):
                 vector_writer.add(batch.hashes, batch.vectors)
                 done, tokens = done + len(batch.hashes), tokens + batch.tokens
@@ -172,6 +227,8 @@ def _encode_tables(
         "dtype": spec.dtype,
         "max_length": spec.max_length,
     }
+    if spec.server:
+        encoding["url"] = spec.server.url
     summary = {
         "queries": len(hashes["query"]),
         "documents": len(hashes["document"]),
@@ -206,9 +263,13 @@ class EncodeWorker:
     """A worker's encoder. Raises `InputError` where the model has other files here than where its recipe was made."""
 
     def __init__(self, spec: EncoderSpec, model: str, batch_tokens: int) -> None:
+        self._batch_tokens = batch_tokens
+        if spec.server:
+            self._encoder: Encoder | ServerEncoder = ServerEncoder(spec)
+            return
         if model_digest(resolve_model(model)) != spec.weights:
             raise InputError(f"the encoder {model} is not the same everywhere: give each node the same files of it.")
-        self._encoder, self._batch_tokens = Encoder(spec, model), batch_tokens
+        self._encoder = Encoder(spec, model)
 
     def __call__(self, task: EncodeTask) -> Iterator[EncodedBatch]:
         """The results, a batch at a time."""
@@ -223,10 +284,12 @@ def find_missing_texts(
 ) -> list[tuple[EncoderSpec, dict[str, Bools]]]:
     """What a run would have to encode: each encoder, and by role which rows of its table hold a text that is new to it.
 
-    A text that comes several times is wanted once. `store_root` is the root of the vector store.
+    A text that comes several times is wanted once. `store_root` is the root of the vector store. No server is asked:
+    it is taken for what it was when it was last identified.
     """
     found = []
-    for spec in _resolve_encoder_specs(params):
+    server = find_stored_spec(_make_server_spec(params), store_root) if params.url else None
+    for spec in _resolve_encoder_specs(params, server):
         hashes = {role: _hash_table_texts(inputs[table], role, spec) for role, table in _ROLE_TABLES.items()}
         found.append((spec, _find_new_rows(hashes, VectorStore(store_root / spec.key))[1]))
     return found
@@ -250,17 +313,53 @@ def has_all_vectors(folder: Path, context: StageContext) -> bool:
     )
 
 
-def _resolve_encoder_specs(params: Params) -> list[EncoderSpec]:
-    """The encoders, the first one first. Raises `InputError` where two are one and the same."""
-    first = resolve_encoder_spec(
+def _make_server_spec(params: Params) -> EncoderSpec:
+    return make_server_spec(
+        params.url or "",
         params.model,
+        params.document_model or "",
+        params.input_type,
         params.query_prompt,
         params.document_prompt,
-        params.max_length,
-        params.dtype,
-        params.device,
         params.similarity,
     )
+
+
+def _identify_server(
+    params: Params, context: StageContext, log: Callable[[str], None] = lambda message: None
+) -> EncoderSpec:
+    """The encoder behind `url`. If it is not to be asked or does not answer, what it was when it was last identified.
+
+    Raises `InputError` if it does not answer and was never asked, or answers with nonsense.
+    """
+    spec = _make_server_spec(params)
+    if not context.may_ask_servers:
+        return find_stored_spec(spec, context.vectors_dir)
+    try:
+        return identify_server(spec, context.vectors_dir)
+    except ServerUnreachableError as error:
+        stored = find_stored_spec(spec, context.vectors_dir)
+        if stored == spec:
+            raise
+        log(f"{error} The vectors that it gave earlier are used.")
+        return stored
+
+
+def _resolve_encoder_specs(params: Params, server: EncoderSpec | None = None) -> list[EncoderSpec]:
+    """The encoders, the first one first; with a url that is `server`. Raises `InputError` where two are one and the
+    same."""
+    if params.url:
+        first = server or _make_server_spec(params)
+    else:
+        first = resolve_encoder_spec(
+            params.model,
+            params.query_prompt,
+            params.document_prompt,
+            params.max_length,
+            params.dtype,
+            params.device,
+            params.similarity,
+        )
     more = [resolve_encoder_spec(model, dtype=params.dtype, device=params.device) for model in params.extra_models]
     seen_keys = {first.key}
     for other, name in zip(more, params.extra_models, strict=True):

@@ -67,7 +67,7 @@ def _list_smaller_values(slowest: str, workload: Workload, settings: Settings) -
     params = settings[slowest]
     match slowest:
         case "encode":  # with another length all existing vectors would be computed again
-            is_first = not any(new.has_search for new in workload.new_texts)
+            is_first = not workload.spec.server and not any(new.has_search for new in workload.new_texts)
             return [("encode", "max_length", (params.max_length or workload.encoder_size.max_length) // 2)] * is_first
         case "train":
             n_queries = workload.count_split("train", params.max_queries)

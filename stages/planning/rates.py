@@ -80,6 +80,8 @@ def probe_rates(steps: Sequence[str], workload: Workload, settings: Settings, pr
     reranker = partial(_load_reranker, workload, settings["train"])
     loads = {"encode": partial(_load_encoder, workload, settings["encode"]), "verify": reranker, "train": reranker}
     loads |= {"search": partial(_load_vectors, workload, settings["search"]), "evaluate": reranker}
+    if workload.spec.server:
+        del loads["encode"]  # what a server takes, only a run of it shows
     if needed := {loads[step] for step in steps if step in loads}:
         progress.log("measuring this machine for some seconds ...")
     measured = {load: measure(load) for load in needed}

@@ -16,6 +16,8 @@ from stages.mining.verify.params import SELF_TRAINED
 from stages.retrieval.topk_cache import TOPK_CACHE_FOLDER
 
 SAMPLE_SIZE = 1_000
+UNLIMITED_TOKENS = 10**9
+"""The limit of an encoder behind a URL, which nobody here knows."""
 
 
 class NewTexts(NamedTuple):
@@ -68,11 +70,16 @@ def count_workload(
     """
     from stages.reranking.cross_encoder import has_head
 
-    encoder, base = resolve_model(params["encode"].model), resolve_model(params["train"].base)
+    base = resolve_model(params["train"].base)
     verifier = params["verify"].verifier or SELF_TRAINED
     n_queries, n_documents = counts["queries"], counts["documents"]
     missing = find_missing_texts(params["encode"], inputs, vectors_dir)
     spec = missing[0][0]
+    # a server's tokenizer and size are not known; the other model's tokens are as good as any
+    encoder = base if spec.server else resolve_model(params["encode"].model)
+    encoder_size = read_model_size(encoder)
+    if spec.server:
+        encoder_size = ModelSize(0, 0, spec.server.dimension or encoder_size.hidden_size, UNLIMITED_TOKENS)
     queries = scan_table(inputs["queries"], QUERIES).gather_every(1 + n_queries // SAMPLE_SIZE).collect()["query"]
     documents = scan_documents(inputs["corpus"]).gather_every(1 + n_documents // SAMPLE_SIZE).collect()["text"]
     return Workload(
@@ -89,7 +96,7 @@ def count_workload(
             for one, new in missing
         ],
         spec=spec,
-        encoder_size=read_model_size(encoder),
+        encoder_size=encoder_size,
         base_size=read_model_size(base),
         has_new_head=not has_head(base),
         verifier_size=read_model_size(base if verifier == SELF_TRAINED else resolve_model(verifier)),

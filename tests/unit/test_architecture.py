@@ -134,7 +134,7 @@ def test_a_store_is_read_after_it_is_written() -> None:
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_modules_and_files_of_the_graph_exist(stage) -> None:  # type: ignore[no-untyped-def]
-    for reference in (stage.key_extras, stage.is_valid):
+    for reference in (stage.key_extras, stage.server_key_extras, stage.is_valid):
         assert reference is None or callable(resolve_function(reference))
     params = stage.load_module().Params()
     assert set(stage.select_inputs(params)) >= set(stage.inputs)
