@@ -1,6 +1,10 @@
 """Stand-ins that several tests share."""
 
+import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from stages.core.context import NullProgress
 from stages.core.text import normalise
@@ -32,3 +36,50 @@ class RecordedProgress(NullProgress):
     def log(self, message: str) -> None:
         """Keep a message."""
         self.messages.append(message)
+
+
+Body = dict[str, Any]
+Reply = tuple[int, str] | tuple[int, str, dict[str, str]]
+Behave = Callable[[Body, int], Reply]
+"""(request body, how many came before it) -> status, body and headers of the reply."""
+
+
+class APIServer:
+    """An API on a free port that answers as `behave` says and records the requests."""
+
+    def __init__(self, behave: Behave) -> None:
+        self.behave = behave
+        self.bodies: list[Body] = []
+        self.heads: list[tuple[str, dict[str, str]]] = []
+        self.closing = threading.Event()
+        lock, outer = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    before = len(outer.bodies)
+                    outer.bodies.append(body)
+                    outer.heads.append((self.path, dict(self.headers)))
+                status, text, *more = outer.behave(body, before)
+                try:
+                    self.send_response(status)
+                    for name, value in {"Content-Type": "application/json", **(more[0] if more else {})}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(text.encode())
+                except OSError:
+                    pass  # the client timed out, as the test intends
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """End the server, and the replies that wait for `closing`."""
+        self.closing.set()
+        self.http.shutdown()
+        self.http.server_close()

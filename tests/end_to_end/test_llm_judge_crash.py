@@ -10,7 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.integration.test_llm_judge import Body, Reply, Server, judge, server, well  # noqa: F401
+from tests.fakes import Body, Reply
+from tests.integration.test_llm_judge import Server, judge, server, well  # noqa: F401
 
 
 def test_a_killed_run_keeps_its_verdicts(server: Server, tmp_path: Path) -> None:  # noqa: F811

@@ -1,9 +1,7 @@
 import json
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,7 @@ import pytest
 
 from stages.core.errors import InputError
 from stages.mining.verify.llm_judge import LLMJudge
-from tests.fakes import RecordedProgress
-
-Body = dict[str, Any]
-Reply = tuple[int, str] | tuple[int, str, dict[str, str]]
-Behave = Callable[[Body, int], Reply]
-"""(request body, how many came before it) -> status, body and headers of the reply."""
+from tests.fakes import APIServer, Behave, Body, RecordedProgress, Reply
 
 
 def documents_of(body: Body) -> list[str]:
@@ -44,48 +37,15 @@ def first(*replies: Reply) -> Behave:
     return lambda body, before: replies[before] if before < len(replies) else well(body, before)
 
 
-class Server:
+class Server(APIServer):
     """A chat completions API on a free port that answers as `behave` says and records the requests."""
 
     def __init__(self) -> None:
-        self.behave: Behave = well
-        self.bodies: list[Body] = []
-        self.heads: list[tuple[str, dict[str, str]]] = []
-        self.closing = threading.Event()
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    before = len(outer.bodies)
-                    outer.bodies.append(body)
-                    outer.heads.append((self.path, dict(self.headers)))
-                status, text, *more = outer.behave(body, before)
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Type": "application/json", **(more[0] if more else {})}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(text.encode())
-                except OSError:
-                    pass  # the client timed out, as the test intends
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        super().__init__(well)
 
     def requested_documents(self) -> list[str]:
         """The documents of all requests, with repetitions."""
         return [text for body in self.bodies for text in documents_of(body)]
-
-    def close(self) -> None:
-        self.closing.set()
-        self.http.shutdown()
-        self.http.server_close()
 
 
 @pytest.fixture
