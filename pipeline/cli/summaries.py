@@ -34,6 +34,9 @@ def _format_search(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
     summary = artifact.summary
     by_source = ", ".join(f"{count:,} by {name}" for name, count in summary["candidates_by_source"].items())
     lines = [f"search: {summary['candidates']:,} candidates for {summary['queries']:,} queries ({by_source})"]
+    if mrr := summary.get("mrr_at_10"):
+        values = ", ".join(f"{name} {value:.3f}" for name, value in mrr.items())
+        lines.append(f"  how high the first positive stands, over all queries that have one: MRR@10 {values}")
     for name, index in summary.get("faiss_indexes", {}).items():
         recall = f"recall@{index['recall_at']} {index['recall']:.3f}"
         lines.append(f"  {name}: FAISS index {index['index']} ({index['parameters'] or 'no parameters'}), {recall}")

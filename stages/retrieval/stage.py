@@ -193,11 +193,29 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         "candidates": sum(counts.values()),
         "candidates_by_source": counts,
         "qrels_scored": qrels.height,
+        "mrr_at_10": measure_mrr(pl.scan_parquet(out / "candidates.parquet"), qrels),
     } | {
         name: summaries
         for name, summaries in (("topk_cache", cache_summaries), ("faiss_indexes", index_summaries))
         if summaries
     }
+
+
+def measure_mrr(candidates: pl.LazyFrame, qrels: pl.DataFrame) -> dict[str, float]:
+    """MRR@10 of each source that gives its first ranks, over all queries with a positive: source -> value.
+
+    No encoder has learned from these queries, so all splits count. Random documents are left out.
+    """
+    positives = qrels.filter(pl.col("relevance") > 0).select("query_id", "doc_id")
+    top = candidates.filter(pl.col("rank") <= 10, pl.col("source") != "random")
+    sources = top.filter(pl.col("rank") == 1).select("source").unique()
+    first_ranks = (
+        top.join(positives.lazy(), on=["query_id", "doc_id"]).group_by("source", "query_id").agg(pl.col("rank").min())
+    )
+    sums = first_ranks.group_by("source").agg(total=(1 / pl.col("rank")).sum())
+    found = sources.join(sums, on="source", how="left").sort("source").collect()
+    n_queries = positives["query_id"].n_unique()
+    return {source: (total or 0.0) / n_queries for source, total in found.rows()} if n_queries else {}
 
 
 class _Retriever(Protocol):

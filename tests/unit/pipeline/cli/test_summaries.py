@@ -13,7 +13,8 @@ from pipeline.workflow.artifact_store import Artifact
 ESTIMATE = {"source": "pretrained", "unreliable_reason": None, "logit_offsets": [], "n_table_queries": 1}
 SUMMARIES: dict[str, dict[str, Any]] = {
     "encode": {"queries": 715, "documents": 296, "n_encoded": 1011, "n_cached": 0, "model": "org/model"},
-    "search": {"queries": 715, "candidates": 143000, "candidates_by_source": {"dense": 143000, "bm25": 0}},
+    "search": {"queries": 715, "candidates": 143000, "candidates_by_source": {"dense": 143000, "bm25": 0},
+        "mrr_at_10": {"bm25": 0.0, "dense": 0.7972},},
     "features": {"n_pairs": 143000, "estimate": ESTIMATE},
     "verify": {"pairs": 0},
     "sample": {
@@ -41,7 +42,10 @@ def test_no_internals_reach_the_terminal(step: str) -> None:
 
 def test_a_summary_tells_its_counts() -> None:
     assert summarise("encode") == ["encode: 1,011 texts encoded with org/model; 0 were stored already"]
-    assert summarise("search") == ["search: 143,000 candidates for 715 queries (143,000 by dense, 0 by bm25)"]
+    assert summarise("search") == [
+        "search: 143,000 candidates for 715 queries (143,000 by dense, 0 by bm25)",
+        "  how high the first positive stands, over all queries that have one: MRR@10 bm25 0.000, dense 0.797",
+    ]
     assert summarise("verify") == []
     assert summarise("sample") == [
         "sample: 4,074 negatives for 582 train queries, 100.0% of 7 each; mean retriever score 0.392",

@@ -14,7 +14,7 @@ from stages.core.hashing import hash_texts
 from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, read_table, write_table
 from stages.embedding.vector_store import VectorStore
 from stages.retrieval import stage as search_module
-from stages.retrieval.stage import Params, choose_device_and_dtype, run
+from stages.retrieval.stage import Params, choose_device_and_dtype, measure_mrr, run
 from tests.encodings import write_encodings
 from tests.fakes import RecordedProgress
 
@@ -27,6 +27,22 @@ VECTORS = {"q one": [1, 0], "q two": [0, 1], "red": [0.6, 0.8], "T green": [1, 0
 
 ONE_ENCODER = {"key": "first"}
 TWO_ENCODERS = ONE_ENCODER | {"other": "second"}
+
+
+def test_mrr_counts_the_first_positive_of_each_query_that_has_one() -> None:
+    rows = [
+        *[("q1", "a", "dense", 1), ("q1", "b", "dense", 2), ("q1", "c", "dense", 4)],
+        *[("q2", "a", "dense", 1), ("q2", "b", "dense", 11), ("q3", "a", "dense", 1)],
+        *[("q1", "b", "bm25", 3), ("q1", "c", "bm25", 1), ("q1", "a", "window", 2), ("q1", "b", "random", 1)],
+    ]
+    candidates = pl.LazyFrame(rows, ["query_id", "doc_id", "source", "rank"], orient="row")
+    qrels = pl.DataFrame(
+        {"query_id": ["q1", "q1", "q2", "q3"], "doc_id": ["b", "c", "b", "a"], "relevance": [1, 2, 1, 0]}
+    )
+    # q1: 1/2 by dense, 1 by bm25; q2: not among its first ten; q3 has no positive
+    assert measure_mrr(candidates, qrels) == {"bm25": 0.5, "dense": 0.25}
+    assert measure_mrr(candidates, qrels.head(0)) == {}
+    assert measure_mrr(candidates, qrels.filter(pl.col("query_id") == "q2")) == {"bm25": 0.0, "dense": 0.0}
 
 
 @pytest.fixture
@@ -68,7 +84,7 @@ def test_candidates_and_judged_tables(workspace: Path, block: int, monkeypatch: 
     summary = search(workspace, Params(top_k=2))
     lists = {"dense": {"n_new_documents": 3, "n_merged_queries": 0, "n_searched_queries": 2}}
     counts = {"queries": 2, "documents": 3, "candidates": 4, "candidates_by_source": {"dense": 4}, "qrels_scored": 2}
-    assert summary == counts | {"topk_cache": lists}
+    assert summary == counts | {"mrr_at_10": {"dense": 0.0}, "topk_cache": lists}
     candidates = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     near, far = float(np.float32(0.8)), float(np.float32(0.6))
     assert candidates.rows() == [
