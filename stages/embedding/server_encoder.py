@@ -29,8 +29,8 @@ QUERY_INPUT_TYPES = {"passage": "query", "document": "query", "search_document":
 """The `input_type` of documents -> that of queries."""
 PROBE_TEXT = "Which document answers this question?"
 PROBE_TOLERANCE = 0.03
-"""Distance of two probe vectors, as a share of their length, up to which the model counts as the same. bfloat16 and the
-batches of a busy server make a difference of 0.01, another quantisation one from 0.05 on."""
+"""Distance of two probe vectors, as a share of their length, up to which the model counts as the same. bfloat16
+instead of float32 makes a difference of 0.014 (a cosine of 0.9999), 4 bit one of 0.14 or more (at most 0.99)."""
 KEY_VARIABLES = ("PREP_ENCODE_API_KEY", "OPENAI_API_KEY")
 
 _MAX_BATCH_TEXTS = 64
