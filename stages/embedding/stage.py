@@ -99,9 +99,9 @@ class Params(Base):
             raise ValueError("url needs a model: the name under which the server serves it")
         for name in ("document_model", "input_type"):
             if getattr(self, name) and not self.url:
-                raise ValueError(f"{name} counts only with a url: give that, or leave {name} out")
+                raise ValueError(f"{name} needs a url: give that, or leave {name} out")
         if self.url and self.max_length is not None:
-            raise ValueError("max_length counts only for a model here: a server cuts texts itself, or set chunk_words")
+            raise ValueError("max_length has no effect with a url: a server cuts texts itself, or set chunk_words")
         return self
 
 
