@@ -316,8 +316,8 @@ def test_queries_and_documents_of_different_dimensions_are_refused(server: APISe
         ({"url": "http://host/v1?key=1"}, "holds a password or a query"),
         ({"url": "http://host/v1", "model": " "}, "url needs a model"),
         ({"url": "http://host/v1", "max_length": 64}, "max_length.*chunk_words"),
-        ({"input_type": "passage"}, "input_type counts only with a url"),
-        ({"document_model": "m"}, "document_model counts only with a url"),
+        ({"input_type": "passage"}, "input_type needs a url"),
+        ({"document_model": "m"}, "document_model needs a url"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], words: str) -> None:
