@@ -16,11 +16,11 @@ from stages.core.executor import Worker
 from stages.core.libraries import get_library_versions
 
 _MAX_CPUS_PER_ACTOR = 4
-"""One process makes poor use of more."""
+"""A process hardly gets faster with more."""
 _ITEMS_PER_ACTOR = 2
 """Items queued for an actor, so that it does not wait."""
 _MAX_ATTEMPTS = 3
-"""Actors that may be lost over one item before the item is taken for the cause."""
+"""If this many actors are lost on one item, the item is considered the cause."""
 SYNCHRONISED_LIBRARIES = (
     "faiss-cpu",
     "numpy",
@@ -34,8 +34,7 @@ SYNCHRONISED_LIBRARIES = (
 
 
 class _ActorTask(NamedTuple):
-    """A call that runs on an actor: item `item_index`, which lies in the object store, or None for the check of its
-    versions."""
+    """A running call of an actor: item `item_index` (`item` is its reference), or the check of versions (None)."""
 
     actor: Any
     item_index: int | None
@@ -53,7 +52,7 @@ class ActorPool:
         self._actors: list[Any] = []
         """Actors that are not lost."""
         self._free_slots: list[Any] = []
-        """An actor stands here once for each item that it can still take."""
+        """Contains each actor once for every item that it can still take."""
         self._in_flight: dict[Any, _ActorTask] = {}
         self._retry_queue: list[tuple[int, Any]] = []
         self._attempts: dict[int | str | None, int] = {}
@@ -151,7 +150,7 @@ class ActorPool:
             self._free_slots = [actor for actor in self._free_slots if actor is not task.actor]
             _kill_actor(task.actor)  # an actor that is alive but out of reach would block its CPUs
         if task.item_index is not None:
-            self._retry_queue = sorted([*self._retry_queue, (task.item_index, task.item)], key=lambda one: one[0])
+            self._retry_queue = sorted([*self._retry_queue, (task.item_index, task.item)], key=lambda task: task[0])
         # the same item loses every actor, or no actor ever starts to work
         work = "start" if task.item_index is None and not self._actors else task.item_index
         self._attempts[work] = self._attempts.get(work, 0) + 1

@@ -1,6 +1,6 @@
 """Charts as data for the templates, which draw them as inline SVG.
 
-x is a share of the width, as "12.5%", and y is in pixels: so a chart stretches with the page while its text does not.
+x is a percentage of the width and y is in pixels, so a chart gets as wide as the page and its text keeps its size.
 """
 
 import math
@@ -14,7 +14,7 @@ _BAR_SHARE = 0.94
 
 @dataclass(frozen=True)
 class Dot:
-    """A value with the ends of its whisker (None: it has none); `is_highlighted` draws it in the accent colour."""
+    """A value with the ends of its whisker (None without one); `is_highlighted` draws it in the accent colour."""
 
     label: str
     value: float
@@ -44,7 +44,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis, and what stands there."""
+    """A position on an axis and its label."""
 
     position: str
     label: str
@@ -64,7 +64,7 @@ class PlottedDot:
 
 @dataclass(frozen=True)
 class DotPlot:
-    """A row for each dot over an axis, with a dashed line at `reference`; `description` is for who can't see it."""
+    """A row for each dot over an axis, with a dashed line at `reference`; `description` is for screen readers."""
 
     title: str
     description: str
@@ -87,7 +87,7 @@ class PlottedBar:
 
 @dataclass(frozen=True)
 class PlottedMarker:
-    """A marker's line at `x`, and its name at `y` on the side where there is room."""
+    """A marker's line at `x`, and its name at `y` on the side with more room."""
 
     label: str
     x: str
@@ -140,7 +140,7 @@ def build_histogram(
     title: str, low: float, high: float, series: Sequence[Series], markers: Sequence[Marker]
 ) -> Histogram:
     """Stacked bars of equal bins from `low` to `high`; series without a count are left out of the legend."""
-    totals = [sum(counts) for counts in zip(*(one.counts for one in series), strict=True)]
+    totals = [sum(counts) for counts in zip(*(group.counts for group in series), strict=True)]
     max_count = max(*totals, 1)
     bottom = MARKER_HEIGHT * len(markers) + 6 + BARS_HEIGHT
 
@@ -149,16 +149,16 @@ def build_histogram(
 
     base = [0] * len(totals)
     bars = []
-    for one in series:
-        for place, count in enumerate(one.counts):
+    for group in series:
+        for bin_index, count in enumerate(group.counts):
             if count:
                 height = BARS_HEIGHT * count / max_count
-                y = bottom - BARS_HEIGHT * base[place] / max_count - height
-                x, width = format_svg_percent(place / len(totals)), format_svg_percent(_BAR_SHARE / len(totals))
-                bars.append(PlottedBar(one.css_class, x, f"{y:.1f}", width, f"{height:.1f}"))
-                base[place] += count
+                y = bottom - BARS_HEIGHT * base[bin_index] / max_count - height
+                x, width = format_svg_percent(bin_index / len(totals)), format_svg_percent(_BAR_SHARE / len(totals))
+                bars.append(PlottedBar(group.css_class, x, f"{y:.1f}", width, f"{height:.1f}"))
+                base[bin_index] += count
     is_right = {marker: marker.value > (low + high) / 2 for marker in markers}
-    # names stand beside their lines, a row each; in this order no line runs through the name of a later one
+    # each name is in a row beside its line; in this order no line crosses the name of a later marker
     ordered = sorted(markers, key=lambda marker: marker.value, reverse=all(is_right.values()))
     plotted = [
         PlottedMarker(
@@ -175,16 +175,16 @@ def build_histogram(
         for count in compute_ticks(0, max_count, 3)
         if count and count == int(count)
     ]
-    legend = [(one.css_class, f"{one.label} {sum(one.counts):,}") for one in series if sum(one.counts)]
+    legend = [(group.css_class, f"{group.label} {sum(group.counts):,}") for group in series if sum(group.counts)]
     description = f"{title}: " + "; ".join([*(text for _, text in legend), *(marker.label for marker in markers)])
     return Histogram(title, description, bottom, count_ticks, _build_axis(low, high), bars, plotted, legend)
 
 
 def compute_ticks(low: float, high: float, max_ticks: int) -> list[float]:
-    """Round numbers from `low` to `high`, at most about that many: steps of 1, 2 or 5 times a power of ten."""
+    """About `max_ticks` round numbers from `low` to `high`, in steps of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10((high - low) / max_ticks))
-    step = next(power * by for by in (1, 2, 5, 10) if (high - low) / (power * by) <= max_ticks)
-    return [round(place * step, 10) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= max_ticks)
+    return [round(i * step, 10) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def format_svg_percent(share: float) -> str:

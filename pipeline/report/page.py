@@ -61,7 +61,7 @@ def build_funnel(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_negatives(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """What the mask did, how many negatives were found, and where the scores lie."""
+    """The results of the mask, the number of negatives, and the distribution of the scores."""
     mask, sample = artifacts["mask"], artifacts["sample"].summary
     by_source = sorted(artifacts["search"].summary["candidates_by_source"].items())
     scores = examples.compute_score_histogram(artifacts)

@@ -1,4 +1,4 @@
-"""The workspace on disk: artifacts under keys, committed atomically and verified whenever they are found again."""
+"""The workspace on disk: artifacts under keys, committed atomically and verified whenever they are read."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ class Artifact:
 
     @property
     def key(self) -> str:
-        """The hash of everything that shaped the result."""
+        """The hash of everything that the result depends on."""
         return str(self.manifest["key"])
 
     @property
@@ -45,7 +45,7 @@ class Artifact:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the stage did all that it was asked; what is not complete is made again."""
+        """Whether the stage finished all of its work; an incomplete artifact is built again."""
         return bool(self.summary.get("complete", True))
 
     def digest_output(self, output: str) -> str:
@@ -111,7 +111,7 @@ class Workspace:
         except OSError as error:
             raise UnwritableWorkspaceError(self.root, error) from error
         try:
-            with contextlib.suppress(OSError):  # the name of the holder is a courtesy; a full disk may prevent it
+            with contextlib.suppress(OSError):  # only for messages; it can fail on a full disk
                 holder_file.write_text(
                     f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8"
                 )
@@ -146,7 +146,7 @@ class Workspace:
         marker = self.root / WORKSPACE_MARKER_FILE
         version = marker.read_text(encoding="utf-8").strip() if marker.is_file() else None
         old_steps = [f"runs/{name}" for name in _LAYOUT_1_STEPS if (self.runs / name).is_dir()]
-        # an empty marker without runs is a workspace that a killed process had begun to make
+        # an empty marker without runs: a process was killed while it made the workspace
         if (version is not None and old_steps) or (version == "" and self.runs.is_dir()):
             found = ", ".join(old_steps) or f"its {WORKSPACE_MARKER_FILE} is empty"
             answers = self.root / "scores" / "judge.jsonl"
@@ -167,7 +167,7 @@ class Workspace:
             )
 
     def _delete_leftovers(self) -> None:
-        """Delete what a killed run left unfinished; nothing reads it."""
+        """Delete the unfinished files of a killed run."""
         for parent in (*self.runs.glob("*"), self.published):
             for leftover in parent.glob(".tmp-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -175,7 +175,7 @@ class Workspace:
             leftover.unlink(missing_ok=True)
 
     def get_artifact_folder(self, stage: str, key: str) -> Path:
-        """The place of the artifact of `stage` under `key`, whether or not it exists."""
+        """The folder of the artifact of `stage` under `key`, which may not exist."""
         return self.runs / stage / key
 
     def find_artifact(self, stage: str, key: str) -> Artifact | None:
@@ -188,12 +188,12 @@ class Workspace:
 
     def list_artifacts(self, stage: str) -> list[Artifact]:
         """Every committed artifact of a stage, newest first; not verified."""
-        found = []
+        artifacts = []
         for folder in (self.runs / stage).glob("[!.]*"):
             if (manifest := read_manifest(folder)) is not None:
-                with contextlib.suppress(OSError):  # dropped by a gc at this moment
-                    found.append(((folder / MANIFEST_FILE).stat().st_mtime_ns, Artifact(folder, manifest)))
-        return [artifact for _, artifact in sorted(found, key=lambda pair: pair[0], reverse=True)]
+                with contextlib.suppress(OSError):  # gc may delete it at this moment
+                    artifacts.append(((folder / MANIFEST_FILE).stat().st_mtime_ns, Artifact(folder, manifest)))
+        return [artifact for _, artifact in sorted(artifacts, key=lambda pair: pair[0], reverse=True)]
 
     @contextmanager
     def create_build_folder(self, stage: str, key: str) -> Iterator[Path]:
@@ -209,8 +209,8 @@ class Workspace:
     def commit_artifact(self, stage: str, key: str, build_folder: Path, manifest: Mapping[str, Any]) -> Artifact:
         """Make a built folder the artifact under `key`.
 
-        Its files are on disk before its manifest, and the manifest before the name. A damaged artifact of the same key
-        is replaced file by file, so that readers always find each.
+        The files are synced before the manifest is written, and the manifest before the folder is renamed. A damaged
+        artifact of the same key is replaced file by file, so that readers always find every file.
         """
         full_manifest = {**manifest, "key": key, "files": digest_folder(build_folder)}
         for path in build_folder.rglob("*"):
@@ -226,9 +226,9 @@ class Workspace:
             for path in sorted(
                 path for path in build_folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE
             ):
-                place = target / path.relative_to(build_folder)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(place)
+                destination = target / path.relative_to(build_folder)
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(destination)
             (build_folder / MANIFEST_FILE).replace(target / MANIFEST_FILE)
         else:
             build_folder.rename(target)
@@ -236,15 +236,15 @@ class Workspace:
         return Artifact(target, full_manifest)
 
     def log_event(self, **fields: Any) -> None:
-        """Append one line to events.jsonl, with the time. It is skipped if the log can't be written."""
+        """Append one line with the time to events.jsonl. Nothing happens if the file can't be written."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}, ensure_ascii=False)
         with contextlib.suppress(OSError), (self.root / "events.jsonl").open("ab+") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                line = "\n" + line  # a kill or a full disk cut off the line before
+                line = "\n" + line  # the previous line is cut off by a kill or a full disk
             file.write((line + "\n").encode())
 
     def read_events(self) -> list[dict[str, Any]]:
-        """The events of events.jsonl, first to last; a line that a kill or a full disk cut short is skipped."""
+        """The events of events.jsonl in order, without lines that a kill or a full disk cut off."""
         events = []
         with contextlib.suppress(OSError):
             for line in (self.root / "events.jsonl").read_text(encoding="utf-8", errors="replace").split("\n"):

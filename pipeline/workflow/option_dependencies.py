@@ -1,7 +1,7 @@
-"""What a parameter of mining needs beside it to count for anything: given without, it is refused and not ignored.
+"""Parameters of mining that have an effect only with others: if these are missing, the parameter is refused.
 
-What one stage can tell by itself its Params check; here is what takes several, as data. A value that equals the default
-can't be distinguished from one that was not given, and is accepted.
+The Params of a stage check its own parameters; this table holds the dependencies between stages. A value that equals
+the default can't be distinguished from one that was not given, and is accepted.
 """
 
 from collections.abc import Mapping
@@ -23,22 +23,22 @@ OPTION_DEPENDENCIES: dict[str, dict[str, tuple[Any, ...]]] = {
     "llm_judge_model": {"llm_judge": ANY_VALUE},
     "llm_judge_budget": {"llm_judge": ANY_VALUE},
 }
-"""Parameter -> the others of which one must have one of these values."""
+"""Parameter -> the parameters of which at least one must have one of these values."""
 
 
 class IgnoredOption(NamedTuple):
-    """A parameter that is given and counts for nothing."""
+    """A parameter that is given and has no effect."""
 
     section: str
     name: str
     dependencies: tuple[tuple[str, str], ...]
     """Section and name of each parameter that it depends on."""
     reason: str
-    """A sentence that follows on "name = value"."""
+    """The end of a sentence that starts with "name = value"."""
 
 
 def find_ignored_options(params: Mapping[str, BaseParams]) -> list[IgnoredOption]:
-    """What of `params` (stage -> its Params) is given and would be ignored."""
+    """The parameters in `params` (stage -> its Params) that are given and would have no effect."""
     defaults = {
         name: field.default for stage in MINING_STAGES for name, field in type(params[stage]).model_fields.items()
     }
@@ -50,17 +50,17 @@ def find_ignored_options(params: Mapping[str, BaseParams]) -> list[IgnoredOption
     values = {name: value for stage in MINING_STAGES for name, value in params[stage]}
     given = [name for name, value in values.items() if value not in ("", defaults[name])]
 
-    def is_met(other: str, wanted: tuple[Any, ...]) -> bool:
-        return values[other] in wanted if wanted else other in given
+    def is_met(other: str, required_values: tuple[Any, ...]) -> bool:
+        return values[other] in required_values if required_values else other in given
 
-    found = []
+    ignored = []
     for name in given:
         alternatives = OPTION_DEPENDENCIES.get(name, {})
-        if alternatives and not any(is_met(other, wanted) for other, wanted in alternatives.items()):
-            why = f"needs {_join_alternatives(alternatives)}: give that, or leave it at {defaults[name]!r}"
-            found.append(IgnoredOption(sections[name], name, tuple((sections[n], n) for n in alternatives), why))
-    return found
+        if alternatives and not any(is_met(*dependency) for dependency in alternatives.items()):
+            reason = f"needs {_join_alternatives(alternatives)}: give that, or leave it at {defaults[name]!r}"
+            ignored.append(IgnoredOption(sections[name], name, tuple((sections[n], n) for n in alternatives), reason))
+    return ignored
 
 
-def _join_alternatives(needs: Mapping[str, tuple[Any, ...]]) -> str:
-    return " or ".join(f"{name} = {wanted[0]!r}" if wanted else f"a {name}" for name, wanted in needs.items())
+def _join_alternatives(alternatives: Mapping[str, tuple[Any, ...]]) -> str:
+    return " or ".join(f"{name} = {values[0]!r}" if values else f"a {name}" for name, values in alternatives.items())

@@ -11,17 +11,17 @@ from stages.core.files import file_digest
 
 
 def replace_stdin_tables(workspace: Workspace, given: Sequence[GivenSetting]) -> list[GivenSetting]:
-    """`given` with a "-" among the tables replaced by a file that holds what stood on standard input."""
+    """`given` with a "-" among the tables replaced by a file with the content of standard input."""
     return [
-        one._replace(value=[str(spool_stdin(workspace)) if table == "-" else table for table in one.value])
-        if (one.section, one.name) == ("pairs", "tables") and "-" in one.value
-        else one
-        for one in given
+        setting._replace(value=[str(spool_stdin(workspace)) if table == "-" else table for table in setting.value])
+        if (setting.section, setting.name) == ("pairs", "tables") and "-" in setting.value
+        else setting
+        for setting in given
     ]
 
 
 def spool_stdin(workspace: Workspace) -> Path:
-    """Copy standard input to inputs/stdin-<digest>.csv, or .jsonl where it begins with a brace."""
+    """Copy standard input to inputs/stdin-<digest>, with the suffix of its format."""
     folder = workspace.root / "inputs"
     folder.mkdir(exist_ok=True)
     partial = folder / ".tmp-stdin"

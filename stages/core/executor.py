@@ -1,4 +1,4 @@
-"""The executor runs a stage's items of work, several at once. Every executor gives the same result."""
+"""The executor runs a stage's items of work in parallel. All executors give the same result."""
 
 import multiprocessing
 import os
@@ -21,17 +21,17 @@ class Worker(Generic[ItemT, ResultT]):
     factory: Callable[[], Callable[[ItemT], Iterable[ResultT]]]
     """Called once in each worker process: loads models, and returns the function that is called with each item."""
     device: str = "cpu"
-    """What one such process computes on: cpu, cuda, cuda:0, ..."""
+    """The device of a worker process: cpu, cuda, cuda:0, ..."""
 
 
 class Executor(Protocol):
-    """The one thing that a stage knows of the machines behind it."""
+    """Runs the items of a stage on any machines; the stage knows nothing else of them."""
 
     def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
         """The results of the first item, then those of the second, and so on.
 
-        Items are taken a few ahead of the results, so both may be endless streams. What a worker raises is raised here.
-        An item whose worker is lost is done again; its results come once.
+        Items are taken a few ahead of the results, so both may be endless streams. An exception of a worker is raised
+        here. If a worker is lost, its items are repeated; their results appear once.
         """
 
 
@@ -39,13 +39,13 @@ class InProcessExecutor:
     """One worker, in this process."""
 
     def map(self, worker: Worker[ItemT, ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
-        """Process each item when its results are needed; no item is kept after that."""
+        """Process each item when its results are needed; items are not kept."""
         yield from chain.from_iterable(map(worker.factory(), items))
 
 
 def batch_by_size(sizes: Sequence[int], max_size: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Cut work into items of like parts: the places of parts whose `sizes` come to about `max_size`, the largest parts'
-    first; the places of an item rise."""
+    """Group positions into batches of similar `sizes` with a sum of about `max_size`, largest first; the positions of a
+    batch are ascending."""
     size_array = np.asarray(sizes, np.int64)
     order = np.argsort(-size_array, kind="stable")
     offsets = np.cumsum(size_array[order]) - size_array[order]

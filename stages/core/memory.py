@@ -14,18 +14,18 @@ _ARENA_MAX = -8
 
 
 def limit_malloc_arenas() -> None:
-    """Have all threads to be started allocate from one heap a core, where the allocator is glibc's (mallopt(3)).
+    """Let the threads that start from now on share one heap for each core, if the allocator is glibc's (mallopt(3)).
 
-    By itself it makes up to eight a core, and each keeps what was freed in it. The environment variable
-    MALLOC_ARENA_MAX goes before.
+    By default there are up to eight for each core, and each keeps its freed memory. The environment variable
+    MALLOC_ARENA_MAX takes precedence.
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         _call_libc("mallopt", _ARENA_MAX, os.cpu_count() or 1)
 
 
 def reset_peak_rss() -> None:
-    """Give back what was freed (glibc: malloc_trim(3)). From here on `peak_rss` tells the peak from here on, where the
-    kernel can (Linux: proc_pid_clear_refs(5), 5)."""
+    """Return freed memory to the system (glibc: malloc_trim(3)) and restart the peak of `peak_rss`, if the kernel
+    supports it (Linux: proc_pid_clear_refs(5), 5)."""
     _call_libc("malloc_trim", 0)
     with contextlib.suppress(OSError):
         _CLEAR_REFS.write_text("5")
@@ -41,7 +41,7 @@ def peak_rss() -> int:
 
 
 def _call_libc(name: str, *arguments: int) -> None:
-    """Call a function of the C library where it has it."""
+    """Call a function of the C library if it exists."""
     with contextlib.suppress(AttributeError):
         getattr(ctypes.CDLL(None), name)(*arguments)
 
@@ -50,13 +50,13 @@ _OOM_MESSAGES = re.compile(
     "CUDA error: out of memory"
     "|CUBLAS_STATUS_ALLOC_FAILED"
     "|could not create a memory object"
-    "|could not (create|execute) a primitive$"  # its code or scratch space; a primitive's *descriptor* is another thing
+    "|could not (create|execute) a primitive$"  # its code or scratch space; not its *descriptor*
     "|DefaultCPUAllocator: not enough memory"
     "|std::bad_alloc"
     "|can't start new thread"
 )
-"""What it is called where memory ran out, beyond what accelerate knows: CUDA, cuBLAS, oneDNN, torch on Windows, C++ and
-Python, whose threads need room for a stack."""
+"""Messages of out-of-memory errors that accelerate does not recognise: CUDA, cuBLAS, oneDNN, torch on Windows, C++ and
+Python (threads need memory for a stack)."""
 
 
 def is_oom(error: Exception) -> bool:

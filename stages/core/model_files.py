@@ -19,9 +19,9 @@ _MODEL_FILE_SUFFIXES = {".safetensors", ".bin", ".pt", ".json", ".txt", ".model"
 
 
 def resolve_model(name: str) -> Path:
-    """The folder of a model named by path, by Hugging Face id, or carried by an installed package.
+    """The folder of a model by its path, its Hugging Face id, or in an installed package.
 
-    Raises `InputError` where the path is no model or the hub can't be reached.
+    Raises `InputError` if the path is no model or if the hub can't be reached.
     """
     if not name.strip():
         raise InputError(f"name a model: a folder, or a Hugging Face hub id such as {DEFAULT_ENCODER}.")
@@ -46,13 +46,13 @@ def resolve_model(name: str) -> Path:
 
 
 def portable_model_name(name: str) -> str:
-    """A name that means the same model in a process with another working directory: of a folder its absolute path."""
+    """A name that is valid in a process with another working directory: the absolute path of a folder."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.exists() else name
 
 
 def model_display_name(name: str) -> str:
-    """What a model is called in results: its hub id as given, of a folder only the last part of its path."""
+    """The name of a model in results: its hub id, or the last part of a folder's path."""
     folder = Path(name).expanduser()
     return folder.resolve().name if folder.exists() else name
 
@@ -79,7 +79,7 @@ def _download_from_hub(name: str) -> Path:
 def model_digest(folder: Path) -> str:
     """xxh3-128 of the names and bytes of all files that a model's results depend on (weights, configs, vocabulary).
 
-    Raises `InputError` where one of them can't be read.
+    Raises `InputError` if one of them can't be read.
     """
     digest = xxhash.xxh3_128()
     try:
@@ -135,4 +135,4 @@ def count_tokens(folder: Path, texts: Sequence[str], second_texts: Sequence[str]
         except (OSError, ValueError) as error:
             raise InputError(f"the tokenizer in {folder} can't be read: {error}") from error
         ids = tokenizer(list(texts), second_texts and list(second_texts), return_attention_mask=False)["input_ids"]
-    return np.array([len(one) for one in ids], np.int64)
+    return np.array([len(row) for row in ids], np.int64)

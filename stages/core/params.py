@@ -56,10 +56,10 @@ def option(
 ) -> Any:
     """Declare a parameter: its default, its help text (shown by --help and in prep.toml) and pydantic checks.
 
-    `is_path`: relative paths in prep.toml are relative to that file. `is_model`: so they are where such a folder is
-    there, else the value is a model's name. `section`: the section of prep.toml, if not the stage's own.
-    `exclude_from_key`: the value does not enter the artifact's key, because it
-    does not shape the result or because the content behind it enters the key instead.
+    `is_path`: relative paths in prep.toml are relative to that file. `is_model`: the same if such a folder exists, else
+    the value is the name of a model. `section`: the section of prep.toml, if it is not that of the stage.
+    `exclude_from_key`: the value does not enter the artifact's key, because it does not change the result or because
+    the content that it names enters the key instead.
     """
     sentence = f"{help_text.rstrip('.')}."
     marks: dict[str, Any] = {"path": is_path, "model": is_model, "unkeyed": exclude_from_key, "section": section}
@@ -71,7 +71,7 @@ RUN_SECTION = "run"
 
 
 def seed_option(*, exclude_from_key: bool = False) -> Any:
-    """The field `seed` of a stage that draws."""
+    """The field `seed` of a stage with random choices."""
     return option(
         42,
         "Seed of all random choices except the split.",

@@ -114,7 +114,7 @@ SPLITS = ("train", "dev", "test")
 def write_table(frame: pl.DataFrame, schema: pa.Schema, path: Path) -> None:
     """Write `frame` as Parquet under `schema`; columns are put in its order, missing optional ones become null.
 
-    Raises `ValueError` where a required column is missing, holds a null, or an unknown column is present.
+    Raises `ValueError` if a required column is missing or holds a null, or if there is an unknown column.
     """
     table = to_arrow_table(frame, schema)
     with open_parquet_writer(path, schema) as file:
@@ -122,17 +122,17 @@ def write_table(frame: pl.DataFrame, schema: pa.Schema, path: Path) -> None:
 
 
 def open_parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A Parquet file of tables of `schema`. Figures get no dictionary: they hardly repeat, and trying costs most of the
-    time of writing."""
+    """A writer of a Parquet file of `schema`. Float columns get no dictionary: few values repeat, and the attempt takes
+    most of the time."""
     dictionary_columns = [field.name for field in schema if not pa.types.is_floating(field.type)]
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary_columns)
 
 
 def to_arrow_table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
-    """`frame` as an Arrow table of exactly `schema`, or `ValueError` saying which column breaks the contract."""
+    """`frame` as an Arrow table of exactly `schema`. Raises `ValueError` if a column does not fit."""
     unknown = set(frame.columns) - set(schema.names)
     if unknown:
-        raise ValueError(f"columns {sorted(unknown)} are not in the contract {schema.names}")
+        raise ValueError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
     arrow = frame.to_arrow()
     columns = []
     for field in schema:
@@ -157,16 +157,15 @@ def scan_table(path: Path, schema: pa.Schema) -> pl.LazyFrame:
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Read a Parquet file after checking its columns; `columns` restricts what is loaded."""
+    """Read a Parquet file after checking its columns; reads only `columns` if given."""
     lazy = scan_table(path, schema)
     return (lazy.select(columns) if columns else lazy).collect()
 
 
 def document_text(columns: Sequence[str]) -> pl.Expr:
-    """A document as every model reads it: its title, where it has one, a space and its text (as BEIR joins them).
+    """A document as every model reads it: its title (if it has one), a space and its text, as in BEIR.
 
-    `columns` are those of the frame. Encoder, BM25, rerankers and mined.jsonl all take documents from
-    here.
+    `columns` are those of the frame. Encoders, BM25, rerankers and mined.jsonl all use this.
     """
     if "title" not in columns:
         return pl.col("text")
@@ -181,5 +180,5 @@ def scan_documents(corpus: Path) -> pl.LazyFrame:
 
 def read_document_texts(corpus: Path, doc_ids: Collection[str]) -> dict[str, str]:
     """doc_id -> text of some documents of a corpus file, as models read them."""
-    wanted = pl.col("doc_id").is_in(pl.Series(list(doc_ids), dtype=pl.String).implode())
-    return dict(scan_documents(corpus).filter(wanted).collect().iter_rows())
+    is_requested = pl.col("doc_id").is_in(pl.Series(list(doc_ids), dtype=pl.String).implode())
+    return dict(scan_documents(corpus).filter(is_requested).collect().iter_rows())

@@ -4,15 +4,15 @@ import unicodedata
 
 UNSPACED_SCRIPTS = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
 UNSPACED_SCRIPTS += "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-"""Scripts that do not part words by spaces, as ranges of a regular expression: Han and kana, and Thai to Burmese and
-Khmer; with them Hangul, whose particles cling to the word."""
+"""Scripts without spaces between words, as ranges of a regular expression: Han and kana, Thai to Burmese and Khmer, and
+also Hangul, whose particles are attached to words."""
 
 
 class _WordCharacterMap(dict[int, int]):
-    """Of each character, as `str.translate` asks for it, itself where it is part of a word, else a space.
+    """For `str.translate`: a character of a word is kept, any other becomes a space.
 
-    Words are runs of letters, digits and combining marks: without these (regular expressions' `\\w` has none) Hindi and
-    Thai words would be cut at their vowel signs.
+    Words are runs of letters, digits, underscores and combining marks. Without the marks, as in the `\\w` of regular
+    expressions, Hindi and Thai words would be cut at their vowel signs.
     """
 
     def __missing__(self, code: int) -> int:

@@ -1,15 +1,17 @@
-"""An encoder: what identifies it, without loading it; and, loaded, texts in and vectors out.
+"""The encoder: its specification, which is read without loading the model, and the loaded model.
 
-`Encoder` is a model on this machine, `server_encoder.ServerEncoder` one behind a URL. What follows is of the first. A
-text's vector depends on nothing but the text and the encoder, so that vectors computed today equal those of a run
-from nothing. What else is in the batch can come in by two doors, and both are shut on the CPU, in float32 and bfloat16:
+`Encoder` is a model on this machine, `server_encoder.ServerEncoder` one behind a URL.
+
+With `Encoder` the vector of a text depends only on the text and the encoder, so an incremental run gives the same
+vectors as a full run. Two effects could make it depend on the other texts of a batch. On the CPU both are avoided, in
+float32 and bfloat16:
 
 - Padding changes the order of the sums in attention and pooling. So a text is padded to its own token count rounded up
-  to a multiple of 8, never to its neighbours' length.
-- A matrix product takes other kernels where its row count is small and odd (measured: torch 2.13 with MKL, 1-3, 7 and
-  9 rows). Padded to multiples of 8 tokens, row counts are multiples of 8, and among those neither their number nor the
-  threads' changed a bit. Where a layer works on whole texts (a Dense after the pooling), or the model's limit is no
-  multiple of 8, batches are filled up to a multiple of 8 texts.
+  to a multiple of 8, not to the longest text of the batch.
+- Matrix products use other kernels for small, odd row counts (measured: torch 2.13 with MKL, 1-3, 7 and 9 rows). With
+  padding, row counts are multiples of 8, and then neither the count nor the number of threads changed a bit. If a layer
+  works on whole texts (a Dense after the pooling), or if the model's limit is no multiple of 8, batches are filled to a
+  multiple of 8 texts.
 """
 
 import json
@@ -30,11 +32,11 @@ from stages.core.memory import is_oom
 from stages.core.model_files import model_digest, model_display_name, resolve_model
 
 _ROW_MULTIPLE = 8
-"""Row counts of matrix products are kept at multiples of this."""
+"""Row counts of matrix products are multiples of this."""
 _BATCH_INVARIANT_MODULES = {"Transformer", "Pooling", "Normalize"}
-"""Modules of sentence-transformers that multiply no matrix with one row a text."""
+"""Modules of sentence-transformers without a matrix product that has one row per text."""
 _DOCUMENT_PROMPT_NAMES = ("document", "passage", "corpus")
-"""Names under which models keep their document prompt, in sentence-transformers' order."""
+"""Names of the document prompt in models, in the order of sentence-transformers."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ServerSpec:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """All that decides what vector a text gets. Its digest names the encoder's folder in the vector store."""
+    """Everything that a vector depends on, besides the text. `key` names the encoder's folder in the vector store."""
 
     model: str
     weights: str
@@ -78,21 +80,22 @@ class EncoderSpec:
         return self.query_prompt if role == "query" else self.document_prompt
 
     def hash_prefix(self, role: str) -> str:
-        """What goes before a text when it is hashed: texts of equal salt and text have the same vector in any role."""
+        """The prefix of a text when it is hashed: texts with the same prefix have the same vector in both roles."""
         return f"{role}\0{self.prompt_for(role)}" if self.routed else self.prompt_for(role)
 
     @property
     def key(self) -> str:
-        """The encoder's name in the vector store. The model's own name does not count, its weights do; the library
-        versions do not either: a text that was ever encoded with an encoder is not encoded with it again.
+        """The encoder's name in the vector store.
 
-        Of a server count its URL, the models' names, input_type, the dimension and the digest of the probe's vectors.
+        For a model on this machine it depends on the weights, but not on the model's name or on library versions: with
+        other versions, texts are not encoded again. For a server it depends on the URL, the names of the models,
+        input_type, the dimension and the digest of the probe's vectors.
         """
         parts = {name: value for name, value in asdict(self).items() if name not in ("model", "server")}
         if self.server:
             parts |= {"model": self.model, **asdict(self.server)}
             del parts["probe"]  # its digest is in `weights`, which a harmless difference of the numbers does not change
-        parts["device"] = self.device.partition(":")[0]  # which of several GPUs is no matter
+        parts["device"] = self.device.partition(":")[0]  # the number of the GPU does not matter
         return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -105,9 +108,9 @@ def resolve_encoder_spec(
     device: str = "auto",
     similarity: str = "auto",
 ) -> EncoderSpec:
-    """Fill in what was left to the model (prompts, similarity) or to the machine (dtype, device); loads no model.
+    """Choose the unset values by the model (prompts, similarity) or the machine (dtype, device), without loading it.
 
-    Raises `InputError` where `model` is not one.
+    Raises `InputError` if `model` is no model.
     """
     folder = resolve_model(model)
     settings = _read_model_json(folder / "config_sentence_transformers.json", {})
@@ -134,10 +137,10 @@ def resolve_encoder_spec(
 
 
 def unsupported_similarity(model: str) -> str | None:
-    """The similarity that `model` states for itself where search has none like it (euclidean, manhattan), so that
-    `auto` takes the cosine instead; None where it states another or none."""
-    stated = _declared_similarity(resolve_model(model))
-    return None if stated in (None, "cosine", "dot", "dot_product") else str(stated)
+    """The similarity that `model` declares if search does not support it (euclidean, manhattan; `auto` uses the cosine
+    then), else None."""
+    declared = _declared_similarity(resolve_model(model))
+    return None if declared in (None, "cosine", "dot", "dot_product") else str(declared)
 
 
 def _declared_similarity(folder: Path) -> Any:
@@ -145,7 +148,7 @@ def _declared_similarity(folder: Path) -> Any:
 
 
 class Encoder:
-    """A loaded sentence-transformers or Hugging Face encoder. Raises `InputError` where the model can't be loaded."""
+    """A loaded sentence-transformers or Hugging Face encoder. Raises `InputError` if the model can't be loaded."""
 
     def __init__(self, spec: EncoderSpec, model: str) -> None:
         import torch
@@ -177,23 +180,26 @@ class Encoder:
                     "Give no more, or leave max_length out."
                 )
             self._model.max_seq_length = spec.max_length
-        plain = {type(module).__name__ for module in self._model} <= _BATCH_INVARIANT_MODULES
+        is_batch_invariant = {type(module).__name__ for module in self._model} <= _BATCH_INVARIANT_MODULES
         limit = self._model.max_seq_length
         self._max_tokens = int(limit) if limit and np.isfinite(limit) else None
-        self._row_multiple = 1 if plain and (self._max_tokens or 0) % _ROW_MULTIPLE == 0 else _ROW_MULTIPLE
-        self._executor = ThreadPoolExecutor(1)  # computes, so that it can be replaced (`_encode_or_shrink`)
+        if is_batch_invariant and (self._max_tokens or 0) % _ROW_MULTIPLE == 0:
+            self._row_multiple = 1
+        else:
+            self._row_multiple = _ROW_MULTIPLE
+        self._executor = ThreadPoolExecutor(1)  # can be replaced after a failure (`_encode_or_shrink`)
         self.max_batch_tokens: int | None = None
-        """Tokens a batch that the memory holds, once it did not hold `batch_tokens`."""
+        """Tokens of a batch that fit into memory, if `batch_tokens` did not."""
 
     def encode(
         self, texts: Sequence[str], role: str, batch_tokens: int
     ) -> Iterator[tuple[npt.NDArray[np.int64], Floats, int]]:
-        """Yield (positions in `texts`, vectors float32 [b, d], tokens), longest texts first, until all have come.
+        """Yield (positions in `texts`, vectors float32 [b, d], tokens) for all texts, longest first.
 
-        `batch_tokens` bounds texts x padded length of a batch; it changes the speed, never a vector. Where the memory
-        does not hold a batch, `max_batch_tokens` is halved for this and all later ones. Under the cosine similarity
-        vectors have length 1. Raises `InputError` where the model gives a vector that is not finite, or one text is too
-        much.
+        `batch_tokens` limits texts x padded length of a batch; it changes the speed, not the vectors. If a batch does
+        not fit into memory, `max_batch_tokens` is halved for this and all later batches. With the cosine similarity,
+        vectors have length 1. Raises `InputError` if the model gives a vector that is not finite, or if a single text
+        does not fit into memory.
         """
         counts = self._count_tokens(texts, role)
         lengths = self._pad_lengths(counts)
@@ -218,7 +224,7 @@ class Encoder:
             yield batch, vectors, int(counts[batch].sum())
 
     def _count_tokens(self, texts: Sequence[str], role: str) -> npt.NDArray[np.int64]:
-        """Tokens that are read of each text; 0 for every text where the model does not pad (static embeddings)."""
+        """Tokens of each text that the model reads; 0 for all if the model does not pad (static embeddings)."""
         counts = np.zeros(len(texts), np.int64)
         order = np.argsort([len(text) for text in texts], kind="stable")
         for part in np.array_split(order, max(1, len(order) // 256)):
@@ -236,8 +242,7 @@ class Encoder:
         return self._model.preprocess(texts, prompt=self.spec.prompt_for(role) or None, task=role, **options)
 
     def _encode_or_shrink(self, texts: list[str], role: str, length: int) -> Floats | None:
-        """The vectors; or None where the memory does not hold so many texts at once: `max_batch_tokens` is halved
-        then."""
+        """The vectors; None if the batch does not fit into memory, and then `max_batch_tokens` is halved."""
         from accelerate.utils.memory import clear_device_cache
 
         try:
@@ -251,9 +256,9 @@ class Encoder:
                     f"that the encoder {self.spec.model} is given at once ({' '.join(str(error).split())[:200]}). "
                     "Lower max_length under [encode], or free memory."
                 ) from error
-        # here the error is gone, and with it the frames that held the batch
+        # outside of the except block: the error referred to the frames that hold the batch
         self.max_batch_tokens = len(texts) * max(length, 1) // 2
-        self._executor.shutdown()  # where memory failed oneDNN once, it fails that thread ever after (its PR 5907)
+        self._executor.shutdown()  # oneDNN fails in a thread that ran out of memory once (its PR 5907)
         self._executor = ThreadPoolExecutor(1)
         clear_device_cache()
         return None
@@ -271,18 +276,18 @@ class Encoder:
 
 
 def _max_positions(model: Any) -> int | None:
-    """The tokens that a loaded model has positions for; None where it has no such bound."""
+    """The number of position embeddings of a loaded model for tokens; None without a limit."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
-            # RoBERTa and its kin count positions from behind the padding token's
+            # RoBERTa and similar models start after the position of the padding token
             return int(module.num_embeddings) - (0 if module.padding_idx is None else module.padding_idx + 1)
     config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
-    bound = getattr(config, "max_position_embeddings", None)
-    return bound if bound and bound > 0 else None
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None
 
 
 def l2_normalise_vectors(vectors: Floats) -> Floats:
-    """Rows of float32 [n, d] scaled to length 1, each by itself; a row of zeros stays."""
+    """Rows of float32 [n, d] scaled to length 1; a row of zeros is not changed."""
     lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
     scaled: Floats = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return scaled

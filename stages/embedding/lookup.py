@@ -1,4 +1,4 @@
-"""Reads what encode wrote, for the stages after it: the vectors of the rows of its tables."""
+"""The vectors of the rows of queries.parquet and corpus.parquet, for the stages after encode."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ class VectorLookup:
 
     `inputs` holds the paths of encode's encoder.json ("encoder") and text_hashes.npy ("text_hashes"). `store_root` is
     the folder of the vector stores (`StageContext.vectors_dir`). Encoder 0 is `model`, the others are `extra_models` in
-    order. Raises `KeyError` if the store lacks a vector.
+    order. Raises `KeyError` if a vector is missing.
     """
 
     def __init__(self, inputs: Mapping[str, Path], store_root: Path, encoder_index: int = 0) -> None:
@@ -38,7 +38,7 @@ class VectorLookup:
         self.dimension: int = encoding["dimension"]
         text_hashes: Hashes = np.load(inputs["text_hashes"], mmap_mode="r")[encoder_index]
         self.query_hashes = text_hashes[: encoding["queries"]]
-        """[n queries, 16]: what identifies the text of each row of queries.parquet."""
+        """[n queries, 16]: the hash of the text of each row of queries.parquet."""
         self.document_hashes = text_hashes[encoding["queries"] :]
         """[n documents, 16]: the same for corpus.parquet."""
         self._query_positions = self.store.locate(self.query_hashes)
@@ -54,9 +54,9 @@ class VectorLookup:
 
 
 def read_text_blocks(path: Path, role: str) -> Iterator[list[str]]:
-    """The texts of the rows of a table, a bounded number at a time, without the encoder's prompt.
+    """The texts of a table in batches, without the encoder's prompt.
 
-    `role` says which table it is: of "query" the queries, of "document" the documents with their titles.
+    `role` is "query" for a table of queries, "document" for a corpus (texts with titles).
     """
     schema, columns = (QUERIES, ["query"]) if role == "query" else (CORPUS, ["text", "title"])
     text = pl.col("query") if role == "query" else document_text(columns)

@@ -1,4 +1,4 @@
-"""The encode step: encode every distinct query and document once. The vectors go to the store of the encoder."""
+"""The encode stage: encode every distinct query and document once, into the vector store of the encoder."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 
 
 class Params(Base):
-    """The encoder, and how it is used."""
+    """The encoder and its settings."""
 
     # The model's content and name enter the key through `key_extras`, the device through the encoder's key.
     model: str = option(
@@ -110,9 +110,9 @@ VERSION = 3
 _SORT_WINDOW_TEXTS = 16_384
 """Texts held in memory at once to be sorted by length."""
 _BATCHES_PER_TASK = 32
-"""Batches that an item of work fills, at four characters a token."""
+"""Batches of an item of work, at four characters per token."""
 _MAX_COUNTED_CHARS = 2_048
-"""Characters of a text that count for that: most encoders read no more of it."""
+"""Characters of a text that count for that: most encoders read no more."""
 
 _ROLE_TABLES = {"query": "queries", "document": "corpus"}
 
@@ -138,29 +138,29 @@ def server_key_extras(params: Params, context: StageContext) -> dict[str, str]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Encode the texts of `queries` and `corpus` that the store lacks; write encoder.json and text_hashes.npy.
+    """Encode the texts of `queries` and `corpus` that are not in the store; write encoder.json and text_hashes.npy.
 
-    encoder.json: what the first encoder is and did, and under "extra_encoders", if there are more, the same of each.
+    encoder.json describes the first encoder, and under "extra_encoders" each of the others.
     text_hashes.npy: the hash of each row's text, the rows of queries before those of corpus, for each encoder: uint8
-    [encoders, queries + documents, 16]. The vector stores find a vector by it, whatever their segments are by then.
-    A run that is killed loses at most what came after the last flush. Raises `InputError` if a model can't be loaded
-    or gives a vector that is not finite.
+    [encoders, queries + documents, 16]. It is the key of the vector in the vector store.
+    A killed run loses only the vectors after the last flush. Raises `InputError` if a model can't be loaded or gives a
+    vector that is not finite.
     """
     names = (params.model, *params.extra_models)
     server = _identify_server(params, context) if params.url else None
     if server and server.similarity == "cosine" and not has_unit_length(server):
         context.progress.log(f"the vectors of {server} do not have length 1; they are scaled to it")
     for name in names if params.similarity == "auto" and not server else params.extra_models:
-        if stated := unsupported_similarity(name):
+        if similarity := unsupported_similarity(name):
             context.progress.log(
-                f"the encoder {name} asks for the {stated} similarity; cosine is used instead, since search is by "
-                "inner product (where all vectors have one length, cosine and euclidean rank alike)"
+                f"the encoder {name} declares the {similarity} similarity; cosine is used instead, because search is "
+                "by inner product (for vectors of equal length, cosine and euclidean rank equally)"
             )
-    done = [
-        _encode_tables(made, name, params.batch_tokens, inputs, context)
-        for made, name in zip(_resolve_encoder_specs(params, server), names, strict=True)
+    results = [
+        _encode_tables(spec, name, params.batch_tokens, inputs, context)
+        for spec, name in zip(_resolve_encoder_specs(params, server), names, strict=True)
     ]
-    (encoding, summary), *more = [(encoding, summary) for encoding, summary, _ in done]
+    (encoding, summary), *more = [(encoding, summary) for encoding, summary, _ in results]
     if more:
         encoding = {**encoding, "extra_encoders": [other for other, _ in more]}
         summary = {
@@ -168,7 +168,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             "extra_encoders": {f"dense{n} {s['model']}": _shorten_summary(s) for n, (_, s) in enumerate(more, 2)},
         }
     (out / "encoder.json").write_text(json.dumps(encoding, indent=2, ensure_ascii=False) + "\n")
-    np.save(out / "text_hashes.npy", np.stack([hashes for _, _, hashes in done]))
+    np.save(out / "text_hashes.npy", np.stack([hashes for _, _, hashes in results]))
     return summary
 
 
@@ -212,8 +212,8 @@ def _encode_tables(
                 if batch.max_batch_tokens < max_batch_tokens:
                     max_batch_tokens = batch.max_batch_tokens
                     context.progress.log(
-                        f"the memory did not hold a batch: from here on they have at most {max_batch_tokens:,} tokens. "
-                        f"batch_tokens = {max_batch_tokens} under [encode] begins with that."
+                        f"a batch did not fit into memory: batches have at most {max_batch_tokens:,} tokens from now "
+                        f"on. To start with that, set batch_tokens = {max_batch_tokens} under [encode]."
                     )
     encoding = {
         "encoder_key": spec.key,
@@ -256,11 +256,11 @@ class EncodedBatch(NamedTuple):
     vectors: Floats
     tokens: int
     max_batch_tokens: int
-    """Tokens that this worker gives a batch now."""
+    """Tokens of a batch that this worker uses now."""
 
 
 class EncodeWorker:
-    """A worker's encoder. Raises `InputError` where the model has other files here than where its recipe was made."""
+    """A worker's encoder. Raises `InputError` if the model's files differ from those of the spec."""
 
     def __init__(self, spec: EncoderSpec, model: str, batch_tokens: int) -> None:
         self._batch_tokens = batch_tokens
@@ -282,21 +282,21 @@ class EncodeWorker:
 def find_missing_texts(
     params: Params, inputs: Mapping[str, Path], store_root: Path
 ) -> list[tuple[EncoderSpec, dict[str, Bools]]]:
-    """What a run would have to encode: each encoder, and by role which rows of its table hold a text that is new to it.
+    """The texts that a run would encode: for each encoder, by role, the rows of the table with a new text.
 
-    A text that comes several times is wanted once. `store_root` is the root of the vector store. No server is asked:
-    it is taken for what it was when it was last identified.
+    A repeated text counts once. `store_root` is the root of the vector stores. No request is sent to a server: its last
+    identification is used.
     """
-    found = []
+    missing = []
     server = find_stored_spec(_make_server_spec(params), store_root) if params.url else None
     for spec in _resolve_encoder_specs(params, server):
         hashes = {role: _hash_table_texts(inputs[table], role, spec) for role, table in _ROLE_TABLES.items()}
-        found.append((spec, _find_new_rows(hashes, VectorStore(store_root / spec.key))[1]))
-    return found
+        missing.append((spec, _find_new_rows(hashes, VectorStore(store_root / spec.key))[1]))
+    return missing
 
 
 def _find_new_rows(hashes: Mapping[str, Hashes], store: VectorStore) -> tuple[Hashes, dict[str, Bools]]:
-    """The distinct texts of both roles; and by role, which rows hold a text that is not stored, each text once."""
+    """The distinct hashes of both roles, and by role the rows with a text that is not stored, each text once."""
     texts, first = unique_hashes(np.concatenate(list(hashes.values())))
     new = np.zeros(sum(map(len, hashes.values())), np.bool_)
     new[first[~store.contains(texts)]] = True
@@ -364,7 +364,7 @@ def _resolve_encoder_specs(params: Params, server: EncoderSpec | None = None) ->
     seen_keys = {first.key}
     for other, name in zip(more, params.extra_models, strict=True):
         if other.key in seen_keys:
-            raise InputError(f"extra_models: the encoder {name} is there already, so it would find the same again.")
+            raise InputError(f"extra_models: the encoder {name} is given twice. Remove it.")
         seen_keys.add(other.key)
     return [first, *more]
 
@@ -377,7 +377,7 @@ def _hash_table_texts(path: Path, role: str, spec: EncoderSpec) -> Hashes:
 def _read_text_windows(
     path: Path, role: str, mask: npt.NDArray[np.bool_], hashes: Hashes
 ) -> Iterator[tuple[list[str], Hashes]]:
-    """The wanted rows' texts and hashes, a window of at most _WINDOW at a time."""
+    """The texts and hashes of the rows in `mask`, in windows of at most _SORT_WINDOW_TEXTS."""
     window: list[str] = []
     rows: list[int] = []
     row = 0
@@ -394,7 +394,7 @@ def _read_text_windows(
 
 
 def _write_encoder_json(spec: EncoderSpec, folder: Path) -> None:
-    """Write the encoder's key in plain words into its folder."""
+    """Write the readable form of the encoder's key into its folder."""
     path = folder / "encoder_spec.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

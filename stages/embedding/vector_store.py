@@ -1,9 +1,8 @@
-"""The vector store: append-only segments of (text hash, vector), one folder an encoder, each verified by its name.
+"""The vector store: append-only segments of (text hash, vector) in a folder for each encoder.
 
-A segment is one .npy file of records (16 bytes of hash, `dimension` float32), so it is memory-mapped as it lies. It is
-named by the xxh3-128 of its bytes: a segment that was cut short or damaged no longer fits its name. Writing goes to
-`segment.tmp`, which one writer at a time (the workspace lock sees to that) fills, syncs and renames; what a kill leaves
-there is overwritten by the next append.
+A segment is a memory-mapped .npy file of records (16 bytes of hash, `dimension` float32). Its name is the xxh3-128 of
+its bytes, so a damaged segment is detected. A segment is written to `segment.tmp`, synced and renamed, by one writer at
+a time (the workspace lock ensures that); the next append overwrites a file that a killed run left.
 """
 
 import io
@@ -21,28 +20,28 @@ from stages.core.files import file_digest, write_durably
 from stages.core.hashing import Hashes, hash_keys, unique_hashes
 
 _MAX_MAPPED_BYTES = 512 << 20
-"""Bytes of segments that may stay in a process's memory once they were read. Of a larger store they are let go at once:
-the system holds them all the same while it has room, but they do not count as this process's."""
+"""If the segments are larger, their pages are released after each read. The system still caches them, but they do not
+count as memory of this process."""
 
 _COPY_BATCH_VECTORS = 2_048
-"""Vectors copied at once: what lies between a segment and its copy stays in the cache."""
+"""Vectors copied at once: the intermediate array fits into the CPU's cache."""
 
 
 class VectorStore:
-    """Vectors of one encoder by text hash. A folder that does not exist yet is an empty store.
+    """Vectors of one encoder by text hash. A folder that does not exist is an empty store.
 
-    Every segment is verified when the store is opened; `damaged_segments` names those that did not fit their name or
-    could not be read. They are renamed to `*.broken`, so that what they held counts as missing and is encoded again.
+    Every segment is verified when the store is opened. `damaged_segments` names those with another digest or content.
+    They are renamed to `*.broken`, so their texts count as missing and are encoded again.
 
-    A hash is stored once: `append` passes over hashes that are held already. Should two segments still hold the same
-    hash (two folders copied together), the segment whose name sorts first wins, however they came.
+    A hash is stored once: `append` skips hashes that are stored. If two segments have the same hash (two folders were
+    copied into one), the segment whose name sorts first is used.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.damaged_segments: list[str] = []
         self.segment_names: list[str] = []
-        """The segments' names. While one of these is there, the vectors that came from it are the same bits."""
+        """The segments' names. A segment never changes."""
         self._segments: list[npt.NDArray[np.void]] = []
         self._n_bytes = 0
         self.dimension = 0
@@ -52,7 +51,7 @@ class VectorStore:
         self._build_index()
 
     def __len__(self) -> int:
-        """How many distinct texts the store holds."""
+        """The number of distinct texts."""
         return len(self._sorted_keys)
 
     def contains(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
@@ -62,8 +61,8 @@ class VectorStore:
     def append(self, hashes: Hashes, vectors: Floats) -> int:
         """Store vectors [n, d] under hashes [n, 16] as one new segment; returns how many were new.
 
-        Of a hash that comes twice the first vector is kept. When this returns, the vectors are on disk.
-        Raises `ValueError` where the lengths or the dimension do not fit.
+        The first vector of a repeated hash is kept. When this returns, the vectors are on disk. Raises `ValueError` if
+        the lengths or the dimension differ.
         """
         if len(hashes) != len(vectors) or vectors.ndim != 2:
             raise ValueError(f"{len(hashes)} hashes for vectors of shape {vectors.shape}")
@@ -83,14 +82,14 @@ class VectorStore:
     def read(self, hashes: Hashes) -> Floats:
         """The vectors of uint8 [n, 16], in that order: a new array, float32 [n, d].
 
-        Raises `KeyError` where one is not stored.
+        Raises `KeyError` if one is not stored.
         """
         return self.read_at(self.locate(hashes))
 
     def locate(self, hashes: Hashes) -> npt.NDArray[np.int64]:
-        """Where the vectors of uint8 [n, 16] stand, for `read_at`: [n]. What is appended later moves none of them.
+        """The positions of the vectors of uint8 [n, 16], for `read_at`: [n]. A later `append` does not change them.
 
-        Raises `KeyError` where one is not stored.
+        Raises `KeyError` if one is not stored.
         """
         row, found = self._search_index(hashes)
         if not found.all():
@@ -98,10 +97,10 @@ class VectorStore:
         return self._positions[row]
 
     def read_at(self, positions: npt.NDArray[np.int64]) -> Floats:
-        """The vectors that stand in these places [n], in that order: a new array, float32 [n, d]."""
+        """The vectors at `positions` [n], in that order: a new array, float32 [n, d]."""
         out = np.empty((len(positions), self.dimension), np.float32)
         order = np.argsort(positions, kind="stable")
-        # Read segment by segment, each in its own order: the disk is asked for neighbours together.
+        # read segment by segment in the order of the file, which is faster on a disk
         cuts = np.searchsorted(positions[order], self._segment_starts)
         for number, (begin, end) in enumerate(itertools.pairwise(cuts)):
             if begin == end:
@@ -123,7 +122,7 @@ class VectorStore:
     def _open_segment(self, path: Path) -> None:
         try:
             if file_digest(path) != path.stem:
-                raise ValueError("the content does not fit the name")
+                raise ValueError("the content has another digest")
             records = np.load(path, mmap_mode="r")
             dimension = records.dtype["vector"].shape[0]
             if self.dimension not in (0, dimension):
@@ -138,7 +137,7 @@ class VectorStore:
         self.segment_names.append(path.stem)
 
     def _build_index(self) -> None:
-        """Sorted distinct hashes, and for each its place in the segments laid end to end."""
+        """Sorted distinct hashes, and the position of each in the concatenated segments."""
         self._segment_starts = np.cumsum([0] + [len(segment) for segment in self._segments])
         keys = [np.empty(0, "S16")]
         for segment in self._segments:
@@ -152,13 +151,13 @@ class VectorStore:
             mapped.madvise(mmap.MADV_DONTNEED)
 
     def _insert_keys(self, keys: npt.NDArray[np.bytes_]) -> None:
-        """Add a new last segment's hashes to the index, without sorting the whole of it again."""
+        """Add the hashes of a new last segment to the index without sorting all of it again."""
         end = self._segment_starts[-1]
         self._segment_starts = np.append(self._segment_starts, end + len(keys))
         order = np.argsort(keys)
-        at = np.searchsorted(self._sorted_keys, keys[order])
-        self._sorted_keys = np.insert(self._sorted_keys, at, keys[order])
-        self._positions = np.insert(self._positions, at, end + order)
+        rows = np.searchsorted(self._sorted_keys, keys[order])
+        self._sorted_keys = np.insert(self._sorted_keys, rows, keys[order])
+        self._positions = np.insert(self._positions, rows, end + order)
 
     def _write_segment(self, records: npt.NDArray[np.void]) -> Path:
         buffer = io.BytesIO()
@@ -171,9 +170,9 @@ class VectorStore:
 
 
 class BufferedVectorWriter:
-    """Vectors on their way to a store: appended after so many texts or seconds, so that a kill costs little.
+    """Appends vectors to a store after `max_texts` or `max_seconds`, so that a killed run loses little.
 
-    Use as a context: what is left is appended at its end, also when the work in it was broken off by an exception.
+    A context manager: it appends the rest at its end, also after an exception.
     """
 
     def __init__(self, store: VectorStore, max_texts: int = 4_096, max_seconds: float = 60.0) -> None:
@@ -181,13 +180,13 @@ class BufferedVectorWriter:
         self._clear()
 
     def add(self, hashes: Hashes, vectors: Floats) -> None:
-        """Take vectors [n, d] under hashes [n, 16]."""
+        """Add vectors [n, d] with hashes [n, 16]."""
         self._pending.append((hashes, vectors))
         if sum(len(part) for part, _ in self._pending) >= self._max_texts or time.monotonic() >= self._flush_time:
             self.flush()
 
     def flush(self) -> None:
-        """Append what has come."""
+        """Append the pending vectors."""
         if self._pending:
             self._store.append(*map(np.concatenate, zip(*self._pending, strict=True)))
         self._clear()

@@ -33,30 +33,30 @@ _FORMATS = {
 
 
 def find_files(patterns: Sequence[str], option_name: str) -> list[Path]:
-    """The files behind paths and globs, each once, ordered by name (by content where two share one).
+    """The files behind paths and globs, each once, ordered by name (by content if two have the same name).
 
-    The order is thus a function of names and contents alone, as the artifact's key is. Raises `InputError` for a
-    path that is not there (close names are suggested), a glob without a match, and what is no readable file.
+    So the order depends on names and contents alone, like the artifact's key. Raises `InputError` for a path that does
+    not exist (similar names are suggested), a glob without a match, and a file that can't be read.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for pattern in patterns:
         if pattern == "-":
             raise InputError(f"{option_name}: - is standard input, which can be read only once. Name a file instead.")
-        if "://" in pattern:  # which may hold a secret, so it is not shown
+        if "://" in pattern:  # it may hold a secret, so it is not shown
             raise InputError(f"{option_name}: the URL is not fetched yet: run prep build-pairs or prep refresh first.")
         try:
             path = Path(pattern).expanduser()
             matches = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
             missing_message = "" if matches else _describe_missing_file(pattern, path)
-        except (OSError, RuntimeError) as error:  # a folder that may not be searched; a home that is not there
+        except (OSError, RuntimeError) as error:  # a folder without permission; an unknown home
             raise unreadable_file_error(option_name, pattern, error) from error
         if not matches:
             raise InputError(f"{option_name}: {missing_message}")
         for match in matches:
             check_file(match, option_name)
-            found[match.resolve()] = None
-    names = [path.name for path in found]
-    return sorted(found, key=lambda path: (path.name, file_digest(path) if names.count(path.name) > 1 else ""))
+            files[match.resolve()] = None
+    names = [path.name for path in files]
+    return sorted(files, key=lambda path: (path.name, file_digest(path) if names.count(path.name) > 1 else ""))
 
 
 def _describe_missing_file(pattern: str, path: Path) -> str:
@@ -89,7 +89,7 @@ def check_file(path: Path, option_name: str) -> None:
 
 
 def unreadable_file_error(label: str, path: Path | str, error: Exception) -> InputError:
-    """The error for a file that the system does not let us read."""
+    """The error for a file that can't be read."""
     return InputError(f"{label}: {escape_file_name(path)} can't be read: {getattr(error, 'strerror', None) or error}.")
 
 

@@ -1,4 +1,4 @@
-"""Text files as streams: gzip, byte order marks, and a check that the bytes are in the encoding that is claimed."""
+"""Text files as streams: gzip, byte order marks, and a check of the encoding."""
 
 import codecs
 import gzip
@@ -25,11 +25,11 @@ _BYTE_ORDER_MARKS = (
 
 @contextmanager
 def open_text(path: Path, encoding: str | None) -> Iterator[TextIO]:
-    """Open a text file, gzip'd or not, with line ends left as they are.
+    """Open a text file, gzip'd or not, with unchanged line ends.
 
-    A byte order mark decides the encoding; else `encoding` does, else UTF-8. Single bytes that are not in the encoding
-    come through as lone surrogates, so that the caller can set aside their rows. Raises `InputError` where over 5 % of
-    the lines of the first MiB hold such bytes (the encoding is wrong, not the row), or the gzip data is corrupt.
+    The encoding is that of a byte order mark, else `encoding`, else UTF-8. Bytes that are not in the encoding become
+    lone surrogates, so that the caller can reject their rows. Raises `InputError` if over 5 % of the lines of the first
+    MiB have such bytes (then the encoding is wrong), or if the gzip data is corrupt.
     """
     with open_bytes(path) as raw:
         sample = _read_sample(raw, path, _SAMPLE_BYTES)

@@ -1,7 +1,7 @@
 """BM25 over the corpus, in any script: the score of given (query, document) pairs, and a query's best documents.
 
 Not by bm25s: its search takes 0.7 to 1.2 times the processor time, scores of pairs 1.9 times and up to 2.2 times the
-memory, and it does not order ties, so 0.04 to 0.4 % of the documents found are others (docs/benchmarks.md).
+memory, and it does not order ties, so 0.04 to 0.4 % of the documents found differ (docs/benchmarks.md).
 """
 
 import math
@@ -30,7 +30,7 @@ def tokenise(text: str) -> list[str]:
     """Words, casefolded and without punctuation; runs of a script without spaces become overlapping character pairs.
 
     Character bigrams for Chinese, Japanese and Korean are what Lucene's CJKAnalyzer does; a run of one character
-    stands for itself. Nothing is stemmed and no stop word removed, so every language is treated alike.
+    is a token. There is no stemming and no stop word removal, so all languages are treated equally.
     """
     form = casefold_words(text)
     if form.isascii():
@@ -45,56 +45,56 @@ def tokenise(text: str) -> list[str]:
 
 
 class Bm25:
-    """BM25 between some queries and the documents of a corpus, with the statistics of all of these.
+    """BM25 scores of pairs of queries and documents, with the statistics of the documents.
 
-    Lucene's variant with its defaults k1 = 1.2, b = 0.75 (Robertson and Zaragoza 2009; Kamphuis et al. 2020), to the
-    last bit as bm25s has it, which holds all tokens of all documents for that. What is held here is one figure for each
-    word of a query in each document that has it, 8 bytes.
+    Lucene's variant with its defaults k1 = 1.2, b = 0.75 (Robertson and Zaragoza 2009; Kamphuis et al. 2020). The
+    weights have the same bits as those of bm25s, which holds all tokens of all documents. This class holds 8 bytes for
+    each query word in each document that contains it.
     """
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:
         self._query_counts, self._weights, _ = _build_bm25_index(queries, documents)
 
     def score_pairs(self, query_index: NDArray[np.int64], document_index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The scores of the pairs (query[i], document[i]), by their places in what the index was made of: [n]."""
-        found = np.zeros(len(query_index), np.float32)
+        """The scores of the pairs (query_index[i], document_index[i]): float32 [n]."""
+        scores = np.zeros(len(query_index), np.float32)
         for start in range(0, len(query_index), _BM25_BATCH_PAIRS):
             part = slice(start, start + _BM25_BATCH_PAIRS)
-            found[part] = (self._query_counts[query_index[part]] * self._weights[document_index[part]]).sum(axis=1)
-        return found
+            scores[part] = (self._query_counts[query_index[part]] * self._weights[document_index[part]]).sum(axis=1)
+        return scores
 
 
 class Bm25Search:
     """The best documents of each query by the BM25 of `Bm25`: exactly, one query at a time.
 
-    A score is summed in float64 over the query's words in the order of the alphabet and rounded once, so it does not
-    depend on other queries or documents; `Bm25.score_pairs` gives the same up to float32's rounding.
+    A score is the float64 sum over the query's words in alphabetical order, rounded once, so it does not depend on
+    other queries. `Bm25.score_pairs` gives the same up to float32's rounding.
     """
 
     def __init__(self, queries: Sequence[str], documents: Iterable[str]) -> None:
         self._query_counts, weights, words = _build_bm25_index(queries, documents)
         self._weights = weights.tocsc()
-        place = {word: place for place, word in enumerate(sorted(words))}
-        self._alphabetical_ranks = np.array([place[word] for word in words])
+        rank = {word: rank for rank, word in enumerate(sorted(words))}
+        self._alphabetical_ranks = np.array([rank[word] for word in words])
 
     def search(self, queries: NDArray[np.int64], top_k: int) -> SearchResults:
-        """The `top_k` best documents of each query (by its place): score falling, ties in the order of the corpus.
+        """The `top_k` best documents of each query (by its position); ties are in the order of the corpus.
 
-        A document that shares no word with the query has score 0 and is none of them, so there may be fewer.
+        A document that shares no word with the query has score 0 and is left out, so there can be fewer.
         """
-        best = [self._search_query(query, top_k) for query in queries.tolist()]
-        ids = np.concatenate([np.empty(0, np.int64), *(found for found, _ in best)])
-        scores = np.concatenate([np.empty(0, np.float32), *(found for _, found in best)])
-        return SearchResults.from_rankings([len(found) for found, _ in best], ids, scores)
+        rankings = [self._search_query(query, top_k) for query in queries.tolist()]
+        ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in rankings)])
+        scores = np.concatenate([np.empty(0, np.float32), *(scores for _, scores in rankings)])
+        return SearchResults.from_rankings([len(ids) for ids, _ in rankings], ids, scores)
 
     def _search_query(self, query: int, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        asked = slice(*self._query_counts.indptr[query : query + 2])
-        words, term_counts = self._query_counts.indices[asked], self._query_counts.data[asked].astype(np.float64)
+        row = slice(*self._query_counts.indptr[query : query + 2])
+        words, term_counts = self._query_counts.indices[row], self._query_counts.data[row].astype(np.float64)
         indptr, indices, data = self._weights.indptr, self._weights.indices, self._weights.data
         sums = np.zeros(self._weights.shape[0])
-        for place in np.argsort(self._alphabetical_ranks[words]):
-            postings = slice(*indptr[words[place] : words[place] + 2])  # a document stands there once
-            sums[indices[postings]] += data[postings] * term_counts[place]
+        for i in np.argsort(self._alphabetical_ranks[words]):
+            postings = slice(*indptr[words[i] : words[i] + 2])  # contains a document once
+            sums[indices[postings]] += data[postings] * term_counts[i]
         scores = sums.astype(np.float32)
         min_score = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else 0
         ids = np.flatnonzero((scores >= min_score) & (scores > 0))
@@ -105,9 +105,9 @@ class Bm25Search:
 def _build_bm25_index(
     queries: Sequence[str], documents: Iterable[str]
 ) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array, list[str]]:
-    """How often each query has each word [q, w], what that word weighs in each document [d, w], and the words.
+    """The count of each word in each query [q, w], the weight of each word in each document [d, w], and the words.
 
-    A document's other words, which nobody asks for, only count to its length.
+    Words of a document that are in no query only count for its length.
     """
     vocabulary: dict[str, int] = {}
     query_counts = _count_terms(
@@ -115,22 +115,24 @@ def _build_bm25_index(
     )
     lengths: list[int] = []
     data: list[NDArray[Any]] = [np.empty(0, np.float32)]
-    places: list[NDArray[Any]] = [np.empty(0, np.int32)]
-    ends: list[NDArray[Any]] = [np.zeros(1, np.int64)]
+    indices: list[NDArray[Any]] = [np.empty(0, np.int32)]
+    indptr: list[NDArray[Any]] = [np.zeros(1, np.int64)]
     document_frequencies = np.zeros(len(vocabulary), np.int64)
-    rest = iter(documents)
-    while term_ids := [_query_term_ids(text, vocabulary, lengths) for text in islice(rest, _INDEX_BATCH_DOCUMENTS)]:
+    remaining = iter(documents)
+    while term_ids := [
+        _query_term_ids(text, vocabulary, lengths) for text in islice(remaining, _INDEX_BATCH_DOCUMENTS)
+    ]:
         block = _count_terms(term_ids, vocabulary)
         data.append(block.data)
-        places.append(block.indices)
-        ends.append(ends[-1][-1] + block.indptr[1:])
+        indices.append(block.indices)
+        indptr.append(indptr[-1][-1] + block.indptr[1:])
         document_frequencies += np.bincount(block.indices, minlength=len(vocabulary))
     shape = len(lengths), len(vocabulary)
     weights = scipy.sparse.csr_array(
         (
             _concatenate_and_clear(data),
-            _concatenate_and_clear(places),
-            _shrink_index_dtype(_concatenate_and_clear(ends)),
+            _concatenate_and_clear(indices),
+            _shrink_index_dtype(_concatenate_and_clear(indptr)),
         ),
         shape=shape,
     )
@@ -149,14 +151,14 @@ def _build_bm25_index(
 
 
 def _query_term_ids(text: str, vocabulary: Mapping[str, int], lengths: list[int]) -> NDArray[np.int32]:
-    """The words of a text that queries have; its length goes to `lengths`."""
+    """The words of a text that are in a query; appends the length of the text to `lengths`."""
     tokens = tokenise(text)
     lengths.append(len(tokens))
     return np.array([word for token in tokens if (word := vocabulary.get(token)) is not None], np.int32)
 
 
 def _count_terms(texts: Sequence[Sequence[int] | NDArray[np.int32]], vocabulary: Sized) -> scipy.sparse.csr_array:
-    """How often each text has each word: float32 [t, w]."""
+    """The count of each word in each text: float32 [t, w]."""
     sizes = [len(text) for text in texts]
     ids = np.fromiter(chain.from_iterable(texts), np.int32, sum(sizes))
     counts = scipy.sparse.csr_array(
@@ -167,13 +169,13 @@ def _count_terms(texts: Sequence[Sequence[int] | NDArray[np.int32]], vocabulary:
     return counts
 
 
-def _shrink_index_dtype(ends: NDArray[Any]) -> NDArray[Any]:
-    """In 32 bits where that is enough: scipy makes the places as wide as the ends."""
-    return ends.astype(np.int32) if ends[-1] <= np.iinfo(np.int32).max else ends
+def _shrink_index_dtype(indptr: NDArray[Any]) -> NDArray[Any]:
+    """`indptr` in 32 bits if that is enough: scipy stores the indices in the same type."""
+    return indptr.astype(np.int32) if indptr[-1] <= np.iinfo(np.int32).max else indptr
 
 
 def _concatenate_and_clear(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    """One array of all parts. These are let go, so that not every figure of an index is held twice at once."""
-    whole = np.concatenate(parts)
+    """One array of all parts, which are freed at once so that an index is not held twice."""
+    array = np.concatenate(parts)
     parts.clear()
-    return whole
+    return array

@@ -15,14 +15,14 @@ from stages.retrieval.exact.scoring import pair_scores
 from stages.retrieval.exact.search import exact_search_batches, search_above, search_among
 
 _MAX_VECTOR_VALUE = 1e17
-"""Of a vector's figures. Sums of products of larger ones may lie beyond float32, where nothing can be ranked."""
+"""The largest component of a vector. Inner products of larger ones can overflow float32."""
 
 
 class DenseRetriever:
-    """The queries (query_id, query) and documents of the tables, in their order, by the vectors of one encoder.
+    """Search with the vectors of one encoder for the queries and documents of the tables, in their order.
 
-    `block_size` documents are held in memory at once, and are an item of work of `executor`, which multiplies them on
-    `device` in `dtype`. Whatever meets a vector that is not finite, or far too large, raises `InputError`.
+    `block_size` documents are held in memory at once. They are an item of work of `executor`, which multiplies them on
+    `device` in `dtype`. All methods raise `InputError` for a vector that is not finite or has components over 1e17.
     """
 
     def __init__(
@@ -41,24 +41,23 @@ class DenseRetriever:
         self._executor, self._device, self._dtype = executor, device, dtype
 
     def search_batches(self, query_batches: Iterable[Ints], k: int) -> Iterator[tuple[Ints, Floats]]:
-        """Of each part the k best documents of each query, all where there are fewer: places and scores, [q, k]."""
+        """For each batch the k best documents of each query (all if there are fewer): positions and scores, [q, k]."""
         query_vectors, k = map(self.read_queries, query_batches), min(k, len(self.doc_ids))
         return exact_search_batches(
             query_vectors, self._corpus, k, executor=self._executor, device=self._device, dtype=self._dtype
         )
 
     def search_among(self, queries: Ints, documents: Ints, k: int) -> tuple[Ints, Floats]:
-        """Of each query the k best of some documents [q, n], scored and ordered as by `search_batches`: [q, k].
+        """The k best of `documents` [q, n] for each query, scored and ordered as by `search_batches`: [q, k].
 
-        -1 means no document; it comes last, with the score -inf.
+        -1 means no document; it is ranked last, with the score -inf.
         """
         return search_among(self.read_queries(queries), self._corpus, documents, k)
 
     def search_above(self, queries: Ints, documents: Ints, k: int, min_scores: Floats) -> tuple[Ints, Ints, Floats]:
-        """Of each query the k best of some documents (places that rise) with a score of at least its `min_scores` [q].
+        """The k best of `documents` (ascending positions) for each query, with scores of at least `min_scores` [q].
 
-        Flat, by query and best first: the place of the query in `queries`, that of the document in the corpus, the
-        score.
+        Flat arrays by query, best first: the position in `queries`, the position in the corpus, the score.
         """
         row, document_rows, scores = search_above(
             self.read_queries(queries), _DocumentBlocks(self, documents), k, min_scores
@@ -66,7 +65,7 @@ class DenseRetriever:
         return row, documents[document_rows], scores
 
     def score_pairs(self, queries: Ints, documents: Ints) -> Floats:
-        """The scores of the pairs (queries[i], documents[i]), computed as those that `search_batches` gives: [n]."""
+        """The scores of the pairs (queries[i], documents[i]), equal to those of `search_batches`: [n]."""
         out = np.empty(len(queries), np.float32)
         for start in range(0, len(queries), 8_192):
             part = slice(start, start + 8_192)
@@ -86,7 +85,7 @@ class DenseRetriever:
         return vectors
 
     def read_document_blocks(self, documents: Ints) -> Iterator[Floats]:
-        """The vectors of some documents, a block at a time; none is held on to."""
+        """The vectors of some documents, block by block; none is kept."""
         parts = (documents[start : start + self.block_size] for start in range(0, len(documents), self.block_size))
         return map(self._read_block, parts)
 
@@ -110,13 +109,12 @@ class _DocumentBlocks:
 
 
 def _check_vectors(vectors: Floats, ids: pl.Series, kind: str) -> None:
-    usable = ((vectors < _MAX_VECTOR_VALUE) & (vectors > -_MAX_VECTOR_VALUE)).all(axis=1)
-    if not usable.all():
-        place = int(np.argmin(usable))
-        found = (
-            "is not finite" if not np.isfinite(vectors[place]).all() else f"holds figures beyond {_MAX_VECTOR_VALUE:g}"
-        )
+    is_usable = ((vectors < _MAX_VECTOR_VALUE) & (vectors > -_MAX_VECTOR_VALUE)).all(axis=1)
+    if not is_usable.all():
+        position = int(np.argmin(is_usable))
+        is_finite = np.isfinite(vectors[position]).all()
+        problem = f"has components over {_MAX_VECTOR_VALUE:g}" if is_finite else "is not finite"
         raise InputError(
-            f"the vector of {kind} {ids[place]!r} {found}. "
+            f"the vector of {kind} {ids[position]!r} {problem}. "
             f'Encode with dtype = "float32", or look at the text of that {kind}.'
         )

@@ -1,4 +1,4 @@
-"""A FAISS index of a corpus by inner product: the same index, and the same answers, on any number of threads."""
+"""A FAISS index of a corpus by inner product, with the same content and results for any number of threads."""
 
 import re
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from stages.core.arrays import Floats, Ints
 from stages.core.errors import InputError
 
 MIN_POINTS_PER_LIST = 39
-"""Training vectors a list below which FAISS calls its clusters poor (ClusteringParameters.min_points_per_centroid)."""
+"""Training vectors per list below which FAISS warns (ClusteringParameters.min_points_per_centroid)."""
 _POINTS_PER_LIST = 64
-"""Training vectors a list: more than FAISS wants, and a quarter of the most that it uses, for a quarter of the time."""
+"""Training vectors per list: more than FAISS recommends, and a quarter of its maximum, for a quarter of the time."""
 _MIN_TRAINING_POINTS = 65_536
-"""Training vectors at least, where there are so many: what FAISS uses at most for codes of 256 values."""
+"""The least number of training vectors, if there are so many: FAISS's maximum for codes of 256 values."""
 _FAISS_BATCH_QUERIES = 256
-"""Queries asked at once, by one thread. Fixed, because scores by BLAS depend in their last bits on how they are cut."""
+"""Queries of one thread's search. Fixed, because the last bits of scores by BLAS depend on the batches."""
 _FACTORY_HINT = "It is a string of faiss.index_factory, as IVF4096,PQ64 or HNSW32; left out, the search is exact"
 _PARAMETERS_HINT = (
     "Those are nprobe for IVF, efSearch for HNSW, k_factor_rf for RFlat, each at least 1, and what else FAISS documents"
@@ -27,11 +27,11 @@ _PARAMETERS_PATTERN = re.compile(r"\w+=[0-9.e+-]+(,\w+=[0-9.e+-]+)*")
 
 
 class FaissIndex:
-    """An index of vectors of a dimension, by the string that `faiss.index_factory` takes; empty when this is made.
+    """An index of vectors with `dimension` components, by a string of `faiss.index_factory`; empty at first.
 
-    Training and adding take one thread: with several, what comes out of OPQ's and PCA's LAPACK, and of HNSW before
-    FAISS 1.15, depends on their number (FAISS wiki, Threads and asynchronous calls). Searching takes all, each with its
-    own queries. Whatever FAISS refuses is an `InputError` that names the string and says why.
+    Training and adding use one thread: with several, the results of LAPACK in OPQ and PCA, and of HNSW before FAISS
+    1.15, depend on their number (FAISS wiki, Threads and asynchronous calls). A search uses all threads, each with
+    other queries. Every error of FAISS becomes an `InputError` with the string and the reason.
     """
 
     def __init__(self, factory: str, dimension: int, n_documents: int, parameters: str = "") -> None:
@@ -43,22 +43,22 @@ class FaissIndex:
                 "leave faiss_index out: exact search of so few is fast."
             )
         self._description = f"[search] faiss_index = {factory!r} for {n_documents:,} vectors of dimension {dimension}"
-        # Polysemous codes take ten times as long to train and serve a filter that is off unless its threshold is set.
-        filtered = "ht=" in parameters
-        plain = factory if filtered else re.sub(r"((?:^|,)PQ\d+(?:x\d+)?)(?=,|$)", r"\1np", factory)
+        # Polysemous codes take ten times as long to train; their filter is off unless its threshold (ht) is set.
+        uses_filter = "ht=" in parameters
+        faiss_factory = factory if uses_filter else re.sub(r"((?:^|,)PQ\d+(?:x\d+)?)(?=,|$)", r"\1np", factory)
         with self._translate_faiss_errors():
             faiss = _import_faiss()
-            self._index = faiss.index_factory(dimension, plain, faiss.METRIC_INNER_PRODUCT)
+            self._index = faiss.index_factory(dimension, faiss_factory, faiss.METRIC_INNER_PRODUCT)
             self._clustered_layers = list(_find_clustered_layers(faiss, self._index))
             for part in self._clustered_layers:
-                part.cp.min_points_per_centroid = 1  # of too few we say it ourselves, once
+                part.cp.min_points_per_centroid = 1  # FaissSearch logs it instead
         self.set_parameters(parameters)
         self.n_training_points = (
             min(n_documents, max(_POINTS_PER_LIST * self.n_lists, _MIN_TRAINING_POINTS))
             if not self._index.is_trained
             else 0
         )
-        """How many vectors to train with."""
+        """The number of training vectors; 0 if the index needs no training."""
 
     def train(self, vectors: Floats) -> None:
         """Learn clusters and codes from vectors [n, d]."""
@@ -66,19 +66,19 @@ class FaissIndex:
             self._index.train(vectors)
 
     def add(self, vectors: Floats) -> None:
-        """Take in vectors [n, d]; their ids go on from those before. The cut into blocks is part of the result."""
+        """Add vectors [n, d] with the next ids. The division into batches can change the index."""
         with self._translate_faiss_errors(), _limit_to_one_thread():
             self._index.add(vectors)
 
     def set_parameters(self, parameters: str) -> None:
-        """Set search parameters as `faiss.ParameterSpace` spells them: "nprobe=32,k_factor_rf=4"; "" changes none."""
+        """Set search parameters by a string of `faiss.ParameterSpace`, such as "nprobe=32,k_factor_rf=4"."""
         with self._translate_faiss_errors(f"does not take faiss_params = {parameters!r}", _PARAMETERS_HINT):
             faiss = _import_faiss()
             faiss.ParameterSpace().set_index_parameters(self._index, parameters)
         self._parameters = parameters
 
     def list_tuning_options(self) -> list[str]:
-        """What trades time for recall, nprobe or efSearch, with its values rising; empty where there is no such."""
+        """The parameter that trades time for recall, nprobe or efSearch, with ascending values; empty without one."""
         if self.n_lists:
             return [f"nprobe={2**power}" for power in range((self.n_lists - 1).bit_length())] + [
                 f"nprobe={self.n_lists}"
@@ -90,12 +90,12 @@ class FaissIndex:
         return [f"efSearch={2**power}" for power in range(4, 13)]
 
     def search(self, queries: Floats, k: int) -> Ints:
-        """The ids of the documents that look best for each query, int64 [q, k]; -1 at the end where fewer are found."""
-        found = np.empty((len(queries), k), np.int64)
+        """The ids of the best documents of each query, int64 [q, k]; padded with -1 if fewer are found."""
+        ids = np.empty((len(queries), k), np.int64)
 
         def search_batch(start: int) -> None:
             part = slice(start, start + _FAISS_BATCH_QUERIES)
-            found[part] = self._index.search(queries[part], k)[1]
+            ids[part] = self._index.search(queries[part], k)[1]
 
         faiss = _import_faiss()
         pool_options = {"initializer": faiss.omp_set_num_threads, "initargs": (1,)}
@@ -105,11 +105,11 @@ class FaissIndex:
         with error_context, ThreadPoolExecutor(faiss.omp_get_max_threads(), **pool_options) as threads:
             for _ in threads.map(search_batch, range(0, len(queries), _FAISS_BATCH_QUERIES)):
                 pass
-        return found
+        return ids
 
     @property
     def n_bytes(self) -> int:
-        """The size of the index as FAISS would write it to disk, about what it takes in memory."""
+        """The size of the index on disk, which is about its size in memory."""
         faiss, size = _import_faiss(), 0
 
         def count(written: bytes) -> None:
@@ -128,17 +128,17 @@ class FaissIndex:
 
 
 def check_factory(factory: str) -> None:
-    """Raise `ValueError` for what is no string of `faiss.index_factory`, whatever the vectors are."""
+    """Raise `ValueError` if this is no string of `faiss.index_factory` for any vectors."""
     if re.search(r"[A-Z]0+(?!\d)", factory):
         raise ValueError("0 is no count of lists, links or parts")
     if count_ivf_lists(factory) > 1 << 20:
-        return  # FAISS takes memory for each list at once; there is hardly such a corpus, which is said before that
+        return  # FAISS would allocate all lists; `FaissIndex` refuses so many if the corpus is smaller
     import faiss
 
     try:
         faiss.index_factory(1, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        if "could not parse" in str(error):  # all else may be due to the dimension, which is not known yet
+        if "could not parse" in str(error):  # other errors may be caused by the dimension 1
             raise ValueError(
                 "this is no string of faiss.index_factory, as IVF4096,PQ64 or HNSW32 are; left out, or exact, the "
                 "search is exact"
@@ -146,7 +146,7 @@ def check_factory(factory: str) -> None:
 
 
 def check_parameters(parameters: str) -> None:
-    """Raise `ValueError` for what `faiss.ParameterSpace` would not read."""
+    """Raise `ValueError` if `faiss.ParameterSpace` can't parse this."""
     if parameters and not _PARAMETERS_PATTERN.fullmatch(parameters):
         raise ValueError('these are NAME=NUMBER with commas between, as FAISS takes them: "nprobe=32,k_factor_rf=4"')
     if "verbose" in parameters:
@@ -154,26 +154,26 @@ def check_parameters(parameters: str) -> None:
 
 
 def count_ivf_lists(factory: str) -> int:
-    """How many lists an IVF has by its string; 0 for what is no IVF."""
+    """The number of lists of an IVF index; 0 for other indexes."""
     found = re.search(r"(?:^|,)IVF(\d+)", factory)
     return int(found[1]) if found else 0
 
 
 def extract_faiss_message(error: RuntimeError) -> str:
-    """What FAISS means to say, without its function, file and line."""
+    """The message of a FAISS error, without function, file and line."""
     message = re.sub(r"^Error in .* at \S+:\d+: ", "", str(error))
     condition = re.fullmatch(r"Error: '(.*)' failed(?:: (.*))?", message, re.DOTALL)
     return (condition[2] or condition[1]) if condition else message
 
 
 def _find_clustered_layers(faiss: Any, index: Any) -> Iterator[Any]:
-    """The layers of an index that are clustered. What OPQ learns with is among them; they must live as long as it."""
+    """The layers of an index that are trained by clustering, with the quantiser of OPQ. They must outlive training."""
     layer = faiss.downcast_index(index)
     yield from (part for part in (layer, getattr(layer, "pq", None)) if hasattr(part, "cp"))
-    for place in range(layer.chain.size() if hasattr(layer, "chain") else 0):
-        transform = faiss.downcast_VectorTransform(layer.chain.at(place))
+    for i in range(layer.chain.size() if hasattr(layer, "chain") else 0):
+        transform = faiss.downcast_VectorTransform(layer.chain.at(i))
         if isinstance(transform, faiss.OPQMatrix):
-            transform.pq = learner = faiss.ProductQuantizer(transform.d_out, transform.M, 8)  # its own default
+            transform.pq = learner = faiss.ProductQuantizer(transform.d_out, transform.M, 8)  # FAISS's default
             yield learner
     for name in ("base_index", "index", "storage", "quantizer"):
         if (below := getattr(layer, name, None)) is not None:
@@ -192,8 +192,7 @@ def _limit_to_one_thread() -> Iterator[None]:
 
 
 def _import_faiss() -> Any:
-    """The module faiss, set to multiply matrices by BLAS however few the queries are: _QUERIES of 384 dimensions are
-    fewer than it would do that for."""
+    """The module faiss, set to use BLAS for any number of queries; by default, _FAISS_BATCH_QUERIES are too few."""
     import faiss
 
     faiss.cvar.distance_compute_blas_threshold = 1

@@ -1,4 +1,4 @@
-"""Where candidates come from: a source's name, the window of its ranking that is kept, and what it finds."""
+"""Sources of candidates: their names, the window of ranks that is kept, and the search results."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _SOURCE_PATTERN = re.compile(rf"({SOURCE_NAME_PATTERN.pattern})(?::(?:([0-9]+)-)
 
 
 class CandidateSource(NamedTuple):
-    """Ranks start + 1 to end of one ranking: the slice [start:end]. `end` is None where the depth holds."""
+    """Ranks start + 1 to end of one ranking: the slice [start:end]. `end` is None if top_k sets it."""
 
     name: str
     start: int
@@ -23,20 +23,20 @@ class CandidateSource(NamedTuple):
 
     @property
     def encoder_index(self) -> int | None:
-        """The place of a dense source's encoder: 0 for dense, 1 for dense2; None for the others."""
+        """The index of a dense source's encoder: 0 for dense, 1 for dense2; None for other sources."""
         return int(self.name.removeprefix("dense") or 1) - 1 if self.name.startswith("dense") else None
 
 
 def parse_sources(texts: Sequence[str]) -> tuple[CandidateSource, ...]:
-    """Sources from their spelling: NAME, NAME:END or NAME:START-END. Raises `ValueError` saying what is allowed."""
+    """Parse sources: NAME, NAME:END or NAME:START-END. Raises `ValueError` if one is invalid."""
     sources = tuple(_parse_source(text) for text in texts)
     names = [source.name for source in sources]
     if duplicate := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{duplicate} stands there twice: give each source once, with one window")
+        raise ValueError(f"{duplicate} is given twice: give each source once, with one window")
     first = next((source for source in sources if source.name == "dense"), None)
     if first is None or first.start:
         raise ValueError(
-            "dense must be among the sources, from its first rank on (dense or dense:END): the mask measures by its "
+            "dense must be among the sources, from its first rank on (dense or dense:END): the mask uses its "
             "scores, and train and evaluate read its list"
         )
     return sources
@@ -61,20 +61,20 @@ def is_found_by(source: str) -> pl.Expr:
 
 
 class SearchResults(NamedTuple):
-    """What a source found for some queries: one row a candidate, by query, best first. Arrays of equal length."""
+    """The candidates of some queries by one source, ordered by query and rank. Arrays of equal length."""
 
     query_index: Ints
-    """The place of the query among those asked, rising."""
+    """The position of the query among those of the search, ascending."""
     document_index: Ints
-    """The place of the document in the corpus."""
+    """The position of the document in the corpus."""
     rank: npt.NDArray[np.int32]
     """From 1, in the source's own ranking."""
     score: Floats
-    """The source's own."""
+    """The score by this source."""
 
     @classmethod
     def from_rankings(cls, n_per_query: npt.ArrayLike, document_index: Ints, score: Floats) -> "SearchResults":
-        """Of the first query come `sizes[0]` rows, best first, then those of the second, and so on."""
+        """From the rows of the first query (`n_per_query[0]`, best first), then those of the second, and so on."""
         counts = np.asarray(n_per_query, np.int64)
         rank = np.arange(1, len(document_index) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
         return cls(np.repeat(np.arange(len(counts)), counts), document_index, rank.astype(np.int32), score)
@@ -84,7 +84,7 @@ class SearchResults(NamedTuple):
         return self._select_rows(self.rank > n_ranks) if n_ranks else self
 
     def select_queries(self, queries: slice) -> "SearchResults":
-        """The rows of the queries start <= place < stop; places stay as they are."""
+        """The rows of the queries start <= position < stop; positions are not changed."""
         begin, end = np.searchsorted(self.query_index, [queries.start, queries.stop])
         return self._select_rows(slice(begin, end))
 

@@ -1,4 +1,4 @@
-"""Search: the best documents of every query, exactly or by an index, by one retriever or several, in bounded memory."""
+"""Search: the best documents of every query by one or more retrievers, exactly or with an index, in bounded memory."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -38,14 +38,14 @@ from stages.retrieval.results import CandidateSource, SearchResults, parse_sourc
 
 
 class Params(Base):
-    """Where to look, and how deep."""
+    """The sources of candidates, and how many each one gives."""
 
     top_k: int = option(200, "Candidates per query from each source. Raise it if queries get too few negatives.", ge=1)
     sources: tuple[str, ...] = option(
         ("dense",),
         "Sources of candidates: dense, dense2, ..., bm25, random. NAME:END or NAME:START-END keeps those ranks.",
     )
-    # These and the seed enter the key through `key_extras`, where there is an index.
+    # These and the seed enter the key through `key_extras` if there is an index.
     faiss_index: str | None = option(
         None,
         "FAISS index to search with, as faiss.index_factory names it, such as IVF4096,PQ64. Exact search if unset.",
@@ -66,8 +66,8 @@ class Params(Base):
         ge=0,
         le=1,
     )
-    seed: int = seed_option(exclude_from_key=True)  # enters the key through `key_extras`, where something is drawn
-    # What was found is scored again on the CPU, in float32: these two change the speed only.
+    seed: int = seed_option(exclude_from_key=True)  # enters the key through `key_extras` if something is random
+    # Results are scored again on the CPU in float64, so these two change the speed only.
     device: Device = device_option()
     dtype: Dtype = dtype_option(exclude_from_key=True)
 
@@ -94,8 +94,8 @@ class Params(Base):
     def _check_index_is_given(self) -> "Params":
         if self.faiss_params and not self.faiss_index:
             raise ValueError(
-                f"faiss_params = {self.faiss_params!r} is how an index is searched, and there is none: give "
-                "faiss_index too, or leave both out for exact search"
+                f"faiss_params = {self.faiss_params!r} is for an index, and there is none: give faiss_index "
+                "too, or leave both out for exact search"
             )
         return self
 
@@ -112,15 +112,15 @@ VERSION = 2
 DOCUMENTS_PER_BLOCK = 32_768
 """Documents held in memory at once. It changes memory and speed only."""
 _SEARCH_BATCH_QUERIES = 16_384
-"""Queries searched at once, or their lists read."""
+"""Queries searched at once."""
 _WRITE_BATCH_QUERIES = 1_024
 """Queries written at once."""
 _MIN_BFLOAT16_PRODUCTS = 2**39
-"""Products from which on a CPU's bfloat16 is worth loading torch: some 8 s of two cores in float32."""
+"""Products from which bfloat16 on a CPU is worth loading torch: about 8 s of two cores in float32."""
 
 
 def key_extras(params: Params) -> dict[str, str]:
-    """What shapes the candidates beyond the keyed parameters."""
+    """What the candidates depend on besides the keyed parameters."""
     is_random = any(source.name == "random" for source, _ in params.source_depths)
     index_settings = {
         "faiss_index": params.faiss_index,
@@ -136,16 +136,16 @@ def key_extras(params: Params) -> dict[str, str]:
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
     """Search all queries in the whole corpus; write candidates.parquet and qrels_scored.parquet.
 
-    candidates: by query (the tables are sorted by id), source in the order given, and rank: from 1 in the source's own
-    ranking, where a window skips ranks; ties by doc_id. There is one row for each source that found the document, with
-    that source's own score: dense the similarity, bm25 BM25, random 0. Where there are fewer documents than asked for
-    a source gives all; bm25 only those that share a word with the query. judged: every row of qrels with its score by
-    dense. Raises `InputError` where a vector is not finite (or far too large), a source has no encoder or a device is
-    less exact than it says.
+    candidates: ordered by query, source (in the order given) and rank. Ranks start at 1 in the ranking of the source,
+    and a window skips some; ties are in the order of doc_id. There is one row for each source that found the document,
+    with the score of that source: the similarity for dense, BM25 for bm25, 0 for random. A source gives all documents
+    if there are fewer than requested; bm25 gives only those that share a word with the query. qrels_scored: every row
+    of qrels with its score by dense. Raises `InputError` if a vector is not finite (or far too large), if a source has
+    no encoder, or if a device is less exact than expected.
 
-    A dense source goes on from its last search in this workspace, or is searched from nothing through an index, which
-    is refused (`InputError`) where its recall is too low. bm25 is searched again, because its weights change with every
-    document, and so is random, which costs nothing.
+    A dense source updates its last search in this workspace, or uses an index, which is refused (`InputError`) if its
+    recall is too low. bm25 is searched in full, because its weights change with every document, and so is random, which
+    is cheap.
     """
     for line in _find_unused_encoders(
         params.source_depths, [part["model"] for part in read_encodings(inputs["encoder"])]
@@ -220,7 +220,7 @@ def measure_mrr(candidates: pl.LazyFrame, qrels: pl.DataFrame) -> dict[str, floa
 
 class _Retriever(Protocol):
     def search(self, queries: Ints, top_k: int) -> SearchResults:
-        """The first `top_k` ranks of each of `queries`, which are places in the table."""
+        """The first `top_k` ranks of each of `queries` (positions in the table)."""
 
 
 def _make_retriever(
@@ -242,9 +242,9 @@ def _make_retriever(
 
 
 def choose_device_and_dtype(params: Params, n_products: int) -> tuple[str, str]:
-    """The device and the number format in which so many products (queries x documents x dimension) are swept.
+    """The device and the dtype of a scan with `n_products` products (queries x documents x dimension).
 
-    Raises `InputError` where there is no such device.
+    Raises `InputError` if there is no such device.
     """
     device = {"auto": detect_device_type(), "mps": "cpu"}.get(params.device, params.device)
     if device != "cpu":
@@ -278,27 +278,26 @@ def _make_vector_search(
 
 
 def _find_unused_encoders(source_depths: Sequence[tuple[CandidateSource, int]], encoders: Sequence[str]) -> list[str]:
-    """A line for each encoder that no source uses. Raises `InputError` for a source that has none."""
+    """A log line for each encoder that no source uses. Raises `InputError` for a source without an encoder."""
     used = {source.encoder_index: source.name for source, _ in source_depths}
-    for place, name in used.items():
-        if place is not None and place >= len(encoders):
-            there = ", ".join(f"dense{number} is {model}" for number, model in enumerate(encoders[1:], 2)) or "none"
+    for encoder_index, name in used.items():
+        if encoder_index is not None and encoder_index >= len(encoders):
+            available = ", ".join(f"dense{number} is {model}" for number, model in enumerate(encoders[1:], 2)) or "none"
             raise InputError(
                 f"the source {name} has no encoder: extra_models under [encode] gives dense2, dense3, ... in its order "
-                f"(now: {there}). Name a model there, or take {name} out of sources."
+                f"(now: {available}). Name a model there, or take {name} out of sources."
             )
     return [
-        f"no source uses the encoder {model}: add dense{place + 1} to sources, or remove it from extra_models"
-        for place, model in enumerate(encoders)
-        if place not in used
+        f"no source uses the encoder {model}: add dense{i + 1} to sources, or remove it from extra_models"
+        for i, model in enumerate(encoders)
+        if i not in used
     ]
 
 
 def _build_candidate_rows(
     query_ids: pl.Series, doc_ids: pl.Series, results: Mapping[str, SearchResults]
 ) -> pl.DataFrame:
-    """What the sources found, as rows by query, source and rank; the places in `results` are those in
-    `query_numbers`."""
+    """The rows of candidates.parquet, ordered by query, source and rank. Positions in `results` are in `query_ids`."""
     query = np.concatenate([rows.query_index for rows in results.values()])
     document = np.concatenate([rows.document_index for rows in results.values()])
     order = np.argsort(query, kind="stable")
@@ -314,9 +313,9 @@ def _build_candidate_rows(
 
 
 def _find_id_positions(keys: pl.Series, ids: pl.Series) -> Ints:
-    """Where each of `keys` stands in `ids`; `ValueError` names one that does not."""
-    index = pl.DataFrame({"id": ids, "place": np.arange(len(ids))})
-    found = pl.DataFrame({"id": keys}).join(index, on="id", how="left", maintain_order="left")["place"]
-    if found.null_count():
-        raise ValueError(f"qrels names {keys.filter(found.is_null())[0]!r}, which is not in its table")
-    return found.to_numpy()
+    """The position of each of `keys` in `ids`. Raises `ValueError` if one is missing."""
+    index = pl.DataFrame({"id": ids, "position": np.arange(len(ids))})
+    positions = pl.DataFrame({"id": keys}).join(index, on="id", how="left", maintain_order="left")["position"]
+    if positions.null_count():
+        raise ValueError(f"qrels names {keys.filter(positions.is_null())[0]!r}, which is not in its table")
+    return positions.to_numpy()

@@ -1,4 +1,4 @@
-"""Each query's list of best documents as the last search left it, kept beside the vectors that it was computed from."""
+"""The top-k lists of the last search, stored beside the vectors that they were computed from."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,30 +15,30 @@ from stages.retrieval.exact.packed_hits import NO_HIT, PackedHits
 
 
 class TopKCache:
-    """The lists of one encoder's queries [q, width], on disk; each is the exact top of its query's ranking.
+    """The lists of one encoder's queries [q, width], on disk; each is the exact top of the ranking.
 
-    A row ends where no more is known, which is the end of the corpus or what earlier changes have left of it.
+    A row is shorter than `width` if the corpus is small, or if earlier changes removed documents from it.
     """
 
     def __init__(self, document_keys: npt.NDArray[np.bytes_], records: npt.NDArray[np.void]) -> None:
         self.document_keys = document_keys
-        """What the corpus held, in its order: whatever identifies a document and its vector, 16 bytes each."""
+        """The keys of the documents (16 bytes each) in the order of the corpus that was searched."""
         self._records = records
         self._order = np.argsort(records["query_hash"], kind="stable")
 
     def find_rows(self, query_hashes: Hashes) -> Ints:
-        """The rows of queries given by the hash of their text: int64 [n], -1 where there is none."""
+        """The rows of queries by the hash of their text: int64 [n], -1 for unknown queries."""
         keys = hash_keys(query_hashes)
         if not len(self._records):
             return np.full(len(keys), -1)
         sorted_keys = self._records["query_hash"][self._order]
-        at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-        return np.where(sorted_keys[at] == keys, self._order[at], -1)
+        index = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+        return np.where(sorted_keys[index] == keys, self._order[index], -1)
 
     def read_rows(self, rows: Ints) -> PackedHits:
-        """Some rows, uint64 [n, width], filled up with NONE."""
-        found: PackedHits = self._records["hits"][rows]
-        return found
+        """Some rows, uint64 [n, width], padded with `NO_HIT`."""
+        hits: PackedHits = self._records["hits"][rows]
+        return hits
 
 
 TOPK_CACHE_FOLDER = "topk_cache"
@@ -46,10 +46,10 @@ TOPK_CACHE_FOLDER = "topk_cache"
 
 
 def read_topk_cache(folder: Path, code_versions: Mapping[str, Any], segments: Sequence[str]) -> TopKCache | None:
-    """The lists in `folder`, or None where there are none, they are damaged, or can't be relied on.
+    """The lists in `folder`; None if there are none, or if they are damaged or out of date.
 
-    `code_versions` must be what they were written with, and of the vectors' segments none may have gone since: what was
-    encoded again need not be the same to the bit on every device.
+    They are out of date if `code_versions` differ, or if a segment of the vectors is gone: texts that are encoded again
+    can get vectors with other bits on another device.
     """
     try:
         metadata = json.loads((folder / "topk_cache.json").read_text(encoding="utf-8"))
@@ -64,14 +64,13 @@ def read_topk_cache(folder: Path, code_versions: Mapping[str, Any], segments: Se
 
 
 class TopKWriter:
-    """Lists on their way to disk: rows in any order, then `commit`, which puts them in the place of those
-    before."""
+    """Writes lists: rows in any order, then `commit`, which replaces the previous lists."""
 
     def __init__(self, folder: Path, query_hashes: Hashes, width: int) -> None:
         self._folder, self._query_keys, self._width = folder, hash_keys(query_hashes), width
         self._dtype = np.dtype([("query_hash", "S16"), ("hits", "<u8", (width,))])
         folder.mkdir(parents=True, exist_ok=True)
-        # Written, not memory-mapped: a full disk then is an error and not the end of the process.
+        # Written, not memory-mapped: a full disk is then an error and does not end the process.
         self._file = (folder / "hits.tmp").open("wb")
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
@@ -82,7 +81,7 @@ class TopKWriter:
         self._start = self._file.tell()
 
     def write_rows(self, rows: Ints, hits: PackedHits) -> None:
-        """Write the lists [n, up to width] of some rows, which rise."""
+        """Write the lists [n, up to width] of some rows, which are ascending."""
         records = np.empty(len(rows), self._dtype)
         records["query_hash"] = self._query_keys[rows]
         records["hits"] = NO_HIT
@@ -95,7 +94,7 @@ class TopKWriter:
     def commit(
         self, document_keys: npt.NDArray[np.bytes_], code_versions: Mapping[str, Any], segments: Sequence[str]
     ) -> TopKCache:
-        """Make this the folder's lists. Before, every row must have been put."""
+        """Replace the folder's lists. Every row must have been written before."""
         self._file.close()
         with (self._folder / "document_keys.tmp").open("wb") as file:
             np.save(file, document_keys)

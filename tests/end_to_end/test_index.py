@@ -58,7 +58,7 @@ def test_an_invalid_index_string_is_an_error_before_any_step_runs(project: Proje
         (("--faiss-index", "IVF,PQ64"), "--faiss-index = 'IVF,PQ64': this is no string of faiss.index_factory"),
         (
             ("--set", "search.faiss_params=nprobe=2"),
-            "is how an index is searched, and there is none: give faiss_index too",
+            "is for an index, and there is none: give faiss_index too",
         ),
         (
             ("--faiss-index", "IVF2,Flat", "--set", "search.faiss_params=nprobe"),

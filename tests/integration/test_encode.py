@@ -136,8 +136,8 @@ def test_the_reduced_batch_size_is_logged_once(
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
     (line,) = tools.progress.messages[1:]  # type: ignore[attr-defined]
     assert line == (
-        "the memory did not hold a batch: from here on they have at most 512 tokens. batch_tokens = 512 under [encode] "
-        "begins with that."
+        "a batch did not fit into memory: batches have at most 512 tokens from now on. To start with that, set "
+        "batch_tokens = 512 under [encode]."
     )
 
 
@@ -147,10 +147,10 @@ def test_the_reduced_batch_size_is_logged_once(
         (
             "euclidean",
             {},
-            "asks for the euclidean similarity; cosine is used instead, since search is by inner product",
+            "declares the euclidean similarity; cosine is used instead, because search is by inner product",
         ),
-        ("manhattan", {}, "asks for the manhattan similarity; cosine is used instead"),
-        ("euclidean", {"similarity": "cosine"}, None),  # who names it knows
+        ("manhattan", {}, "declares the manhattan similarity; cosine is used instead"),
+        ("euclidean", {"similarity": "cosine"}, None),  # cosine is set explicitly
         ("cosine", {}, None),
         ("dot", {}, None),
         (None, {}, None),
@@ -331,9 +331,9 @@ def test_damage_in_any_store_is_noticed(
 
 
 def test_the_same_encoder_twice_is_an_error(tiny_model: Path) -> None:
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="is given twice"):
         key_extras(Params(model=str(tiny_model), extra_models=(str(tiny_model),)))
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="is given twice"):
         key_extras(Params(extra_models=(str(tiny_model), str(tiny_model))))
     assert len(key_extras(Params(model=str(tiny_model), query_prompt="q: ", extra_models=(str(tiny_model),)))) == 4
 

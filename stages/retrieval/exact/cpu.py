@@ -1,4 +1,4 @@
-"""The scan on a CPU: as fast as it multiplies matrices, in float32 or bfloat16."""
+"""The scan on a CPU, in float32 or bfloat16."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +22,17 @@ from stages.retrieval.exact.topk import (
 )
 
 _THREAD_LIMIT_LOCK = Lock()
-"""Threads of libraries are limited for the whole process: two that did so at once would leave it limited."""
+"""The thread limits of libraries are global: two scans that set them at once would not restore them."""
 _MIN_QUERIES_PER_THREAD = 256
-"""Queries that are worth a thread of their own."""
+"""Least queries of a thread."""
 
 
 class CpuScanner:
     """A worker on the CPU.
 
-    Method: tiles of the score matrix are computed, compared with the score that a document must beat, and forgotten.
-    That score rises with what is found, so after the first few thousand documents hardly any passes, and a scan takes
-    little more than the products. Each thread has its own queries and multiplies alone.
+    Method: tiles of the score matrix are computed, compared with the k-th best score so far, and dropped. That score
+    rises, so after the first few thousand documents few scores pass, and a scan takes little more time than the matrix
+    products. Each thread has other queries.
     """
 
     def __init__(self, width: int, dtype: str) -> None:
@@ -56,10 +56,10 @@ class CpuScanner:
             scorer = (Bfloat16Scorer if self._use_bfloat16 else _Float32Scorer)(queries, documents, tile_slices, pool)
 
             def scan_queries(rows: slice) -> None:
-                strip = TopKBuffer(hits[rows], thresholds[rows])
-                for first, tile in scorer.score_tiles(rows):
-                    strip.update(first, tile)
-                strip.flush()
+                buffer = TopKBuffer(hits[rows], thresholds[rows])
+                for first_document, tile in scorer.score_tiles(rows):
+                    buffer.update(first_document, tile)
+                buffer.flush()
 
             for _ in pool.map(scan_queries, query_slices):
                 pass
@@ -67,7 +67,7 @@ class CpuScanner:
 
     @contextmanager
     def _thread_pool(self, n_threads: int, blas_threads: int) -> Iterator[ThreadPoolExecutor]:
-        """So many threads, of which each multiplies by `blas_threads`."""
+        """`n_threads` threads; each uses `blas_threads` for matrix products."""
         with _THREAD_LIMIT_LOCK, self._controller.limit(limits=blas_threads, user_api="blas"), ExitStack() as after:
             if self._use_bfloat16:
                 import torch
@@ -90,10 +90,10 @@ class _Float32Scorer:
         self.error_bound = float32_error_bound(
             queries, max(pool.map(max_norm, (documents[part] for part in tile_slices)), default=0.0)
         )
-        """How far each query's scores may lie from exact ones: [q]."""
+        """Largest difference of each query's scores from `pair_scores`: [q]."""
 
     def score_tiles(self, rows: slice) -> Iterator[tuple[int, "_Float32Tile"]]:
-        """The scores of some queries, a tile at a time, and the place of its first document."""
+        """The scores of some queries, tile by tile, with the position of its first document."""
         queries = self._queries[rows]
         scores, passes = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.bool_)
         for part in self._tile_slices:
@@ -106,18 +106,18 @@ class _Float32Scorer:
 
 
 class _Float32Tile:
-    """Scores [q, d] as an array, and room to compare them in."""
+    """Scores [q, d], and a buffer for comparisons."""
 
     def __init__(self, scores: Floats, passes: npt.NDArray[np.bool_]) -> None:
         self._scores, self._passes = scores, passes
 
     def select_above(self, thresholds: Floats) -> tuple[Ints, Ints, Floats] | None:
         np.greater(self._scores, thresholds[:, None], out=self._passes)
-        places = find_sparse_hits(self._passes)
-        if places is None:
+        indices = find_sparse_hits(self._passes)
+        if indices is None:
             return None
-        row, column = np.divmod(places, self._scores.shape[1])
-        return row, column, self._scores.ravel()[places]
+        row, column = np.divmod(indices, self._scores.shape[1])
+        return row, column, self._scores.ravel()[indices]
 
     def select_top_k(self, rows: slice, k: int) -> tuple[Ints, Floats]:
         return np.arange(self._scores.shape[1]), self._scores[rows]

@@ -1,4 +1,4 @@
-"""Scores on a CPU in bfloat16, half as wide as float32: several times as fast where it has instructions for them."""
+"""Scores on a CPU in bfloat16, several times as fast as float32 if the CPU has instructions for it."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from stages.retrieval.exact.scoring import BFLOAT16_ROUNDING_UNITS, inner_produc
 from stages.retrieval.exact.topk import find_sparse_hits
 
 Bfloat16Bits = npt.NDArray[np.int16]
-"""Numbers in bfloat16, bit by bit: the upper half of float32's."""
+"""The bits of numbers in bfloat16: the upper half of float32."""
 
 
 class Bfloat16Scorer:
@@ -27,8 +27,8 @@ class Bfloat16Scorer:
 
         def convert_documents(part: slice) -> tuple[float, float]:
             self._documents[part] = torch.tensor(documents[part])
-            changed = documents[part] - self._documents[part].float().numpy()
-            return float(vector_norms(documents[part]).max()), float(vector_norms(changed).max())
+            errors = documents[part] - self._documents[part].float().numpy()
+            return float(vector_norms(documents[part]).max()), float(vector_norms(errors).max())
 
         def convert_queries(part: slice) -> None:
             self._queries[part] = torch.tensor(queries[part])
@@ -44,10 +44,10 @@ class Bfloat16Scorer:
         self.error_bound = inner_product_error_bound(
             query_norms, max_document_norm, queries.shape[1], query_errors, max_document_error, BFLOAT16_ROUNDING_UNITS
         )
-        """How far each query's scores lay from exact ones before they were rounded to bfloat16, at most: [q]."""
+        """Largest difference of each query's scores from `pair_scores`, before the rounding to bfloat16: [q]."""
 
     def score_tiles(self, rows: slice) -> Iterator[tuple[int, "_Bfloat16Tile"]]:
-        """The scores of some queries, a tile at a time, and the place of its first document."""
+        """The scores of some queries, tile by tile, with the position of its first document."""
         import torch
 
         queries = self._queries[rows]
@@ -63,30 +63,30 @@ class Bfloat16Scorer:
 
 
 class _Bfloat16Tile:
-    """Scores [q, d] in bfloat16, and room to compare them in."""
+    """Scores [q, d] in bfloat16, and a buffer for comparisons."""
 
     def __init__(self, scores: Bfloat16Bits, passes: npt.NDArray[np.bool_]) -> None:
         self._scores, self._passes = scores, passes
 
     def select_above(self, thresholds: Floats) -> tuple[Ints, Ints, Floats] | None:
-        # What must be beaten is a score of this very format, so nothing is lost where it is made one again. Of numbers
-        # that are not negative the bits are in their order, and what is negative comes before them.
+        # The thresholds are bfloat16 numbers, so the conversion is exact. The bits of positive numbers have the order
+        # of the numbers, and those of negative numbers are below 0.
         score_bits, threshold_bits = self._scores, (thresholds.view(np.int32) >> 16).astype(np.int16)
         if threshold_bits.min() < 0:
             score_bits, threshold_bits = _sortable_bits(score_bits), _sortable_bits(threshold_bits)
         np.greater(score_bits, threshold_bits[:, None], out=self._passes)
-        places = find_sparse_hits(self._passes)
-        if places is None:
+        indices = find_sparse_hits(self._passes)
+        if indices is None:
             return None
-        row, column = np.divmod(places, self._scores.shape[1])
-        return row, column, _to_float32(self._scores.ravel()[places])
+        row, column = np.divmod(indices, self._scores.shape[1])
+        return row, column, _to_float32(self._scores.ravel()[indices])
 
     def select_top_k(self, rows: slice, k: int) -> tuple[Ints, Floats]:
         return np.arange(self._scores.shape[1]), _to_float32(self._scores[rows])
 
 
 def _sortable_bits(bits: Bfloat16Bits) -> Bfloat16Bits:
-    """Whole numbers in the order of the numbers that `bits` stand for."""
+    """Integers with the order of the numbers that have these bits."""
     return bits ^ ((bits >> 15) & np.int16(0x7FFF))
 
 

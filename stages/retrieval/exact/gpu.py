@@ -15,12 +15,11 @@ _MAX_GPU_SCORES = 2**26
 
 
 class TorchScanner:
-    """A worker that multiplies by torch.
+    """A worker that multiplies with torch, in float32 (never TF32) or in bfloat16 with sums in float32.
 
-    In float32 itself, never TF32; in bfloat16 with sums in float32. How far its scores may lie from those of
-    `pair_scores`, but for their last rounding, is measured with every block (`off`). Where the device's memory does not
-    hold so many scores at once, it has half as many from then on; `InputError` where it does not hold those of one
-    query.
+    The largest difference of its scores from those of `pair_scores`, before the last rounding, is computed for every
+    block (`BlockTopK.error_bound`). If the device's memory is too small, the number of scores at once is halved from
+    then on. Raises `InputError` if the memory is too small for the scores of one query.
     """
 
     def __init__(self, width: int, device: str, dtype: str) -> None:
@@ -60,9 +59,8 @@ class TorchScanner:
             try:
                 queries_float32 = torch.tensor(queries[part], device=self._device)
                 device_queries = queries_float32.to(device_documents.dtype)
-                part_hits = np.full(
-                    (len(queries_float32), self._width), NO_HIT
-                )  # what a part has that did not end is not kept
+                # copied to `hits` at the end, so that a part that fails leaves nothing
+                part_hits = np.full((len(queries_float32), self._width), NO_HIT)
                 buffer = TopKBuffer(part_hits, thresholds[part])
                 buffer.update(0, _TorchTile(device_queries @ device_documents.T))
                 buffer.flush()
@@ -84,11 +82,11 @@ class TorchScanner:
 
 
 def _tensor_norms(vectors: Any) -> Doubles:
-    """Of a tensor [n, d], in float64, where none vanishes: [n]."""
+    """Row norms of a tensor [n, d] in float64, which does not underflow: [n]."""
     import torch
 
-    found: Doubles = torch.linalg.vector_norm(vectors.double(), dim=1).cpu().numpy()
-    return found
+    norms: Doubles = torch.linalg.vector_norm(vectors.double(), dim=1).cpu().numpy()
+    return norms
 
 
 class _TorchTile:
@@ -100,7 +98,7 @@ class _TorchTile:
     def select_above(self, thresholds: Floats) -> tuple[Ints, Ints, Floats] | None:
         import torch
 
-        # what must be beaten is a score of this very format, so nothing is lost where it is made one again
+        # the thresholds are scores of the same dtype, so the conversion is exact
         passes = self._scores > torch.tensor(thresholds, device=self._scores.device).to(self._scores.dtype)[:, None]
         if int(passes.count_nonzero()) > MAX_HIT_SHARE * passes.numel():
             return None
@@ -110,6 +108,6 @@ class _TorchTile:
     def select_top_k(self, rows: slice, k: int) -> tuple[Ints, Floats]:
         import torch
 
-        some = self._scores[rows].float()
-        scores, ids = torch.topk(some, min(k, some.shape[1]), sorted=False)
+        scores = self._scores[rows].float()
+        scores, ids = torch.topk(scores, min(k, scores.shape[1]), sorted=False)
         return ids.cpu().numpy(), scores.cpu().numpy()

@@ -1,6 +1,6 @@
-"""The scan: which documents could be among a query's best, as fast as matrices are multiplied.
+"""The scan: documents that could be among a query's best, at the speed of matrix products.
 
-What it finds is only whom to look at; `stages.retrieval.exact.search` scores it again, so nothing here shapes a result.
+`stages.retrieval.exact.search` scores them again, so rounding in a scan changes no result.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from stages.retrieval.exact.packed_hits import NO_HIT, unpack_documents, unpack_
 from stages.retrieval.exact.topk import TILE_SHAPE, BlockTopK, Scanner, ScanTask, kth_scores, partition_top_k
 
 _BFLOAT16_ROUNDING = 2.0**-8
-"""The most, relatively, that rounding to bfloat16 changes a number: half of what lies between 1 and the next one."""
+"""Largest relative error of rounding to bfloat16: half of the distance from 1 to the next number."""
 
 
 class DocumentBlocks(Protocol):
@@ -35,12 +35,12 @@ class ScanResult(NamedTuple):
 
     queries: Floats
     ids: Ints
-    """The `width` best documents of each query, or all where there are fewer, best first: [q, w]."""
+    """The `width` best documents of each query (all if there are fewer), best first: [q, w]."""
     scores: Floats
-    """Their scores as they were swept. What is not there scores at most as much as the last that is."""
+    """Their scores in the scan. No other document has a higher score than the last one."""
     error_bound: npt.NDArray[np.float64]
-    """How far a score of what is there may lie from that of `pair_scores`, and by how much this may surpass the last
-    score of what is there, where it is of what is not: [q]."""
+    """Largest difference of a score from `pair_scores`, and largest excess of the `pair_scores` of other documents over
+    the last score: [q]."""
 
 
 def scan_batches(
@@ -51,9 +51,9 @@ def scan_batches(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Iterator[ScanResult]:
-    """The `width` best documents of each query of each of `query_batches`, by scores that rounding has touched.
+    """The `width` best documents of each query of each of `query_batches`, by scores with rounding errors.
 
-    `dtype`, float32 or bfloat16, is what they are multiplied in.
+    `dtype` is float32 or bfloat16.
     """
     make_scanner: Callable[[], Scanner]
     make_scanner = partial(CpuScanner, width, dtype) if device == "cpu" else partial(TorchScanner, width, device, dtype)
@@ -63,14 +63,14 @@ def scan_batches(
     items = chain.from_iterable(map(part.make_task, blocks) for part in task_batches)
     block_results = executor.map(Worker(make_scanner, device), items)
     for part in batches:
-        for _ in map(part.add_block, islice(block_results, len(blocks))):  # map holds on to none of them
+        for _ in map(part.add_block, islice(block_results, len(blocks))):  # map keeps no reference to them
             pass
         yield part.finish()
 
 
 class _QueryBatchScan:
-    """Queries, and the best documents of each in the blocks until now, by scores whose last rounding was by at most
-    `rounding` of themselves."""
+    """Queries with their best documents in the blocks so far. `rounding` is the relative error of the scores' last
+    rounding."""
 
     def __init__(self, width: int, rounding: float, queries: Floats) -> None:
         self._rounding = rounding / (1 - rounding)
@@ -78,24 +78,24 @@ class _QueryBatchScan:
         self._n_documents, self._error_bound = 0, np.zeros(len(queries))
 
     def make_task(self, documents: Floats) -> ScanTask:
-        """Scan a block. If several are scanned at once, `least` may be of fewer blocks than it could be."""
+        """The task to scan a block. Its thresholds lag behind if several blocks are scanned at once."""
         return ScanTask(self._queries, documents, kth_scores(self._hits))
 
     def add_block(self, block: BlockTopK) -> None:
-        """Take in what the next block has."""
+        """Merge the result of the next block."""
         for start in range(0, len(self._hits), TILE_SHAPE[0]):
-            best, more = (made[start : start + TILE_SHAPE[0]] for made in (self._hits, block.hits))
-            there = np.where(more == NO_HIT, NO_HIT, more + np.uint64(self._n_documents))
-            best[:] = partition_top_k(np.concatenate([best, there], axis=1), best.shape[1])
+            hits, block_hits = (rows[start : start + TILE_SHAPE[0]] for rows in (self._hits, block.hits))
+            new_hits = np.where(block_hits == NO_HIT, NO_HIT, block_hits + np.uint64(self._n_documents))
+            hits[:] = partition_top_k(np.concatenate([hits, new_hits], axis=1), hits.shape[1])
         self._n_documents += block.n_documents
         self._error_bound = np.maximum(self._error_bound, block.error_bound)
 
     def finish(self) -> ScanResult:
-        """What there is after all blocks; this is of no more use then."""
+        """The result after all blocks. Call this once."""
         hits, self._hits = self._hits[:, : self._n_documents], np.empty((0, 0), np.uint64)
         hits.sort(axis=1)
         scores = unpack_scores(hits)
-        # rounding changes no order: it hides no more of what is not there than of the last that is
+        # rounding keeps the order, so its error for a missing document is at most that of the last one
         return ScanResult(
             self._queries,
             unpack_documents(hits),

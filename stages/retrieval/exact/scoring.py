@@ -1,4 +1,4 @@
-"""Scores of pairs of vectors that depend, to the last bit, on the two vectors alone."""
+"""Scores of pairs of vectors whose bits depend on the two vectors alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,25 +7,23 @@ import numpy as np
 from stages.core.arrays import Doubles, Floats, Ints
 
 _RESCORE_BATCH_PAIRS = 512
-"""Pairs scored at once: their vectors in float64 stay in the cache."""
+"""Pairs scored at once: their vectors in float64 fit into the cache."""
 _PAIRS_PER_THREAD_TASK = 16 * _RESCORE_BATCH_PAIRS
-"""Pairs that a thread scores before it takes the next ones."""
+"""Pairs of one task of a thread."""
 _MAX_PRODUCTS_PER_PAIR = 16
-"""A product of all queries with all documents is taken where it has at most so many pairs for one that is asked for."""
-
-
+"""All queries are multiplied with all documents if that gives at most this many products for each requested pair."""
 BFLOAT16_ROUNDING_UNITS = 4
-"""Units of float32's rounding in a sum of products of bfloat16: GPUs cut off there where they should round."""
+"""Rounding units of float32 in a sum of bfloat16 products: GPUs truncate there instead of rounding."""
 _MIN_NORMAL_FLOAT32 = 2.0**-126
-"""What is smaller some processors take for 0."""
+"""Some processors treat smaller numbers as 0."""
 
 
 def pair_scores(queries: Floats, documents: Floats) -> Floats:
     """Inner products of float32 [n, d] with float32 [n, d], row by row: float32 [n].
 
-    Computed in float64, where products of float32 are exact, and rounded once; each row is summed by itself in one
-    fixed order. So a pair's score does not depend on what it is computed together with, and pairs of equal vectors
-    tie exactly. It is never -0.
+    Computed in float64, in which products of float32 numbers are exact, and rounded once; each row is summed in one
+    fixed order. So the score of a pair does not depend on other pairs, and pairs of equal vectors tie exactly. It is
+    never -0.
     """
     out = np.empty(len(queries), np.float32)
     doubles = _allocate_float64_pairs(*queries.shape)
@@ -36,9 +34,9 @@ def pair_scores(queries: Floats, documents: Floats) -> Floats:
 
 
 def pair_scores_at(queries: Floats, documents: Floats, query_index: Ints, document_index: Ints) -> Floats:
-    """`pair_scores` of the pairs (queries[query[i]], documents[document[i]]), few of them held at once: float32 [n].
+    """`pair_scores` of the pairs (queries[query_index[i]], documents[document_index[i]]), in batches: float32 [n].
 
-    As many threads compute as FAISS has; a pair's score does not depend on how many.
+    It uses as many threads as FAISS; the scores do not depend on their number.
     """
     out = np.empty(len(query_index), np.float32)
 
@@ -62,10 +60,10 @@ def pair_scores_at(queries: Floats, documents: Floats, query_index: Ints, docume
 def max_pair_scores(
     queries: Floats, documents: Floats, query_index: Ints, document_index: Ints, segment: Ints
 ) -> Floats:
-    """The highest of `pair_scores_at` within each run of equal `segment` [n], a run being of one query: float32 [runs].
+    """The highest of `pair_scores_at` in each run of equal `segment` [n], which belongs to one query: float32 [runs].
 
-    Where the pairs are a good part of all that there could be, one float32 product of both sides says which of a run
-    can be the highest (it is off by at most `float32_error_bound`), and only these are scored.
+    If the pairs are a large share of all possible pairs, one float32 matrix product (with an error of at most
+    `float32_error_bound`) finds those that can be the highest of a run, and only these are scored.
     """
     if len(queries) * len(documents) <= _MAX_PRODUCTS_PER_PAIR * len(query_index):
         approximate = (queries @ documents.T)[query_index, document_index].astype(np.float64)
@@ -79,7 +77,7 @@ def max_pair_scores(
 
 
 def vector_norms(vectors: Floats) -> Doubles:
-    """Euclidean lengths of float32 [n, d], each by itself: float64 [n]."""
+    """Euclidean norms of float32 [n, d]: float64 [n]."""
     norms = np.empty(len(vectors))
     doubles = _allocate_float64_pairs(*vectors.shape)[0]
     for start in range(0, len(vectors), _RESCORE_BATCH_PAIRS):
@@ -91,12 +89,12 @@ def vector_norms(vectors: Floats) -> Doubles:
 
 
 def _allocate_float64_pairs(pairs: int, dimension: int) -> Doubles:
-    """Room for pairs in float64 [2, up to _PAIRS, d]. It is used again and again: new memory costs more than sums."""
+    """A buffer for pairs in float64 [2, up to _RESCORE_BATCH_PAIRS, d], reused because allocations are slow."""
     return np.empty((2, min(_RESCORE_BATCH_PAIRS, pairs), dimension))
 
 
 def _score_row_pairs(queries: Floats, documents: Floats, buffer: Doubles, out: Floats) -> None:
-    # Converted first: einsum's own conversion would cut rows at its buffer's end and sum them in pieces.
+    # Converted first, because the conversion in einsum splits rows at the end of its buffer and sums them in pieces.
     a, b = buffer[:, : len(out)]
     a[:], b[:] = queries, documents
     out[:] = np.einsum("nd,nd->n", a, b)
@@ -104,12 +102,12 @@ def _score_row_pairs(queries: Floats, documents: Floats, buffer: Doubles, out: F
 
 
 def max_norm(vectors: Floats) -> float:
-    """The greatest of their `vector_norms`; 0 where there are none."""
+    """The largest of their `vector_norms`; 0 without vectors."""
     return float(vector_norms(vectors).max(initial=0))
 
 
 def float32_error_bound(queries: Floats, max_document_norm: float) -> Doubles:
-    """How far a float32 inner product with a vector of length <= longest can lie from `pair_scores`: float64 [q]."""
+    """Largest error of float32 inner products with vectors of norm <= `max_document_norm`: float64 [q]."""
     return inner_product_error_bound(vector_norms(queries), max_document_norm, queries.shape[1])
 
 
@@ -121,22 +119,23 @@ def inner_product_error_bound(
     max_document_error: float = 0.0,
     rounding_units: int = 1,
 ) -> Doubles:
-    """How far an inner product, summed in float32, may lie from `pair_scores`: float64 [q].
+    """Largest difference of an inner product, summed in float32, from `pair_scores`: float64 [q].
 
-    `query_norms` [q] are lengths |q|, `max_document_norm` is the greatest |x|. Where other vectors q' and x' are
-    multiplied, `query_errors` [q] are |q - q'| and `max_document_error` is the greatest |x - x'|: by Cauchy and Schwarz
-    this changes <q, x> by at most |q - q'| |x| + |q'| |x - x'|. Sums are off by at most d u |q'| |x'|
-    (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), where u is `rounding_units` times float32's. What is
-    very small may be taken for 0 anywhere.
+    `query_norms` [q] are the norms |q|, `max_document_norm` is the largest |x|. If rounded vectors q' and x' are
+    multiplied, `query_errors` [q] are |q - q'| and `max_document_error` is the largest |x - x'|: by Cauchy and Schwarz
+    this changes <q, x> by at most |q - q'| |x| + |q'| |x - x'|. The error of a sum is at most d u |q'| |x'| (Higham,
+    Accuracy and Stability of Numerical Algorithms, 3.1), where u is `rounding_units` times that of float32. Subnormal
+    numbers may be treated as 0 at every step.
     """
-    sums = (dimension + 4) * 2.0**-24 * rounding_units
-    lost = 2 * dimension**0.5 * _MIN_NORMAL_FLOAT32
-    query_norms, max_document_norm = query_norms + query_errors + lost, max_document_norm + max_document_error + lost
+    sum_error = (dimension + 4) * 2.0**-24 * rounding_units
+    underflow = 2 * dimension**0.5 * _MIN_NORMAL_FLOAT32
+    query_norms = query_norms + query_errors + underflow
+    max_document_norm = max_document_norm + max_document_error + underflow
     bound: Doubles = (
         query_errors * max_document_norm
         + query_norms * max_document_error
-        + sums / (1 - sums) * (1 + sums) * query_norms * max_document_norm
-        + lost * (query_norms + max_document_norm)
+        + sum_error / (1 - sum_error) * (1 + sum_error) * query_norms * max_document_norm
+        + underflow * (query_norms + max_document_norm)
         + (dimension + 1) * _MIN_NORMAL_FLOAT32
     )
     return bound

@@ -1,9 +1,9 @@
-"""The k best documents of a query by inner product: exact, in bounded memory, the same bits however the work is cut.
+"""The k best documents of a query by inner product: exact, in bounded memory, with reproducible bits.
 
-The documents are swept in float32 or bfloat16. Such scores depend in their last bits on how the work was cut, so they
-only choose whom to look at: what was found is scored again by `pair_scores`, whose result depends on the two vectors
-alone. Order, cut and ties follow those scores, so the result is one and the same for every format, device, block size,
-batch, thread count and history, and a run that searches only what is new can equal a run from nothing bit for bit.
+The documents are scanned in float32 or bfloat16. The last bits of such scores depend on block sizes and threads, so
+they only select documents: these are scored again by `pair_scores`, whose result depends on the two vectors alone. The
+order and the k-th rank follow those scores, so the result is the same for every dtype, device, block size, batch and
+thread count, and an incremental search equals a full search bit for bit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +19,11 @@ from stages.retrieval.exact.scoring import float32_error_bound, max_norm, pair_s
 from stages.retrieval.exact.topk import TILE_SHAPE
 
 _FLOAT32_MARGIN = 32
-"""Documents that the scan keeps beyond k, so that rounding and short ties at the cut need no second scan."""
+"""Documents that the scan keeps beyond k, so that rounding and few ties at rank k need no second scan."""
 _BFLOAT16_MARGIN_DIVISOR = 2
-"""One more for so many of k where they are swept in bfloat16, which lies farther off."""
+"""In bfloat16, which has larger errors, the scan keeps k / 2 more."""
 _PAIR_INDEX_BITS = 32
-"""Bits for the place of a pair of a query and a document; the 31 above are for the document."""
+"""Bits for the position of a pair of query and document; the 31 above are for the document."""
 
 
 def exact_search(
@@ -36,18 +36,18 @@ def exact_search(
 ) -> tuple[Ints, Floats]:
     """The k best documents of each query by inner product: ids int64 [q, k] and scores float32 [q, k].
 
-    `blocks` is gone through two or three times. Exactly `pair_scores` orders the result: score falling, then id
-    rising, at the cut too. With fewer than k documents the arrays are that much narrower.
+    `blocks` is iterated two or three times. The order is that of `pair_scores`: descending score, then ascending id,
+    also at rank k. With fewer than k documents the arrays are narrower.
 
-    Method: a scan keeps the k + margin best by its scores, multiplied in `dtype` (float32 or bfloat16) on `device`.
-    How far these can be off is known: in float32 by the usual bound of an inner product, d u |q| |x| (Higham, Accuracy
-    and Stability of Numerical Algorithms, 3.1), in bfloat16 by what rounding took from the vectors
-    (`inner_product_error_bound`) and the scores (`ScanResult`) too. So what lies more than twice the bound below the
-    kth of them need not be scored again, and a document that was not kept can't belong to the result where the kth
-    score found lies above the last kept one by more than the bound. Queries where it does not, because of ties longer
-    than the margin, are swept again for everything above the cut.
-    Raises `InputError` where a score that was found is off by more than the bound, or memory runs out. Figures of the
-    vectors must be small enough for sums of their products to be finite in float32 (as those below 1e17 are).
+    Method: a scan keeps the k + margin best documents by its scores, computed in `dtype` (float32 or bfloat16) on
+    `device`. The error of these scores is bounded: in float32 by the usual bound of an inner product, d u |q| |x|
+    (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), in bfloat16 also by the rounding errors of vectors
+    (`inner_product_error_bound`) and scores (`ScanResult`). So documents more than twice the bound below the k-th score
+    need not be scored again, and no other document belongs to the result if the exact k-th score exceeds the last kept
+    score by more than the bound. Otherwise there are more ties than the margin, and a second scan finds all documents
+    that reach the k-th score.
+    Raises `InputError` if the error of a score exceeds the bound, or if memory runs out. The components of the vectors
+    must be small enough for finite inner products in float32 (below 1e17).
     """
     if not len(queries):
         return np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
@@ -64,9 +64,8 @@ def exact_search_batches(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> Iterator[tuple[Ints, Floats]]:
-    """`exact_search` of each of `query_batches`, which are queries, at least one each. `executor` scans on `device`:
-    they may be
-    any machine's, because what is found is scored again here."""
+    """`exact_search` of each of `query_batches`, with at least one query each. `executor` may scan on other machines,
+    because the documents are scored again here."""
     if margin is None:
         margin = _FLOAT32_MARGIN + (k // _BFLOAT16_MARGIN_DIVISOR if dtype == "bfloat16" else 0)
     for scan_result in scan_batches(query_batches, blocks, k + margin, executor or InProcessExecutor(), device, dtype):
@@ -74,9 +73,9 @@ def exact_search_batches(
 
 
 def _finalise_top_k(scan_result: ScanResult, blocks: DocumentBlocks, k: int, margin: int) -> tuple[Ints, Floats]:
-    """The k best, from the k + margin that were swept."""
+    """The k best of the k + margin documents that the scan found."""
     queries, ids, scores, error_bound = scan_result
-    is_truncated = ids.shape[1] == k + margin  # else there are no further documents
+    is_truncated = ids.shape[1] == k + margin  # else the scan returned all documents
     if is_truncated:
         ids = np.where(scores < (scores[:, k - 1] - 2 * error_bound)[:, None], -1, ids)
     ids, exact_scores = _sort_top_k(ids, _check_error_bounds(scan_result, _rescore(queries, blocks, ids)), k)
@@ -84,37 +83,33 @@ def _finalise_top_k(scan_result: ScanResult, blocks: DocumentBlocks, k: int, mar
         return ids, exact_scores
     uncertain = np.flatnonzero(scores[:, -1] + error_bound >= exact_scores[:, -1].astype(np.float64))
     if len(uncertain):
-        _, better_ids, better_scores = search_above(
-            queries[uncertain], blocks, k, exact_scores[uncertain, -1]
-        )  # at least k reach the kth score
-        ids[uncertain], exact_scores[uncertain] = better_ids.reshape(-1, k), better_scores.reshape(-1, k)
+        # at least k documents reach the k-th score
+        _, new_ids, new_scores = search_above(queries[uncertain], blocks, k, exact_scores[uncertain, -1])
+        ids[uncertain], exact_scores[uncertain] = new_ids.reshape(-1, k), new_scores.reshape(-1, k)
     return ids, exact_scores
 
 
 def _check_error_bounds(scan_result: ScanResult, exact: Floats) -> Floats:
-    """`exact` [q, n], the scores of what was swept or -inf. Raises `InputError` where one was swept that is
-    farther off
-    than it can be: then nothing is known of what was not found."""
+    """`exact` [q, n], the `pair_scores` of the scanned documents or -inf. Raises `InputError` if the error of a score
+    exceeds its bound, because then the scan may have missed documents."""
     differences = np.abs(exact - scan_result.scores)
     violations = (differences > scan_result.error_bound[:, None]) & np.isfinite(exact)
     if violations.any():
         row, column = np.unravel_index(np.argmax(np.where(violations, differences, 0)), violations.shape)
         raise InputError(
-            f"a score of {exact[row, column]:.9g} was swept as {scan_result.scores[row, column]:.9g}, and is off by "
-            f"at most "
-            f"{scan_result.error_bound[row]:.2g} where matrices are multiplied as asked for. Something makes it "
-            f"less exact, as the "
-            "environment variable NVIDIA_TF32_OVERRIDE=1 does: unset it, or search by numpy on the CPU: [run] device = "
-            "'cpu' and dtype = 'float32'."
+            f"the scan gave the score {scan_result.scores[row, column]:.9g} for {exact[row, column]:.9g}, and the "
+            f"largest error of exact matrix products is {scan_result.error_bound[row]:.2g}. A setting such as the "
+            "environment variable NVIDIA_TF32_OVERRIDE=1 makes them less exact: unset it, or search with numpy on the "
+            "CPU: [run] device = 'cpu' and dtype = 'float32'."
         )
     return exact
 
 
 def search_above(queries: Floats, blocks: DocumentBlocks, k: int, min_scores: Floats) -> tuple[Ints, Ints, Floats]:
-    """The k best documents of each query among those whose score reaches its `min_scores` [q]; fewer where fewer do.
+    """The k best documents of each query with a score of at least `min_scores` [q]; there may be fewer.
 
-    Three flat arrays, by query and then as `exact_search` orders: the query's row, the document's id, the score. What
-    can't reach `min_scores` costs no more than one float32 inner product, so a high `min_scores` makes this cheap.
+    Three flat arrays, by query and in the order of `exact_search`: the query's row, the document's id, the score. A
+    document below `min_scores` takes only one float32 inner product, so this is fast if `min_scores` are high.
     """
     results = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     start = n_results = 0
@@ -139,9 +134,9 @@ def search_above(queries: Floats, blocks: DocumentBlocks, k: int, min_scores: Fl
 
 
 def search_among(queries: Floats, blocks: DocumentBlocks, ids: Ints, k: int) -> tuple[Ints, Floats]:
-    """Of each query the k best of some documents, `ids` [q, n]: ids and scores [q, k] ordered as by `exact_search`.
+    """The k best of the documents `ids` [q, n] of each query: ids and scores [q, k] in the order of `exact_search`.
 
-    -1 among the ids means no document; it comes last in the result, with the score -inf.
+    The id -1 means no document; it is ranked last, with the score -inf.
     """
     return _sort_top_k(ids, _rescore(queries, blocks, ids), k)
 
@@ -155,11 +150,11 @@ def _sort_top_k(ids: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
 
 
 def _rescore(queries: Floats, blocks: DocumentBlocks, ids: Ints) -> Floats:
-    """`pair_scores` of each query with its ids [q, k], a block of documents at a time; -inf for the id -1."""
+    """`pair_scores` of each query with its ids [q, k], block by block; -inf for the id -1."""
     scores = np.full(ids.size, -np.inf, np.float32)
     pairs = np.flatnonzero(ids >= 0)
     packed = ids.ravel()[pairs] << _PAIR_INDEX_BITS | pairs
-    packed.sort()  # by document, then by query; several times as fast as an argsort
+    packed.sort()  # by document, then by query; several times faster than argsort
     start = begin = 0
     for block in blocks:
         end = int(np.searchsorted(packed, (start + len(block)) << _PAIR_INDEX_BITS))

@@ -1,4 +1,4 @@
-"""A strip: some queries, and the best documents of each among the scores that it was shown until now."""
+"""The running top-k of some queries over tiles of scores."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,39 +13,39 @@ from stages.core.memory import is_oom
 from stages.retrieval.exact.packed_hits import NO_HIT, PackedHits, pack_hits, unpack_scores
 
 TILE_SHAPE = 1_024, 1_024
-"""Queries and documents multiplied at once: 4 MB of scores, which fit into the CPU's cache."""
+"""Queries and documents of a tile: 4 MB of scores, which fit into the CPU's cache."""
 MAX_HIT_SHARE = 0.1
-"""Share of a tile that passes, above which it is not worth while to find out which documents do."""
+"""If a larger share of a tile passes the thresholds, a top-k of the tile is faster than a list of the hits."""
 _MERGE_ROWS = 64
-"""Queries that what was found is merged for at once: few, so that this needs little memory."""
+"""Queries whose hits are merged at once: few, to save memory."""
 
 
 class ScanTask(NamedTuple):
-    """Queries that a block of documents is scanned for."""
+    """Queries and a block of documents to scan."""
 
     queries: Floats
     documents: Floats
     thresholds: Floats
-    """The score that a document must beat for each query: [q]; -inf where any will do."""
+    """For each query the score that a document must exceed: [q]; -inf for no limit."""
 
 
 class BlockTopK(NamedTuple):
-    """Of one block the best documents of each query, at least of those that beat its `thresholds`: [q, width], with
-    NONE."""
+    """The best documents of a block for each query, among those over its threshold: [q, width], padded with
+    `NO_HIT`."""
 
     hits: PackedHits
     error_bound: npt.NDArray[np.float64]
-    """How far a query's scores lay from those of `pair_scores` before they were rounded to bfloat16, at most: [q]."""
+    """Largest difference of a query's scores from those of `pair_scores`, before the rounding to bfloat16: [q]."""
     n_documents: int
 
 
 Scanner = Callable[[ScanTask], list[BlockTopK]]
-"""A worker; it holds on to none of its items."""
+"""A worker function; it keeps none of its tasks."""
 
 
 @contextmanager
 def translate_oom_errors(task: ScanTask, device: str) -> Iterator[None]:
-    """Raises `InputError` where the device's memory does not hold an item and its scores."""
+    """Raise `InputError` if the device's memory is too small for a task and its scores."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -59,20 +59,19 @@ def translate_oom_errors(task: ScanTask, device: str) -> Iterator[None]:
 
 
 class ScoreTile(Protocol):
-    """Scores of q queries with d documents, in whatever memory they were computed."""
+    """Scores of q queries with d documents, in the memory of the device."""
 
     def select_above(self, thresholds: Floats) -> tuple[Ints, Ints, Floats] | None:
-        """What scores more than `thresholds` [q]: query, document and score of each. None where more than MANY do."""
+        """Query, document and score of all scores over `thresholds` [q]; None if more than MAX_HIT_SHARE are."""
 
     def select_top_k(self, rows: slice, k: int) -> tuple[Ints, Floats]:
-        """At least the `k` best documents of some queries, and their scores: [rows, m], in no order."""
+        """At least the `k` best documents of some queries and their scores: [rows, m], not sorted."""
 
 
 class TopKBuffer:
-    """The `hits` documents [q, width] of some queries, which is filled; only those count that beat `thresholds` [q].
+    """The running top-k `hits` [q, width] of some queries, updated in place; only scores over `thresholds` [q] count.
 
-    Most of what is shown does not beat the last of what is there, and is forgotten; the rest is gathered until it is
-    worth while to merge it.
+    Most scores do not exceed the k-th best so far and are dropped. The others are collected and merged in batches.
     """
 
     def __init__(self, hits: PackedHits, thresholds: Floats) -> None:
@@ -83,28 +82,27 @@ class TopKBuffer:
         self._pending_counts = np.zeros(len(hits), np.int64)
 
     def update(self, first_document: int, tile: ScoreTile) -> None:
-        """The scores of the documents from place `first_document` on, which come in the order of their places.
+        """Add the scores of the documents from position `first_document` on; tiles must be in ascending order.
 
-        A later one with the score of an earlier one never takes its place.
+        A document never replaces an earlier one with the same score.
         """
-        found = tile.select_above(self._thresholds)
-        if found is None:
+        passing = tile.select_above(self._thresholds)
+        if passing is None:
             for start in range(0, len(self._best), _MERGE_ROWS):
                 rows = slice(start, start + _MERGE_ROWS)
                 ids, scores = tile.select_top_k(rows, self._best.shape[1])
                 self._merge_hits(rows, pack_hits(ids + first_document, scores))
             return
-        row, column, scores = found
+        row, column, scores = passing
         self._pending_rows.append(row.astype(np.int32))
         self._pending_hits.append(pack_hits(column + first_document, scores))
         self._pending_counts += np.bincount(row, minlength=len(self._pending_counts))
-        if (
-            self._pending_counts.max(initial=0) > 2 * self._best.shape[1]
-        ):  # of any query, so that none makes the others wide
+        # the maximum, because `flush` makes all rows as wide as the longest
+        if self._pending_counts.max(initial=0) > 2 * self._best.shape[1]:
             self.flush()
 
     def flush(self) -> None:
-        """Let `hits` hold all that was shown."""
+        """Merge the collected hits into `hits`."""
         row = np.concatenate([np.empty(0, np.int32), *self._pending_rows])
         order = np.argsort(row, kind="stable")
         row, hits = row[order], np.concatenate([np.empty(0, np.uint64), *self._pending_hits])[order]
@@ -120,25 +118,25 @@ class TopKBuffer:
         self._pending_counts[:] = 0
 
     def _merge_hits(self, rows: slice, new_hits: PackedHits) -> None:
-        """Take in entries [n, m] of some queries."""
+        """Merge hits [n, m] of some queries."""
         hits = self._best[rows]
         hits[:] = partition_top_k(np.concatenate([hits, new_hits], axis=1), hits.shape[1])
         self._thresholds[rows] = np.maximum(self._min_thresholds[rows], kth_scores(hits))
 
 
 def find_sparse_hits(mask: npt.NDArray[np.bool_]) -> Ints | None:
-    """The flat places in a tile that are set; None where that is more than MANY."""
+    """The flat indices where `mask` is true; None if these are more than MAX_HIT_SHARE."""
     return None if np.count_nonzero(mask) > MAX_HIT_SHARE * mask.size else np.flatnonzero(mask)
 
 
 def kth_scores(hits: PackedHits) -> Floats:
-    """The score that a further document must beat to be among some best ones [q, width]: [q]; -inf where any is."""
+    """The score that another document must exceed to enter each row [q, width]: [q]; -inf if a row is not full."""
     last = hits.max(axis=1, initial=0)
     return np.where(last == NO_HIT, np.float32(-np.inf), unpack_scores(last))
 
 
 def partition_top_k(hits: PackedHits, k: int) -> PackedHits:
-    """The `k` first entries of each row of `hits` [q, n], which changes places, in no order; all of fewer."""
+    """The `k` best entries of each row of `hits` [q, n], not sorted; all if there are fewer. Reorders `hits`."""
     if hits.shape[1] > k:
         hits.partition(k - 1, axis=1)
     return hits[:, :k]

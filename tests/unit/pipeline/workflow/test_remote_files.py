@@ -93,7 +93,7 @@ def test_a_glob_matches_files_in_the_order_of_names(workspace: Workspace, store:
         Path(fetch_files(workspace, {"label_overrides": store.url("bucket/faq/c.csv")})["label_overrides"]).read_text()
         == "faq/c.csv"
     )
-    with pytest.raises(InputError, match="2 files match, and it can only be one"):
+    with pytest.raises(InputError, match="2 files match, and only one is allowed"):
         fetch_files(workspace, {"label_overrides": store.url("bucket/faq/b-*.csv")})
 
 

@@ -18,7 +18,7 @@ def test_a_table_comes_back_with_its_optional_columns_null(tmp_path: Path) -> No
     [
         (pl.DataFrame({"doc_id": ["d"]}), "'text' is missing"),
         (pl.DataFrame({"doc_id": ["d", None], "text": ["a", "b"]}), "'doc_id' holds 1 nulls"),
-        (pl.DataFrame({"doc_id": ["d"], "text": ["a"], "extra": [1]}), r"\['extra'\] are not in the contract"),
+        (pl.DataFrame({"doc_id": ["d"], "text": ["a"], "extra": [1]}), r"\['extra'\] are not in the schema"),
     ],
 )
 def test_a_broken_table_is_not_written(tmp_path: Path, frame: pl.DataFrame, message: str) -> None:

@@ -48,5 +48,5 @@ def test_a_vector_that_is_not_finite_is_named(dense: DenseRetriever) -> None:
 
 def test_a_vector_that_is_too_large_is_named() -> None:
     vectors = np.float32([[1e16, -1e16], [3, -2e17]])
-    with pytest.raises(InputError, match=r"query 'b' holds figures beyond 1e\+17\. Encode with"):
+    with pytest.raises(InputError, match=r"query 'b' has components over 1e\+17\. Encode with"):
         _check_vectors(vectors, pl.Series(["a", "b"]), "query")

@@ -223,10 +223,10 @@ def test_the_sample_depends_only_on_ids() -> None:
 
 def test_few_documents_per_list_are_logged(world: World) -> None:
     world.search(faiss_index="IVF8,Flat", min_recall=0)
-    assert not [line for line in world.progress.messages if "a list" in line]
+    assert not [line for line in world.progress.messages if "per list" in line]
     world.search(faiss_index="IVF20,Flat", min_recall=0)
-    assert [line for line in world.progress.messages if "a list" in line] == [
-        "IVF20,Flat: 20.0 documents a list to train on, FAISS wants 39: 10 lists or fewer would find better"
+    assert [line for line in world.progress.messages if "per list" in line] == [
+        "IVF20,Flat: 20.0 training documents per list, FAISS recommends 39. Use at most 10 lists"
     ]
 
 

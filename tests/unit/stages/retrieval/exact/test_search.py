@@ -204,7 +204,9 @@ def first_bits(vectors: np.ndarray) -> np.ndarray:
 def test_a_scan_beyond_its_error_bound_is_an_error(documents: int) -> None:
     random = np.random.default_rng(0)
     queries, corpus = (random.standard_normal((n, 64)).astype(np.float32) for n in (20, documents))
-    with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=1 does: unset it, or .* device = 'cpu'"):
+    with pytest.raises(
+        InputError, match=r"NVIDIA_TF32_OVERRIDE=1 makes them less exact: unset it, or .* device = 'cpu'"
+    ):
         list(exact_search_batches([queries], [corpus], 3, executor=Tf32()))
     held = first_bits(queries), first_bits(corpus)  # numbers that lose nothing
     [(ids, scores)] = exact_search_batches(held[:1], [held[1]], 3, executor=Tf32())
