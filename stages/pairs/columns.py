@@ -37,9 +37,9 @@ _SPLIT_ALIASES = {
 def resolve_columns(
     column_options: Mapping[str, str | None], columns: Sequence[str], roles: Iterable[str], label: str
 ) -> dict[str, str]:
-    """Choose a column for each of `roles`: the one named (an empty name means none), else the first usual name.
+    """Choose a column for each of `roles`: the given name (an empty name means none), else the first known alias.
 
-    A column plays one part only; those named come first. Raises `InputError` where a named column is not there.
+    A column has one role only; given names take precedence. Raises `InputError` if a given column does not exist.
     """
     column_by_role: dict[str, str] = {}
     for role in roles:
@@ -84,7 +84,7 @@ def parse_split(value: str) -> str | None:
 
 
 def parse_relevance(value: str) -> int | None:
-    """A judgement as a whole number, 0 for those below; None where it is no number. Empty cells are positives (1)."""
+    """The relevance as a whole number of at least 0; None for an invalid one. An empty cell is a positive (1)."""
     if not value or value.casefold() in ("true", "yes"):
         return 1
     if value.casefold() in ("false", "no"):
@@ -117,8 +117,8 @@ class ColumnMapping:
 def choose_pair_columns(source: TableSource, column_options: Mapping[str, str | None]) -> ColumnMapping:
     """Choose the columns of a table of pairs.
 
-    Where the document column was only recognised and is empty in every row, or is absent, the answers become the
-    documents (question-answer pairs). Raises `InputError` where there is no question or nothing to be the document.
+    If the document column is missing, or recognised by name and empty in every row, the answers become the documents
+    (question-answer pairs). Raises `InputError` if there is no column of questions or of documents.
     """
     columns, cells = read_first_cells(source)
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""The parameters of the pairs step."""
+"""The parameters of the pairs stage."""
 
 from typing import Any, Literal, Self
 
@@ -10,7 +10,7 @@ _COLUMN_HELP = 'Recognised by name if unset; "" uses no column.'
 
 
 class Params(BaseParams):
-    """Which tables, which columns, how to cut and to split. Every column is recognised where none is named."""
+    """The tables, their columns, and how documents are cut and queries split. Unset columns are recognised by name."""
 
     tables: tuple[str, ...] = option(
         (),

@@ -11,13 +11,13 @@ from stages.readers.text_encoding import open_text
 
 
 def read_jsonlines(path: Path, label: str, encoding: str | None = None) -> Iterator[RowBatch]:
-    """Read one JSON object a line; a line that is none is rejected as "not a JSON object". Blank lines are no rows."""
+    """Read one JSON object per line; other lines are rejected as "not a JSON object", and blank lines are skipped."""
     with open_text(path, encoding) as text:
-        found = False
+        is_empty = True
         for batch in batch_rows(_parse_json_lines(line for line in text if not line.isspace())):
-            found = True
+            is_empty = False
             yield batch
-        if not found:
+        if is_empty:
             raise InputError(f"{label}: the file is empty. JSON Lines needs one object a line.")
 
 

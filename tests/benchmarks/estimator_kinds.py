@@ -49,8 +49,8 @@ def logistic(table: Floats, labels: Bools, questions: list[str], asked: Floats) 
 
 def isotonic(table: Floats, labels: Bools, questions: list[str], asked: Floats) -> Doubles:
     """The logistic regression, and a rising step function fitted on what it says of questions that it did not see."""
-    said = by_fold(logistic, table, labels, questions)
-    found = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip").fit(said, labels)
+    predicted = by_fold(logistic, table, labels, questions)
+    found = IsotonicRegression(y_min=1e-6, y_max=1 - 1e-6, out_of_bounds="clip").fit(predicted, labels)
     p: Doubles = found.predict(logistic(table, labels, questions, asked))
     odds: Doubles = np.log(p / (1 - p))
     return odds
@@ -109,9 +109,9 @@ def main() -> None:
         word = suspects.model.pretrained_model.predict_log_odds(found[:, : len(TRANSFERABLE_FEATURES)])
         table = stack_features(found, word, NAMES)
         line: dict[str, Any] = {"set": name, "candidates": len(labels), "hidden": int(labels.sum())}
-        said = {kind: by_fold(fit, table, labels, questions) for kind, fit in KINDS.items()}
-        before = stacking.log_loss(said["logistic"], labels)
-        for kind, odds in said.items():
+        odds_by_kind = {kind: by_fold(fit, table, labels, questions) for kind, fit in KINDS.items()}
+        before = stacking.log_loss(odds_by_kind["logistic"], labels)
+        for kind, odds in odds_by_kind.items():
             falls = stacking.cluster_robust_mean(
                 before - stacking.log_loss(odds, labels), np.ones(len(labels)), np.array(questions, object)
             )

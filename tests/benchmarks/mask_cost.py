@@ -23,7 +23,7 @@ from stages.mining.sampling import stage as sampling_stage
 from stages.mining.verify import stage as verify_stage
 from stages.retrieval import stage as retrieval_stage
 
-SAID = ("candidates", "n_pairs", "estimate", "fill_rate", "hardness", "expected_false_negative_rate")
+SUMMARY_KEYS = ("candidates", "n_pairs", "estimate", "fill_rate", "hardness", "expected_false_negative_rate")
 
 
 def write_inputs(folder: Path, work: Path) -> dict[str, Path]:
@@ -56,8 +56,8 @@ def main() -> None:
         started = time.monotonic()
         summary = stage.run(params, inputs, work, tools)
         seconds, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        said = {name: summary[name] for name in SAID if name in summary}
-        print(f"{stage.__name__}: {seconds:.1f} s, {peak:.2f} GiB, {said}", flush=True)
+        shown = {name: summary[name] for name in SUMMARY_KEYS if name in summary}
+        print(f"{stage.__name__}: {seconds:.1f} s, {peak:.2f} GiB, {shown}", flush=True)
         inputs.update({name.partition(".")[0]: work / name for name in outputs})
 
     run(embedding_stage, embedding_stage.Params(), "encoder.json", "text_hashes.npy")

@@ -27,20 +27,20 @@ def step(name: str, what: str, folder: Path, sizes: Sizes, threads: int) -> Resu
     """Run one step of a work ("prepare", "check" or a side) to its end in a new process; `peak_gb` is that process's.
 
     The peak is the greatest resident memory of the process or of one that it started and waited for. Raises
-    `RuntimeError` with the end of what it said where it failed.
+    `RuntimeError` with the end of its log if it failed.
     """
-    said = folder / "said.log"
+    log_path = folder / "output.log"
     result = folder / "result.json"
     result.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "POLARS_MAX_THREADS": str(threads)}
     environment |= {f"{library}_NUM_THREADS": str(threads) for library in _PARALLEL}
     command = [sys.executable, "-m", "tests.benchmarks.turns", name, what, str(folder), json.dumps(dict(sizes))]
-    with said.open("w") as log:
+    with log_path.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{name}: {what} failed ({process.returncode}):\n{said.read_text()[-3000:]}")
+        raise RuntimeError(f"{name}: {what} failed ({process.returncode}):\n{log_path.read_text()[-3000:]}")
     return {**json.loads(result.read_text()), "peak_gb": used.ru_maxrss * 1024 / 1e9}
 
 

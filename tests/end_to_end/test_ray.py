@@ -143,7 +143,7 @@ def run(
 
 
 def vectors(folder: Path) -> dict[bytes, bytes]:
-    """What the vector store holds; how it is cut into segments hangs on the time that it took."""
+    """The vectors by hash, without the segments, which depend on the time that encoding took."""
     records = [record for path in folder.glob("vectors/*/*.npy") for record in np.load(path)]
     assert records
     return {record["hash"].tobytes(): record["vector"].tobytes() for record in records}
@@ -224,8 +224,8 @@ def test_the_command_line_runs_on_the_cluster(nodes: Nodes, project: Project, mo
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
     done = project.prep("encode", "--executor", "ray", "--json", "-q")
     assert (done.returncode, done.stderr) == (0, "")
-    said = json.loads(done.stdout)
-    assert said["summary"]["encode"]["n_encoded"] > 50
+    result = json.loads(done.stdout)
+    assert result["summary"]["encode"]["n_encoded"] > 50
     again = project.prep("encode", "--json")
     assert json.loads(again.stdout)["ran"] == [], "the engine is no part of the key"
 
@@ -241,9 +241,9 @@ def test_a_node_with_other_libraries_is_not_fit() -> None:
     actor = WorkerActor(Worker(partial(squares, "")))
     here = get_library_versions(SYNCHRONISED_LIBRARIES)
     assert actor.check_versions(here) is None
-    said = str(actor.check_versions({**here, "torch": "0.1"}))
-    assert f"has torch {here['torch']}, not 0.1" in said
-    assert "numpy" not in said
+    message = str(actor.check_versions({**here, "torch": "0.1"}))
+    assert f"has torch {here['torch']}, not 0.1" in message
+    assert "numpy" not in message
     for name in ("prep-reranker", "tokenizers", "faiss-cpu"):
         assert f"has {name} {here[name]}, not 0.1: install" in str(actor.check_versions({**here, name: "0.1"}))
     fewer = {name: version for name, version in here.items() if name != "prep-reranker"}

@@ -172,12 +172,12 @@ def test_a_replaced_similarity_is_logged(
     run(Params(model=str(model), **given), inputs, fresh(tmp_path / "out"), tools)  # type: ignore[arg-type]
     used = json.loads((tmp_path / "out" / "encoder.json").read_text())["similarity"]
     assert used == ("dot" if stated == "dot" else "cosine")
-    said = [line for line in tools.progress.messages if "similarity" in line]  # type: ignore[attr-defined]
-    assert [says in line and str(model) in line for line in said] == ([True] if says else [])
+    messages = [line for line in tools.progress.messages if "similarity" in line]  # type: ignore[attr-defined]
+    assert [says in line and str(model) in line for line in messages] == ([True] if says else [])
     run(Params(extra_models=(str(model),), **given), inputs, fresh(tmp_path / "extra_encoders"), tools)  # type: ignore[arg-type]
     again = [line for line in tools.progress.messages if "similarity" in line]  # type: ignore[attr-defined]
     replaced = stated in ("euclidean", "manhattan")  # further encoders go by their own, whatever the first is given
-    assert len(again) - len(said) == int(replaced)
+    assert len(again) - len(messages) == int(replaced)
 
 
 def test_windows_smaller_than_the_tables_encode_the_same(

@@ -55,15 +55,15 @@ def test_a_fresh_head_follows_the_seed(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (lambda config: config.update(id2label={"0": "a", "1": "b", "2": "c"}), "classifier of 3 labels"),
         (lambda config: config.update(architectures=["BertForCausalLM"]), "generates text"),
         (lambda config: config.update(model_type="no-such-thing"), "can't be read: .*no-such-thing"),
     ],
 )
-def test_an_invalid_base_model_is_an_error(trained: Path, tmp_path: Path, edit: Edit, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_an_invalid_base_model_is_an_error(trained: Path, tmp_path: Path, edit: Edit, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load_reranker(changed(trained, tmp_path / "odd", edit), "cpu")
 
 
@@ -121,11 +121,11 @@ def test_the_head_keeps_float32_under_bfloat16(trained: Path) -> None:
 
 def test_scoring_says_how_far_it_is_and_leaves_the_mode_as_it_was(trained: Path) -> None:
     model = load_reranker(trained, "cpu").train()
-    said: list[int] = []
-    score_pairs(model, PAIRS, "float32", said.append)
+    counts: list[int] = []
+    score_pairs(model, PAIRS, "float32", counts.append)
     assert model.training
-    assert said == sorted(said)
-    assert said[-1] == len(PAIRS)
+    assert counts == sorted(counts)
+    assert counts[-1] == len(PAIRS)
     assert score_pairs(model, []).shape == (0,)
 
 

@@ -145,9 +145,9 @@ def test_all_unknown_names_and_all_wrong_values_are_named_at_once(tmp_path: Path
 
 def test_flags_beside_a_prep_toml_are_reported_as_not_saved(tmp_path: Path) -> None:
     given = [*parse_overrides(["search.top_k=7"]), *flags("mine", mask="perc", hub_cap=1)]
-    said = settings_of(tmp_path, "[search]\ntop_k = 50\n", given).describe_given()
-    assert said is not None
-    assert "--set search.top_k, --mask, --hub-cap" in said
+    message = settings_of(tmp_path, "[search]\ntop_k = 50\n", given).describe_given()
+    assert message is not None
+    assert "--set search.top_k, --mask, --hub-cap" in message
     assert settings_of(tmp_path, "[search]\ntop_k = 50\n").describe_given() is None
 
 

@@ -178,10 +178,10 @@ assert faiss.omp_get_max_threads() == int(sys.argv[1])
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    said = set()
+    outputs = set()
     for threads in (1, 2, 5):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-c", SCRIPT, str(threads)]
-        said.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-    assert len(said) == 1
-    assert len(set(said.pop().split())) == 8
+        outputs.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(outputs) == 1
+    assert len(set(outputs.pop().split())) == 8

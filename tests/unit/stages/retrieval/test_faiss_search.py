@@ -170,10 +170,10 @@ def test_too_low_a_recall_is_an_error_that_names_the_fix(world: World) -> None:
         world.search(faiss_index="IVF8,SQ8,RFlat", faiss_params="nprobe=1,k_factor_rf=2", min_recall=0.999)
     with pytest.raises(InputError) as refused:
         world.search(faiss_index="IVF4,PQ1x2", top_k=2, min_recall=0.999)
-    said = str(refused.value)
-    assert re.search(r"\(nprobe=4\): recall@2 is 0\.\d+ on 30 .* is 0.999\. To find more, take a bigger code", said), (
-        said
-    )
+    message = str(refused.value)
+    assert re.search(
+        r"\(nprobe=4\): recall@2 is 0\.\d+ on 30 .* is 0.999\. To find more, take a bigger code", message
+    ), message
     with pytest.raises(InputError, match=r"'PQ1x2' \(no parameters\): recall@2 is 0\.\d+ .* is 0.999\. To find more, "):
         world.search(faiss_index="PQ1x2", top_k=2, min_recall=0.999)
 
@@ -235,7 +235,7 @@ def test_an_index_that_is_not_faster_than_exact_search_is_logged(world: World, m
     for pays, count in ((30 * 400, 0), (30 * 400 + 1, 1)):
         monkeypatch.setattr(faiss_search, "_MIN_PAIRS_FOR_INDEX", pays)
         world.search(faiss_index="Flat")
-        assert len([said for said in world.progress.messages if said.startswith(line)]) == count
+        assert len([message for message in world.progress.messages if message.startswith(line)]) == count
 
 
 def test_an_index_that_does_not_fit_is_an_error_before_training(world: World) -> None:
