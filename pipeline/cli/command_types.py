@@ -79,6 +79,23 @@ class SettingsCommand(_PrepCommand):
 
         return make_setting_options(self.sections, self.run_keys)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; the old flag of a renamed setting is taken for the new one, and a line says so."""
+        known = {name for option in self.get_params(ctx) if isinstance(option, click.Option) for name in option.opts}
+        for place, argument in enumerate(args):
+            flag, equals, value = argument.partition("=")
+            if flag.startswith("--") and flag not in known and (new_flag := self._find_new_flag(flag)) in known:
+                click.echo(f"prep: {flag} is now {new_flag}", err=True)
+                args[place] = f"{new_flag}{equals}{value}"
+        return super().parse_args(ctx, args)
+
+    def _find_new_flag(self, flag: str) -> str | None:
+        from pipeline.workflow.renamed_settings import RENAMED_SETTINGS
+
+        old_name = flag.removeprefix("--").replace("-", "_")
+        found = [RENAMED_SETTINGS.get(f"{section}.{old_name}") for section in self.sections]
+        return next((f"--{new.split('.')[1].replace('_', '-')}" for new in found if new), None)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command with the settings that were typed as `given`, those of --set before the flags."""
         from pipeline.workflow.config import GivenSetting, parse_overrides

@@ -19,6 +19,8 @@ For: you look for a setting, or for what an option does. This page is written by
 Settings come from `prep.toml` (`prep init` writes one with every key), then from options. A key with dashes is an
 option of the command that uses it; `--set section.key=value` sets any key. Relative paths in `prep.toml` are relative
 to that file. Without a `prep.toml` the workspace remembers the options of each command for those after it.
+An old `prep.toml` is answered with the new names of its keys. An option under its old name still counts, and a line
+names the new one.
 """
 
 

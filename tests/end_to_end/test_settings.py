@@ -96,3 +96,15 @@ def test_flags_of_the_sample_step(project: Project) -> None:
     refused = project.prep("mine-negatives", "--source-quotas", "dense")
     assert refused.returncode == 2
     assert "'dense' must have the form NAME=PARTS" in refused.stderr
+
+
+def test_the_old_flag_of_a_renamed_setting_still_counts(project: Project) -> None:
+    done = project.prep("build-pairs", "--dev", "0", "--test=0", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["summary"]["pairs"]["splits"]["train"] > 0
+    assert json.loads(done.stdout)["summary"]["pairs"]["splits"]["test"] == 0
+    assert [line for line in done.stderr.splitlines() if "is now" in line] == [
+        "prep: --dev is now --dev-ratio",
+        "prep: --test is now --test-ratio",
+    ]
+    assert project.prep("build-pairs", "--seeed", "1").returncode == 2
