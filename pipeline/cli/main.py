@@ -179,14 +179,14 @@ def refresh_command(force: bool, **options: Any) -> None:
     print_result(options, run(options, force))
 
 
-@register_command("plan", "time, memory and disk that each stage will take")
+@register_command("plan", "time, memory and disk that each step will take")
 @click.argument("files", nargs=-1)
 @click.option(
     "--until",
     type=click.Choice([stage.name for stage in PIPELINE]),
     default=PIPELINE[-1].name,
     show_default=True,
-    help="The last stage that is planned for.",
+    help="The last step that is planned for.",
 )
 def plan_command(files: tuple[str, ...], until: str, **options: Any) -> None:
     """Estimate time, memory and disk of each step that would run, and list settings that would change the time.

@@ -16,7 +16,7 @@ def format_summary(step: str, artifacts: Mapping[str, Artifact]) -> Parts:
 
 
 def _format_pairs(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
-    from stages.pairs.funnel import format_funnel
+    from pipeline.report.funnel import format_funnel
 
     return ["", *format_funnel(artifact.summary)]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.report import examples
 from pipeline.report.charts import build_histogram
+from pipeline.report.funnel import list_funnel_rows
 from pipeline.report.quality import build_headline, build_quality
 from pipeline.report.templating import render_template
 from pipeline.workflow.artifact_store import Artifact
@@ -18,7 +19,6 @@ from pipeline.workflow.stage import Stage
 from stages.mining.explain import describe_estimate, get_reason_text
 from stages.mining.mask import REASON_PRECEDENCE, RULE_PLACEHOLDER
 from stages.mining.threshold_rules import THRESHOLD_RULES, describe_rule
-from stages.pairs.funnel import list_funnel_rows
 
 
 def render_report(artifacts: Mapping[str, Artifact]) -> str:

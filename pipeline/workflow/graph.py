@@ -30,6 +30,7 @@ STAGES = (
             "qrels.parquet",
             "label_overrides.parquet",
             "answers.parquet",
+            "near_duplicates.parquet",
             "rejects.parquet",
         ),
         libraries=("polars", "pyarrow"),
@@ -74,6 +75,7 @@ STAGES = (
             "pairs/queries.parquet",
             "pairs/corpus.parquet",
             "pairs/answers.parquet",
+            "pairs/near_duplicates.parquet",
             "search/candidates.parquet",
             "search/qrels_scored.parquet",
             "encode/encoder.json",
@@ -127,6 +129,7 @@ STAGES = (
         inputs=(
             "pairs/queries.parquet",
             "pairs/corpus.parquet",
+            "pairs/near_duplicates.parquet",
             "search/qrels_scored.parquet",
             "mask/verdicts.parquet",
         ),

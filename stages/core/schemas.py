@@ -23,6 +23,8 @@ CORPUS = _schema({"doc_id": _STR, "text": _STR}, {"title": _STR, "category": _ST
 """By doc_id. Pairs writes titles and texts normalised (`stages.core.text.normalise`), so equal ones are equal byte for
 byte. The collections of a benchmark are not normalised."""
 QRELS = _schema({"query_id": _STR, "doc_id": _STR, "relevance": pa.int32()})
+NEAR_DUPLICATES = _schema({"doc_id": _STR, "cluster": _STR})
+"""The documents that have a near duplicate; `cluster` is the smallest doc_id of those that are one document."""
 ANSWERS = _schema({"query_id": _STR, "answer": _STR})
 REJECTS = _schema({"source": _STR, "row": pa.int64(), "reason": _STR, "data": _STR})
 CANDIDATES = _schema({"query_id": _STR, "doc_id": _STR, "source": _STR, "rank": pa.int32(), "score": pa.float32()})
@@ -95,6 +97,7 @@ TABLES = {
     "corpus": CORPUS,
     "qrels": QRELS,
     "label_overrides": QRELS,
+    "near_duplicates": NEAR_DUPLICATES,
     "answers": ANSWERS,
     "rejects": REJECTS,
     "candidates": CANDIDATES,

@@ -23,7 +23,6 @@ from stages.mining.candidates import known_positives
 from stages.mining.candidates.documents import (
     DocumentVectoriser,
     DocumentVectors,
-    compute_text_keys,
     make_document_vectoriser,
     write_document_words,
 )
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from stages.embedding.lookup import VectorLookup
     from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 
-VERSION = 8
+VERSION = 9
 
 CANDIDATE_ROWS_PER_BATCH = 100_000
 """Candidates that are processed at once, with their document vectors in memory. Results do not depend on it."""
@@ -135,6 +134,6 @@ def _collect_known_facts(params: Params, inputs: Mapping[str, Path], queries: pl
     answers = schemas.read_table(inputs["answers"], schemas.ANSWERS)
     return KnownFacts(
         positives=known_positives.pool_positives(queries, qrels),
-        duplicate_docs=compute_text_keys(inputs["corpus"]).filter(pl.len().over("text_key") > 1),
+        near_duplicates=schemas.read_table(inputs["near_duplicates"], schemas.NEAR_DUPLICATES),
         answer_strings=known_positives.select_answer_strings(answers if params.exclude_answers else answers.clear()),
     )

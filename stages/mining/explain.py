@@ -19,7 +19,7 @@ from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName, describe_ru
 REASON_TEXTS = {
     "known_positive": "is one of the query's positives",
     "repeated_query": "is a positive of a paraphrase of the query",
-    "same_text": "has the same text as a positive",
+    "same_text": "is the same as a positive, but for punctuation, a greeting or a footer",
     "curated_negative": "was labelled not relevant by people",
     "contains_answer": "contains a known answer of the query",
     "near_duplicate": "is nearly the same as a positive",

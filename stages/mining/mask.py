@@ -6,10 +6,10 @@ The first reason that applies counts (`REASON_PRECEDENCE` is this table as data)
 |---|---|---|
 | known_positive | positive | the pair is a positive by id |
 | repeated_query | ignored | the document is a positive of a paraphrase of the query, in any split |
-| same_text | ignored | the document has the text of a positive of the query or of a paraphrase |
+| same_text | ignored | the document is a near duplicate, by its words, of such a positive |
 | curated_negative | negative | people labelled it not relevant; it is added if it was not retrieved |
 | contains_answer | ignored | the document contains a known answer of the query |
-| near_duplicate | ignored | it is a near-duplicate of a positive |
+| near_duplicate | ignored | its vector is nearly that of a positive |
 | no_positive | ignored | the rule measures from a positive, and the query has none |
 | relabelled | positive | the rule excludes it, and its p_false_negative is high (`relabel = positive`) |
 | llm_judge | ignored | the LLM judge finds it relevant |

@@ -44,6 +44,8 @@ class SplitConstraints:
     paraphrase_ids: Ints
     documents: Edges
     groups: Edges | None
+    near_duplicates: Edges | None = None
+    """Queries and the clusters of near-duplicate documents that their positives are in."""
 
 
 @dataclass
@@ -165,7 +167,10 @@ def _build_units(
         return _name_components(len(members), [paraphrases, groups], [(0, groups), (2, queries)])
     documents = _restrict_edges(constraints.documents, position)
     names = [(1, documents)] if groups is None else [(0, groups), (1, documents)]
-    units = _name_components(len(members), [paraphrases, *(edges for _, edges in names)], names)
+    edges = [paraphrases, *(edges for _, edges in names)]
+    if constraints.near_duplicates:
+        edges.append(_restrict_edges(constraints.near_duplicates, position))
+    units = _name_components(len(members), edges, names)
     _, inverse, sizes = np.unique(_pack_units(units), return_inverse=True, return_counts=True)
     is_oversized = sizes > max(1, MAX_COMPONENT_RATIO * len(members))
     if is_oversized.any():
@@ -219,23 +224,27 @@ def find_components(n_nodes: int, edges: Sequence[Edges]) -> Ints:
     return components
 
 
-def summarise_splits(assignment: SplitAssignment, positives: pl.DataFrame, match_keys: pl.Series) -> Summary:
-    """The sizes of the splits, and how many documents and paraphrases are in several splits."""
+def summarise_splits(
+    assignment: SplitAssignment, positives: pl.DataFrame, near_duplicates: pl.DataFrame, match_keys: pl.Series
+) -> Summary:
+    """The sizes of the splits, and how many documents, clusters of near duplicates and paraphrases are in several.
+
+    `positives`: query_index, document_index; `near_duplicates`: query_index, cluster of the positives that have one.
+    """
     sizes = np.bincount(assignment.split_index, minlength=len(SPLITS)).tolist()
     split = pl.Series(assignment.split_index)
     per_query = positives.group_by("query_index").len()["len"].to_numpy()
-    document_splits = positives.select("document_index", split=split.gather(positives["query_index"]))
-    paraphrase_splits = pl.DataFrame({"match_key": match_keys, "split": split})
-    n_splits = pl.col("split").n_unique()
+
+    def count_across(keys: pl.Series, query_index: pl.Series | None = None) -> int:
+        frame = pl.DataFrame({"key": keys, "split": split if query_index is None else split.gather(query_index)})
+        return len(frame.group_by("key").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1))
+
     return {
         "positives_per_query": {"mean": round(float(per_query.mean()), 3), "max": int(per_query.max())},
         "splits": dict(zip(SPLITS, sizes, strict=True)),
-        "documents_across_splits": len(
-            document_splits.group_by("document_index").agg(n_splits).filter(pl.col("split") > 1)
-        ),
-        "paraphrases_across_splits": len(
-            paraphrase_splits.group_by("match_key").agg(n_splits).filter(pl.col("split") > 1)
-        ),
+        "documents_across_splits": count_across(positives["document_index"], positives["query_index"]),
+        "near_duplicates_across_splits": count_across(near_duplicates["cluster"], near_duplicates["query_index"]),
+        "paraphrases_across_splits": count_across(match_keys),
     }
 
 

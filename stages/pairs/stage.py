@@ -27,7 +27,7 @@ from stages.pairs.text_store import TextStore
 from stages.pairs.write_tables import TableWriter
 from stages.readers.dataframe import dataframe_source
 
-VERSION = 6
+VERSION = 7
 
 
 def key_extras(params: Params) -> dict[str, str]:
@@ -41,7 +41,7 @@ def key_extras(params: Params) -> dict[str, str]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Write queries, corpus, qrels, answers and rejects into `out`. The tables may be larger than the memory."""
+    """Write the tables of the pairs into `out`. The tables that are read may be larger than the memory."""
     scratch = context.scratch_dir / "pairs"
     shutil.rmtree(scratch, ignore_errors=True)
     files = find_input_files(params)
@@ -60,6 +60,7 @@ class PairTables:
     qrels: pl.DataFrame
     label_overrides: pl.DataFrame
     answers: pl.DataFrame
+    near_duplicates: pl.DataFrame
     rejects: pl.DataFrame
     summary: Summary
 

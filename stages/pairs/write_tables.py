@@ -1,6 +1,6 @@
 """Turn what an `Ingester` read into the five tables: resolve the qrels, assign ids and splits, write sorted rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from stages.core.context import Summary
 from stages.core.errors import InputError
-from stages.core.schemas import ANSWERS, CORPUS, QRELS, QUERIES, SPLITS, write_table
+from stages.core.schemas import ANSWERS, CORPUS, NEAR_DUPLICATES, QRELS, QUERIES, SPLITS, document_text, write_table
 from stages.pairs.chunking import build_corpus_rows, chunk_documents, place_qrels_on_chunks
 from stages.pairs.deduplicate import deduplicate_document_keys, merge_duplicate_documents, replace_keys
 from stages.pairs.external_sort import write_row_groups, write_sorted
@@ -20,6 +20,7 @@ from stages.pairs.label_overrides import (
     read_label_overrides,
     reject_unknown_overrides,
 )
+from stages.pairs.near_duplicates import find_near_duplicates
 from stages.pairs.qrels import PARTLY_CONTRADICTORY, assign_ids, concat_unique_keys, resolve_id_qrels, resolve_qrels
 from stages.pairs.rejects import RejectWriter
 from stages.pairs.split import (
@@ -34,6 +35,7 @@ from stages.pairs.text_store import METADATA_COLUMNS
 from stages.readers.base import TableSource
 
 _SLICE_ROWS = 1 << 20
+_CORPUS_BATCH_ROWS = 1 << 14
 _NO_POSITIVE = "no positive document"
 
 
@@ -87,7 +89,13 @@ class TableWriter:
         group_names = None
         if "group" in indexed_qrels.columns and indexed_qrels["group"].null_count() < len(indexed_qrels):
             group_names = indexed_qrels["group"].drop_nulls().unique().sort()
-        assignment = self._assign_splits(queries, documents, indexed_qrels, positives, group_names, ratios)
+        rows = build_corpus_rows(documents.drop("text"), bool(self._text_store.chunk_words))
+        self._write_corpus(rows, documents)
+        clusters = self._write_near_duplicates(rows)
+        near_duplicates = positives.join(clusters, on="document_index")
+        assignment = self._assign_splits(
+            queries, documents, indexed_qrels, positives, near_duplicates, group_names, ratios
+        )
         negatives = indexed_qrels.filter(pl.col("relevance") == 0).select("query_index", "document_index").unique()
         counts: Summary = {
             "rows_used": rows_used,
@@ -96,13 +104,12 @@ class TableWriter:
             "merged_documents": merged_documents,
             "queries": len(queries),
             "documents": len(documents),
-            **summarise_splits(assignment, positives, queries["match_key"]),
+            "near_duplicate_documents": len(clusters),
+            **summarise_splits(assignment, positives, near_duplicates, queries["match_key"]),
             "curated_negatives": len(negatives),
         }
         self._write_queries(queries, documents, indexed_qrels, assignment, group_names)
-        rows = build_corpus_rows(documents.drop("text"), bool(self._text_store.chunk_words))
         counts["chunks"] = len(rows) if self._text_store.chunk_words else 0
-        self._write_corpus(rows, documents)
         chunk_qrels, n_unplaced = place_qrels_on_chunks(indexed_qrels, documents)
         if self._text_store.chunk_words:
             counts["positives_without_answer_chunk"] = n_unplaced
@@ -179,6 +186,7 @@ class TableWriter:
         documents: pl.DataFrame,
         indexed_qrels: pl.DataFrame,
         positives: pl.DataFrame,
+        near_duplicates: pl.DataFrame,
         group_names: pl.Series | None,
         ratios: SplitRatios,
     ) -> SplitAssignment:
@@ -201,6 +209,7 @@ class TableWriter:
             _to_int64(queries["match_key"].rank("dense")),
             (_to_int64(positives["query_index"]), _to_int64(positives["document_index"])),
             groups,
+            (_to_int64(near_duplicates["query_index"]), _to_int64(near_duplicates["cluster"].rank("dense"))),
         )
         unit_names = [group_names, documents["doc_id"], queries["query_id"]]
 
@@ -269,6 +278,23 @@ class TableWriter:
 
         path = self._out / "corpus.parquet"
         write_sorted(path, CORPUS, self._text_store.documents, to_rows, len(rows), self._scratch_dir / "corpus-sorted")
+
+    def _read_documents(self) -> Iterator[pl.DataFrame]:
+        with pq.ParquetFile(self._out / "corpus.parquet") as file:
+            for batch in file.iter_batches(_CORPUS_BATCH_ROWS, columns=["doc_id", "text", "title"]):
+                yield pl.DataFrame(pl.from_arrow(batch)).select("doc_id", document_text(CORPUS.names))
+
+    def _write_near_duplicates(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Write near_duplicates.parquet; returns the clusters as (document_index, cluster)."""
+        clusters = find_near_duplicates(self._read_documents)
+        write_table(clusters, NEAR_DUPLICATES, self._out / "near_duplicates.parquet")
+        if len(clusters):
+            self.notes.append(
+                f"{len(clusters):,} documents are the same as another but for punctuation, markup, letter case, a "
+                f"greeting or a footer ({clusters['cluster'].n_unique():,} clusters): a cluster is one document in "
+                "the split, the mask and the metrics"
+            )
+        return clusters.join(rows.select("doc_id", "document_index"), on="doc_id").select("document_index", "cluster")
 
     def _write_qrels(
         self, qrels: pl.DataFrame, queries: pl.DataFrame, rows: pl.DataFrame, overrides_path: Path | None

@@ -234,7 +234,7 @@ def test_the_text_of_a_positive_is_never_a_negative():
     survivors = pl.DataFrame(
         [("q", "n", 0.9, "kept", "dense"), ("q", "m", 0.8, "kept", "dense")], schema=SURVIVORS, orient="row"
     )
-    keys = pl.DataFrame({"doc_id": ["p", "n", "m"], "text_key": [1, 1, 2]}, schema_overrides={"text_key": pl.UInt64})
+    keys = pl.DataFrame({"doc_id": ["p", "n", "m"], "cluster": [1, 1, 2]}, schema_overrides={"cluster": pl.UInt64})
     positives = pick_positives(
         pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "relevance": [1], "score": [0.5]}), keys
     )
@@ -248,11 +248,11 @@ def select(documents: dict[str, tuple[float, str]], params: Params, query_id: st
     rows = [(query_id, doc_id, score, reason, "dense") for doc_id, (score, reason) in documents.items()]
     survivors = pl.DataFrame(rows, schema=SURVIVORS, orient="row")
     keys = pl.DataFrame(
-        {"doc_id": [*documents, "p"], "text_key": list(range(len(documents) + 1))},
-        schema_overrides={"text_key": pl.UInt64},
+        {"doc_id": [*documents, "p"], "cluster": list(range(len(documents) + 1))},
+        schema_overrides={"cluster": pl.UInt64},
     )
-    positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "score": [0.95], "text_key": [len(documents)]})
-    positives = positives.cast({"text_key": pl.UInt64, "score": pl.Float32})
+    positives = pl.DataFrame({"query_id": [query_id], "doc_id": ["p"], "score": [0.95], "cluster": [len(documents)]})
+    positives = positives.cast({"cluster": pl.UInt64, "score": pl.Float32})
     pool = build_eligible_pool(survivors, positives, keys, None)
     return select_negatives(params, pool)[0].select("doc_id", "stratum").rows()
 

@@ -1,6 +1,6 @@
-"""What mining needs of the corpus: keys of equal texts, folded words, vectors. The corpus is read in batches."""
+"""What mining needs of the corpus: clusters of near duplicates, words, vectors. The corpus is read in batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.core import schemas
 from stages.core.arrays import Floats, Ints
 from stages.core.schemas import document_text
 from stages.core.text import casefold_words
@@ -22,14 +23,16 @@ DocumentVectoriser = Callable[[pl.DataFrame], Floats]
 _CORPUS_ROWS_PER_BATCH = 8192
 
 
-def compute_text_keys(corpus: Path) -> pl.DataFrame:
-    """doc_id and text_key (a 64-bit hash of the text as models read it), to find documents with equal texts.
+def number_clusters(inputs: Mapping[str, Path]) -> pl.DataFrame:
+    """document, doc_id and cluster of every document, in the order of the corpus: near duplicates share a cluster.
 
-    The hash is polars' own, which may change with its version. So keys are compared within a run and never stored.
+    `document` is the row in the corpus, and `cluster` that of the cluster's first document.
     """
-    parts = [pl.DataFrame(schema={"doc_id": pl.String, "text_key": pl.UInt64})]
-    parts += [frame.select("doc_id", text_key=pl.col("text").hash()) for frame in _iter_documents(corpus)]
-    return pl.concat(parts)
+    documents = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id"]).with_row_index("document")
+    clusters = schemas.read_table(inputs["near_duplicates"], schemas.NEAR_DUPLICATES)
+    firsts = clusters.join(documents.select(cluster="doc_id", first="document"), on="cluster").select("doc_id", "first")
+    joined = documents.join(firsts, on="doc_id", how="left", maintain_order="left")
+    return joined.select("document", "doc_id", cluster=pl.coalesce("first", "document"))
 
 
 def write_document_words(corpus: Path, path: Path) -> pa.Table:

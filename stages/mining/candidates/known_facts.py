@@ -17,8 +17,8 @@ class KnownFacts:
 
     positives: pl.DataFrame
     """query_id, doc_id, positive_kind: the result of `known_positives.pool_positives`."""
-    duplicate_docs: pl.DataFrame
-    """doc_id, text_key of the documents whose text another document has too (`documents.compute_text_keys`)."""
+    near_duplicates: pl.DataFrame
+    """NEAR_DUPLICATES: doc_id, cluster of the documents that are one with another."""
     answer_strings: pl.DataFrame
     """query_id, answer_string: the result of `known_positives.select_answer_strings`."""
 
@@ -48,14 +48,14 @@ def add_known_facts(
     rows = known_positives.add_positive_similarity(rows, positives, documents)
     rows = rows.join(positives, on=PAIR_COLUMNS, how="left").join(curated.drop("score"), on=PAIR_COLUMNS, how="left")
     positive_texts = (
-        positives.join(facts.duplicate_docs, on="doc_id")
-        .select("query_id", "text_key", same_text=pl.lit(True))
+        positives.join(facts.near_duplicates, on="doc_id")
+        .select("query_id", "cluster", same_text=pl.lit(True))
         .unique()
     )
     rows = (
-        rows.join(facts.duplicate_docs, on="doc_id", how="left")
-        .join(positive_texts, on=["query_id", "text_key"], how="left")
-        .drop("text_key")
+        rows.join(facts.near_duplicates, on="doc_id", how="left")
+        .join(positive_texts, on=["query_id", "cluster"], how="left")
+        .drop("cluster")
     )
     if not len(facts.answer_strings) or document_words is None:
         return rows

@@ -13,7 +13,7 @@ from stages.core.context import StageContext, Summary
 from stages.core.query_batches import collect_query_batch, iter_query_batches, map_query_batches
 from stages.core.schemas import PAIR_COLUMNS
 from stages.mining.audit import checks
-from stages.mining.candidates.documents import DocumentVectoriser, compute_text_keys, make_document_vectoriser
+from stages.mining.candidates.documents import DocumentVectoriser, make_document_vectoriser, number_clusters
 from stages.mining.sampling import hubness, near_duplicates, strategies
 from stages.mining.sampling.params import Params, SampledBlock
 
@@ -42,7 +42,7 @@ class NegativeSampler:
             found = checks.find_label_issues(inputs, context.vectors_dir, params.num_negatives, params.drop_positives)
             self._flagged_positives = found[0]
         self._n_verdicts = pq.read_metadata(inputs["verdicts"]).num_rows
-        self._keys = compute_text_keys(inputs["corpus"]).with_row_index("document")
+        self._keys = number_clusters(inputs)
         self._categories = None
         if params.prefer_category:
             corpus = schemas.read_table(inputs["corpus"], schemas.CORPUS, ["doc_id", "category"])
@@ -196,13 +196,13 @@ def scan_relabelled_positives(path: Path) -> pl.LazyFrame:
 
 
 def pick_positives(positives: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
-    """`positives` (query_id, doc_id, score, optionally weight) with text_key; the best document of each text, by
+    """`positives` (query_id, doc_id, score, optionally weight) with cluster; the best document of each cluster, by
     falling score (ties by doc_id)."""
-    positives = positives.join(keys.select("doc_id", "text_key"), on="doc_id")
+    positives = positives.join(keys.select("doc_id", "cluster"), on="doc_id")
     if "weight" in positives.columns:  # equal texts have one weight
-        positives = positives.with_columns(pl.col("weight").max().over("query_id", "text_key"))
+        positives = positives.with_columns(pl.col("weight").max().over("query_id", "cluster"))
     ordered = positives.sort("query_id", "score", "doc_id", descending=[False, True, False])
-    return ordered.unique(["query_id", "text_key"], keep="first", maintain_order=True)
+    return ordered.unique(["query_id", "cluster"], keep="first", maintain_order=True)
 
 
 def select_negatives(

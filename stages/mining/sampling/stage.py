@@ -18,7 +18,7 @@ from stages.mining.sampling.params import SampledBlock
 from stages.mining.sampling.sampler import NegativeSampler
 from stages.mining.sampling.statistics import SamplingStats, summarise_sampling
 
-VERSION = 5
+VERSION = 6
 
 MAX_TEXT_BYTES = 256 << 20
 """Bytes of documents in memory at once; does not change the result."""

@@ -23,7 +23,7 @@ def build_eligible_pool(
     """The candidates that may be a negative of each query with a positive: the best first, each text once.
 
     `survivors` (query_id, doc_id, score, reason, source) have a negative verdict. Texts of `positives` (query_id,
-    doc_id, score, text_key) are left out. `keys`: doc_id, text_key. New columns: query (a number), row,
+    doc_id, score, cluster) are left out. `keys`: doc_id, cluster. New columns: query (a number), row,
     curated_negative, positive_score_min, and other_category: the document has none of the categories of the query's
     positives, by `categories` (doc_id, category).
     """
@@ -34,10 +34,10 @@ def build_eligible_pool(
         .with_row_index("query")
     )
     pool = survivors.join(positive_stats, on="query_id").join(keys, on="doc_id")
-    pool = pool.join(positives, on=["query_id", "text_key"], how="anti")
+    pool = pool.join(positives, on=["query_id", "cluster"], how="anti")
     pool = pool.with_columns(curated_negative=pl.col("reason") == "curated_negative").drop("reason")
     pool = pool.sort("query", "curated_negative", "score", "doc_id", descending=[False, True, True, False])
-    pool = pool.unique(["query", "text_key"], keep="first", maintain_order=True)
+    pool = pool.unique(["query", "cluster"], keep="first", maintain_order=True)
     if categories is None:
         return pool.with_columns(other_category=pl.lit(False)).with_row_index("row")
     positive_categories = find_positive_categories(positives, categories).with_columns(shares_category=pl.lit(True))

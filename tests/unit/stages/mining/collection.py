@@ -11,6 +11,7 @@ import pytest
 
 from stages.core import schemas
 from stages.core.context import StageContext
+from stages.pairs.near_duplicates import find_near_duplicates
 from tests.fakes import RecordedProgress
 
 
@@ -27,7 +28,10 @@ def table(schema: Any, *rows: tuple[Any, ...]) -> pl.DataFrame:
 
 
 def write(folder: Path, **tables: pl.DataFrame) -> dict[str, Path]:
-    """Write each table with the schema of its name; returns the paths by name."""
+    """Write each table under its schema, and the near duplicates of the corpus; returns the paths by name."""
+    if "corpus" in tables and "near_duplicates" not in tables:
+        documents = tables["corpus"].select("doc_id", schemas.document_text(tables["corpus"].columns))
+        tables["near_duplicates"] = find_near_duplicates(lambda: [documents])
     for name, frame in tables.items():
         schemas.write_table(frame, schemas.TABLES[name], folder / f"{name}.parquet")
     return {name: folder / f"{name}.parquet" for name in tables}

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from stages.core import schemas
-from stages.mining.candidates.documents import DocumentVectors, compute_text_keys, write_document_words
+from stages.mining.candidates.documents import DocumentVectors, number_clusters, write_document_words
 from stages.mining.candidates.known_positives import (
     add_positive_similarity,
     compute_positive_score_range,
@@ -58,18 +58,13 @@ def test_queries_without_words_are_compared_by_their_characters():
     ]
 
 
-def test_text_keys_are_equal_for_documents_with_equal_title_and_text(tmp_path):
-    rows = [("a", "one two", None), ("b", "two", "one"), ("c", "One two", None), ("d", "two", "")]
-    frame = pl.DataFrame(rows, schema={"doc_id": pl.String, "text": pl.String, "title": pl.String}, orient="row")
-    schemas.write_table(frame, schemas.CORPUS, tmp_path / "corpus.parquet")
-    a, b, c, d = compute_text_keys(tmp_path / "corpus.parquet")["text_key"]
-    assert a == b  # models read a title as the beginning of the text
-    assert len({a, c, d}) == 3
-
-
-def test_text_keys_of_an_empty_corpus(tmp_path):
-    schemas.write_table(pl.DataFrame(schema={"doc_id": pl.String, "text": pl.String}), schemas.CORPUS, tmp_path / "c")
-    assert compute_text_keys(tmp_path / "c").schema == {"doc_id": pl.String, "text_key": pl.UInt64}
+def test_near_duplicates_share_the_number_of_their_first_document(tmp_path):
+    corpus = pl.DataFrame({"doc_id": ["a", "b", "c", "d"], "text": ["one", "two", "three", "four"]})
+    clusters = pl.DataFrame({"doc_id": ["b", "d"], "cluster": ["b", "b"]})
+    schemas.write_table(corpus, schemas.CORPUS, tmp_path / "corpus.parquet")
+    schemas.write_table(clusters, schemas.NEAR_DUPLICATES, tmp_path / "near_duplicates.parquet")
+    inputs = {name: tmp_path / f"{name}.parquet" for name in ("corpus", "near_duplicates")}
+    assert number_clusters(inputs).rows() == [(0, "a", 0), (1, "b", 1), (2, "c", 2), (3, "d", 1)]
 
 
 @pytest.mark.parametrize(

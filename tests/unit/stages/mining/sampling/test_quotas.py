@@ -35,9 +35,9 @@ def select(params: Params, *survivors: tuple[str, float, str]) -> list[tuple[str
         for d, score, source in survivors
     ]
     frame = pl.DataFrame(rows, schema=names, orient="row").cast({"score": pl.Float32})
-    keys = pl.DataFrame({"doc_id": [d for d, _, _ in survivors] + ["p"]}).with_row_index("text_key")
-    positives = pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "score": [1.0], "text_key": [len(survivors)]})
-    positives = positives.cast({"text_key": pl.UInt32})
+    keys = pl.DataFrame({"doc_id": [d for d, _, _ in survivors] + ["p"]}).with_row_index("cluster")
+    positives = pl.DataFrame({"query_id": ["q"], "doc_id": ["p"], "score": [1.0], "cluster": [len(survivors)]})
+    positives = positives.cast({"cluster": pl.UInt32})
     pool = build_eligible_pool(frame, positives, keys, None)
     return select_negatives(params, pool)[0].select("doc_id", "stratum").rows()
 

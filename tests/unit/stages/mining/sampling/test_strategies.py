@@ -22,7 +22,7 @@ def pool(
     """A pool of one query with the positives p (`positive`) and p2 (ten times that)."""
     rows = [(query_id, doc_id, score, "kept", "dense") for doc_id, score in survivors.items()]
     frame = pl.DataFrame(rows, schema=NAMES, orient="row").cast({"score": pl.Float32})
-    keys = pl.DataFrame({"doc_id": [*survivors, "p", "p2"]}).with_row_index("text_key")
+    keys = pl.DataFrame({"doc_id": [*survivors, "p", "p2"]}).with_row_index("cluster")
     known = pl.DataFrame({"query_id": [query_id] * 2, "doc_id": ["p2", "p"], "score": [10 * positive, positive]})
     known = known.cast({"score": pl.Float32}).join(keys, on="doc_id", maintain_order="left")
     found = categories and pl.DataFrame(list(categories.items()), schema=["doc_id", "category"], orient="row")

@@ -33,14 +33,15 @@ def list_funnel_rows(summary: Summary) -> list[FunnelRow]:
     rows += _list_if_any(summary, {"paraphrases_across_splits": "restated in another split"}, is_part=True)
     rows += _list_if_any(summary, {"documents": "documents"})
     parts = {"merged_documents": "rows merged into an equal document", "chunks": "in chunks"}
-    parts |= {"documents_across_splits": "positive in two splits"}
+    parts |= {"near_duplicate_documents": "near duplicates", "documents_across_splits": "positive in two splits"}
+    parts |= {"near_duplicates_across_splits": "near duplicates, positive in two splits"}
     rows += _list_if_any(summary, parts, is_part=True)
     others = {"curated_negatives": "curated negatives", "label_overrides": "label overrides"}
     return rows + _list_if_any(summary, others)
 
 
 def _list_if_any(summary: Summary, labels: dict[str, str], is_part: bool = False) -> list[FunnelRow]:
-    return [FunnelRow(label, summary[name], is_part) for name, label in labels.items() if summary[name]]
+    return [FunnelRow(label, summary[name], is_part) for name, label in labels.items() if summary.get(name)]
 
 
 def format_funnel(summary: Summary) -> list[str]:

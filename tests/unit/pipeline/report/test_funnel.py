@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stages.pairs.funnel import FunnelRow, format_funnel, list_funnel_rows
+from pipeline.report.funnel import FunnelRow, format_funnel, list_funnel_rows
 
 SUMMARY: dict[str, Any] = {
     "rows_in": 1044,
