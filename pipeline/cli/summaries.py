@@ -135,14 +135,14 @@ def _format_train(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
 
 
 def _format_evaluate(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
-    from stages.evaluation.conclusions import describe_result, list_advice
     from stages.evaluation.tables import format_metrics_table
 
     metrics = json.loads((artifact.folder / "metrics.json").read_text(encoding="utf-8"))
     n_queries, top_k = metrics["candidate_lists"]["test"]["n_queries"], metrics["parameters"]["top_k"]
     table = format_metrics_table(metrics)
     drawn = [ResultTable(f"test: {n_queries:,} queries, the retriever's best {top_k} reranked", table[0], table[1:])]
-    return [*(drawn if table else []), f"{describe_result(metrics)}.", *list_advice(metrics)]
+    verdict = metrics["verdict"]["test"]
+    return [*(drawn if table else []), *verdict["reasons"], *verdict["advice"]]
 
 
 def format_gate_verdict(verdict: Mapping[str, Any]) -> str:

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.charts import Dot, build_dot_plot
-from stages.evaluation.conclusions import HEADLINE_METRICS, describe_result, explain_interval
+from stages.evaluation.conclusions import HEADLINE_METRICS
 from stages.evaluation.tables import SYSTEM_LABELS, format_comparison
 
 _HEADLINE_SYSTEMS = ("embedder", "reranker", "fused")
 
 
 def build_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The result on the test split in one sentence, and its large figures."""
+    """The verdict on the test split: its result in one sentence, its reasons and advice, and the large figures."""
     scores, comparisons = metrics["test"], metrics["comparisons"]["test"]
     systems = [system for system in _HEADLINE_SYSTEMS if system in scores]
     rows = [
@@ -29,13 +29,16 @@ def build_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for metric in HEADLINE_METRICS
         if systems
     ]
+    verdict = metrics["verdict"]["test"]
+    result, *reasons = verdict["reasons"]
     return {
-        "result": describe_result(metrics),
+        "result": result.removesuffix("."),
         "collapse_reason": metrics["collapse_reason"],
         "systems": [("" if system == "embedder" else "→ ") + SYSTEM_LABELS[system] for system in systems],
         "rows": rows,
         "lists": metrics["candidate_lists"]["test"],
-        "interval": explain_interval(metrics),
+        "reasons": reasons,
+        "advice": verdict["advice"],
     }
 
 

@@ -12,6 +12,7 @@ from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, scan_documents,
 from stages.evaluation.bootstrap import MIN_GROUPS, run_paired_bootstrap
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
 from stages.evaluation.collapse import detect_score_collapse
+from stages.evaluation.conclusions import build_verdict
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores, select_fusion_weight
 from stages.evaluation.metrics import Evaluator, average_metrics, list_metric_names, round_values
 from stages.evaluation.params import Params as Params
@@ -23,7 +24,7 @@ EVALUATED_SPLITS = ("dev", "test")
 TESTED_METRICS = TABLE_METRICS
 """The metrics by which each system is compared with the embedder."""
 
-VERSION = 3
+VERSION = 4
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
@@ -55,6 +56,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     scores = pairs.with_columns(pl.Series(name, values) for name, values in columns.items())
     metrics, query_metrics = compute_metrics(candidate_lists, scores, params)
     metrics["base_has_new_head"] = "base_reranker" not in rerankers
+    metrics["verdict"] = {"test": build_verdict(metrics)}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_table(query_metrics, PER_QUERY_METRICS, out / "per_query.parquet")
     return summarise_metrics(metrics)
@@ -167,7 +169,7 @@ def list_caveats(candidate_lists: CandidateLists, corpus_size: int, params: Para
 
 
 def summarise_metrics(metrics: Mapping[str, Any]) -> Summary:
-    """The part of metrics.json for the terminal: metrics by split and system, differences on test, a collapse."""
+    """The part of metrics.json for the terminal: metrics by split and system, differences, verdict, a collapse."""
     means = {
         split: {system: {name: values[name] for name in TABLE_METRICS} for system, values in metrics[split].items()}
         for split in EVALUATED_SPLITS
@@ -177,6 +179,7 @@ def summarise_metrics(metrics: Mapping[str, Any]) -> Summary:
         "differences": {system: tests["nDCG@10"] for system, tests in metrics["comparisons"]["test"].items()},
         "n_queries": {split: metrics["candidate_lists"][split]["n_queries"] for split in EVALUATED_SPLITS},
         "fusion_weight": metrics["fusion"]["weight"],
+        "verdict": metrics["verdict"],
         "collapse_reason": metrics["collapse_reason"],
     }
 

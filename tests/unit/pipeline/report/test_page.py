@@ -17,6 +17,7 @@ from pipeline.report.templating import MAX_TEXT_CHARS, shorten
 from pipeline.workflow.artifact_store import Artifact
 from pipeline.workflow.graph import PIPELINE
 from stages.core.schemas import CORPUS, QRELS_SCORED, QUERIES, VERDICTS, write_table
+from stages.evaluation.conclusions import build_verdict
 
 Artifacts = dict[str, Artifact]
 Build = Callable[..., Artifacts]
@@ -60,7 +61,7 @@ def measured(split: str = "test", low: float | None = 0.051, high: float | None 
         "n_queries_available": 0,
     }
     splits = {"test": ("dev", "test"), "dev": ("dev",), "": ()}[split]
-    return {
+    found = {
         **{name: rows(start) if name in splits else {} for name, start in (("dev", 0.302), ("test", 0.401))},
         "positives_forced": {
             name: rows(start) if name in splits else {} for name, start in (("dev", 0.503), ("test", 0.504))
@@ -72,6 +73,7 @@ def measured(split: str = "test", low: float | None = 0.051, high: float | None 
         "parameters": {"top_k": 50, "max_queries": 1000, "samples": 2000, "seed": 42, "dtype": "auto"},
         "base_has_new_head": False,
     }
+    return found | {"verdict": {"test": build_verdict(found)}}
 
 
 SUMMARIES: dict[str, dict[str, Any]] = {
@@ -219,6 +221,7 @@ def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
     assert texts.count("+0.083") == texts.count("[+0.051, +0.114]") == texts.count("p = 0.002") == 4
     page_text = " ".join(texts)
     assert "103 test queries in 97 independent groups, a sample of 150" in page_text
+    assert " ".join(metrics["verdict"]["test"]["reasons"][1:]) in page_text
     assert "79.6% of the positives" in page_text
     assert "0.85 × the reranker's score + 0.15 × the embedder's" in page_text
 

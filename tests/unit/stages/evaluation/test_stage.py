@@ -71,6 +71,11 @@ def test_the_metrics_by_hand(inputs: dict[str, Path], context: StageContext, use
         "seed": 42,
         "dtype": "auto",
     }
+    # BM25, the reranker and the fusion gain the same on all eight queries: the interval has no width
+    verdict = metrics["verdict"]["test"]
+    gain = round((7 * (1 - 1 / np.log2(3)) + (1 - 1 / np.log2(3)) / ideal) / 8, 6)
+    assert (verdict["winner"], verdict["published"], verdict["difference"]) == ("bm25", "reranker", gain)
+    assert (verdict["queries"], verdict["groups"]) == (8, 8)
     # 3 documents for each of 16 queries, and two forced in: each pair once a model
     assert [len(pairs) for pairs in scored] == [50, 50]
     assert len(set(scored[0])) == 25  # dev and test have the same texts
@@ -160,6 +165,23 @@ def test_a_split_may_be_empty(
     )
     assert any(message.startswith(f"{empty}: no query has a positive") for message in progress.messages)
     assert format_metrics_table(metrics, empty) == []
+
+
+@pytest.mark.parametrize("n_queries", [0, 1, 15])
+def test_test_splits_that_can_tell_nothing_are_said_in_words(
+    n_queries: int, inputs: dict[str, Path], context: StageContext, use_scorers: UseScorers
+) -> None:
+    use_scorers(score_perfectly, score_equally)
+    queries = pl.read_parquet(inputs["queries"]).with_columns(split=pl.lit("dev"))
+    asked = [f"{split}-{number}" for split in ("dev", "test") for number in range(8)][:n_queries]
+    is_test = pl.col("query_id").is_in(asked)
+    queries = queries.with_columns(split=pl.when(is_test).then(pl.lit("test")).otherwise("split"), group=pl.lit("g"))
+    write_table(queries, QUERIES, inputs["queries"])
+    verdict = run(inputs, context)[1]["verdict"]["test"]
+    assert (verdict["queries"], verdict["groups"]) == (n_queries, min(n_queries, 1))
+    assert {verdict[name] for name in ("winner", "low", "p", "smallest_difference", "queries_for_half")} == {None}
+    assert verdict["published"] == "reranker"
+    assert ("no test queries" if n_queries == 0 else "too few test queries") in verdict["reasons"][0]
 
 
 def test_all_splits_may_be_empty(inputs: dict[str, Path], context: StageContext) -> None:
