@@ -34,6 +34,7 @@ def prep() -> None:
     mask              [mine]       mine-negatives
     sample            [mine]       mine-negatives
     train             [train]      train
+    retrievers        [evaluate]   evaluate --retrievers (no other step needs it)
     evaluate          [evaluate]   evaluate
     gate              [refresh]    refresh runs all steps, and publishes
 
@@ -150,17 +151,23 @@ def train_command(**options: Any) -> None:
     ("seed", "device", "dtype"),
     uses_executor=True,
 )
-def evaluate_command(**options: Any) -> None:
+@click.option(
+    "--retrievers",
+    is_flag=True,
+    help="Measure BM25, the embedder and their fusion alone, on train, dev and test. Trains nothing.",
+)
+def evaluate_command(retrievers: bool, **options: Any) -> None:
     """Measure BM25, the embedder, the base and the trained reranker on the same fixed candidate lists.
 
     Ties count against each system. Differences to the embedder have a 95 % interval from a paired bootstrap by group.
 
     \b
-    Example:  prep evaluate --top-k 100
+    Examples:  prep evaluate --top-k 100
+               prep evaluate --retrievers
     """
     from pipeline.cli.build import build_stage
 
-    print_result(options, build_stage("evaluate", ["evaluate"], options))
+    print_result(options, build_stage("retrievers" if retrievers else "evaluate", ["evaluate"], options))
 
 
 @register_command("refresh", "run all stale steps, then publish", ("refresh",), RUN_KEYS, uses_executor=True)
@@ -184,11 +191,9 @@ def refresh_command(force: bool, **options: Any) -> None:
 @click.option(
     "--until",
     type=click.Choice([stage.name for stage in PIPELINE]),
-    default=PIPELINE[-1].name,
-    show_default=True,
-    help="The last step that is planned for.",
+    help="Plan for this step and those that it needs. [default: all that a refresh runs]",
 )
-def plan_command(files: tuple[str, ...], until: str, **options: Any) -> None:
+def plan_command(files: tuple[str, ...], until: str | None, **options: Any) -> None:
     """Estimate time, memory and disk of each step that would run, and list settings that would change the time.
 
     Builds the pairs and counts them. The speed of this machine comes from the last runs in the workspace or, without

@@ -5,18 +5,19 @@ from typing import Any
 
 from pipeline.cli.output import CommandResult, ResultTable, format_bytes, format_duration
 from pipeline.cli.session import open_session
-from pipeline.workflow.graph import STAGES_BY_NAME, list_required_stages
+from pipeline.workflow.graph import PIPELINE, STAGES_BY_NAME, list_required_stages
 from pipeline.workflow.run_history import read_past_runs, select_similar_runs
 from stages.planning.estimate import StepEstimate, estimate_steps, find_what_ifs, sum_seconds
 from stages.planning.rates import AMOUNT_SETTINGS, CONSTANT_RATES, PastRun, find_rate, probe_rates
 from stages.planning.workload import count_workload
 
 
-def plan_steps(options: Mapping[str, Any], until: str) -> CommandResult:
-    """Estimate the steps up to `until` that would run; builds the pairs, whose tables are counted, and nothing else."""
+def plan_steps(options: Mapping[str, Any], until: str | None) -> CommandResult:
+    """Estimate the steps up to `until` (None: all of a refresh) that would run; builds the pairs, whose tables are
+    counted, and nothing else."""
     with open_session(options, remembers=True) as (runner, _):
         pairs, params = runner.build("pairs"), runner.params
-        steps = list_required_stages(until, params)
+        steps = list_required_stages(until, params) if until else [stage.name for stage in PIPELINE]
         stale = [status.stage for status in runner.get_status() if status.stage in steps and status.state != "fresh"]
         now = {step: runner.collect_settings(STAGES_BY_NAME[step], may_ask=False) for step in steps}
         runs = read_past_runs(runner.workspace, {step: runner.describe_machine(params[step]) for step in steps})

@@ -145,6 +145,33 @@ def _format_evaluate(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
     return [*(drawn if table else []), *verdict["reasons"], *verdict["advice"]]
 
 
+def _format_retrievers(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Parts:
+    """All tables; one line in a run that measures the reranker too."""
+    from stages.core.schemas import SPLITS
+    from stages.evaluation.retrievers import describe_retrievers, list_retriever_caveats
+    from stages.evaluation.tables import format_metrics_table
+
+    found = json.loads((artifact.folder / "retrievers.json").read_text(encoding="utf-8"))
+    if "evaluate" in artifacts:
+        return [describe_retrievers(found)]
+    titles = {
+        "corpus": f"the whole corpus: the best {found['depth']:,} of each retriever",
+        "lists": f"fixed lists: the embedder's best {found['parameters']['top_k']:,}, as for a reranker",
+    }
+    parts: Parts = []
+    for view, title in titles.items():
+        tables = {split: format_metrics_table(found[view], split) for split in SPLITS}
+        rows = [
+            [f"{split}, {found['queries'][split]['n_queries']:,} queries" if number == 0 else "", *row]
+            for split, table in tables.items()
+            for number, row in enumerate(table[1:])
+        ]
+        if rows:
+            header = next(table[0] for table in tables.values() if table)
+            parts.append(ResultTable(title, ["", *header], rows))
+    return [*parts, describe_retrievers(found), *list_retriever_caveats(found)]
+
+
 def format_gate_verdict(verdict: Mapping[str, Any]) -> str:
     """The gate's finding in one line."""
     if verdict["difference"] is None:
@@ -168,5 +195,6 @@ _FORMATTERS: dict[str, Callable[[Artifact, Mapping[str, Artifact]], Parts]] = {
     "mask": _format_mask,
     "sample": _format_sample,
     "train": _format_train,
+    "retrievers": _format_retrievers,
     "evaluate": _format_evaluate,
 }

@@ -24,10 +24,11 @@ from stages.mining.threshold_rules import THRESHOLD_RULES, describe_rule
 def render_report(artifacts: Mapping[str, Artifact]) -> str:
     """The whole page as one HTML file that loads nothing, from a committed artifact of each step of the pipeline."""
     metrics = json.loads((artifacts["evaluate"].folder / "metrics.json").read_text(encoding="utf-8"))
+    retrievers = json.loads((artifacts["retrievers"].folder / "retrievers.json").read_text(encoding="utf-8"))
     return render_template(
         "report.html",
         headline=build_headline(metrics),
-        quality=build_quality(metrics),
+        quality=build_quality(metrics, retrievers),
         funnel=build_funnel(artifacts["pairs"].summary),
         negatives=build_negatives(artifacts),
         examples=examples.sample_queries(artifacts),

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.report.charts import Dot, build_dot_plot
 from stages.evaluation.conclusions import HEADLINE_METRICS
+from stages.evaluation.retrievers import describe_retrievers
 from stages.evaluation.tables import SYSTEM_LABELS, format_comparison
 
 _HEADLINE_SYSTEMS = ("embedder", "reranker", "fused")
@@ -42,9 +43,9 @@ def build_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def build_quality(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def build_quality(metrics: Mapping[str, Any], retrievers: Mapping[str, Any]) -> dict[str, Any] | None:
     """Every system of the evaluation, on the test split or else on dev: plots of the headline's metrics, and a table of
-    all figures. None if neither split has a question."""
+    all figures, those of the retrievers alone (retrievers.json) at its end. None if neither split has a question."""
     split = "test" if metrics["test"] else "dev"
     scores = metrics[split]
     if not scores:
@@ -52,6 +53,11 @@ def build_quality(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     forced = metrics["positives_forced"]
     tables = [("test", metrics["test"]), ("dev", metrics["dev"])]
     tables += [(f"{name}, positives forced in", forced[name]) for name in ("test", "dev")]
+    tables += [
+        (f"{name}, retrievers alone, {view}", retrievers[key][name])
+        for key, view in (("corpus", "whole corpus"), ("lists", "fixed lists"))
+        for name in ("test", "dev", "train")
+    ]
     names = list(scores["embedder"])
     return {
         "split": split,
@@ -71,6 +77,7 @@ def build_quality(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             for title, rows in tables
             if rows
         ],
+        "retrievers": describe_retrievers(retrievers),
         "weight": metrics["fusion"]["weight"],
         "is_weight_chosen": bool(metrics["fusion"]["selected_on"]),
         "has_base_reranker": "base_reranker" in scores,

@@ -160,6 +160,22 @@ STAGES = (
         is_resumable=True,
     ),
     Stage(
+        name="retrievers",
+        module="stages.evaluation.retrievers",
+        section="evaluate",
+        inputs=(
+            "pairs/queries.parquet",
+            "pairs/corpus.parquet",
+            "pairs/qrels.parquet",
+            "search/candidates.parquet",
+            "encode/encoder.json",
+            "encode/text_hashes.npy",
+        ),
+        outputs=("retrievers.json",),
+        libraries=("scipy", "ir-measures", "polars"),
+        reads=(Store.VECTORS,),
+    ),
+    Stage(
         name="evaluate",
         module="stages.evaluation.stage",
         section="evaluate",
@@ -208,6 +224,7 @@ PUBLISHED_OUTPUTS = (
     "pairs/rejects.parquet",
     "evaluate/metrics.json",
     "evaluate/per_query.parquet",
+    "retrievers/retrievers.json",
     "train/reranker",
 )
 """What readers find in `current/`."""

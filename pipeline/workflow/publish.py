@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.workflow.artifact_store import Artifact, Workspace, digest_json
-from pipeline.workflow.graph import PIPELINE, PUBLISHED_OUTPUTS
+from pipeline.workflow.graph import PUBLISHED_OUTPUTS, STAGES
 from stages.core.files import file_digest, fsync_path, write_durably
 
 PUBLICATION_FILE = "publication.json"
@@ -22,9 +22,9 @@ def read_publication(folder: Path) -> dict[str, Any] | None:
     """{"artifacts": {step: key}, "report_digest": digest}, or None if `folder` holds no whole publication."""
     try:
         found = json.loads((folder / PUBLICATION_FILE).read_text(encoding="utf-8"))
-        whole = found["artifacts"].keys() == {stage.name for stage in PIPELINE} and isinstance(
-            found["report_digest"], str
-        )
+        # a publication of an older version may lack a step: only those that the next one is compared with are needed
+        compared = {path.split("/")[0] for stage in STAGES for path in stage.published_inputs.values()}
+        whole = found["artifacts"].keys() >= compared and isinstance(found["report_digest"], str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if whole else None

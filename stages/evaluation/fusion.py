@@ -1,4 +1,4 @@
-"""Fuses the scores of the reranker and the embedder: a weighted sum of z-scores; the weight is chosen on dev."""
+"""Fuses the scores of a system and the embedder: a weighted sum of z-scores; the weight is chosen on dev."""
 
 import numpy as np
 import polars as pl
@@ -30,17 +30,19 @@ def compute_z_scores(scores: NDArray[np.floating], list_index: NDArray[np.intege
     )
 
 
-def fuse_scores(candidates: pl.DataFrame, weight: float) -> pl.Series:
-    """`weight` x the reranker's z-score + (1 - `weight`) x the embedder's.
+def fuse_scores(candidates: pl.DataFrame, weight: float, system: str = "reranker") -> pl.Series:
+    """`weight` x the z-score of `system` + (1 - `weight`) x the embedder's.
 
-    `candidates` holds list, query_id, reranker, embedder; the rows of one query's list are adjacent.
+    `candidates` holds list, query_id, embedder and `system`; the rows of one query's list are adjacent.
     """
     list_index = candidates.select(pl.struct("list", "query_id").rle_id().cast(pl.Int64)).to_series().to_numpy()
-    reranker, embedder = (compute_z_scores(candidates[row].to_numpy(), list_index) for row in ("reranker", "embedder"))
-    return pl.Series(weight * reranker + (1 - weight) * embedder)
+    ours, embedder = (compute_z_scores(candidates[row].to_numpy(), list_index) for row in (system, "embedder"))
+    return pl.Series(weight * ours + (1 - weight) * embedder)
 
 
-def select_fusion_weight(candidates: pl.DataFrame, qrels: pl.DataFrame) -> tuple[float, str | None]:
+def select_fusion_weight(
+    candidates: pl.DataFrame, qrels: pl.DataFrame, system: str = "reranker"
+) -> tuple[float, str | None]:
     """The weight of `WEIGHT_GRID` with the best nDCG@10 on the lists of dev, then the best MRR@10; and "dev".
 
     Of equal weights the smallest, which changes the retriever's order least. `DEFAULT_FUSION_WEIGHT` and None if
@@ -50,7 +52,9 @@ def select_fusion_weight(candidates: pl.DataFrame, qrels: pl.DataFrame) -> tuple
         return DEFAULT_FUSION_WEIGHT, None
     evaluator = Evaluator(qrels.join(candidates, on="query_id", how="semi"), _SELECTION_METRICS)
     metrics_by_weight = {
-        weight: average_metrics(evaluator.evaluate(candidates.with_columns(score=fuse_scores(candidates, weight))))
+        weight: average_metrics(
+            evaluator.evaluate(candidates.with_columns(score=fuse_scores(candidates, weight, system)))
+        )
         for weight in WEIGHT_GRID
     }
     return min(

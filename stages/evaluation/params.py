@@ -5,8 +5,8 @@ from stages.core.params import BaseParams, device_option, dtype_option, option, 
 from stages.evaluation.bootstrap import bootstrap_samples_option
 
 
-class Params(BaseParams):
-    """[evaluate]"""
+class RetrieverParams(BaseParams):
+    """The keys of [evaluate] that the retrievers' figures depend on."""
 
     top_k: int = option(50, "Documents per question that are reranked: the retriever's best.", ge=1)
     max_queries: int = option(
@@ -16,5 +16,10 @@ class Params(BaseParams):
     )
     bootstrap_samples: int = bootstrap_samples_option()
     seed: int = seed_option()
+
+
+class Params(RetrieverParams):
+    """[evaluate]"""
+
     device: Device = device_option()
     dtype: Dtype = dtype_option()

@@ -1,7 +1,7 @@
 """Step `evaluate`: the trained reranker beside BM25, the embedder and its base model, on the same candidate lists."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,20 @@ import polars as pl
 
 from stages.core.context import StageContext, Summary
 from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, scan_documents, write_table
-from stages.evaluation.bootstrap import MIN_GROUPS, run_paired_bootstrap
+from stages.evaluation.bootstrap import MIN_GROUPS
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
 from stages.evaluation.collapse import detect_score_collapse
+from stages.evaluation.comparison import average_by_system, compare_to_embedder, compute_query_metrics
 from stages.evaluation.conclusions import build_verdict
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores, select_fusion_weight
-from stages.evaluation.metrics import Evaluator, average_metrics, list_metric_names, round_values
+from stages.evaluation.metrics import list_metric_names
 from stages.evaluation.params import Params as Params
 from stages.evaluation.tables import SYSTEM_LABELS, TABLE_METRICS
 from stages.reranking.cross_encoder import has_head
 from stages.reranking.scoring import gather_pair_texts, score_with_bm25, score_with_cross_encoders
 
 EVALUATED_SPLITS = ("dev", "test")
-TESTED_METRICS = TABLE_METRICS
-"""The metrics by which each system is compared with the embedder."""
+_LISTS_BY_SPLIT = {split: (split, f"{split}_forced") for split in EVALUATED_SPLITS}
 
 VERSION = 4
 
@@ -74,18 +74,25 @@ def compute_metrics(
     weight, selected_on = select_fusion_weight(scored.filter(pl.col("list") == "dev"), candidate_lists.qrels)
     scored = scored.with_columns(fused=fuse_scores(scored, weight))
     systems = [system for system in SYSTEM_LABELS if system in scored.columns]
-    query_metrics = compute_query_metrics(scored, candidate_lists, systems, list_metric_names(params.top_k))
+    query_metrics = compute_query_metrics(
+        scored, candidate_lists, systems, list_metric_names(params.top_k), _LISTS_BY_SPLIT
+    )
     mean_metrics = {
-        f"{split}{suffix}": _average_by_system(query_metrics.filter(pl.col("split") == f"{split}{suffix}"), systems)
-        for split in EVALUATED_SPLITS
-        for suffix in ("", "_forced")
+        name: average_by_system(query_metrics.filter(pl.col("split") == name), systems)
+        for names in _LISTS_BY_SPLIT.values()
+        for name in names
     }
     metrics = {
         "dev": mean_metrics["dev"],
         "test": mean_metrics["test"],
         "positives_forced": {"dev": mean_metrics["dev_forced"], "test": mean_metrics["test_forced"]},
         "comparisons": {
-            split: compare_to_embedder(query_metrics.filter(pl.col("split") == split), systems, params)
+            split: compare_to_embedder(
+                query_metrics.filter(pl.col("split") == split),
+                systems,
+                bootstrap_samples=params.bootstrap_samples,
+                seed=params.seed,
+            )
             for split in EVALUATED_SPLITS
         },
         "fusion": {"weight": weight, "selected_on": selected_on},
@@ -98,53 +105,6 @@ def compute_metrics(
         "parameters": params.model_dump(exclude=params.fields_with_mark("unkeyed")),
     }
     return metrics, query_metrics
-
-
-def compute_query_metrics(
-    scored: pl.DataFrame, candidate_lists: CandidateLists, systems: Sequence[str], metric_names: Sequence[str]
-) -> pl.DataFrame:
-    """`PER_QUERY_METRICS`: the metrics of each query of each list, by each system; `scored` has a column for each."""
-    columns = dict.fromkeys(("split", "system", "query_id", "metric"), pl.String) | {"value": pl.Float64}
-    parts = [pl.DataFrame(schema=columns)]
-    for split in EVALUATED_SPLITS:
-        queries = candidate_lists.queries.filter(pl.col("split") == split)
-        if queries.is_empty():
-            continue
-        evaluator = Evaluator(candidate_lists.qrels.join(queries, on="query_id", how="semi"), metric_names)
-        for name in (split, f"{split}_forced"):
-            ranked = scored.filter(pl.col("list") == name)
-            for system in systems:
-                values = evaluator.evaluate(ranked.select(*PAIR_COLUMNS, "relevance", score=system))
-                parts.append(values.select(pl.lit(name).alias("split"), pl.lit(system).alias("system"), pl.all()))
-    groups = candidate_lists.queries.select("query_id", "group")
-    return (
-        pl.concat(parts).join(groups, on="query_id", how="left", maintain_order="left").select(PER_QUERY_METRICS.names)
-    )
-
-
-def compare_to_embedder(
-    query_metrics: pl.DataFrame, systems: Sequence[str], params: Params
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The paired bootstrap by group of each system minus the embedder: system -> metric -> difference, low, high, p."""
-    if query_metrics.is_empty():
-        return {}
-    wide = query_metrics.filter(pl.col("metric").is_in(TESTED_METRICS)).pivot(
-        "metric", index=["system", "query_id", "group"], values="value"
-    )
-    metrics_by_system = {system: wide.filter(pl.col("system") == system).sort("query_id") for system in systems}
-    embedder = metrics_by_system.pop("embedder")
-    comparisons = {}
-    for system, values in metrics_by_system.items():
-        results = run_paired_bootstrap(
-            values.select(TESTED_METRICS).to_numpy() - embedder.select(TESTED_METRICS).to_numpy(),
-            embedder["group"].to_numpy(),
-            n_resamples=params.bootstrap_samples,
-            seed=params.seed,
-        )
-        comparisons[system] = {
-            name: round_values(result._asdict()) for name, result in zip(TESTED_METRICS, results, strict=True)
-        }
-    return comparisons
 
 
 def list_caveats(candidate_lists: CandidateLists, corpus_size: int, params: Params) -> Iterator[str]:
@@ -181,15 +141,6 @@ def summarise_metrics(metrics: Mapping[str, Any]) -> Summary:
         "fusion_weight": metrics["fusion"]["weight"],
         "verdict": metrics["verdict"],
         "collapse_reason": metrics["collapse_reason"],
-    }
-
-
-def _average_by_system(query_metrics: pl.DataFrame, systems: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """system -> metric -> mean; empty without queries."""
-    if query_metrics.is_empty():
-        return {}
-    return {
-        system: round_values(average_metrics(query_metrics.filter(pl.col("system") == system))) for system in systems
     }
 
 

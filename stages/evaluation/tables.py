@@ -11,6 +11,7 @@ SYSTEM_LABELS = {
     "base_reranker": "base reranker",
     "reranker": "trained reranker",
     "fused": "fused",
+    "hybrid": "BM25 + embedder",
 }
 """System -> its label, in the order of the tables."""
 TABLE_METRICS = ("nDCG@10", "MRR@10", "MAP@100", "Hit@1")
@@ -33,7 +34,7 @@ def format_metrics_table(metrics: Mapping[str, Any], split: str = "test") -> lis
     table = [["", *names, "nDCG@10 against the embedder"]]
     for system, values in metrics[split].items():
         label = SYSTEM_LABELS[system]
-        if system == "fused":
+        if system in ("fused", "hybrid"):
             label += f", weight {metrics['fusion']['weight']:.2f}"
         comparison = metrics["comparisons"][split].get(system, {}).get("nDCG@10")
         difference = " ".join(format_comparison(comparison)) if comparison else ""

@@ -102,6 +102,10 @@ def count_work(step: str, workload: Workload, settings: Settings) -> StepWork:
             memory = 12 * base.n_weights + ACTIVATION_BYTES * base.hidden_size * base.n_layers * n_tokens
             work = f"{n_groups:,} groups x {group_size} pairs x {n_epochs} epochs"
             return StepWork(n_steps * n_epochs, "steps", cost, work, memory, 28 * base.n_weights)
+        case "retrievers":
+            n_evaluated = sum(workload.count_split(split, params.max_queries) for split in ("train", "dev", "test"))
+            memory = 2_000 * n_documents + 400 * n_evaluated * n_kept
+            return StepWork(n_documents, "documents", 1, f"BM25 over {n_documents:,} documents", memory)
         case _:  # evaluate
             n_evaluated = sum(workload.count_split(split, params.max_queries) for split in ("dev", "test"))
             n_rerankers = 1 if workload.has_new_head else 2  # a base model with a new head is not evaluated

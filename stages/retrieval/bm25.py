@@ -87,7 +87,15 @@ class Bm25Search:
         scores = np.concatenate([np.empty(0, np.float32), *(scores for _, scores in rankings)])
         return SearchResults.from_rankings([len(ids) for ids, _ in rankings], ids, scores)
 
-    def _search_query(self, query: int, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def score_pairs(self, query_index: NDArray[np.int64], document_index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The scores of the pairs (query_index[i], document_index[i]), with the bits of `search`: float32 [n]."""
+        scores = np.zeros(len(query_index), np.float32)
+        for query in np.unique(query_index).tolist():
+            is_asked = query_index == query
+            scores[is_asked] = self._score_corpus(query)[document_index[is_asked]]
+        return scores
+
+    def _score_corpus(self, query: int) -> NDArray[np.float32]:
         row = slice(*self._query_counts.indptr[query : query + 2])
         words, term_counts = self._query_counts.indices[row], self._query_counts.data[row].astype(np.float64)
         indptr, indices, data = self._weights.indptr, self._weights.indices, self._weights.data
@@ -95,7 +103,10 @@ class Bm25Search:
         for i in np.argsort(self._alphabetical_ranks[words]):
             postings = slice(*indptr[words[i] : words[i] + 2])  # contains a document once
             sums[indices[postings]] += data[postings] * term_counts[i]
-        scores = sums.astype(np.float32)
+        return sums.astype(np.float32)
+
+    def _search_query(self, query: int, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        scores = self._score_corpus(query)
         min_score = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else 0
         ids = np.flatnonzero((scores >= min_score) & (scores > 0))
         ids = ids[np.lexsort((ids, -scores[ids]))][:top_k]

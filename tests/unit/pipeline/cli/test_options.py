@@ -49,9 +49,10 @@ def test_the_ten_settings_that_people_use_first_come_first(path: str) -> None:
     assert first < advanced < common
     command = COMMANDS[path]
     assert isinstance(command, SettingsCommand)
+    own = [param.opts[0] for param in command.params if isinstance(param, click.Option)]
     shown = [line.split()[0] for line in lines[first + 1 : advanced] if line.startswith("  --")]
     assert 1 <= len(shown) <= 10
-    assert shown == [option.opts[0] for _, option in command.setting_options if not option.is_advanced]
+    assert shown == own + [option.opts[0] for _, option in command.setting_options if not option.is_advanced]
     assert all(any(f"{flag} " in line for line in lines[common:]) for flag in ("--set", "--workspace", "--help"))
 
 

@@ -76,6 +76,22 @@ def measured(split: str = "test", low: float | None = 0.051, high: float | None 
     return found | {"verdict": {"test": build_verdict(found)}}
 
 
+def measured_retrievers() -> dict[str, Any]:
+    """retrievers.json, with a figure of its own in every cell."""
+    views: dict[str, Any] = {}
+    for view, start in (("corpus", 0.01), ("lists", 0.02)):
+        rows = {
+            split: {
+                row: {name: round(start + 0.2 * i + 0.05 * j + 0.003 * k, 6) for k, name in enumerate(NAMES)}
+                for j, row in enumerate(("bm25", "embedder", "hybrid"))
+            }
+            for i, split in enumerate(("train", "dev", "test"))
+        }
+        tests = {row: {name: compared(0.05, 0.01, 0.09) for name in NAMES} for row in ("bm25", "hybrid")}
+        views[view] = rows | {"comparisons": dict.fromkeys(rows, tests), "fusion": {"weight": 0.2}}
+    return views
+
+
 SUMMARIES: dict[str, dict[str, Any]] = {
     "pairs": {
         "rows_in": 1643,
@@ -118,6 +134,7 @@ SUMMARIES: dict[str, dict[str, Any]] = {
         "skipped_queries": {"no_positive": 0, "no_negatives": 75},
     },
     "train": {},
+    "retrievers": {},
     "evaluate": {},
 }
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -166,6 +183,7 @@ def build(tmp_path: Path) -> Build:
         line = {"query_id": "q1", "neg": [texts["kept"]], "neg_ids": ["k"]}
         (put["sample"] / "mined.jsonl").write_text(json.dumps(line) + "\n" if train == "train" else "")
         (put["evaluate"] / "metrics.json").write_text(json.dumps(metrics or measured()))
+        (put["retrievers"] / "retrievers.json").write_text(json.dumps(measured_retrievers()))
         return artifacts
 
     return made
@@ -209,7 +227,9 @@ class Reader(HTMLParser):
 def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
     metrics = measured()
     texts = Reader(render_report(build())).texts
+    alone = measured_retrievers()
     for rows in (
+        *(alone[view][split] for view in ("corpus", "lists") for split in ("train", "dev", "test")),
         metrics["test"],
         metrics["dev"],
         metrics["positives_forced"]["test"],
@@ -223,6 +243,10 @@ def test_every_figure_of_the_metrics_is_on_the_page(build: Build) -> None:
     assert "103 test queries in 97 independent groups, a sample of 150" in page_text
     assert " ".join(metrics["verdict"]["test"]["reasons"][1:]) in page_text
     assert "79.6% of the positives" in page_text
+    assert (
+        "on test: BM25 0.410, embedder 0.460, BM25 + embedder 0.510 (0.20 of BM25; +0.050 [+0.010, +0.090])"
+        in page_text
+    )
     assert "0.85 × the reranker's score + 0.15 × the embedder's" in page_text
 
 

@@ -105,6 +105,14 @@ def test_ties_come_in_the_order_of_the_corpus_at_the_cut_too() -> None:
     assert [document for document, _ in best(["rope"], documents, 3)[0]] == [0, 4, 2]
 
 
+def test_pairs_have_the_scores_of_the_search_and_0_if_no_word_is_shared() -> None:
+    search = Bm25Search(["apple", "sky apple"], DOCUMENTS)
+    found = search.search(np.array([1, 0]), 9)
+    queries = np.array([1, 0])[found.query_index]
+    assert search.score_pairs(queries, found.document_index).tolist() == found.score.tolist()
+    assert search.score_pairs(np.array([0]), np.array([2])).tolist() == [0.0]
+
+
 def naive(query: str, documents: list[str], end: int) -> list[tuple[int, float]]:
     """Each word's weight in each document by `Bm25`, added one by one."""
     words = sorted(tokenise(query))
