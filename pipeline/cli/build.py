@@ -10,7 +10,7 @@ from pipeline.cli.session import open_read_only, open_session
 from pipeline.cli.summaries import format_gate_verdict, format_summary
 from pipeline.workflow.artifact_store import Artifact, Workspace
 from pipeline.workflow.graph import PIPELINE, PUBLISHED_OUTPUTS
-from pipeline.workflow.publish import read_publication
+from pipeline.workflow.publish import RERANKER, list_published_outputs, read_publication
 from pipeline.workflow.remote_files import POINTER_FILE, redact_url, upload_publication
 from stages.core.errors import InputError
 from stages.core.files import write_durably
@@ -50,6 +50,7 @@ def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
     """Every step, then publish."""
     from pipeline.report.page import render_report
     from pipeline.workflow.refresh import refresh
+    from stages.evaluation.conclusions import describe_publication
 
     with open_session(options, trains=True, remembers=True) as (runner, settings):
         refresh_params = settings.validate_refresh_params()
@@ -68,7 +69,7 @@ def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
             f"{refreshed.status} here as {refreshed.publication}, but not at publish_to: {upload_error}"
         ) from upload_error
     parts = [part for stage in PIPELINE for part in format_summary(stage.name, runner.artifacts)]
-    current = options["workspace"] / "current"
+    current, has_reranker = options["workspace"] / "current", refreshed.ranking == RERANKER
     if refreshed.n_moved_queries:
         parts.append(f"{refreshed.n_moved_queries:,} queries changed their split, because rows were added or changed")
     if refreshed.gate_verdict:
@@ -81,9 +82,10 @@ def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
             f"  {current}/report.html    the refresh on one page, for a browser",
             f"  {current}/mined.jsonl    the training file, with scores and ids",
             f"  {current}/metrics.json   all figures of the evaluation",
-            f"  {current}/reranker       load it with sentence_transformers.CrossEncoder",
+            *([f"  {current}/reranker       load it with sentence_transformers.CrossEncoder"] * has_reranker),
             "`prep show QUERY` says why each candidate is a negative or not",
         ]
+    parts.append(describe_publication(runner.artifacts["evaluate"].summary["verdict"]["test"], refreshed.ranking))
     if is_uploaded:
         parts.append(
             f"copied to {redact_url(str(refresh_params.publish_to))}; {POINTER_FILE} there names the newest publication"
@@ -92,6 +94,7 @@ def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
         {
             "status": refreshed.status,
             "publication": refreshed.publication,
+            "ranking": refreshed.ranking,
             "copied": is_uploaded,
             "ran": refreshed.executed_stages,
             "gate": refreshed.gate_verdict,
@@ -104,19 +107,19 @@ def run_refresh(options: Mapping[str, Any], force: bool) -> CommandResult:
 
 def list_result_files(workspace: Workspace, artifacts: Mapping[str, Artifact]) -> list[str]:
     """The files of these artifacts that readers use: by their names in current/, or as not published yet."""
-    published = (read_publication(workspace.current) or {"artifacts": {}})["artifacts"]
-    found = [(path.split("/")[0], path.split("/", 1)[1]) for path in PUBLISHED_OUTPUTS]
-    names = {
-        is_published: [
-            name
-            for step, name in found
-            if step in artifacts and (published.get(step) == artifacts[step].key) is is_published
-        ]
-        for is_published in (True, False)
-    }
-    lines = [f"in {workspace.current}: {', '.join(names[True])}"] if names[True] else []
-    if names[False]:
-        lines.append(f"not published yet: {', '.join(names[False])} (`prep refresh` publishes, --json gives the paths)")
+    publication = read_publication(workspace.current) or {"artifacts": {}, "ranking": RERANKER}
+    readable = list_published_outputs(publication["ranking"])
+    published, left_out, unpublished = list[str](), list[str](), list[str]()
+    for path in PUBLISHED_OUTPUTS:
+        step, name = path.split("/", 1)
+        if step in artifacts:
+            is_current = publication["artifacts"].get(step) == artifacts[step].key
+            (unpublished if not is_current else published if path in readable else left_out).append(name)
+    lines = [f"in {workspace.current}: {', '.join(published)}"] if published else []
+    if left_out:
+        lines.append(f"left out: {', '.join(left_out)}, which ranks worse than the embedder (--json gives the path)")
+    if unpublished:
+        lines.append(f"not published yet: {', '.join(unpublished)} (`prep refresh` publishes, --json gives the paths)")
     return lines
 
 

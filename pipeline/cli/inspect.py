@@ -1,5 +1,6 @@
 """The commands that look and change nothing: status, show, calibrate and audit."""
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -9,11 +10,11 @@ from typing import Any
 
 from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.session import load_artifacts, open_read_only
-from pipeline.workflow.artifact_store import MANIFEST_FILE
-from pipeline.workflow.graph import PUBLISHED_OUTPUTS
-from pipeline.workflow.publish import read_latest_publication, read_refusal
+from pipeline.workflow.artifact_store import MANIFEST_FILE, Workspace
+from pipeline.workflow.publish import RERANKER, list_published_outputs, read_latest_publication, read_refusal
 from pipeline.workflow.runner import Runner
 from stages.core.errors import InputError, QualityGateError
+from stages.evaluation.conclusions import Verdict, describe_publication
 
 MAX_TABLE_TEXT_CHARS = 160
 
@@ -45,19 +46,40 @@ def report_status(options: Mapping[str, Any]) -> CommandResult:
         modified_at = _get_modified_time(workspace.current)
         keys = published["artifacts"]
         broken = [step for step, key in keys.items() if workspace.find_artifact(step, key) is None]
+        verdict = _read_verdict(workspace)
         data["published"] = {
             "name": workspace.current.resolve().name,
+            "ranking": published["ranking"],
+            "verdict": verdict,
             "made": modified_at,
             "broken": [f"runs/{step}/{keys[step]}" for step in broken],
         }
         parts.append(f"published in {workspace.current}, {format_age(modified_at)} ago")
+        if verdict:
+            parts.append(describe_publication(verdict, published["ranking"]))
+            why = [*verdict["reasons"], *verdict["advice"]] if published["ranking"] != RERANKER else []
+            parts += [f"  {line}" for line in why]
         for step in broken:
-            names = [path.split("/", 1)[1] for path in PUBLISHED_OUTPUTS if path.startswith(f"{step}/")]
+            names = [
+                path.split("/", 1)[1]
+                for path in list_published_outputs(published["ranking"])
+                if path.startswith(f"{step}/")
+            ]
             what = ", ".join(names) or f"the result of {step}"
             parts.append(f"damaged or missing: {what}; the next `prep refresh` makes it again")
     if data["refused"]:
         parts += [f"not published: {data['refused']['reason']}", "  `prep evaluate` shows the figures of what is new"]
     return CommandResult(data, parts)
+
+
+def _read_verdict(workspace: Workspace) -> Verdict | None:
+    """The verdict in the published metrics.json; None if it can't be read, or if an older version wrote it."""
+    try:
+        metrics = json.loads((workspace.current / "metrics.json").read_text(encoding="utf-8"))
+        found: Verdict = metrics["verdict"]["test"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
 
 
 def _get_modified_time(path: Path) -> float | None:

@@ -171,12 +171,17 @@ def evaluate_command(retrievers: bool, **options: Any) -> None:
 
 
 @register_command("refresh", "run all stale steps, then publish", ("refresh",), RUN_KEYS, uses_executor=True)
-@click.option("--force", is_flag=True, help="Publish even if the new reranker is worse than the published one.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Publish the new reranker even if it is worse than the published one, or than the embedder.",
+)
 def refresh_command(force: bool, **options: Any) -> None:
     """Bring everything up to date, and publish it if the new reranker is not worse. Safe to call from cron.
 
     Only what is stale is run. Old and new reranker are scored on the same test questions; one that is significantly
-    worse, or that collapsed, is not published (exit 3). `current` is swapped in one atomic step.
+    worse, or that collapsed, is not published (exit 3). One that is significantly worse than the embedder is left out
+    of the publication: the embedder's ranking is published. `current` is swapped in one atomic step.
 
     \b
     Example:  prep refresh --config /srv/faq/prep.toml --workspace /srv/faq/work

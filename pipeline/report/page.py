@@ -21,13 +21,16 @@ from stages.mining.mask import REASON_PRECEDENCE, RULE_PLACEHOLDER
 from stages.mining.threshold_rules import THRESHOLD_RULES, describe_rule
 
 
-def render_report(artifacts: Mapping[str, Artifact]) -> str:
-    """The whole page as one HTML file that loads nothing, from a committed artifact of each step of the pipeline."""
+def render_report(artifacts: Mapping[str, Artifact], ranking: str | None = None) -> str:
+    """The whole page as one HTML file that loads nothing, from a committed artifact of each step of the pipeline.
+
+    `ranking` is the one that is published with it; by default that of the verdict.
+    """
     metrics = json.loads((artifacts["evaluate"].folder / "metrics.json").read_text(encoding="utf-8"))
     retrievers = json.loads((artifacts["retrievers"].folder / "retrievers.json").read_text(encoding="utf-8"))
     return render_template(
         "report.html",
-        headline=build_headline(metrics),
+        headline=build_headline(metrics, ranking or metrics["verdict"]["test"]["published"]),
         quality=build_quality(metrics, retrievers),
         funnel=build_funnel(artifacts["pairs"].summary),
         negatives=build_negatives(artifacts),

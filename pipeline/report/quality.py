@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.charts import Dot, build_dot_plot
-from stages.evaluation.conclusions import HEADLINE_METRICS
+from stages.evaluation.conclusions import HEADLINE_METRICS, describe_publication
 from stages.evaluation.retrievers import describe_retrievers
 from stages.evaluation.tables import SYSTEM_LABELS, format_comparison
 
 _HEADLINE_SYSTEMS = ("embedder", "reranker", "fused")
 
 
-def build_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def build_headline(metrics: Mapping[str, Any], ranking: str) -> dict[str, Any]:
     """The verdict on the test split: its result in one sentence, its reasons and advice, and the large figures."""
     scores, comparisons = metrics["test"], metrics["comparisons"]["test"]
     systems = [system for system in _HEADLINE_SYSTEMS if system in scores]
@@ -34,6 +34,7 @@ def build_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     result, *reasons = verdict["reasons"]
     return {
         "result": result.removesuffix("."),
+        "publication": describe_publication(verdict, ranking),
         "collapse_reason": metrics["collapse_reason"],
         "systems": [("" if system == "embedder" else "→ ") + SYSTEM_LABELS[system] for system in systems],
         "rows": rows,

@@ -13,13 +13,16 @@ from stages.core.files import file_digest, fsync_path, write_durably
 
 PUBLICATION_FILE = "publication.json"
 REPORT_FILE = "report.html"
+RERANKER = "reranker"
+"""The ranking of a publication that holds a reranker; that of any other is the embedder's."""
 REFUSAL_FILE = "refusal.json"
 """What the last refresh refused to publish, and why. Its artifacts are kept, so that the next one need not make them
 again."""
 
 
 def read_publication(folder: Path) -> dict[str, Any] | None:
-    """{"artifacts": {step: key}, "report_digest": digest}, or None if `folder` holds no whole publication."""
+    """{"artifacts": {step: key}, "report_digest": digest, "ranking": "reranker" or "embedder"}; None if `folder` holds
+    no whole publication."""
     try:
         found = json.loads((folder / PUBLICATION_FILE).read_text(encoding="utf-8"))
         # a publication of an older version may lack a step: only those that the next one is compared with are needed
@@ -27,7 +30,12 @@ def read_publication(folder: Path) -> dict[str, Any] | None:
         whole = found["artifacts"].keys() >= compared and isinstance(found["report_digest"], str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found if whole else None
+    return {"ranking": RERANKER, **found} if whole else None
+
+
+def list_published_outputs(ranking: str) -> tuple[str, ...]:
+    """The outputs that readers find in a publication: no reranker if the ranking is the embedder's."""
+    return tuple(path for path in PUBLISHED_OUTPUTS if ranking == RERANKER or path != "train/reranker")
 
 
 def list_publications(workspace: Workspace) -> list[Path]:
@@ -53,21 +61,26 @@ def find_published_artifacts(workspace: Workspace) -> dict[str, Artifact]:
 def is_current_complete(workspace: Workspace) -> bool:
     """Whether readers find everything through `current` that a publication holds."""
     published = read_publication(workspace.current)
-    if published is None or not all((workspace.current / Path(path).name).exists() for path in PUBLISHED_OUTPUTS):
+    if published is None:
+        return False
+    paths = list_published_outputs(published["ranking"])
+    if not all((workspace.current / Path(path).name).exists() for path in paths):
         return False
     report = workspace.current / REPORT_FILE
     return report.is_file() and file_digest(report) == published["report_digest"]
 
 
-def publish(workspace: Workspace, artifacts: Mapping[str, Artifact], report_html: str) -> str:
+def publish(workspace: Workspace, artifacts: Mapping[str, Artifact], report_html: str, ranking: str = RERANKER) -> str:
     """Make a publication of these artifacts and swap `current` to it in one atomic step; returns its name.
+
+    With the embedder's `ranking` it has no reranker/; the artifact is kept, so that the next refresh finds it.
 
     A publication holds links into runs/, so it costs no disk space and a repaired artifact repairs it. A publication
     that a killed run finished but did not swap in is used as it is.
     """
     workspace.published.mkdir(exist_ok=True)
     keys = {name: artifact.key for name, artifact in artifacts.items()}
-    short_digest = digest_json(keys)[:8]
+    short_digest = digest_json({"artifacts": keys, "ranking": ranking})[:8]
     current = workspace.current.readlink().name if workspace.current.is_symlink() else ""
     unfinished = [
         path.name for path in list_publications(workspace) if path.name > current and path.name.endswith(short_digest)
@@ -79,11 +92,11 @@ def publish(workspace: Workspace, artifacts: Mapping[str, Artifact], report_html
         partial = workspace.published / f".tmp-{name}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for path in PUBLISHED_OUTPUTS:
+        for path in list_published_outputs(ranking):
             stage, file = path.split("/", 1)
             (partial / Path(file).name).symlink_to(Path("../../runs") / stage / keys[stage] / file)
         write_durably(partial / REPORT_FILE, report_html)
-        publication = {"artifacts": keys, "report_digest": file_digest(partial / REPORT_FILE)}
+        publication = {"artifacts": keys, "report_digest": file_digest(partial / REPORT_FILE), "ranking": ranking}
         write_durably(partial / PUBLICATION_FILE, json.dumps(publication, indent=1, sort_keys=True))
         partial.rename(target)
         fsync_path(workspace.published)

@@ -1,4 +1,4 @@
-"""A refresh: every step is brought up to date, the new reranker is compared with the published one, then published."""
+"""A refresh: every step is brought up to date, the new reranker is compared with what is published, then published."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,32 +8,40 @@ from typing import Any
 from pipeline.workflow.artifact_store import Artifact, Workspace, read_manifest
 from pipeline.workflow.garbage_collection import collect_garbage
 from pipeline.workflow.graph import PIPELINE
-from pipeline.workflow.publish import is_current_complete, publish, read_latest_publication, record_refusal
+from pipeline.workflow.publish import (
+    RERANKER,
+    is_current_complete,
+    publish,
+    read_latest_publication,
+    record_refusal,
+)
 from pipeline.workflow.runner import Runner
 from stages.core.errors import QualityGateError
 from stages.evaluation.bootstrap import format_interval
 
-ReportRenderer = Callable[[Mapping[str, Artifact]], str]
-"""Artifact of each step -> the HTML of the report; called only if something is published."""
+ReportRenderer = Callable[[Mapping[str, Artifact], str], str]
+"""Artifact of each step and the ranking that is published -> the HTML of the report; called only if something is."""
 
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """What a refresh did: "published" or "unchanged", where, which steps ran, and what the gate found."""
+    """What a refresh did: "published" or "unchanged", where, which ranking, what ran, and what the gate found."""
 
     status: str
     publication: str
+    ranking: str
+    """"reranker" or "embedder": a reranker that ranks worse than the embedder is left out."""
     executed_stages: list[str]
     gate_verdict: dict[str, Any] | None
     n_moved_queries: int
 
 
 def refresh(runner: Runner, keep: int, force: bool, render_report: ReportRenderer) -> RefreshResult:
-    """Every step once, then publish. If the new reranker is worse, raises `QualityGateError` and leaves `current` as it
-    is.
+    """Every step once, then publish. If the new reranker is worse than the published one, raises `QualityGateError` and
+    leaves `current` as it is. If it is worse than the embedder, publishes all but the reranker.
 
     `keep` publications stay, the new one included. `force` publishes a reranker that is worse than the published one
-    or can't be compared; never one that collapsed.
+    or than the embedder, or can't be compared; never one that collapsed.
     """
     workspace = runner.workspace
     try:
@@ -47,6 +55,7 @@ def refresh(runner: Runner, keep: int, force: bool, render_report: ReportRendere
         workspace.log_event(
             event="published",
             publication=outcome.publication,
+            ranking=outcome.ranking,
             gate=outcome.gate_verdict,
             n_moved_queries=outcome.n_moved_queries,
         )
@@ -58,12 +67,15 @@ def _publish_if_accepted(runner: Runner, force: bool, render_report: ReportRende
     workspace = runner.workspace
     artifacts = {stage.name: runner.build(stage.name) for stage in PIPELINE}
     published = read_latest_publication(workspace)
+    ranking = RERANKER if force else choose_ranking(artifacts["evaluate"])
     if (
         published
         and published["artifacts"] == {n: a.key for n, a in artifacts.items()}
+        and published["ranking"] in (ranking, RERANKER)  # one that was forced once stays
         and is_current_complete(workspace)
     ):
-        return RefreshResult("unchanged", str(workspace.current.readlink()), runner.executed_stages, None, 0)
+        current = str(workspace.current.readlink())
+        return RefreshResult("unchanged", current, published["ranking"], runner.executed_stages, None, 0)
     verdict = run_gate(runner, artifacts, published, force) if published else None
     if verdict and verdict["verdict"] == "worse" and not force:
         raise QualityGateError(
@@ -73,15 +85,23 @@ def _publish_if_accepted(runner: Runner, force: bool, render_report: ReportRende
             "`current` is untouched; --force publishes it all the same."
         )
     n_moved_queries = count_moved_queries(workspace, published, artifacts["pairs"])
-    publication = f"published/{publish(workspace, artifacts, render_report(artifacts))}"
-    return RefreshResult("published", publication, runner.executed_stages, verdict, n_moved_queries)
+    publication = f"published/{publish(workspace, artifacts, render_report(artifacts, ranking), ranking)}"
+    return RefreshResult("published", publication, ranking, runner.executed_stages, verdict, n_moved_queries)
+
+
+def choose_ranking(evaluation: Artifact) -> str:
+    """The ranking that the verdict on the test split publishes: "reranker", or "embedder" if the reranker is worse."""
+    metrics = json.loads((evaluation.folder / "metrics.json").read_text(encoding="utf-8"))
+    return str(metrics["verdict"]["test"]["published"])
 
 
 def run_gate(
     runner: Runner, artifacts: dict[str, Artifact], published: dict[str, Any], force: bool
 ) -> dict[str, Any] | None:
-    """The gate's verdict on both rerankers; None if they are the same, or if `force` is given and the published one is
-    missing. Raises `QualityGateError` if it is missing without `force`."""
+    """The gate's verdict on both rerankers; None if they are the same, if none is published, or if `force` is given and
+    the published one is missing. Raises `QualityGateError` if it is missing without `force`."""
+    if published["ranking"] != RERANKER:
+        return None
     key = published["artifacts"]["train"]
     if key == artifacts["train"].key:
         return None

@@ -157,6 +157,20 @@ def describe_resolution(verdict: Verdict) -> list[str]:
     ]
 
 
+def describe_publication(verdict: Verdict, ranking: str) -> str:
+    """Which ranking is published, and why; `ranking` is not the verdict's if the reranker was published by --force."""
+    if ranking == BASELINE:
+        return (
+            "The embedder's ranking is published, without a reranker: the trained one ranks worse. "
+            "`prep refresh --force` publishes it all the same."
+        )
+    if ranking != verdict["published"]:
+        return "The trained reranker is published as the ranking by --force, though it ranks worse than the embedder."
+    if verdict["winner"] is None:
+        return "The trained reranker is published as the ranking; nobody knows whether it is better than the embedder."
+    return "The trained reranker is published as the ranking: nothing shows that it ranks worse than the embedder."
+
+
 def list_advice(metrics: Mapping[str, Any], split: str = "test") -> list[str]:
     """What would help: more test queries if nothing can be told, or a better start if the reranker ranks worse."""
     found = _classify_system(metrics, split, "reranker")

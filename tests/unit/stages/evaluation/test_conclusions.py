@@ -8,6 +8,7 @@ from stages.evaluation.conclusions import (
     build_verdict,
     classify_difference,
     compute_smallest_difference,
+    describe_publication,
     select_challenger,
 )
 
@@ -129,6 +130,14 @@ def test_no_test_queries_and_too_few_groups_are_words_and_not_numbers() -> None:
     assert (few["challenger"], few["difference"], few["queries"], few["groups"]) == ("reranker", 0.1, 15, 1)
     assert "With 15 test queries in 1 group no difference" in few["reasons"][1]
     assert "With 1 test query in 1 group no" in words(metrics_with(TOO_FEW_GROUPS, TOO_FEW_GROUPS, 1, 1))
+
+
+def test_what_is_published_is_said_with_its_reason() -> None:
+    worse, unclear = build_verdict(metrics_with(WORSE, WORSE)), build_verdict(metrics_with(UNCLEAR, WORSE))
+    assert "without a reranker: the trained one ranks worse" in describe_publication(worse, "embedder")
+    assert "by --force, though it ranks worse than the embedder" in describe_publication(worse, "reranker")
+    assert "nothing shows that it ranks worse" in describe_publication(unclear, "reranker")
+    assert "nobody knows" in describe_publication(build_verdict(without_queries()), "reranker")
 
 
 def test_advice_is_given_only_if_the_reranker_is_worse_alone() -> None:
