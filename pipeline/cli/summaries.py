@@ -142,7 +142,21 @@ def _format_evaluate(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
     table = format_metrics_table(metrics)
     drawn = [ResultTable(f"test: {n_queries:,} queries, the retriever's best {top_k} reranked", table[0], table[1:])]
     verdict = metrics["verdict"]["test"]
-    return [*(drawn if table else []), *verdict["reasons"], *verdict["advice"]]
+    return [*(drawn if table else []), *_describe_raw(metrics), *verdict["reasons"], *verdict["advice"]]
+
+
+def _describe_raw(metrics: Mapping[str, Any]) -> list[str]:
+    """What near duplicates of positives change, in one line; empty if the lists hold none."""
+    count = metrics["candidate_lists"]["test"]["n_near_positives"]
+    if not count:
+        return []
+    from stages.evaluation.tables import SYSTEM_LABELS
+
+    figures = [f"{SYSTEM_LABELS[system]} {values['nDCG@10']:.3f}" for system, values in metrics["raw"]["test"].items()]
+    return [
+        f"{count:,} candidates that are near duplicates of a positive are left out of the lists. As misses they "
+        f"would make nDCG@10: {', '.join(figures)}"
+    ]
 
 
 def _format_retrievers(artifact: Artifact, artifacts: Mapping[str, Artifact]) -> Parts:

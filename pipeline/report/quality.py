@@ -53,6 +53,11 @@ def build_quality(metrics: Mapping[str, Any], retrievers: Mapping[str, Any]) -> 
         return None
     forced = metrics["positives_forced"]
     tables = [("test", metrics["test"]), ("dev", metrics["dev"])]
+    tables += [
+        (f"{name}, with near duplicates of positives as misses", metrics["raw"][name])
+        for name in ("test", "dev")
+        if metrics["candidate_lists"][name].get("n_near_positives")
+    ]
     tables += [(f"{name}, positives forced in", forced[name]) for name in ("test", "dev")]
     tables += [
         (f"{name}, retrievers alone, {view}", retrievers[key][name])

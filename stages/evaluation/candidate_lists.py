@@ -7,7 +7,16 @@ from typing import NamedTuple
 import polars as pl
 
 from stages.core.hashing import sample_by_hash
-from stages.core.schemas import CANDIDATES, PAIR_COLUMNS, QRELS, QRELS_SCORED, QUERIES, read_table, scan_table
+from stages.core.schemas import (
+    CANDIDATES,
+    NEAR_DUPLICATES,
+    PAIR_COLUMNS,
+    QRELS,
+    QRELS_SCORED,
+    QUERIES,
+    read_table,
+    scan_table,
+)
 
 
 def sample_evaluation_queries(
@@ -39,6 +48,23 @@ def build_top_k_lists(candidates: pl.DataFrame, qrels: pl.DataFrame, top_k: int)
         .join(qrels, on=PAIR_COLUMNS, how="left", maintain_order="left")
         .select("query_id", "doc_id", pl.col("relevance").fill_null(0), embedder="score")
     )
+
+
+def drop_near_positives(lists: pl.DataFrame, qrels: pl.DataFrame, near_duplicates: pl.DataFrame) -> pl.DataFrame:
+    """`lists` without the documents that are near duplicates of a positive of the query and no positives themselves.
+
+    Such a document answers the query as well as the positive does. Nobody judged it, and it would count as a miss. A
+    list without its unjudged documents is called condensed (Sakai 2007, "Alternatives to Bpref").
+    """
+    of_positives = (
+        qrels.filter(pl.col("relevance") > 0).join(near_duplicates, on="doc_id").select("query_id", "cluster").unique()
+    )
+    near_positives = near_duplicates.join(of_positives, on="cluster").select(PAIR_COLUMNS)
+    is_dropped = pl.col("is_near_positive").fill_null(False) & (pl.col("relevance") <= 0)
+    marked = lists.join(
+        near_positives.with_columns(is_near_positive=pl.lit(True)), on=PAIR_COLUMNS, how="left", maintain_order="left"
+    )
+    return marked.filter(~is_dropped).drop("is_near_positive")
 
 
 def force_positives(lists: pl.DataFrame, qrels_scored: pl.DataFrame) -> pl.DataFrame:
@@ -98,10 +124,12 @@ def build_candidate_lists(
     max_queries: int,
     seed: int,
     include_forced: bool = True,
+    include_raw: bool = False,
 ) -> CandidateLists:
-    """The lists of `splits` from the tables queries, qrels, candidates and qrels_scored.
+    """The lists of `splits` from the tables queries, qrels, candidates, qrels_scored and near_duplicates.
 
-    `include_forced` adds the lists of `force_positives`, which need `qrels_scored`.
+    The lists are condensed (`drop_near_positives`) if there are `near_duplicates` among the inputs. `include_forced`
+    adds the lists of `force_positives`, which need `qrels_scored`; `include_raw` those that are not condensed.
     """
     queries = read_table(inputs["queries"], QUERIES)
     qrels = read_table(inputs["qrels"], QRELS)
@@ -118,11 +146,16 @@ def build_candidate_lists(
         split: build_top_k_lists(candidates.join(sample, on="query_id", how="semi"), qrels, top_k)
         for split, (sample, _) in samples.items()
     }
+    raw_lists = {f"{split}_raw": plain for split, plain in lists.items()} if include_raw else {}
+    if "near_duplicates" in inputs:
+        near_duplicates = read_table(inputs["near_duplicates"], NEAR_DUPLICATES)
+        lists = {split: drop_near_positives(plain, qrels, near_duplicates) for split, plain in lists.items()}
     if include_forced:
         qrels_scored = (
             scan_table(inputs["qrels_scored"], QRELS_SCORED).join(query_ids, on="query_id", how="semi").collect()
         )
         lists |= {f"{split}_forced": force_positives(plain, qrels_scored) for split, plain in lists.items()}
+    lists |= raw_lists
     return CandidateLists(
         sampled_queries.select("split", "query_id", "query", "group"),
         qrels.join(sampled_queries, on="query_id", how="semi"),

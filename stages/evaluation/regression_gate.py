@@ -37,7 +37,7 @@ class Params(BaseParams):
     device: Device = device_option()
 
 
-VERSION = 2
+VERSION = 3
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 
 from stages.core.context import Progress, StageContext, Summary
-from stages.core.schemas import CORPUS, PAIR_COLUMNS, QUERIES, SPLITS, read_table
+from stages.core.schemas import CORPUS, NEAR_DUPLICATES, PAIR_COLUMNS, QUERIES, SPLITS, read_table
 from stages.embedding.lookup import VectorLookup, read_text_blocks
 from stages.evaluation.bootstrap import format_interval
-from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
+from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists, drop_near_positives
 from stages.evaluation.comparison import average_by_system, compare_to_embedder, compute_query_metrics
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores, select_fusion_weight
 from stages.evaluation.metrics import list_metric_names
@@ -30,7 +30,7 @@ best `top_k` documents, as the rerankers of `evaluate` do."""
 _ALL_CANDIDATES = 2**31 - 1
 _BLOCK_DOCUMENTS = 8_192
 
-VERSION = 1
+VERSION = 2
 
 
 def run(params: RetrieverParams, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
@@ -48,6 +48,8 @@ def run(params: RetrieverParams, inputs: Mapping[str, Path], out: Path, context:
         include_forced=False,
     )
     pool = build_pool(candidate_lists, inputs, context)
+    near_duplicates = read_table(inputs["near_duplicates"], NEAR_DUPLICATES)
+    pool = drop_near_positives(pool, candidate_lists.qrels, near_duplicates)  # those that BM25 alone found, too
     found = {
         "corpus": compute_view(mask_documents_not_found(pool), candidate_lists, params),
         "lists": compute_view(pool.filter(pl.col("embedder_rank") <= params.top_k), candidate_lists, params),

@@ -22,9 +22,9 @@ from stages.reranking.cross_encoder import has_head
 from stages.reranking.scoring import gather_pair_texts, score_with_bm25, score_with_cross_encoders
 
 EVALUATED_SPLITS = ("dev", "test")
-_LISTS_BY_SPLIT = {split: (split, f"{split}_forced") for split in EVALUATED_SPLITS}
+_LISTS_BY_SPLIT = {split: (split, f"{split}_raw", f"{split}_forced") for split in EVALUATED_SPLITS}
 
-VERSION = 4
+VERSION = 5
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
@@ -34,7 +34,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     evaluated: a random head ranks at random.
     """
     candidate_lists = build_candidate_lists(
-        inputs, EVALUATED_SPLITS, top_k=params.top_k, max_queries=params.max_queries, seed=params.seed
+        inputs,
+        EVALUATED_SPLITS,
+        top_k=params.top_k,
+        max_queries=params.max_queries,
+        seed=params.seed,
+        include_raw=True,
     )
     corpus = scan_documents(inputs["corpus"]).collect()
     for line in list_caveats(candidate_lists, corpus.height, params):
@@ -85,6 +90,7 @@ def compute_metrics(
     metrics = {
         "dev": mean_metrics["dev"],
         "test": mean_metrics["test"],
+        "raw": {"dev": mean_metrics["dev_raw"], "test": mean_metrics["test_raw"]},
         "positives_forced": {"dev": mean_metrics["dev_forced"], "test": mean_metrics["test_forced"]},
         "comparisons": {
             split: compare_to_embedder(
@@ -139,6 +145,13 @@ def summarise_metrics(metrics: Mapping[str, Any]) -> Summary:
         "differences": {system: tests["nDCG@10"] for system, tests in metrics["comparisons"]["test"].items()},
         "n_queries": {split: metrics["candidate_lists"][split]["n_queries"] for split in EVALUATED_SPLITS},
         "fusion_weight": metrics["fusion"]["weight"],
+        "raw": {
+            split: {system: values["nDCG@10"] for system, values in metrics["raw"][split].items()}
+            for split in EVALUATED_SPLITS
+        },
+        "n_near_positives": {
+            split: metrics["candidate_lists"][split]["n_near_positives"] for split in EVALUATED_SPLITS
+        },
         "verdict": metrics["verdict"],
         "collapse_reason": metrics["collapse_reason"],
     }
@@ -148,11 +161,14 @@ def _describe_lists(
     split: str, candidate_lists: CandidateLists, metrics_by_system: Mapping[str, Mapping[str, float]], params: Params
 ) -> dict[str, Any]:
     queries = candidate_lists.queries.filter(pl.col("split") == split)
-    documents = candidate_lists.lists.filter(pl.col("list") == split).height
+    documents, raw_documents = (
+        candidate_lists.lists.filter(pl.col("list") == name).height for name in (split, f"{split}_raw")
+    )
     return {
         "n_queries": queries.height,
         "n_groups": queries["group"].n_unique(),
         "mean_documents_per_query": round(documents / queries.height, 6) if queries.height else 0,
         "recall_at_top_k": metrics_by_system["embedder"][f"R@{params.top_k}"] if metrics_by_system else None,
         "n_queries_available": candidate_lists.n_queries_available[split],
+        "n_near_positives": raw_documents - documents,
     }

@@ -27,7 +27,7 @@ from stages.training.params import TrainingHistory
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-VERSION = 8
+VERSION = 9
 
 
 def key_extras(params: Params) -> dict[str, str]:

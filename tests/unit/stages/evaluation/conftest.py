@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stages.core.context import StageContext
-from stages.core.schemas import CANDIDATES, CORPUS, QRELS, QRELS_SCORED, QUERIES, write_table
+from stages.core.schemas import CANDIDATES, CORPUS, NEAR_DUPLICATES, QRELS, QRELS_SCORED, QUERIES, write_table
 from stages.evaluation import regression_gate
 from stages.evaluation import stage as evaluation_stage
 from tests.fakes import RecordedProgress
@@ -69,6 +69,7 @@ def tables(tmp_path: Path) -> dict[str, Path]:
         "qrels": (qrels, QRELS),
         "candidates": (candidates, CANDIDATES),
         "qrels_scored": (qrels.with_columns(score=pl.lit(0.05)), QRELS_SCORED),
+        "near_duplicates": (pl.DataFrame(schema={"doc_id": pl.String, "cluster": pl.String}), NEAR_DUPLICATES),
     }
     for name, (frame, schema) in frames.items():
         write_table(frame, schema, tmp_path / f"{name}.parquet")

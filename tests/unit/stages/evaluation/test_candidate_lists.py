@@ -11,6 +11,7 @@ from stages.evaluation.candidate_lists import (
     CandidateLists,
     build_candidate_lists,
     build_top_k_lists,
+    drop_near_positives,
     force_positives,
     sample_evaluation_queries,
 )
@@ -146,3 +147,19 @@ def test_questions_that_were_trained_on_are_left_out_of_everything() -> None:
     left = fixed.exclude_queries(pl.Series(["a", "not here"]))
     assert [frame["query_id"].to_list() for frame in (left.queries, left.qrels, left.lists)] == [["b"]] * 3
     assert left.n_queries_available == {"test": 2}
+
+
+def test_near_duplicates_of_a_positive_are_taken_out_of_the_lists() -> None:
+    lists = pl.DataFrame(
+        {"query_id": ["q", "q", "q", "r"], "doc_id": ["copy", "p", "other", "copy"], "relevance": [0, 1, 0, 0]}
+    )
+    qrels = pl.DataFrame({"query_id": ["q", "r"], "doc_id": ["p", "elsewhere"], "relevance": [1, 1]})
+    clusters = pl.DataFrame({"doc_id": ["copy", "p"], "cluster": ["copy", "copy"]})
+    kept = drop_near_positives(lists, qrels, clusters)
+    assert kept.select("query_id", "doc_id").rows() == [("q", "p"), ("q", "other"), ("r", "copy")]
+
+
+def test_a_positive_whose_copy_is_a_positive_too_stays() -> None:
+    lists = pl.DataFrame({"query_id": ["q", "q"], "doc_id": ["a", "b"], "relevance": [1, 2]})
+    clusters = pl.DataFrame({"doc_id": ["a", "b"], "cluster": ["a", "a"]})
+    assert drop_near_positives(lists, lists, clusters).equals(lists)

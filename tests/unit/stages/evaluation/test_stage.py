@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from stages.core.context import StageContext
-from stages.core.schemas import PER_QUERY_METRICS, QUERIES, read_table, write_table
+from stages.core.schemas import NEAR_DUPLICATES, PER_QUERY_METRICS, QUERIES, read_table, write_table
 from stages.evaluation import stage as evaluation_stage
 from stages.evaluation.params import Params
 from stages.evaluation.tables import format_metrics_table
@@ -61,6 +61,7 @@ def test_the_metrics_by_hand(inputs: dict[str, Path], context: StageContext, use
         "mean_documents_per_query": 3.0,
         "recall_at_top_k": 0.9375,
         "n_queries_available": 8,
+        "n_near_positives": 0,
     }
     assert metrics["collapse_reason"] is None
     assert metrics["base_has_new_head"] is False
@@ -81,12 +82,29 @@ def test_the_metrics_by_hand(inputs: dict[str, Path], context: StageContext, use
     assert len(set(scored[0])) == 25  # dev and test have the same texts
 
     values = read_table(out / "per_query.parquet", PER_QUERY_METRICS)
-    assert values["split"].unique(maintain_order=True).to_list() == ["dev", "dev_forced", "test", "test_forced"]
-    assert values.height == 4 * 5 * 8 * 8  # lists, systems, queries, metrics
+    assert values["split"].unique(maintain_order=True).to_list() == [
+        f"{split}{kind}" for split in ("dev", "test") for kind in ("", "_raw", "_forced")
+    ]
+    assert values.height == 6 * 5 * 8 * 8  # lists, systems, queries, metrics
     one = values.filter(
         (pl.col("query_id") == "test-7") & (pl.col("metric") == "R@3") & (pl.col("system") == "reranker")
     )
-    assert one.select("split", "group", "value").rows() == [("test", "gtest-7", 0.5), ("test_forced", "gtest-7", 1.0)]
+    assert one.select("split", "value").rows() == [("test", 0.5), ("test_raw", 0.5), ("test_forced", 1.0)]
+
+
+def test_a_near_duplicate_of_a_positive_is_no_miss(
+    inputs: dict[str, Path], context: StageContext, use_scorers: UseScorers
+) -> None:
+    # the list of query 3 is [text 4, text 3, text 5]: text 4 answers it as well
+    clusters = pl.DataFrame({"doc_id": ["d3", "d4"], "cluster": ["d3", "d3"]})
+    write_table(clusters, NEAR_DUPLICATES, inputs["near_duplicates"])
+    use_scorers(score_perfectly, score_equally)
+    _, metrics = run(inputs, context)
+    assert metrics["raw"]["test"]["embedder"]["Hit@1"] == 0
+    assert metrics["test"]["embedder"]["Hit@1"] == 1 / 8
+    assert metrics["raw"]["test"]["embedder"]["MRR@10"] == 0.5
+    assert metrics["test"]["embedder"]["MRR@10"] == (7 * 0.5 + 1) / 8
+    assert metrics["candidate_lists"]["test"]["n_near_positives"] == 1
 
 
 def test_a_base_model_without_a_head_is_not_scored(
@@ -119,6 +137,7 @@ def test_without_the_base_model_the_other_systems_are_the_same(
     for split in ("dev", "test"):
         assert with_base[split].pop("base_reranker")
         assert with_base["positives_forced"][split].pop("base_reranker")
+        assert with_base["raw"][split].pop("base_reranker")
         assert with_base["comparisons"][split].pop("base_reranker")
     with_base["base_has_new_head"] = True
     assert without_base == with_base
