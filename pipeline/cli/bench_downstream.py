@@ -204,7 +204,7 @@ def _format_differences(differences: Mapping[str, Sequence[float | None]] | None
 
 
 def _format_difference(difference: Sequence[float | None]) -> str:
-    from stages.evaluation.bootstrap import format_interval
+    from stages.statistics.bootstrap import format_interval
 
     mean, low, high = difference
     return f"{mean:+.4f}" + (f" {format_interval(low, high, '+.4f')}" if low is not None and high is not None else "")

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.cli.output import CommandResult, ResultTable
 from pipeline.cli.session import load_artifacts, open_read_only
-from pipeline.workflow.artifact_store import MANIFEST_FILE, Workspace
+from pipeline.cli.summaries import describe_fit_lines
+from pipeline.workflow.artifact_store import MANIFEST_FILE, Artifact, Workspace
 from pipeline.workflow.publish import RERANKER, list_published_outputs, read_latest_publication, read_refusal
 from pipeline.workflow.runner import Runner
 from stages.core.errors import InputError, QualityGateError
@@ -24,7 +25,8 @@ def report_status(options: Mapping[str, Any]) -> CommandResult:
     runner, _ = open_read_only(options)
     workspace = runner.workspace
     rows, stages = [], []
-    for status in runner.get_status():
+    statuses = runner.get_status()
+    for status in statuses:
         folder = status.artifact.folder if status.artifact else None
         modified_at = _get_modified_time(folder / MANIFEST_FILE) if folder else None
         rows.append([status.stage, status.state, format_age(modified_at), "; ".join(status.reasons)])
@@ -39,6 +41,8 @@ def report_status(options: Mapping[str, Any]) -> CommandResult:
         )
     parts: list[str | ResultTable] = [ResultTable(f"{workspace.root}", ["step", "state", "age", "why"], rows)]
     data: dict[str, Any] = {"stages": stages, "published": None, "refused": read_refusal(workspace)}
+    data["encoder_fit"], lines = _read_encoder_fit({one.stage: one.artifact for one in statuses})
+    parts += lines
     published = read_latest_publication(workspace)
     if published is None:
         parts.append("nothing is published yet: run `prep refresh`")
@@ -80,6 +84,14 @@ def _read_verdict(workspace: Workspace) -> Verdict | None:
     except (OSError, ValueError, KeyError):
         return None
     return found
+
+
+def _read_encoder_fit(artifacts: Mapping[str, Artifact | None]) -> tuple[dict[str, Any] | None, list[str]]:
+    """What search, or encode before there is a search, says of the encoder, as data and in lines."""
+    last = artifacts["search"] or artifacts["encode"]
+    if not last or "encoder_fit" not in last.summary:  # an older version wrote none
+        return None, []
+    return last.summary["encoder_fit"], describe_fit_lines(last.summary["encoder_fit"], last.summary["model"])
 
 
 def _get_modified_time(path: Path) -> float | None:
@@ -211,7 +223,7 @@ def calibrate_mask(options: Mapping[str, Any]) -> CommandResult:
 
 
 def _format_tradeoff(row: Mapping[str, Any]) -> list[str]:
-    from stages.evaluation.bootstrap import format_interval
+    from stages.statistics.bootstrap import format_interval
 
     validation = row["holdout_validation"]
     found = f"{validation['observed']:.2%} ({validation['n_held_out']:,})" if validation else "not checked"

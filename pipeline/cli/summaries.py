@@ -24,10 +24,19 @@ def _format_pairs(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
 def _format_encode(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
     summary = artifact.summary
     encoders = {summary["model"]: summary} | summary.get("extra_encoders", {})
-    return [
-        f"encode: {one['n_encoded']:,} texts encoded with {name}; {one['n_cached']:,} were stored already"
-        for name, one in encoders.items()
-    ]
+    lines = []
+    for name, one in encoders.items():
+        lines.append(f"encode: {one['n_encoded']:,} texts encoded with {name}; {one['n_cached']:,} were stored already")
+        lines += [f"  {line}" for line in describe_fit_lines(one["encoder_fit"], name)]
+    return [*lines]
+
+
+def describe_fit_lines(content: Mapping[str, Any], model: str) -> list[str]:
+    """Whether the encoder `model` fits the table, and how many documents it cuts, by `encoder_fit` of a summary."""
+    from stages.embedding.encoder_fit import EncoderFit, describe_encoder_fit, describe_truncation
+
+    fit = EncoderFit.from_dict(content)
+    return [line for line in (describe_encoder_fit(fit, model), describe_truncation(fit)) if line]
 
 
 def _format_search(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
@@ -37,6 +46,7 @@ def _format_search(artifact: Artifact, _: Mapping[str, Artifact]) -> Parts:
     if mrr := summary.get("mrr_at_10"):
         values = ", ".join(f"{name} {value:.3f}" for name, value in mrr.items())
         lines.append(f"  how high the first positive stands, over all queries that have one: MRR@10 {values}")
+    lines += [f"  {line}" for line in describe_fit_lines(summary["encoder_fit"], summary["model"])]
     for name, index in summary.get("faiss_indexes", {}).items():
         recall = f"recall@{index['recall_at']} {index['recall']:.3f}"
         lines.append(f"  {name}: FAISS index {index['index']} ({index['parameters'] or 'no parameters'}), {recall}")
@@ -190,7 +200,7 @@ def format_gate_verdict(verdict: Mapping[str, Any]) -> str:
     """The gate's finding in one line."""
     if verdict["difference"] is None:
         return "against the published reranker: there is no test query to compare on"
-    from stages.evaluation.bootstrap import format_interval
+    from stages.statistics.bootstrap import format_interval
 
     interval = "" if verdict["low"] is None else f" {format_interval(verdict['low'], verdict['high'], '+.4f')}"
     means = f"{verdict['published_mean']:.4f} -> {verdict['new_mean']:.4f}"

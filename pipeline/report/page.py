@@ -16,6 +16,7 @@ from pipeline.report.templating import render_template
 from pipeline.workflow.artifact_store import Artifact
 from pipeline.workflow.graph import PIPELINE
 from pipeline.workflow.stage import Stage
+from stages.embedding.encoder_fit import EncoderFit, describe_encoder_fit
 from stages.mining.explain import describe_estimate, get_reason_text
 from stages.mining.mask import REASON_PRECEDENCE, RULE_PLACEHOLDER
 from stages.mining.threshold_rules import THRESHOLD_RULES, describe_rule
@@ -31,6 +32,9 @@ def render_report(artifacts: Mapping[str, Artifact], ranking: str | None = None)
     return render_template(
         "report.html",
         headline=build_headline(metrics, ranking or metrics["verdict"]["test"]["published"]),
+        encoder_warning=describe_encoder_fit(
+            EncoderFit.from_dict(artifacts["search"].summary["encoder_fit"]), artifacts["search"].summary["model"]
+        ),
         quality=build_quality(metrics, retrievers),
         funnel=build_funnel(artifacts["pairs"].summary),
         negatives=build_negatives(artifacts),

@@ -17,7 +17,7 @@ from pipeline.workflow.publish import (
 )
 from pipeline.workflow.runner import Runner
 from stages.core.errors import QualityGateError
-from stages.evaluation.bootstrap import format_interval
+from stages.statistics.bootstrap import format_interval
 
 ReportRenderer = Callable[[Mapping[str, Artifact], str], str]
 """Artifact of each step and the ranking that is published -> the HTML of the report; called only if something is."""

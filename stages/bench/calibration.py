@@ -20,11 +20,11 @@ from stages.core.context import Summary
 from stages.core.errors import InputError
 from stages.core.hashing import sample_by_hash
 from stages.core.query_batches import sort_by_score
-from stages.evaluation.bootstrap import resample_sums
 from stages.mining.holdout_validation import validate_on_holdout
 from stages.mining.mask import NEGATIVE
 from stages.mining.params import Params
 from stages.mining.risk_budget import PaddedCandidates, RiskSolution
+from stages.statistics.bootstrap import resample_sums
 
 CALIBRATION_BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 CALIBRATION_QUERIES = 20_000

@@ -27,13 +27,13 @@ from stages.core.model_files import DEFAULT_ENCODER, resolve_model
 from stages.core.params import BaseParams as BaseParams
 from stages.core.params import option
 from stages.core.schemas import PAIR_COLUMNS
-from stages.evaluation.bootstrap import run_paired_bootstrap
 from stages.evaluation.candidate_lists import CandidateLists
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores
 from stages.evaluation.metrics import Evaluator
 from stages.mining import risk_budget
 from stages.mining.risk_budget import PaddedCandidates
 from stages.reranking.cross_encoder import TextPair, has_head, score_pairs
+from stages.statistics.bootstrap import run_paired_bootstrap
 from stages.training import examples
 from stages.training.examples import TrainingGroup
 from stages.training.job import TrainingJob

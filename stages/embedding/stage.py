@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from pydantic import field_validator, model_validator
 
 from stages.core.arrays import Bools, Floats
@@ -17,11 +18,20 @@ from stages.core.device import Device
 from stages.core.errors import InputError
 from stages.core.executor import Worker, batch_by_size
 from stages.core.files import write_durably
-from stages.core.hashing import Hashes, hash_texts, unique_hashes
+from stages.core.hashing import Hashes, hash_keys, hash_texts, sample_by_hash, unique_hashes
 from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable_model_name, resolve_model
 from stages.core.params import BaseParams as Base
 from stages.core.params import device_option, dtype_option, option
+from stages.core.schemas import ANSWERS, QRELS, read_document_texts, read_table
 from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec, unsupported_similarity
+from stages.embedding.encoder_fit import (
+    EncoderFit,
+    assess_encoder_fit,
+    describe_encoder_fit,
+    describe_truncation,
+    measure_answers_beyond,
+    measure_texts,
+)
 from stages.embedding.lookup import read_encodings, read_text_blocks
 from stages.embedding.server_encoder import (
     ServerEncoder,
@@ -32,6 +42,7 @@ from stages.embedding.server_encoder import (
     make_server_spec,
     validate_server_url,
 )
+from stages.embedding.tokenizer import EncoderTokenizer, load_tokenizer
 from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
 
 
@@ -105,7 +116,7 @@ class Params(Base):
         return self
 
 
-VERSION = 3
+VERSION = 4
 
 _SORT_WINDOW_TEXTS = 16_384
 """Texts held in memory at once to be sorted by length."""
@@ -113,6 +124,15 @@ _BATCHES_PER_TASK = 32
 """Batches of an item of work, at four characters per token."""
 _MAX_COUNTED_CHARS = 2_048
 """Characters of a text that count for that: most encoders read no more."""
+
+_FIT_SAMPLE_TEXTS = 1_000
+"""Queries, documents and known answers, each sampled by hash, that say whether the encoder fits."""
+_FIT_MAX_CHARS_PER_TOKEN = 12
+"""Of a sampled text, for each token that the encoder reads: what comes later is hardly ever read."""
+_FIT_MAX_CHARS = 8_192
+"""Of a sampled text, if the encoder has no limit."""
+_FIT_SAMPLE_CHARS = 4_000_000
+"""Characters of all sampled texts of a role."""
 
 _ROLE_TABLES = {"query": "queries", "document": "corpus"}
 
@@ -173,7 +193,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
 
 
 def _shorten_summary(summary: Summary) -> Summary:
-    return {name: summary[name] for name in ("n_encoded", "n_cached", "dimension")}
+    return {name: summary[name] for name in ("n_encoded", "n_cached", "dimension", "encoder_fit")}
 
 
 def _encode_tables(
@@ -188,6 +208,10 @@ def _encode_tables(
     paths = {role: inputs[table] for role, table in _ROLE_TABLES.items()}
     hashes = {role: _hash_table_texts(path, role, spec) for role, path in paths.items()}
     texts, new_rows = _find_new_rows(hashes, store)
+    fit = _measure_encoder_fit(spec, model, hashes, inputs)
+    for line in (describe_encoder_fit(fit, spec.model), describe_truncation(fit)):
+        if line:
+            context.progress.log(line)
     n_new = sum(int(rows.sum()) for rows in new_rows.values())
     if n_new:
         _write_encoder_json(spec, store.folder)
@@ -226,6 +250,7 @@ def _encode_tables(
         "similarity": spec.similarity,
         "dtype": spec.dtype,
         "max_length": spec.max_length,
+        "encoder_fit": fit.to_dict(),
     }
     if spec.server:
         encoding["url"] = spec.server.url
@@ -237,8 +262,78 @@ def _encode_tables(
         "n_cached": len(texts) - n_new,
         "dimension": store.dimension,
         "model": spec.model,
+        "encoder_fit": fit.to_dict(),
     }
     return encoding, summary, np.concatenate(list(hashes.values()))
+
+
+def _measure_encoder_fit(
+    spec: EncoderSpec, model: str, hashes: Mapping[str, Hashes], inputs: Mapping[str, Path]
+) -> EncoderFit:
+    """What the encoder's tokenizer makes of a sample of the texts; of an encoder behind a URL only scripts and lengths.
+
+    Answers are looked for in their documents if `inputs` has the tables.
+    """
+    found = None if spec.server else load_tokenizer(resolve_model(model), spec)
+    measures = {}
+    for role, table in _ROLE_TABLES.items():
+        max_tokens = found.count_text_tokens(spec.prompt_for(role)) if found else None
+        texts = _sample_texts(inputs[table], role, hashes[role], max_tokens)
+        measures[role] = measure_texts(texts, found.tokenizer if found else None, max_tokens)
+    n_answers, answers_beyond = _measure_answers(found, spec, inputs) if found else (0, None)
+    verdict, reasons = assess_encoder_fit(measures["query"], measures["document"], answers_beyond_share=answers_beyond)
+    return EncoderFit(
+        verdict,
+        reasons,
+        measures["query"],
+        measures["document"],
+        found.max_length if found else None,
+        len(unique_hashes(hashes["document"])[0]),
+        n_answers,
+        answers_beyond,
+    )
+
+
+def _sample_texts(path: Path, role: str, hashes: Hashes, max_tokens: int | None) -> list[str]:
+    """Distinct texts of a table, those with the smallest hashes, cut after what no encoder of `max_tokens` reads."""
+    texts, first = unique_hashes(hashes)
+    mask = np.zeros(len(hashes), np.bool_)
+    mask[first[:_FIT_SAMPLE_TEXTS]] = True
+    max_chars = _FIT_MAX_CHARS_PER_TOKEN * max_tokens if max_tokens else _FIT_MAX_CHARS
+    by_hash = {
+        key: text[:max_chars]
+        for window, window_hashes in _read_text_windows(path, role, mask, hashes)
+        for key, text in zip(hash_keys(window_hashes).tolist(), window, strict=True)
+    }
+    sampled: list[str] = []
+    n_chars = 0
+    for key in hash_keys(texts[:_FIT_SAMPLE_TEXTS]).tolist():
+        sampled.append(by_hash[key])
+        n_chars += len(by_hash[key])
+        if n_chars >= _FIT_SAMPLE_CHARS:
+            break
+    return sampled
+
+
+def _measure_answers(
+    found: EncoderTokenizer, spec: EncoderSpec, inputs: Mapping[str, Path]
+) -> tuple[int, float | None]:
+    """How many known answers stand in a positive of their query, and the share of them that is not read there."""
+    max_tokens = found.count_text_tokens(spec.document_prompt)
+    if max_tokens is None or not found.tokenizer.is_fast or not {"answers", "qrels"} <= inputs.keys():
+        return 0, None
+    answers = read_table(inputs["answers"], ANSWERS)
+    sampled = sample_by_hash(answers["query_id"], _FIT_SAMPLE_TEXTS, "encoder_fit")
+    qrels = read_table(inputs["qrels"], QRELS).filter(pl.col("relevance") > 0, pl.col("query_id").is_in(sampled))
+    pairs = answers.join(qrels, on="query_id").unique(["query_id"], keep="first", maintain_order=True)
+    texts = read_document_texts(inputs["corpus"], set(pairs["doc_id"]))
+    max_chars = _FIT_MAX_CHARS_PER_TOKEN * max_tokens
+    # an answer behind `max_chars` is not read either, so its document is cut behind the answer
+    documents = [
+        (answer, texts[doc_id][: max(max_chars, texts[doc_id].find(answer) + len(answer))])
+        for answer, doc_id in pairs.select("answer", "doc_id").rows()
+    ]
+    return measure_answers_beyond(documents, found.tokenizer, max_tokens)
 
 
 class EncodeTask(NamedTuple):

@@ -6,10 +6,10 @@ from typing import Any
 import polars as pl
 
 from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS
-from stages.evaluation.bootstrap import run_paired_bootstrap
 from stages.evaluation.candidate_lists import CandidateLists
 from stages.evaluation.metrics import Evaluator, average_metrics, round_values
 from stages.evaluation.tables import TABLE_METRICS
+from stages.statistics.bootstrap import run_paired_bootstrap
 
 TESTED_METRICS = TABLE_METRICS
 """The metrics by which each system is compared with the embedder."""

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from stages.evaluation.bootstrap import MIN_GROUPS, format_interval
 from stages.evaluation.tables import SYSTEM_LABELS
+from stages.statistics.bootstrap import MIN_GROUPS, format_interval
 
 HEADLINE_METRICS = ("nDCG@10", "MRR@10")
 """The metrics that are shown large; the first one decides."""

@@ -2,7 +2,7 @@
 
 from stages.core.device import Device, Dtype
 from stages.core.params import BaseParams, device_option, dtype_option, option, seed_option
-from stages.evaluation.bootstrap import bootstrap_samples_option
+from stages.statistics.bootstrap import bootstrap_samples_option
 
 
 class RetrieverParams(BaseParams):

@@ -11,12 +11,11 @@ from stages.core.context import StageContext, Summary
 from stages.core.device import Device
 from stages.core.params import BaseParams, device_option, option, seed_option
 from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, QUERIES, read_table, scan_documents
-from stages.evaluation import bootstrap
-from stages.evaluation.bootstrap import bootstrap_samples_option
 from stages.evaluation.candidate_lists import build_candidate_lists
 from stages.evaluation.metrics import Evaluator, Metric, round_values
 from stages.evaluation.params import Params as EvaluateParams
 from stages.reranking.scoring import gather_pair_texts, score_with_cross_encoders
+from stages.statistics import bootstrap
 
 
 class Params(BaseParams):
@@ -32,7 +31,7 @@ class Params(BaseParams):
         gt=0.5,
         lt=1,
     )
-    bootstrap_samples: int = bootstrap_samples_option()
+    bootstrap_samples: int = bootstrap.bootstrap_samples_option()
     seed: int = seed_option()
     device: Device = device_option()
 

@@ -11,7 +11,6 @@ import polars as pl
 from stages.core.context import Progress, StageContext, Summary
 from stages.core.schemas import CORPUS, NEAR_DUPLICATES, PAIR_COLUMNS, QUERIES, SPLITS, read_table
 from stages.embedding.lookup import VectorLookup, read_text_blocks
-from stages.evaluation.bootstrap import format_interval
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists, drop_near_positives
 from stages.evaluation.comparison import average_by_system, compare_to_embedder, compute_query_metrics
 from stages.evaluation.fusion import DEFAULT_FUSION_WEIGHT, fuse_scores, select_fusion_weight
@@ -20,6 +19,7 @@ from stages.evaluation.params import RetrieverParams
 from stages.evaluation.tables import TABLE_METRICS
 from stages.retrieval.bm25 import Bm25Search
 from stages.retrieval.dense import DenseRetriever
+from stages.statistics.bootstrap import format_interval
 
 Params = RetrieverParams
 

@@ -9,7 +9,6 @@ import polars as pl
 
 from stages.core.context import StageContext, Summary
 from stages.core.schemas import PAIR_COLUMNS, PER_QUERY_METRICS, scan_documents, write_table
-from stages.evaluation.bootstrap import MIN_GROUPS
 from stages.evaluation.candidate_lists import CandidateLists, build_candidate_lists
 from stages.evaluation.collapse import detect_score_collapse
 from stages.evaluation.comparison import average_by_system, compare_to_embedder, compute_query_metrics
@@ -20,6 +19,7 @@ from stages.evaluation.params import Params as Params
 from stages.evaluation.tables import SYSTEM_LABELS, TABLE_METRICS
 from stages.reranking.cross_encoder import has_head
 from stages.reranking.scoring import gather_pair_texts, score_with_bm25, score_with_cross_encoders
+from stages.statistics.bootstrap import MIN_GROUPS
 
 EVALUATED_SPLITS = ("dev", "test")
 _LISTS_BY_SPLIT = {split: (split, f"{split}_raw", f"{split}_forced") for split in EVALUATED_SPLITS}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.evaluation.bootstrap import format_interval
+from stages.statistics.bootstrap import format_interval
 
 SYSTEM_LABELS = {
     "bm25": "BM25",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stages.embedding.lookup import VectorLookup
     from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 
-VERSION = 9
+VERSION = 10
 
 CANDIDATE_ROWS_PER_BATCH = 100_000
 """Candidates that are processed at once, with their document vectors in memory. Results do not depend on it."""
@@ -121,11 +121,14 @@ def _fit_estimator(
     facts: KnownFacts,
     context: StageContext,
 ) -> "FalseNegativeEstimator":
+    from stages.embedding.encoder_fit import EncoderFit
     from stages.mining.estimator.pretrained_model import read_pretrained_model
     from stages.mining.estimator.table_estimator import FalseNegativeEstimator
 
+    fit = EncoderFit.from_dict(json.loads(inputs["encoder_fit"].read_text(encoding="utf-8")))
+    misfit_reason = f"the encoder does not fit it: {fit.reasons[0]}" if fit.verdict == "misfit" else None
     return FalseNegativeEstimator(
-        inputs, vectors, vectorise, facts.positives, read_pretrained_model(), context.progress
+        inputs, vectors, vectorise, facts.positives, read_pretrained_model(), context.progress, misfit_reason
     )
 
 

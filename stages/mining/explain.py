@@ -12,9 +12,9 @@ import polars as pl
 from stages.core import schemas
 from stages.core.errors import InputError
 from stages.core.text import match_key
-from stages.evaluation.bootstrap import format_interval
 from stages.mining.risk_budget import MAX_P_FALSE_NEGATIVE
 from stages.mining.threshold_rules import THRESHOLD_RULES, RuleName, describe_rule
+from stages.statistics.bootstrap import format_interval
 
 REASON_TEXTS = {
     "known_positive": "is one of the query's positives",

@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 
 from stages.core.context import Summary
-from stages.evaluation.bootstrap import resample_sums
 from stages.mining import risk_budget, threshold_rules
 from stages.mining.estimator.pu_learning import MISSING_PER_KNOWN_POSITIVE, pu_weight
 from stages.mining.params import Params
 from stages.mining.risk_budget import RiskSolution
+from stages.statistics.bootstrap import resample_sums
 
 HOLDOUT_BOOTSTRAP_SAMPLES = 500
 

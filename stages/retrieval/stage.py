@@ -1,5 +1,6 @@
 """Search: the best documents of every query by one or more retrievers, exactly or with an index, in bounded memory."""
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ from stages.core.schemas import (
     to_arrow_table,
     write_table,
 )
+from stages.embedding.encoder_fit import EncoderFit, describe_encoder_fit
 from stages.embedding.lookup import VectorLookup, read_encodings, read_text_blocks
 from stages.retrieval.bm25 import Bm25Search
 from stages.retrieval.dense import DenseRetriever
@@ -34,6 +36,7 @@ from stages.retrieval.faiss_index import check_factory, check_parameters
 from stages.retrieval.faiss_search import EXACT_INDEX_NAMES, FaissSearch, IndexSpec
 from stages.retrieval.incremental import IncrementalSearch
 from stages.retrieval.random_documents import RandomDocuments
+from stages.retrieval.ranking_measures import measure_candidates, measure_ranking
 from stages.retrieval.results import CandidateSource, SearchResults, parse_sources
 
 
@@ -107,7 +110,9 @@ class Params(Base):
         )
 
 
-VERSION = 2
+VERSION = 3
+_TOPK_VERSION = 2
+"""Of the top-k caches: raised if the code would find other documents."""
 
 DOCUMENTS_PER_BLOCK = 32_768
 """Documents held in memory at once. It changes memory and speed only."""
@@ -134,7 +139,7 @@ def key_extras(params: Params) -> dict[str, str]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageContext) -> Summary:
-    """Search all queries in the whole corpus; write candidates.parquet and qrels_scored.parquet.
+    """Search all queries in the whole corpus; write candidates.parquet, qrels_scored.parquet and encoder_fit.json.
 
     candidates: ordered by query, source (in the order given) and rank. Ranks start at 1 in the ranking of the source,
     and a window skips some; ties are in the order of doc_id. There is one row for each source that found the document,
@@ -151,7 +156,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         params.source_depths, [part["model"] for part in read_encodings(inputs["encoder"])]
     ):
         context.progress.log(line)
-    queries = read_table(inputs["queries"], QUERIES, ["query_id", "query"])
+    queries = read_table(inputs["queries"], QUERIES)
     dense = _make_dense_retriever(queries, inputs, params, context)
     retrievers = {
         source.name: _make_vector_search(dense, end, params, context)
@@ -185,6 +190,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     write_table(
         qrels.with_columns(pl.Series("score", dense.score_pairs(*pairs))), QRELS_SCORED, out / "qrels_scored.parquet"
     )
+    fit = _assess_encoder_fit(queries, qrels, dense, inputs, context)
+    (out / "encoder_fit.json").write_text(json.dumps(fit.to_dict(), indent=1, ensure_ascii=False) + "\n")
     cache_summaries = {name: one.summary for name, one in retrievers.items() if isinstance(one, IncrementalSearch)}
     index_summaries = {name: one.summary for name, one in retrievers.items() if isinstance(one, FaissSearch)}
     return {
@@ -194,6 +201,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
         "candidates_by_source": counts,
         "qrels_scored": qrels.height,
         "mrr_at_10": measure_mrr(pl.scan_parquet(out / "candidates.parquet"), qrels),
+        "train_ranking": measure_candidates(pl.scan_parquet(out / "candidates.parquet"), queries, qrels),
+        "model": read_encodings(inputs["encoder"])[0]["model"],
+        "encoder_fit": fit.to_dict(),
     } | {
         name: summaries
         for name, summaries in (("topk_cache", cache_summaries), ("faiss_indexes", index_summaries))
@@ -216,6 +226,19 @@ def measure_mrr(candidates: pl.LazyFrame, qrels: pl.DataFrame) -> dict[str, floa
     found = sources.join(sums, on="source", how="left").sort("source").collect()
     n_queries = positives["query_id"].n_unique()
     return {source: (total or 0.0) / n_queries for source, total in found.rows()} if n_queries else {}
+
+
+def _assess_encoder_fit(
+    queries: pl.DataFrame, qrels: pl.DataFrame, dense: DenseRetriever, inputs: Mapping[str, Path], context: StageContext
+) -> EncoderFit:
+    """What encode found of the first encoder, with how it ranks; the verdict is logged unless encode logged it."""
+    encoding = read_encodings(inputs["encoder"])[0]
+    before = EncoderFit.from_dict(encoding["encoder_fit"])
+    fit = before.add_ranking(measure_ranking(queries, qrels, dense, inputs["corpus"]))
+    line = describe_encoder_fit(fit, encoding["model"])
+    if line and fit.verdict != before.verdict:
+        context.progress.log(line)
+    return fit
 
 
 class _Retriever(Protocol):
@@ -272,7 +295,7 @@ def _make_vector_search(
     dense: DenseRetriever, top_k: int, params: Params, context: StageContext
 ) -> IncrementalSearch | FaissSearch:
     if params.faiss_index is None or params.faiss_index in EXACT_INDEX_NAMES:
-        return IncrementalSearch(dense, top_k, VERSION, context.progress)
+        return IncrementalSearch(dense, top_k, _TOPK_VERSION, context.progress)
     spec = IndexSpec(params.faiss_index, params.faiss_params or "", params.min_recall, params.seed)
     return FaissSearch(dense, top_k, spec, context.progress)
 

@@ -61,7 +61,7 @@ def main() -> None:
         inputs.update({name.partition(".")[0]: work / name for name in outputs})
 
     run(embedding_stage, embedding_stage.Params(), "encoder.json", "text_hashes.npy")
-    run(retrieval_stage, retrieval_stage.Params(), "candidates.parquet", "qrels_scored.parquet")
+    run(retrieval_stage, retrieval_stage.Params(), "candidates.parquet", "qrels_scored.parquet", "encoder_fit.json")
     run(
         candidate_features,
         candidate_features.Params(),

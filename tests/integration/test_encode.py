@@ -290,7 +290,9 @@ def test_further_encoders_have_stores_of_their_own(
     summary = run(params, inputs, out, tools)
     assert summary["texts"] == 5
     # the second has no prompts, so a text that is a query and a document is one text
-    assert summary["extra_encoders"] == {f"dense2 {tiny_model.name}": {"n_encoded": 4, "n_cached": 0, "dimension": 2}}
+    other = summary["extra_encoders"][f"dense2 {tiny_model.name}"]
+    assert other.pop("encoder_fit")["queries"]["letter_share"] == 1.0  # its vocabulary is the letters
+    assert other == {"n_encoded": 4, "n_cached": 0, "dimension": 2}
     assert fake.loaded == 2
     first, second = read_encodings(out / "encoder.json")
     named = key_extras(params)

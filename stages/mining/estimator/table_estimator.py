@@ -40,6 +40,7 @@ class FalseNegativeEstimator:
 
     `inputs` are the paths of queries, corpus, candidates and qrels_scored. `pooled_positives` is the result of
     `known_positives.pool_positives`: positives of paraphrases are neither positives nor negatives for the table models.
+    `misfit_reason`: why vectors of this encoder are not to be trusted on this table, as the end of a sentence.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class FalseNegativeEstimator:
         pooled_positives: pl.DataFrame,
         pretrained_model: PretrainedModel,
         progress: Progress,
+        misfit_reason: str | None = None,
     ) -> None:
         self._candidates = schemas.scan_table(inputs["candidates"], schemas.CANDIDATES)
         queries = schemas.read_table(inputs["queries"], schemas.QUERIES, ["query_id", "query", "split"])
@@ -69,7 +71,7 @@ class FalseNegativeEstimator:
         self._fitting_positives = train_positives.join(unique_queries, on="query_id", how="semi", maintain_order="left")
         self._context = build_feature_context(inputs["corpus"], queries, vectors, vectorise, train_positives)
         self.model, self._holdout_rows, self._holdout_features = self._fit_model(pretrained_model)
-        self.unreliable_reason = self._explain_unreliable()
+        self.unreliable_reason = misfit_reason or self._explain_unreliable()
         n_queries = self._holdout_rows["query_id"].n_unique()
         self.summary: Summary = {
             "source": "pretrained+table" if self.model.table_weight else "pretrained",

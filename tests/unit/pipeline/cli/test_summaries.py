@@ -9,12 +9,15 @@ import pytest
 from pipeline.cli.output import ResultTable
 from pipeline.cli.summaries import format_expected_false_negatives, format_gate_verdict, format_summary
 from pipeline.workflow.artifact_store import Artifact
+from stages.embedding.encoder_fit import TextMeasures
+from tests.encodings import make_encoder_fit
 
 ESTIMATE = {"source": "pretrained", "unreliable_reason": None, "logit_offsets": [], "n_table_queries": 1}
 SUMMARIES: dict[str, dict[str, Any]] = {
-    "encode": {"queries": 715, "documents": 296, "n_encoded": 1011, "n_cached": 0, "model": "org/model"},
+    "encode": {"queries": 715, "documents": 296, "n_encoded": 1011, "n_cached": 0, "model": "org/model",
+        "encoder_fit": make_encoder_fit().to_dict()},
     "search": {"queries": 715, "candidates": 143000, "candidates_by_source": {"dense": 143000, "bm25": 0},
-        "mrr_at_10": {"bm25": 0.0, "dense": 0.7972},},
+        "mrr_at_10": {"bm25": 0.0, "dense": 0.7972}, "model": "org/model", "encoder_fit": make_encoder_fit().to_dict()},
     "features": {"n_pairs": 143000, "estimate": ESTIMATE},
     "verify": {"pairs": 0},
     "sample": {
@@ -56,6 +59,17 @@ def test_a_summary_tells_its_counts() -> None:
         "train: 120 queries, 60 steps, loss 1.363 (chance: 1.386)",
         "  epoch 1 is kept, the best of 10 dev queries: nDCG@10 0.2374, MRR@10 0.1867",
     ]
+
+
+def test_a_misfit_and_cut_documents_are_reported() -> None:
+    fit = make_encoder_fit(
+        verdict="misfit", reasons=("BM25 ranks better",), max_length=256,
+        documents=TextMeasures(296, "Han", 900.0, truncated_share=0.25),
+    )  # fmt: skip
+    summary = SUMMARIES["encode"] | {"encoder_fit": fit.to_dict()}
+    _, misfit, cut = format_summary("encode", {"encode": Artifact(Path(), {"summary": summary})})
+    assert "the encoder org/model does not fit these texts (mostly Han): BM25 ranks better. Try model = " in str(misfit)
+    assert "74 of 296 documents are longer than the encoder reads (256 tokens)" in str(cut)
 
 
 def test_negatives_that_are_kept_with_a_weight_are_named_beside_the_rate() -> None:

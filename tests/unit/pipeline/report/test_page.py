@@ -18,6 +18,7 @@ from pipeline.workflow.artifact_store import Artifact
 from pipeline.workflow.graph import PIPELINE
 from stages.core.schemas import CORPUS, QRELS_SCORED, QUERIES, VERDICTS, write_table
 from stages.evaluation.conclusions import build_verdict
+from tests.encodings import make_encoder_fit
 
 Artifacts = dict[str, Artifact]
 Build = Callable[..., Artifacts]
@@ -112,7 +113,11 @@ SUMMARIES: dict[str, dict[str, Any]] = {
         "notes": ["the id column is not used"],
     },
     "encode": {"model": "/home/someone/models/tiny-encoder"},
-    "search": {"candidates_by_source": {"dense": 59610, "bm25": 1234}},
+    "search": {
+        "candidates_by_source": {"dense": 59610, "bm25": 1234},
+        "model": "tiny-encoder",
+        "encoder_fit": make_encoder_fit().to_dict(),
+    },
     "features": {},
     "verify": {},
     "mask": {
@@ -375,6 +380,14 @@ def test_too_few_groups_are_reported(build: Build) -> None:
     page_text = " ".join(Reader(render_report(build(metrics=measured(low=None, high=None)))).texts)
     assert "There are too few test queries to tell whether the reranker is better" in page_text
     assert "+0.083 too few groups" in page_text
+
+
+def test_an_encoder_that_does_not_fit_is_reported(build: Build) -> None:
+    artifacts = build()
+    assert "does not fit" not in render_report(artifacts)
+    artifacts["search"].summary["encoder_fit"] = make_encoder_fit(verdict="misfit", reasons=("a <b> why",)).to_dict()
+    page = render_report(artifacts)
+    assert "The encoder tiny-encoder does not fit these texts (mostly unknown): a &lt;b&gt; why. Try model" in page
 
 
 def test_a_base_reranker_that_was_not_scored_is_left_out(build: Build) -> None:

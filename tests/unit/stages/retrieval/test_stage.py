@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -84,7 +85,11 @@ def test_candidates_and_judged_tables(workspace: Path, block: int, monkeypatch: 
     summary = search(workspace, Params(top_k=2))
     lists = {"dense": {"n_new_documents": 3, "n_merged_queries": 0, "n_searched_queries": 2}}
     counts = {"queries": 2, "documents": 3, "candidates": 4, "candidates_by_source": {"dense": 4}, "qrels_scored": 2}
-    assert summary == counts | {"mrr_at_10": {"dense": 0.0}, "topk_cache": lists}
+    assert summary.pop("encoder_fit") == json.loads((workspace / "out/encoder_fit.json").read_text())
+    quality = {"queries": 1, "hit_at_10": 0.0, "mrr_at_10": 0.0, "recall_at_100": 0.0}
+    assert summary == counts | {
+        "mrr_at_10": {"dense": 0.0}, "train_ranking": {"dense": quality}, "topk_cache": lists, "model": "first",
+    }  # fmt: skip
     candidates = read_table(workspace / "out/candidates.parquet", CANDIDATES)
     near, far = float(np.float32(0.8)), float(np.float32(0.6))
     assert candidates.rows() == [

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stages.evaluation import bootstrap
-from stages.evaluation.bootstrap import (
+from stages.statistics import bootstrap
+from stages.statistics.bootstrap import (
     BootstrapResult,
     format_interval,
     resample_means,
