@@ -5,6 +5,7 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # run in the background by a shell: tests send it all the same
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("prep", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("prep")
 

@@ -18,14 +18,15 @@ class Interrupt:
 def defer_interrupts(log: Callable[[str], None]) -> Iterator[Interrupt]:
     """Record the first SIGINT or SIGTERM instead of acting on it, and act on it at the end of the block.
 
-    A second signal acts at once. Python runs signal handlers in the main thread only; in another thread nothing is
-    deferred.
+    A second signal acts at once. A signal that the process ignores (SIGINT under nohup) stays ignored. Python runs
+    signal handlers in the main thread only; in another thread nothing is deferred.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def restore_handlers() -> None:
         for number, handler in previous_handlers.items():

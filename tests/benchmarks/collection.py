@@ -49,6 +49,7 @@ def write(folder: Path, sizes: Sizes) -> Result:
         "answers": pl.DataFrame({"query_id": [], "answer": []}, schema={"query_id": pl.String, "answer": pl.String}),
     }
     frames["label_overrides"] = frames["qrels"].clear()
+    frames["near_duplicates"] = pl.DataFrame(schema={"doc_id": pl.String, "cluster": pl.String})
     for name, frame in frames.items():
         schema = schemas.TABLES[name]
         schemas.write_table(frame, schema, pairs / f"{name}.parquet")

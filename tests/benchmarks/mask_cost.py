@@ -35,6 +35,7 @@ def write_inputs(folder: Path, work: Path) -> dict[str, Path]:
         "corpus": found.corpus,
         "qrels": pl.concat([found.positives, wrong]).sort("query_id", "doc_id"),
         "answers": pl.DataFrame(pl.from_arrow(schemas.ANSWERS.empty_table())),
+        "near_duplicates": pl.DataFrame(pl.from_arrow(schemas.NEAR_DUPLICATES.empty_table())),
     }
     for name, frame in frames.items():
         schemas.write_table(frame, schemas.TABLES[name], work / f"{name}.parquet")

@@ -138,3 +138,14 @@ def test_distillation_resumes_too(training_params: Params, training_inputs: dict
         run(distilled, training_inputs, tmp_path / "interrupted", act_at(3, interrupt))
     run(distilled, training_inputs, tmp_path / "interrupted")
     assert digests(tmp_path / "interrupted" / "out") == digests(tmp_path / "whole" / "out")
+
+
+def test_a_signal_that_is_ignored_stays_ignored(
+    training_params: Params, training_inputs: dict[str, Path], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+    try:
+        run(training_params, training_inputs, tmp_path, act_at(3, interrupt))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert digests(tmp_path / "out") == undisturbed
