@@ -70,6 +70,7 @@ def concat_clauses(parts: Sequence[ClauseHashes]) -> ClauseHashes:
 
 def fold_punctuation(texts: pl.Series) -> pl.Series:
     """The texts without markup; of those that are not ASCII NFKC, in lower case, with full stops for punctuation."""
+    texts = texts.clone()  # `scatter` writes into its series
     has_markup = texts.str.contains("<", literal=True) | texts.str.contains("&", literal=True)
     if has_markup.any():
         texts = texts.scatter(has_markup.arg_true(), texts.filter(has_markup).str.replace_all(_MARKUP_PATTERN, " "))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
@@ -16,6 +17,11 @@ from stages.embedding.vector_store import VectorStore
 
 _TABLE_BATCH_ROWS = 8_192
 """Rows of a table read at once."""
+_SORT_WINDOW_TEXTS = 16_384
+"""Texts held in memory at once to be sorted by length."""
+
+ROLE_TABLES = {"query": "queries", "document": "corpus"}
+"""The role of a text -> the table that holds it."""
 
 
 def read_encodings(path: Path) -> list[dict[str, Any]]:
@@ -64,3 +70,22 @@ def read_text_blocks(path: Path, role: str) -> Iterator[list[str]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_TABLE_BATCH_ROWS, columns=columns):
             yield pl.DataFrame(pl.from_arrow(batch)).select(text).to_series().to_list()
+
+
+def read_text_windows(
+    path: Path, role: str, mask: npt.NDArray[np.bool_], hashes: Hashes
+) -> Iterator[tuple[list[str], Hashes]]:
+    """The texts and hashes of the rows in `mask`, in windows of at most _SORT_WINDOW_TEXTS."""
+    window: list[str] = []
+    rows: list[int] = []
+    row = 0
+    for texts in read_text_blocks(path, role):
+        for offset in np.flatnonzero(mask[row : row + len(texts)]).tolist():
+            window.append(texts[offset])
+            rows.append(row + offset)
+            if len(window) == _SORT_WINDOW_TEXTS:
+                yield window, hashes[rows]
+                window, rows = [], []
+        row += len(texts)
+    if window:
+        yield window, hashes[rows]

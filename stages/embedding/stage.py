@@ -1,146 +1,49 @@
 """The encode stage: encode every distinct query and document once, into the vector store of the encoder."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
-from pydantic import field_validator, model_validator
 
 from stages.core.arrays import Bools, Floats
 from stages.core.context import StageContext, Summary
-from stages.core.device import Device
 from stages.core.errors import InputError
 from stages.core.executor import Worker, batch_by_size
 from stages.core.files import write_durably
-from stages.core.hashing import Hashes, hash_keys, hash_texts, sample_by_hash, unique_hashes
-from stages.core.model_files import DEFAULT_ENCODER, model_digest, portable_model_name, resolve_model
-from stages.core.params import BaseParams as Base
-from stages.core.params import device_option, dtype_option, option
-from stages.core.schemas import ANSWERS, QRELS, read_document_texts, read_table
-from stages.embedding.encoder import Encoder, EncoderSpec, resolve_encoder_spec, unsupported_similarity
+from stages.core.hashing import Hashes, hash_texts, unique_hashes
+from stages.core.model_files import model_digest, portable_model_name, resolve_model
+from stages.embedding.encoder import Encoder, EncoderSpec, unsupported_similarity
 from stages.embedding.encoder_fit import (
-    EncoderFit,
-    assess_encoder_fit,
     describe_encoder_fit,
     describe_truncation,
-    measure_answers_beyond,
-    measure_texts,
 )
-from stages.embedding.lookup import read_encodings, read_text_blocks
+from stages.embedding.encoder_specs import identify_encoder_server, list_encoder_specs, make_settings_spec
+from stages.embedding.fit_measures import measure_encoder_fit
+from stages.embedding.lookup import ROLE_TABLES, read_encodings, read_text_blocks, read_text_windows
+from stages.embedding.params import Params as Params
 from stages.embedding.server_encoder import (
     ServerEncoder,
-    ServerUnreachableError,
     find_stored_spec,
     has_unit_length,
-    identify_server,
-    make_server_spec,
-    validate_server_url,
 )
-from stages.embedding.tokenizer import EncoderTokenizer, load_tokenizer
 from stages.embedding.vector_store import BufferedVectorWriter, VectorStore
-
-
-class Params(Base):
-    """The encoder and its settings."""
-
-    # The model's content and name enter the key through `key_extras`, the device through the encoder's key.
-    model: str = option(
-        DEFAULT_ENCODER,
-        "Encoder: a sentence-transformers or Hugging Face model, by folder or hub id; with url, the name that the "
-        "server knows it by.",
-        is_model=True,
-        exclude_from_key=True,
-    )
-    url: str | None = option(
-        None,
-        "URL of an OpenAI-compatible API that encodes instead of a model here, such as http://localhost:8000/v1.",
-        exclude_from_key=True,
-    )
-    document_model: str | None = option(
-        None, "With url: name of the model for documents, if it is not that for queries.", exclude_from_key=True
-    )
-    input_type: Literal["", "passage", "document", "search_document"] = option(
-        "",
-        "With url: input_type of the requests for documents, for servers that tell them from queries by it.",
-        exclude_from_key=True,
-    )
-    query_prompt: str | None = option(None, 'Text before every query, such as "query: ". The model\'s own if unset.')
-    document_prompt: str | None = option(
-        None, 'Text before every document, such as "passage: ". The model\'s own if unset.'
-    )
-    max_length: int | None = option(None, "Tokens of a text that are read. The model's own limit if unset.", ge=4)
-    similarity: Literal["auto", "cosine", "dot"] = option(
-        "auto",
-        "How two vectors are compared. auto takes what the model declares, else cosine.",
-        advanced=True,
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = dtype_option()
-    device: Device = device_option()
-    extra_models: tuple[str, ...] = option(
-        (),
-        "More encoders. They are the sources dense2, dense3, ... of search.",
-        advanced=True,
-        is_model=True,
-        exclude_from_key=True,
-    )
-    batch_tokens: int = option(
-        4096,
-        "Tokens of a batch. Lower it if memory runs out; the vectors stay the same.",
-        advanced=True,
-        exclude_from_key=True,
-        ge=1,
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _validate_url(cls, given: str | None) -> str | None:
-        if given:
-            validate_server_url(given)
-        return given or None
-
-    @model_validator(mode="after")
-    def _check_server(self) -> Self:
-        if self.url and not self.model.strip():
-            raise ValueError("url needs a model: the name under which the server serves it")
-        for name in ("document_model", "input_type"):
-            if getattr(self, name) and not self.url:
-                raise ValueError(f"{name} needs a url: give that, or leave {name} out")
-        if self.url and self.max_length is not None:
-            raise ValueError("max_length has no effect with a url: a server cuts texts itself, or set chunk_words")
-        return self
-
 
 VERSION = 4
 
-_SORT_WINDOW_TEXTS = 16_384
-"""Texts held in memory at once to be sorted by length."""
 _BATCHES_PER_TASK = 32
 """Batches of an item of work, at four characters per token."""
 _MAX_COUNTED_CHARS = 2_048
 """Characters of a text that count for that: most encoders read no more."""
 
-_FIT_SAMPLE_TEXTS = 1_000
-"""Queries, documents and known answers, each sampled by hash, that say whether the encoder fits."""
-_FIT_MAX_CHARS_PER_TOKEN = 12
-"""Of a sampled text, for each token that the encoder reads: what comes later is hardly ever read."""
-_FIT_MAX_CHARS = 8_192
-"""Of a sampled text, if the encoder has no limit."""
-_FIT_SAMPLE_CHARS = 4_000_000
-"""Characters of all sampled texts of a role."""
-
-_ROLE_TABLES = {"query": "queries", "document": "corpus"}
-
 
 def key_extras(params: Params) -> dict[str, str]:
     """The part of the artifact's key that identifies the models of this machine."""
     extras: dict[str, str] = {}
-    for number, spec in enumerate(_resolve_encoder_specs(params), 1):
+    for number, spec in enumerate(list_encoder_specs(params), 1):
         if not spec.server:
             suffix = "" if number == 1 else number
             extras |= {f"encoder{suffix}": spec.key, f"model{suffix}": spec.model}
@@ -151,7 +54,7 @@ def server_key_extras(params: Params, context: StageContext) -> dict[str, str]:
     """The part of the artifact's key that identifies the model behind `url`."""
     if not params.url:
         return {}
-    spec = _identify_server(params, context, log=context.progress.log)
+    spec = identify_encoder_server(params, context, log=context.progress.log)
     assert spec.server
     identity = {"model": f"{spec} {spec.server.document_model}".strip(), "dimension": str(spec.server.dimension)}
     return {"encoder": spec.key, "probe": spec.weights, **identity}
@@ -167,7 +70,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
     vector that is not finite.
     """
     names = (params.model, *params.extra_models)
-    server = _identify_server(params, context) if params.url else None
+    server = identify_encoder_server(params, context) if params.url else None
     if server and server.similarity == "cosine" and not has_unit_length(server):
         context.progress.log(f"the vectors of {server} do not have length 1; they are scaled to it")
     for name in names if params.similarity == "auto" and not server else params.extra_models:
@@ -178,7 +81,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, context: StageCon
             )
     results = [
         _encode_tables(spec, name, params.batch_tokens, inputs, context)
-        for spec, name in zip(_resolve_encoder_specs(params, server), names, strict=True)
+        for spec, name in zip(list_encoder_specs(params, server), names, strict=True)
     ]
     (encoding, summary), *more = [(encoding, summary) for encoding, summary, _ in results]
     if more:
@@ -205,10 +108,14 @@ def _encode_tables(
         context.progress.log(
             f"{len(store.damaged_segments)} damaged vector files are ignored; their texts are encoded again."
         )
-    paths = {role: inputs[table] for role, table in _ROLE_TABLES.items()}
+    paths = {role: inputs[table] for role, table in ROLE_TABLES.items()}
     hashes = {role: _hash_table_texts(path, role, spec) for role, path in paths.items()}
     texts, new_rows = _find_new_rows(hashes, store)
-    fit = _measure_encoder_fit(spec, model, hashes, inputs)
+    fit = measure_encoder_fit(spec, model, hashes, inputs)
+    if not spec.server and fit.documents.pieces_per_word is None and len(texts):
+        context.progress.log(
+            f"the tokenizer of {spec.model} can't be loaded: whether it knows the texts is not measured"
+        )
     for line in (describe_encoder_fit(fit, spec.model), describe_truncation(fit)):
         if line:
             context.progress.log(line)
@@ -218,7 +125,7 @@ def _encode_tables(
         tasks = (
             EncodeTask(role, [window[i] for i in piece], window_hashes[piece])
             for role, path in paths.items()
-            for window, window_hashes in _read_text_windows(path, role, new_rows[role], hashes[role])
+            for window, window_hashes in read_text_windows(path, role, new_rows[role], hashes[role])
             for piece in batch_by_size(
                 [min(len(text), _MAX_COUNTED_CHARS) for text in window], 4 * _BATCHES_PER_TASK * batch_tokens
             )
@@ -265,75 +172,6 @@ def _encode_tables(
         "encoder_fit": fit.to_dict(),
     }
     return encoding, summary, np.concatenate(list(hashes.values()))
-
-
-def _measure_encoder_fit(
-    spec: EncoderSpec, model: str, hashes: Mapping[str, Hashes], inputs: Mapping[str, Path]
-) -> EncoderFit:
-    """What the encoder's tokenizer makes of a sample of the texts; of an encoder behind a URL only scripts and lengths.
-
-    Answers are looked for in their documents if `inputs` has the tables.
-    """
-    found = None if spec.server else load_tokenizer(resolve_model(model), spec)
-    measures = {}
-    for role, table in _ROLE_TABLES.items():
-        max_tokens = found.count_text_tokens(spec.prompt_for(role)) if found else None
-        texts = _sample_texts(inputs[table], role, hashes[role], max_tokens)
-        measures[role] = measure_texts(texts, found.tokenizer if found else None, max_tokens)
-    n_answers, answers_beyond = _measure_answers(found, spec, inputs) if found else (0, None)
-    verdict, reasons = assess_encoder_fit(measures["query"], measures["document"], answers_beyond_share=answers_beyond)
-    return EncoderFit(
-        verdict,
-        reasons,
-        measures["query"],
-        measures["document"],
-        found.max_length if found else None,
-        len(unique_hashes(hashes["document"])[0]),
-        n_answers,
-        answers_beyond,
-    )
-
-
-def _sample_texts(path: Path, role: str, hashes: Hashes, max_tokens: int | None) -> list[str]:
-    """Distinct texts of a table, those with the smallest hashes, cut after what no encoder of `max_tokens` reads."""
-    texts, first = unique_hashes(hashes)
-    mask = np.zeros(len(hashes), np.bool_)
-    mask[first[:_FIT_SAMPLE_TEXTS]] = True
-    max_chars = _FIT_MAX_CHARS_PER_TOKEN * max_tokens if max_tokens else _FIT_MAX_CHARS
-    by_hash = {
-        key: text[:max_chars]
-        for window, window_hashes in _read_text_windows(path, role, mask, hashes)
-        for key, text in zip(hash_keys(window_hashes).tolist(), window, strict=True)
-    }
-    sampled: list[str] = []
-    n_chars = 0
-    for key in hash_keys(texts[:_FIT_SAMPLE_TEXTS]).tolist():
-        sampled.append(by_hash[key])
-        n_chars += len(by_hash[key])
-        if n_chars >= _FIT_SAMPLE_CHARS:
-            break
-    return sampled
-
-
-def _measure_answers(
-    found: EncoderTokenizer, spec: EncoderSpec, inputs: Mapping[str, Path]
-) -> tuple[int, float | None]:
-    """How many known answers stand in a positive of their query, and the share of them that is not read there."""
-    max_tokens = found.count_text_tokens(spec.document_prompt)
-    if max_tokens is None or not found.tokenizer.is_fast or not {"answers", "qrels"} <= inputs.keys():
-        return 0, None
-    answers = read_table(inputs["answers"], ANSWERS)
-    sampled = sample_by_hash(answers["query_id"], _FIT_SAMPLE_TEXTS, "encoder_fit")
-    qrels = read_table(inputs["qrels"], QRELS).filter(pl.col("relevance") > 0, pl.col("query_id").is_in(sampled))
-    pairs = answers.join(qrels, on="query_id").unique(["query_id"], keep="first", maintain_order=True)
-    texts = read_document_texts(inputs["corpus"], set(pairs["doc_id"]))
-    max_chars = _FIT_MAX_CHARS_PER_TOKEN * max_tokens
-    # an answer behind `max_chars` is not read either, so its document is cut behind the answer
-    documents = [
-        (answer, texts[doc_id][: max(max_chars, texts[doc_id].find(answer) + len(answer))])
-        for answer, doc_id in pairs.select("answer", "doc_id").rows()
-    ]
-    return measure_answers_beyond(documents, found.tokenizer, max_tokens)
 
 
 class EncodeTask(NamedTuple):
@@ -383,9 +221,9 @@ def find_missing_texts(
     identification is used.
     """
     missing = []
-    server = find_stored_spec(_make_server_spec(params), store_root) if params.url else None
-    for spec in _resolve_encoder_specs(params, server):
-        hashes = {role: _hash_table_texts(inputs[table], role, spec) for role, table in _ROLE_TABLES.items()}
+    server = find_stored_spec(make_settings_spec(params), store_root) if params.url else None
+    for spec in list_encoder_specs(params, server):
+        hashes = {role: _hash_table_texts(inputs[table], role, spec) for role, table in ROLE_TABLES.items()}
         missing.append((spec, _find_new_rows(hashes, VectorStore(store_root / spec.key))[1]))
     return missing
 
@@ -408,84 +246,9 @@ def has_all_vectors(folder: Path, context: StageContext) -> bool:
     )
 
 
-def _make_server_spec(params: Params) -> EncoderSpec:
-    return make_server_spec(
-        params.url or "",
-        params.model,
-        params.document_model or "",
-        params.input_type,
-        params.query_prompt,
-        params.document_prompt,
-        params.similarity,
-    )
-
-
-def _identify_server(
-    params: Params, context: StageContext, log: Callable[[str], None] = lambda message: None
-) -> EncoderSpec:
-    """The encoder behind `url`. If it is not to be asked or does not answer, what it was when it was last identified.
-
-    Raises `InputError` if it does not answer and was never asked, or answers with nonsense.
-    """
-    spec = _make_server_spec(params)
-    if not context.may_ask_servers:
-        return find_stored_spec(spec, context.vectors_dir)
-    try:
-        return identify_server(spec, context.vectors_dir)
-    except ServerUnreachableError as error:
-        stored = find_stored_spec(spec, context.vectors_dir)
-        if stored == spec:
-            raise
-        log(f"{error} The vectors that it gave earlier are used.")
-        return stored
-
-
-def _resolve_encoder_specs(params: Params, server: EncoderSpec | None = None) -> list[EncoderSpec]:
-    """The encoders, the first one first; with a url that is `server`. Raises `InputError` where two are one and the
-    same."""
-    if params.url:
-        first = server or _make_server_spec(params)
-    else:
-        first = resolve_encoder_spec(
-            params.model,
-            params.query_prompt,
-            params.document_prompt,
-            params.max_length,
-            params.dtype,
-            params.device,
-            params.similarity,
-        )
-    more = [resolve_encoder_spec(model, dtype=params.dtype, device=params.device) for model in params.extra_models]
-    seen_keys = {first.key}
-    for other, name in zip(more, params.extra_models, strict=True):
-        if other.key in seen_keys:
-            raise InputError(f"extra_models: the encoder {name} is given twice. Remove it.")
-        seen_keys.add(other.key)
-    return [first, *more]
-
-
 def _hash_table_texts(path: Path, role: str, spec: EncoderSpec) -> Hashes:
     parts = [hash_texts(texts, spec.hash_prefix(role)) for texts in read_text_blocks(path, role)]
     return np.concatenate([np.empty((0, 16), np.uint8), *parts])
-
-
-def _read_text_windows(
-    path: Path, role: str, mask: npt.NDArray[np.bool_], hashes: Hashes
-) -> Iterator[tuple[list[str], Hashes]]:
-    """The texts and hashes of the rows in `mask`, in windows of at most _SORT_WINDOW_TEXTS."""
-    window: list[str] = []
-    rows: list[int] = []
-    row = 0
-    for texts in read_text_blocks(path, role):
-        for offset in np.flatnonzero(mask[row : row + len(texts)]).tolist():
-            window.append(texts[offset])
-            rows.append(row + offset)
-            if len(window) == _SORT_WINDOW_TEXTS:
-                yield window, hashes[rows]
-                window, rows = [], []
-        row += len(texts)
-    if window:
-        yield window, hashes[rows]
 
 
 def _write_encoder_json(spec: EncoderSpec, folder: Path) -> None:

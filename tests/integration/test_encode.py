@@ -17,6 +17,7 @@ from stages.core.schemas import CORPUS, QUERIES, write_table
 from stages.embedding import lookup
 from stages.embedding import stage as embedding_stage
 from stages.embedding.encoder import EncoderSpec
+from stages.embedding.encoder_specs import list_encoder_specs
 from stages.embedding.lookup import VectorLookup, read_encodings, read_text_blocks
 from stages.embedding.stage import Params, has_all_vectors, key_extras, run
 from stages.embedding.vector_store import VectorStore
@@ -187,7 +188,7 @@ def test_windows_smaller_than_the_tables_encode_the_same(
     fake: type[FakeEncoder],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embedding_stage, "_SORT_WINDOW_TEXTS", 1)
+    monkeypatch.setattr(lookup, "_SORT_WINDOW_TEXTS", 1)
     monkeypatch.setattr(lookup, "_TABLE_BATCH_ROWS", 2)
     run(Params(), inputs, fresh(tmp_path / "out"), tools)
     assert fake.asked == [["why"], ["Red."], ["Sky Red."], ["Blue."]]
@@ -209,7 +210,7 @@ def test_pieces_smaller_than_a_window_encode_the_same(
 
 
 def test_a_worker_with_other_model_files_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
-    made = embedding_stage._resolve_encoder_specs(Params(model=str(tiny_model)))[0]
+    made = list_encoder_specs(Params(model=str(tiny_model)))[0]
     other = shutil.copytree(tiny_model, tmp_path / "other")
     (other / "vocab.txt").write_text((other / "vocab.txt").read_text() + "new\n")
     embedding_stage.EncodeWorker(made, str(tiny_model), 64)

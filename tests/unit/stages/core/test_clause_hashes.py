@@ -7,7 +7,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.clause_hashes import concat_clauses, hash_clauses
+from stages.core.clause_hashes import concat_clauses, fold_punctuation, hash_clauses
 
 BASE = 0x9E3779B97F4A7C15
 
@@ -31,6 +31,12 @@ def test_other_scripts_end_clauses_too() -> None:
     one, other = hash_clauses(pl.Series(["请打开。选择安全！"])), hash_clauses(pl.Series(["请打开.选择安全"]))
     assert one.position.tolist() == [0, 1]
     assert one.hash.tolist() == other.hash.tolist()
+
+
+def test_the_texts_that_are_given_stay_as_they_are() -> None:
+    texts = pl.Series(["<b>Hi</b>", "“yes”", "plain"])
+    assert fold_punctuation(texts).to_list() == [" Hi ", ".yes.", "plain"]
+    assert texts.to_list() == ["<b>Hi</b>", "“yes”", "plain"]
 
 
 TEXT = st.text(st.sampled_from("aB9 .,;\n-"), max_size=30)
