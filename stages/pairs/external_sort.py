@@ -1,7 +1,7 @@
 """Sort more rows than fit in memory: they are spilled to one file for each range of keys, and sorted range by range.
 
 Ours stays: the peak memory of polars' streaming sort grows with the table (2.1 GiB at 1 GB, 4.1 at 2 GB), and DuckDB,
-which spills too, holds 1.2 times ours at 2 GB and fails below 512 MB (docs/benchmarks.md).
+which spills too, holds 1.2 times ours at 2 GB; in a trial the whole step took more time and memory with it.
 """
 
 from collections.abc import Callable, Iterator
