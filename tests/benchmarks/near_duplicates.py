@@ -16,6 +16,7 @@ from stages.core.context import NullProgress, StageContext
 from stages.core.schemas import document_text, scan_documents
 from stages.pairs import stage
 from stages.pairs.near_duplicates import find_near_duplicates
+from stages.pairs.params import Params
 from tests.benchmarks.big_csv import write_table
 
 ROWS = 1 << 14
@@ -39,7 +40,7 @@ def compare_with_pairs(gigabytes: float) -> None:
         (folder / "out").mkdir()
         context = StageContext(NullProgress(), folder / "scratch", folder, folder)
         started = time.process_time()
-        stage.run(stage.Params(tables=(str(folder / "table.csv"),)), {}, folder / "out", context)
+        stage.run(Params(tables=(str(folder / "table.csv"),)), {}, folder / "out", context)
         whole = time.process_time() - started
         _, took = find_clusters(scan_documents(folder / "out" / "corpus.parquet").collect())
     print(f"pairs step {whole:.1f} s of processor time, near duplicates {took:.1f} s: {took / (whole - took):.1%} more")
