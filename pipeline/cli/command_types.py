@@ -81,7 +81,7 @@ class SettingsCommand(_PrepCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; the old flag of a renamed setting is taken for the new one, and a line says so."""
-        known = {name for option in self.get_params(ctx) if isinstance(option, click.Option) for name in option.opts}
+        known = {name for option in self.get_params(ctx) for name in (*option.opts, *option.secondary_opts)}
         for place, argument in enumerate(args):
             flag, equals, value = argument.partition("=")
             if flag.startswith("--") and flag not in known and (new_flag := self._find_new_flag(flag)) in known:
@@ -92,9 +92,10 @@ class SettingsCommand(_PrepCommand):
     def _find_new_flag(self, flag: str) -> str | None:
         from pipeline.workflow.renamed_settings import RENAMED_SETTINGS
 
-        old_name = flag.removeprefix("--").replace("-", "_")
+        prefix = "--no-" if flag.startswith("--no-") else "--"
+        old_name = flag.removeprefix(prefix).replace("-", "_")
         found = [RENAMED_SETTINGS.get(f"{section}.{old_name}") for section in self.sections]
-        return next((f"--{new.split('.')[1].replace('_', '-')}" for new in found if new), None)
+        return next((f"{prefix}{new.split('.')[1].replace('_', '-')}" for new in found if new), None)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Call the command with the settings that were typed as `given`, those of --set before the flags."""

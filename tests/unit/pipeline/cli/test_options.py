@@ -88,3 +88,19 @@ def test_prep_help_names_every_step_with_its_section_and_command_in_order() -> N
     assert [words[0] for words in table] == [*(stage.name for stage in PIPELINE), "gate"]
     assert [words[1] for words in table[:-1]] == [f"[{stage.section}]" for stage in PIPELINE]
     assert all(f"prep {words[2]}" in COMMANDS for words in table)
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("prep mine-negatives", ["--no-answers", "--negatives=3"], ["--no-exclude-answers", "--num-negatives=3"]),
+        ("prep mine-negatives", ["--depth", "5"], ["--top-k", "5"]),
+        ("prep train", ["--positives", "2"], ["--num-positives", "2"]),
+        ("prep build-pairs", ["--dev-ratio", "0"], ["--dev-ratio", "0"]),
+    ],
+)
+def test_the_old_flag_of_a_setting_is_taken_for_the_new_one(path: str, old: list[str], new: list[str]) -> None:
+    command = COMMANDS[path]
+    parsed = [command.make_context(path, list(arguments), resilient_parsing=True).params for arguments in (old, new)]
+    assert parsed[0] == parsed[1]
+    assert any(value not in (None, ()) for name, value in parsed[0].items() if name.replace("_", "-") in str(new))
